@@ -1,0 +1,58 @@
+"""titokctl: TiTok (32 tokens an image) as a toolkit. Importing this package does not import torch.
+
+The public names below are loaded on first use (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_tokenizer": "titokctl.weights.load",
+    "load_generator": "titokctl.weights.load",
+    "TiTok": "titokctl.models.titok.tokenizer",
+    "MaskGit": "titokctl.models.maskgit.generator",
+    "TokenizerConfig": "titokctl.config.models",
+    "GeneratorConfig": "titokctl.config.models",
+    "SamplingConfig": "titokctl.config.sampling",
+    "sample_ids": "titokctl.sampling.decoding",
+    "TokenCache": "titokctl.formats.token_cache",
+    "UserError": "titokctl.errors",
+}
+
+__all__ = [
+    "GeneratorConfig",
+    "MaskGit",
+    "SamplingConfig",
+    "TiTok",
+    "TokenCache",
+    "TokenizerConfig",
+    "UserError",
+    "__version__",
+    "load_generator",
+    "load_tokenizer",
+    "sample_ids",
+]
+
+if TYPE_CHECKING:
+    from titokctl.config.models import GeneratorConfig, TokenizerConfig
+    from titokctl.config.sampling import SamplingConfig
+    from titokctl.errors import UserError
+    from titokctl.formats.token_cache import TokenCache
+    from titokctl.models.maskgit.generator import MaskGit
+    from titokctl.models.titok.tokenizer import TiTok
+    from titokctl.sampling.decoding import sample_ids
+    from titokctl.weights.load import load_generator, load_tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'titokctl' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,18 @@
+"""Options that several commands share, so that one name means one thing everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunsDir = Annotated[
+    Path | None,
+    typer.Option("--runs-dir", help="Where runs live [env: TITOKCTL_RUNS; default: runs].", show_default=False),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe; repeatable.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]

@@ -1,0 +1,20 @@
+"""The base of every configuration: frozen, complete, and strict about names and types."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Config(BaseModel):
+    """A frozen record; unknown fields and wrong types are errors, never guesses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# YAML and JSON have lists, not tuples: tuples in configs accept both.
+FloatPair = Annotated[tuple[float, float], Field(strict=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,123 @@
+"""What networks are made of. Every size is a field; nothing about 256 px or 32 tokens is fixed in code.
+
+Letters: N image patches, K latent tokens, D width, V codebook size, C token size.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from titokctl.config.base import Config, Fraction, NonNegativeFloat, PositiveInt
+
+
+class TransformerConfig(Config):
+    """One ViT of the tokenizer: `patch_size` in pixels, `width` D, and the usual rest."""
+
+    patch_size: PositiveInt
+    width: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    mlp_ratio: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TransformerConfig":
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class VqganConfig(Config):
+    """MaskGIT-VQGAN (arXiv 2202.04200): convolutions down by 2 per level after the first."""
+
+    channels: PositiveInt = 128
+    channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = (1, 1, 2, 2, 4)
+    num_res_blocks: PositiveInt = 2
+    codebook_size: PositiveInt = 1024
+    token_size: PositiveInt = 256
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per code along one edge (16 for the published one)."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+class TokenizerConfig(Config):
+    """A TiTok tokenizer (arXiv 2406.07550).
+
+    `shuffled_bottleneck` reinterprets (B, K, D) as (B, D, K) in memory before the projection to C, as the released
+    S-128, B-64 and L-32 were trained; `head` says whether the decoder predicts pixels or proxy codes of `proxy`.
+    `quantizer` is "vq", "gaussian", or a name that an entry point adds.
+    """
+
+    image_size: PositiveInt
+    num_latent_tokens: PositiveInt
+    encoder: TransformerConfig
+    decoder: TransformerConfig
+    quantizer: str = "vq"
+    codebook_size: PositiveInt | None = 4096
+    token_size: PositiveInt = 12
+    normalize_codes: bool = True
+    commitment_cost: NonNegativeFloat = 0.25
+    shuffled_bottleneck: bool = False
+    head: Literal["pixel", "proxy"] = "pixel"
+    proxy: VqganConfig | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TokenizerConfig":
+        for side in ("encoder", "decoder"):
+            patch = getattr(self, side).patch_size
+            if self.image_size % patch:
+                raise ValueError(f"image_size {self.image_size} is not a multiple of {side}.patch_size {patch}")
+        if self.quantizer == "gaussian":
+            if self.codebook_size is not None:
+                raise ValueError("a gaussian tokenizer has no codebook: set codebook_size to null")
+        elif self.codebook_size is None:
+            raise ValueError(f"codebook_size is missing for quantizer {self.quantizer!r}")
+        if (self.head == "proxy") != (self.proxy is not None):
+            raise ValueError("head: proxy and a proxy section go together")
+        if self.proxy is not None and self.proxy.downsampling != self.decoder.patch_size:
+            ours, theirs = self.decoder.patch_size, self.proxy.downsampling
+            raise ValueError(f"decoder.patch_size {ours} differs from the proxy tokenizer's {theirs} pixels per code")
+        return self
+
+    @property
+    def is_discrete(self) -> bool:
+        """True when images become ids, False when they become Gaussian latents."""
+        return self.quantizer != "gaussian"
+
+
+class GeneratorConfig(Config):
+    """A MaskGIT generator over K ids of V codes; "vit" is BERT (post-norm), "uvit" has long skips.
+
+    `num_layers` of a UViT counts in and out blocks; the one in the middle comes on top (20 means 10 + 1 + 10).
+    `num_classes` 0 trains without labels: every row carries the null label.
+    """
+
+    architecture: str = "vit"
+    num_latent_tokens: PositiveInt
+    codebook_size: PositiveInt
+    num_classes: Annotated[int, Field(ge=0)]
+    width: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    mlp_width: PositiveInt
+    dropout: Fraction = 0.1
+    attention_dropout: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "GeneratorConfig":
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.architecture == "uvit" and self.num_layers % 2:
+            raise ValueError(f"a uvit needs an even num_layers, not {self.num_layers}")
+        return self
+
+    @property
+    def mask_id(self) -> int:
+        """The id that stands for "not known yet": V."""
+        return self.codebook_size
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V codes, the mask, the classes, the null label."""
+        return self.codebook_size + 1 + self.num_classes + 1

@@ -1,0 +1,210 @@
+"""Finding, reading and overriding recipes. All problems of a recipe are reported at once.
+
+A recipe is named (`tiny`, `tokenizer/tiny`) or given as a path. Order of precedence: default < recipe < --set.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from titokctl.config.recipe import GeneratorRecipe, TokenizerRecipe
+from titokctl.config.sampling import SamplingConfig
+from titokctl.errors import UsageError
+
+_KINDS: dict[str, type[BaseModel]] = {
+    "tokenizer": TokenizerRecipe,
+    "generator": GeneratorRecipe,
+    "sampling": SamplingConfig,
+}
+_MAX_BYTES = 1 << 20
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1's safe loader, but 1e-4 is a number (YAML 1.2), as everyone who writes it means."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _mapping_without_repeats(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    pairs = loader.construct_pairs(node, deep=True)
+    keys = [k for k, _ in pairs]
+    twice = sorted({str(k) for k in keys if keys.count(k) > 1})
+    if twice:
+        raise yaml.YAMLError(f"the key {twice[0]!r} stands twice (near line {node.start_mark.line + 1})")
+    return dict(pairs)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
+
+
+def recipes_folder() -> Path:
+    """The shipped recipes: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped() -> list[str]:
+    """Names of all shipped recipes, kind/name, sorted."""
+    root = recipes_folder()
+    found = (p for kind in _KINDS for p in (root / kind).glob("*.yaml"))
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in found)
+
+
+def find(name: str, kind: str | None = None) -> Path:
+    """The file of a recipe given by path or by name; `kind` settles names that stand under several kinds.
+
+    Raises UsageError when there is none, with the nearest names.
+    """
+    as_path = Path(name)
+    if as_path.suffix in {".yaml", ".yml"} or as_path.is_file():
+        if not as_path.is_file():
+            raise UsageError(f"recipe file not found: {name}", "`titokctl recipes ls` lists the shipped recipes")
+        return as_path
+    fitting = [s for s in shipped() if s == name or (s.split("/")[1] == name and kind in (None, s.split("/")[0]))]
+    if len(fitting) == 1:
+        return recipes_folder() / f"{fitting[0]}.yaml"
+    if fitting:
+        raise UsageError(f"the recipe name {name!r} is ambiguous", f"name one of: {', '.join(fitting)}")
+    known = [s for s in shipped() if kind in (None, s.split("/")[0])]
+    near = difflib.get_close_matches(name, [s.split("/")[1] for s in known] + known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(known) or 'none'}"
+    raise UsageError(f"no recipe named {name!r}", hint)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UsageError when it can't be read as one."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"{path} is {path.stat().st_size:,} bytes, too large for a recipe")
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: no objects are built
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid YAML: {_one_line(error)}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(data, dict):
+        raise UsageError(
+            f"{path} holds no recipe: expected `key: value` lines", "`titokctl recipes ls` lists valid ones"
+        )
+    return data
+
+
+def load(name: str, kind: str, overrides: Iterable[str] = ()) -> Any:
+    """The recipe `name` of `kind` ("tokenizer", "generator", "sampling") with `a.b=value` overrides applied.
+
+    Raises UsageError that lists every problem with the path of its field and the nearest known name.
+    """
+    path = find(name, kind)
+    data = read_mapping(path)
+    for item in overrides:
+        apply_override(data, item)
+    return validate(_KINDS[kind], data, where=str(path))
+
+
+def kind_of(data: dict[str, Any]) -> str:
+    """The kind of a recipe read from a file; files of sampling presets carry no `kind`."""
+    return str(data.get("kind", "sampling"))
+
+
+def check(path: Path) -> BaseModel:
+    """Read and validate a recipe file of whichever kind it says it is."""
+    data = read_mapping(path)
+    kind = kind_of(data)
+    if kind not in _KINDS:
+        raise UsageError(f"{path}: kind: {kind!r} is not a kind of recipe", f"one of: {', '.join(_KINDS)}")
+    return validate(_KINDS[kind], data, where=str(path))
+
+
+def apply_override(data: dict[str, Any], item: str) -> None:
+    """Set one field of `data` from "a.b=value"; the value is read as YAML (1e-4, true, [0.9, 0.99], null)."""
+    field, equals, text = item.partition("=")
+    keys = field.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"--set {item!r} is not of the form field.name=value", "e.g. --set training.steps=2000")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {field}: cannot read the value {text!r}: {_one_line(error)}") from error
+    for key in keys[:-1]:
+        inner = data.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {field}: {key} is a value, not a section")
+        data = inner
+    data[keys[-1]] = value
+
+
+def validate(model: type[M], data: dict[str, Any], where: str) -> M:
+    """`data` as `model`. Raises UsageError naming every wrong field."""
+    try:
+        # Through JSON, so that strict types still accept a list where a tuple is meant.
+        return model.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        problems = [_describe(model, data, e) for e in error.errors(include_url=False)]
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "\n".join(f"  {p}" for p in problems)
+        raise UsageError(f"{where} has {count}:\n{lines}", "`titokctl recipes ls` lists valid ones") from error
+
+
+def to_yaml(recipe: BaseModel) -> str:
+    """A resolved recipe as YAML, every field spelled out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def differences(old: BaseModel, new: BaseModel) -> list[str]:
+    """Fields in which two resolved recipes differ, "a.b: old -> new", sorted by field."""
+    a, b = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    names = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in names]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def _describe(model: type[BaseModel], data: dict[str, Any], error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    path = ".".join(location) or "recipe"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _fields_at(model, location[:-1]), n=1, cutoff=0.5)
+        return f"{path}: unknown field" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "missing":
+        return f"{path}: missing"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = message if error["type"] == "value_error" else f"should be {message}, not {_short(error['input'])}"
+    return f"{path}: {expected}"
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Names of the fields of the section at `location`."""
+    current: Any = model
+    for part in location:
+        field = current.model_fields.get(part)
+        options = getattr(field.annotation, "__args__", (field.annotation,)) if field else ()
+        current = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,58 @@
+"""Settings of a training run that do not depend on what is trained."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from titokctl.config.base import (
+    Config,
+    FloatPair,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+
+class OptimizerConfig(Config):
+    """AdamW. `clip_norm` null leaves gradients as they are."""
+
+    learning_rate: PositiveFloat
+    betas: FloatPair = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 1e-4
+    clip_norm: PositiveFloat | None = 1.0
+
+
+class ScheduleConfig(Config):
+    """The learning rate over steps: linear from 0 over `warmup_steps`, then `kind` towards `end_learning_rate`."""
+
+    kind: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    end_learning_rate: NonNegativeFloat = 0.0
+
+
+class TrainingConfig(Config):
+    """Length, batch, precision, and how often things are saved and shown.
+
+    `global_batch_size` is the number of images an optimizer step sees over all processes and accumulation steps;
+    `micro_batch_size` bounds what one process holds at once (null: all of its share).
+    """
+
+    steps: PositiveInt
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None = None
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    ema_decay: Fraction = 0.999
+    seed: int = 0
+    log_every: PositiveInt = 50
+    evaluate_every: PositiveInt = 1000
+    checkpoint_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "TrainingConfig":
+        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
+            whole, part = self.global_batch_size, self.micro_batch_size
+            raise ValueError(f"global_batch_size {whole} is not a multiple of micro_batch_size {part}")
+        return self

@@ -1,0 +1,46 @@
+"""Ending long work on request: Ctrl-C, SIGTERM and SIGUSR1 set a flag that jobs look at between units of work."""
+
+import signal
+import threading
+from types import FrameType
+
+from titokctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
+
+_SIGNALS = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_STOPPED, signal.SIGUSR1: EXIT_STOPPED}
+
+
+class StopRequest:
+    """A context in which signals ask for an orderly end instead of killing the process.
+
+    A second Ctrl-C ends at once with KeyboardInterrupt. Outside the main thread nothing is installed, since Python
+    allows handlers only there; the flag then never rises.
+    """
+
+    def __init__(self) -> None:
+        self._exit_code: int | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._handle) for s in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous = {}
+
+    @property
+    def requested(self) -> bool:
+        """True once a signal came."""
+        return self._exit_code is not None
+
+    def check(self, saved: str = "") -> None:
+        """Raise Stopped if a signal came; `saved` says in one sentence what is kept."""
+        if self._exit_code is not None:
+            raise Stopped(self._exit_code, saved)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._exit_code is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._exit_code = _SIGNALS[signal.Signals(number)]

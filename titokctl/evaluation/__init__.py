@@ -1,0 +1,1 @@
+"""How good images are: features, distances between sets, reconstruction errors."""

@@ -1,0 +1,108 @@
+"""Files that appear whole or not at all.
+
+Specification: a result is written under a temporary name in the folder where it belongs
+(`.<name>.tmp-<process id>-<random>`), flushed to the disk (fsync of the file, then of the folder), and renamed over its
+final name. A reader therefore sees the old state or the new one, after a crash at any moment; what a killed writer
+leaves behind starts with a dot and is removed by `remove_leftovers`.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from titokctl.errors import UserError
+
+_MARK = ".tmp-"
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Works for a file or a folder (create the folder yourself). A full disk becomes a UserError.
+    """
+    temporary = target.with_name(f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with disk_errors(target):
+            yield temporary
+            _flush(temporary)
+            if temporary.is_dir() and target.is_dir():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+            _flush_entry(target.parent)
+    finally:
+        _remove(temporary)
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write `data` to `target` atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON atomically."""
+    write_bytes(target, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
+    """The value in a JSON file. Raises UserError when it is missing, too large, or not JSON."""
+    try:
+        if path.stat().st_size > max_bytes:
+            raise UserError(f"{path} is {path.stat().st_size:,} bytes, more than the {max_bytes:,} expected at most")
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn errors of the operating system while writing `target` into one sentence and a hint."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise UserError(
+                f"the disk is full: cannot write {target}",
+                "free some space and run the same command again; what was finished before is kept",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"no permission to write {target}", "choose another output with -o") from error
+        raise
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what killed writers of `folder/name` left behind. Call it only where no other writer can be at work."""
+    for path in folder.glob(f".{name}{_MARK}*"):
+        _remove(path)
+
+
+def _flush(path: Path) -> None:
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    for file in files:
+        _flush_entry(file)
+    for folder in {f.parent for f in files} if path.is_dir() else ():
+        _flush_entry(folder)
+
+
+def _flush_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

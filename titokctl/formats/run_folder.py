@@ -1,0 +1,130 @@
+"""A run folder: what one command made, and what made it.
+
+Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are "tokenizer", "generator" and
+"samples". It is JSON with format "titokctl/run", format_version 1, kind, name, status ("running" or "finished"),
+created and finished (UTC, ISO 8601 with microseconds), settings (the resolved recipe or settings), inputs (paths and
+hashes of what the run was made from), product (a file name in the folder, once finished), hashes (of the product) and
+versions. Other files of the folder belong to the command: recipe.yaml, metrics.jsonl, checkpoints/, pictures.
+A run counts as a product only when its status is "finished".
+"""
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from titokctl import __version__
+from titokctl.errors import UserError
+from titokctl.formats.atomic import read_json, write_json
+
+FORMAT = "titokctl/run"
+FORMAT_VERSION = 1
+KINDS = ("tokenizer", "generator", "samples")
+_MADE_WITH = ("torch", "numpy", "pillow", "h5py", "safetensors", "webdataset")
+
+
+@dataclass
+class RunFolder:
+    """One run on disk. `save` writes run.json atomically; everything else is plain data."""
+
+    path: Path
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    status: str = "running"
+    created: str = ""
+    finished: str | None = None
+    product: str | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    @property
+    def is_finished(self) -> bool:
+        """True once the product is complete."""
+        return self.status == "finished"
+
+    @property
+    def product_path(self) -> Path:
+        """Where the product lies; only meaningful for a finished run."""
+        return self.path / (self.product or "")
+
+    def save(self) -> None:
+        """Write run.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.created = self.created or _now()
+        self.versions = self.versions or versions()
+        record = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": self.name}
+        fields = ("kind", "status", "created", "finished", "product", "hashes", "inputs", "settings", "versions")
+        write_json(self.path / "run.json", record | {name: getattr(self, name) for name in fields})
+
+    def finish(self, product: str, hashes: dict[str, str]) -> None:
+        """Record that `product` (a file name in the folder) is complete."""
+        self.status, self.finished, self.product, self.hashes = "finished", _now(), product, hashes
+        self.save()
+
+
+def runs_root(given: Path | None = None) -> Path:
+    """The runs folder: `given`, else TITOKCTL_RUNS, else ./runs."""
+    return given or Path(os.environ.get("TITOKCTL_RUNS") or "runs")
+
+
+def open_run(path: Path) -> RunFolder:
+    """Read a run folder. Raises UserError when it is none, or from a newer titokctl."""
+    record = read_json(path / "run.json")
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("kind") not in KINDS:
+        raise UserError(f"{path / 'run.json'} is not a titokctl run")
+    if record.get("format_version", 0) > FORMAT_VERSION:
+        found = record["format_version"]
+        raise UserError(f"{path} was written by a newer titokctl (run format {found})", "upgrade titokctl")
+    names = ("kind", "settings", "inputs", "status", "created", "finished", "product", "hashes", "versions")
+    return RunFolder(path=path, **{name: record[name] for name in names if name in record})
+
+
+def finished_runs(root: Path, kind: str) -> list[RunFolder]:
+    """Finished runs of `kind` whose product is there, newest first; folders that can't be read are passed over."""
+    runs = [run for run in _readable(root / kind) if run.is_finished and run.product and run.product_path.exists()]
+    return sorted(runs, key=lambda run: run.finished or "", reverse=True)
+
+
+def newest_run(root: Path, kind: str, fits: Callable[[RunFolder], bool] = lambda run: True) -> RunFolder | None:
+    """The newest finished run of `kind` for which `fits`, or None.
+
+    Raises UserError when the two newest were finished at the same moment, so that nothing is taken by chance.
+    """
+    runs = [run for run in finished_runs(root, kind) if fits(run)]
+    if len(runs) > 1 and runs[0].finished == runs[1].finished:
+        tied = [str(run.path) for run in runs if run.finished == runs[0].finished]
+        raise UserError(f"{len(tied)} {kind} runs fit equally well: {', '.join(tied)}", "name the one you mean")
+    return runs[0] if runs else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that may change a number, for the record."""
+    found = {"titokctl": __version__, "python": platform.python_version()}
+    for package in _MADE_WITH:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _readable(folder: Path) -> Iterator[RunFolder]:
+    for marker in sorted(folder.glob("*/run.json")):
+        try:
+            yield open_run(marker.parent)
+        except UserError:
+            continue
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

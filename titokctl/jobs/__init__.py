@@ -1,0 +1,1 @@
+"""One typed function per command. A job returns a result and prints nothing."""

@@ -1,0 +1,1 @@
+"""Networks: nn.Modules and pure tensor functions; no paths, no ranks."""

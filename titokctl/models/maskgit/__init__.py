@@ -1,0 +1,1 @@
+"""MaskGIT generators over cached ids: a BERT-style ViT and a UViT."""

@@ -1,0 +1,124 @@
+"""How long work tells how far it is: a protocol, a silent version, and one on stderr.
+
+Jobs take a `Progress` and never print. On a terminal the stderr version draws a tqdm bar; in a pipe or a log file it
+writes a plain line every few seconds, so that nothing fills a log with control characters.
+"""
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+_LINE_EVERY_S = 5.0
+
+
+class Progress(Protocol):
+    """What a job may call while it works."""
+
+    def start(self, what: str, total: int | None, unit: str = "images", done: int = 0) -> None:
+        """Begin a phase of `total` units (None: unknown), of which `done` were finished by an earlier run."""
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """`n` more units are done; `note` is a short text for the live line (losses, rates)."""
+
+    def close(self) -> None:
+        """End the phase; closing twice is harmless."""
+
+    def say(self, text: str) -> None:
+        """A remark for the user, on a line of its own."""
+
+
+class SilentProgress:
+    """Progress that says nothing: for library use and --quiet."""
+
+    def start(self, what: str, total: int | None, unit: str = "images", done: int = 0) -> None:
+        pass
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class StderrProgress:
+    """A bar on a terminal, a line every few seconds anywhere else.
+
+    Args:
+        stream: where to write; stderr by default.
+        line_every: seconds between plain lines when `stream` is not a terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, line_every: float = _LINE_EVERY_S) -> None:
+        self._stream = stream or sys.stderr
+        self._line_every = line_every
+        self._bar = None
+        self._open = False
+
+    def start(self, what: str, total: int | None, unit: str = "images", done: int = 0) -> None:
+        self.close()
+        self._what, self._total, self._unit = what, total, unit
+        self._done = self._first = done
+        self._began = self._last_line = time.monotonic()
+        self._note = ""
+        self._open = True
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}", file=self._stream,
+                             dynamic_ncols=True, leave=True, mininterval=0.2)  # fmt: skip
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self._done += n
+        self._note = note or self._note
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(n)
+        elif time.monotonic() - self._last_line >= self._line_every:
+            self._line()
+
+    def close(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        else:
+            self._line()
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        self._last_line = now
+        rate = (self._done - self._first) / max(now - self._began, 1e-9)
+        parts = [f"{self._done:,} {self._unit}", f"{rate:,.1f} {self._unit}/s"]
+        if self._total:
+            parts[0] = f"{self._done:,}/{self._total:,} {self._unit}"
+            if rate > 0 and self._done < self._total:
+                parts.append(f"{duration((self._total - self._done) / rate)} left")
+        if not self._open:
+            parts.append(f"took {duration(now - self._began)}")
+        if self._note:
+            parts.append(self._note)
+        print(f"{self._what}: {', '.join(parts)}", file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 8 s, 3 min 05 s, 2 h 10 min, 4 d 3 h."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    if s < 86400:
+        return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return f"{s // 86400} d {s % 86400 // 3600} h"

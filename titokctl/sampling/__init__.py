@@ -1,0 +1,1 @@
+"""Drawing ids with a generator: guidance, mask schedule, parallel decoding, noise."""

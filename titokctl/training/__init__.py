@@ -1,0 +1,1 @@
+"""One loop, and one step file per thing that is trained."""

@@ -1,0 +1,1 @@
+"""From files to ready models: official names and ours, known models, hashes."""
