@@ -6,7 +6,7 @@ writes a plain line every few seconds, so that nothing fills a log with control 
 
 import sys
 import time
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 _LINE_EVERY_S = 5.0
 
@@ -54,7 +54,7 @@ class StderrProgress:
     def __init__(self, stream: TextIO | None = None, line_every: float = _LINE_EVERY_S) -> None:
         self._stream = stream or sys.stderr
         self._line_every = line_every
-        self._bar = None
+        self._bar: Any = None
         self._open = False
 
     def start(self, what: str, total: int | None, unit: str = "images", done: int = 0) -> None:
