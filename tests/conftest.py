@@ -1,0 +1,96 @@
+"""What every test gets: no network, no threads beyond the machine's two, a real command line to call."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import titokctl
+
+# Before anything imports torch or a hub client, here and in every process a test starts.
+os.environ["TITOKCTL_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# What the person's shell says must not decide what the tests see.
+for _name in (
+    "TITOKCTL_RUNS",
+    "TITOKCTL_DEBUG",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "COLUMNS",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+):
+    os.environ.pop(_name, None)
+
+CLI_TIMEOUT_S = 300
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+@dataclass(frozen=True)
+class CliResult:
+    """How one run of the command line ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """stdout read as JSON."""
+        return json.loads(self.stdout)
+
+
+RunCli = Callable[..., CliResult]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """The private runs folder of `run_cli`."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path, runs: Path) -> RunCli:
+    """Call `titokctl` as a process of its own: `run_cli("inspect", path, code=0, cwd=..., env={...})`.
+
+    It works in `tmp_path` with its own runs folder. With `code` given, any other exit code fails the test and shows
+    what the command said.
+    """
+
+    def call(
+        *words: object, code: int | None = None, cwd: Path = tmp_path, env: Mapping[str, str] | None = None
+    ) -> CliResult:
+        done = subprocess.run(
+            [sys.executable, "-m", "titokctl", *map(str, words)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TITOKCTL_RUNS": str(runs), **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CLI_TIMEOUT_S,
+        )
+        result = CliResult(done.returncode, done.stdout, done.stderr)
+        if code is not None:
+            assert result.code == code, f"exit code {result.code}, not {code}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    return call
