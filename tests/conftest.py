@@ -18,18 +18,13 @@ os.environ["TITOKCTL_OFFLINE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 # What the person's shell says must not decide what the tests see.
-for _name in (
-    "TITOKCTL_RUNS",
-    "TITOKCTL_DEBUG",
-    "NO_COLOR",
-    "FORCE_COLOR",
-    "COLUMNS",
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-):
+_OURS = ("TITOKCTL_RUNS", "TITOKCTL_DEBUG")
+_TERMINAL = ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+for _name in _OURS + _TERMINAL + _RANKS:
     os.environ.pop(_name, None)
 
+ROOT = Path(titokctl.__file__).resolve().parents[1]
 CLI_TIMEOUT_S = 300
 
 
