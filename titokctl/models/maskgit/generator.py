@@ -1,0 +1,65 @@
+"""MaskGIT over latent tokens (arXiv 2202.04200): masked ids and a label to logits over the codebook.
+
+The vocabulary is [0, V) codes, V the mask, V + 1 + c the class c, V + 1 + num_classes the null label.
+
+Letters: B batch, K latent tokens, D width, V codebook size.
+"""
+
+import torch
+from torch import nn
+
+from titokctl.config.models import GeneratorConfig
+from titokctl.models.maskgit.registry import architecture
+
+
+class MaskGit(nn.Module):
+    """A generator: a transformer body found by `config.architecture`, and a linear head over the V codes."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.body = architecture(config.architecture)(config)
+        self.head = nn.Linear(config.width, config.codebook_size)
+
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of every position.
+
+        Args:
+            ids: (B, K) integers in [0, V]; V is the mask.
+            labels: (B,) integers in [0, num_classes]; num_classes, or None for the whole batch, is the null label.
+
+        Returns: (B, K, V) float32.
+        Raises: ValueError for wrong shapes and, in eval mode, for values out of range (training checks its data once).
+        """
+        self._check_shapes(ids, labels)
+        if not self.training and not torch.compiler.is_compiling():
+            self._check_ranges(ids, labels)
+        return self.logits(self.hidden(ids, labels))
+
+    def hidden(self, ids: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states (B, K, D) of the ids; arguments as in `forward`, unchecked, so that loops never wait."""
+        if labels is None:
+            labels = torch.full((ids.shape[0],), self.config.num_classes, device=ids.device)
+        label_tokens = labels[:, None].long() + (self.config.mask_id + 1)  # (B, 1)
+        tokens = torch.cat([label_tokens, ids.long()], dim=1)  # (B, K + 1)
+        return self.body(tokens)[:, 1:]  # (B, K, D)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., V) float32, for all positions or for those that matter."""
+        return self.head(hidden).float()
+
+    def _check_shapes(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
+        wanted = self.config.num_latent_tokens
+        if ids.ndim != 2 or ids.shape[1] != wanted or ids.is_floating_point():
+            raise ValueError(f"ids: expected integers of shape (B, {wanted}), not {ids.dtype} {tuple(ids.shape)}")
+        if labels is not None and (labels.shape != ids.shape[:1] or labels.is_floating_point()):
+            raise ValueError(f"labels: expected {len(ids)} integers, not {labels.dtype} {tuple(labels.shape)}")
+
+    def _check_ranges(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
+        named = [("ids", ids, self.config.mask_id), ("labels", labels, self.config.num_classes)]
+        for name, values, last in named:
+            if values is None or not values.numel():
+                continue
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high > last:
+                raise ValueError(f"{name}: expected values in 0..{last}, not {low}..{high}")
