@@ -1,0 +1,140 @@
+"""Reading HDF5 files that nobody vouches for: what is refused before a single value is used.
+
+An HDF5 file may point at other files (soft and external links, external storage, virtual datasets), name filters that
+load code, or declare terabytes in a kilobyte. None of our files needs any of that, so each of them is refused with one
+sentence. Everything here raises UserError and nothing else for what a file may hold.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from titokctl.errors import UserError
+
+# Deflate can shrink no further than about 1 to 1,032; what claims more lies about its size.
+_MAX_RATIO = 1100
+_SMALL_BYTES = 1 << 20
+_MAX_CHUNK_BYTES = 64 << 20
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+
+
+@contextlib.contextmanager
+def opened(path: Path, what: str) -> Iterator[h5py.File]:
+    """`path` open for reading; whatever the library finds wrong with it becomes one sentence.
+
+    Args:
+        path: the file.
+        what: what it is expected to be, for the message ("a token cache").
+    """
+    if not path.exists():
+        raise UserError(f"file not found: {path}")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file, so it is not {what}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty, not {what}")
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            if file.userblock_size:
+                raise UserError(f"{path} has a user block, which {what} never has")
+            yield file
+    except PermissionError as error:
+        raise UserError(f"no permission to read {path}") from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        if "signature not found" in reason:
+            raise UserError(f"{path} is not an HDF5 file, so it is not {what}") from error
+        raise UserError(f"{path} is damaged or was never finished ({reason})") from error
+
+
+def names_of(group: h5py.Group) -> list[str]:
+    """Names in `group`, sorted. Raises UserError when one of them is a link to somewhere else."""
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
+            raise UserError(f"{_where(group, name)} is {kind}, which is refused")
+    return sorted(group)
+
+
+def subgroup(group: h5py.Group, name: str) -> h5py.Group | None:
+    """The group `name` in `group`, or None when there is none of that name."""
+    if name not in names_of(group):
+        return None
+    found = group[name]
+    if not isinstance(found, h5py.Group):
+        raise UserError(f"{_where(group, name)} is not a group")
+    return found
+
+
+def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    """The dataset `name` in `group`, with storage and size as they may be. Raises UserError otherwise."""
+    if name not in names_of(group):
+        raise UserError(f"{_where(group, name)} is missing")
+    found = group[name]
+    if not isinstance(found, h5py.Dataset):
+        raise UserError(f"{_where(group, name)} is not a dataset")
+    _check_storage(found, _where(group, name))
+    return found
+
+
+def attribute(owner: h5py.Group | h5py.Dataset, name: str, kind: type[int] | type[str]) -> int | str:
+    """The scalar attribute `name` of `owner`. Raises UserError when it is missing or of another type."""
+    where = f"attribute {name} of {owner.file.filename}{'' if owner.name == '/' else owner.name}"
+    if name not in owner.attrs:
+        raise UserError(f"{where} is missing")
+    found = owner.attrs.get_id(name)
+    wanted = found.dtype.kind in ("OS" if kind is str else "biu")
+    if found.shape != () or not wanted:
+        raise UserError(f"{where} is not one {'text' if kind is str else 'whole number'}")
+    value = owner.attrs[name]
+    try:
+        return kind(value.decode() if isinstance(value, bytes) else value)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8") from error
+
+
+def rows(path: Path, found: h5py.Dataset) -> np.ndarray:
+    """All of a checked dataset: memory-mapped when contiguous, read into memory otherwise.
+
+    The map is copy-on-write: pages are shared, the file never changes, and torch takes the array without a warning.
+    """
+    if found.chunks is None and found.size:
+        return np.memmap(path, dtype=found.dtype, mode="c", offset=found.id.get_offset(), shape=found.shape)
+    return np.asarray(found[...])
+
+
+def _check_storage(found: h5py.Dataset, where: str) -> None:
+    settings = found.id.get_create_plist()
+    if settings.get_layout() == h5py.h5d.VIRTUAL:
+        raise UserError(f"{where} is a virtual dataset, which is refused")
+    if settings.get_external_count():
+        raise UserError(f"{where} keeps its data in another file, which is refused")
+    if found.dtype.hasobject:
+        raise UserError(f"{where} is of a type with variable length, which is refused")
+    if found.shape is None:
+        raise UserError(f"{where} has no shape")
+    filters = {settings.get_filter(i)[0] for i in range(settings.get_nfilters())}
+    if filters - _FILTERS:
+        raise UserError(f"{where} uses filter {min(filters - _FILTERS)}; only gzip, shuffle and fletcher32 are allowed")
+    _check_size(found, where)
+
+
+def _check_size(found: h5py.Dataset, where: str) -> None:
+    declared = int(np.prod([int(n) for n in found.shape], dtype=object)) * found.dtype.itemsize
+    stored, file_size = found.id.get_storage_size(), Path(found.file.filename).stat().st_size
+    if found.chunks is None:
+        offset = found.id.get_offset()
+        compact = found.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
+        fits = declared == 0 or (not compact and offset is not None and offset + declared <= file_size)
+    else:
+        fits = stored <= file_size and declared <= _MAX_RATIO * stored + _SMALL_BYTES
+        fits = fits and int(np.prod(found.chunks, dtype=object)) * found.dtype.itemsize <= _MAX_CHUNK_BYTES
+    if not fits:
+        raise UserError(f"{where} declares {declared:,} bytes, out of proportion to the file's {file_size:,}")
+
+
+def _where(group: h5py.Group, name: str) -> str:
+    return f"{group.name.rstrip('/')}/{name} of {group.file.filename}"

@@ -1,0 +1,222 @@
+"""Writing a token cache (`token_cache` has its specification) in bounded memory, block by block.
+
+    with TokenCacheWriter(path, header, num_rows=50_000, key_bytes=16) as writer:
+        writer.append(ids, labels, keys, {"flip": flipped_ids})     # as often as needed, in row order
+
+The file appears under `path` when the block ends well and every row was written; otherwise nothing does.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import numpy as np
+
+from titokctl import __version__
+from titokctl.formats.atomic import atomic_path
+from titokctl.formats.token_cache import FORMAT, FORMAT_VERSION, ROWS_PER_CRC, CacheHeader
+
+_CHUNK_ROWS = 8192
+_PAGE = 4096
+
+
+class TokenCacheWriter:
+    """A context manager that writes a token cache of `num_rows` rows and renames it into place at the end.
+
+    Args:
+        path: the final name; whatever is there is replaced at the end, and only then.
+        header: what the file says about itself; its `views` are the views every append must bring.
+        num_rows: N, at least 1.
+        key_bytes: length of the longest key in UTF-8 bytes.
+    """
+
+    def __init__(self, path: Path | str, header: CacheHeader, *, num_rows: int, key_bytes: int) -> None:
+        if num_rows < 1 or key_bytes < 1:
+            raise ValueError(f"num_rows and key_bytes must be at least 1, got {num_rows} and {key_bytes}")
+        self._path, self._header = Path(path), header
+        self._num_rows, self._key_bytes = num_rows, key_bytes
+        self._done = 0
+
+    def __enter__(self) -> "TokenCacheWriter":
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self._path))
+            # Large datasets start on a page, so that every reader can map them.
+            self._file = h5py.File(temporary, "w", alignment_threshold=_PAGE, alignment_interval=_PAGE)
+            stack.callback(self._file.close)
+            self._create()
+            self._reserve(temporary)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if kind is not None:
+            return self._stack.__exit__(kind, error, trace)
+        with self._stack:
+            if self._done != self._num_rows:
+                raise ValueError(f"expected {self._num_rows} rows, got {self._done}")
+            self._finish()
+        return None
+
+    def append(
+        self,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        keys: Sequence[str | bytes] | np.ndarray,
+        views: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Write the next n rows.
+
+        Args:
+            ids: (n, K) integers in [0, V).
+            labels: (n,) integers, -1 for none.
+            keys: n names, text or UTF-8 bytes.
+            views: ids (n, K) of every view of the header.
+
+        Raises ValueError when shapes, views, ids or keys do not fit.
+        """
+        views = views or {}
+        if set(views) != set(self._header.views):
+            raise ValueError(f"expected the views {sorted(self._header.views)}, got {sorted(views)}")
+        n = len(keys)
+        if len(labels) != n or self._done + n > self._num_rows:
+            raise ValueError(f"got {n} keys and {len(labels)} labels after {self._done} of {self._num_rows} rows")
+        for name in self._id_paths:
+            block = ids if name == "tokens" else views[name.removeprefix("views/")]
+            self._write(name, self._checked_ids(block, n))
+        self._write("labels", np.ascontiguousarray(labels, dtype="<i4"))
+        self._write("keys", _as_bytes(keys, self._key_bytes))
+        self._done += n
+
+    def _create(self) -> None:
+        header, n = self._header, self._num_rows
+        self._id_paths = ["tokens", *(f"views/{view}" for view in header.views)]
+        self._hashes = {name: _Running() for name in (*self._id_paths, "labels", "keys")}
+        for name in self._id_paths:
+            self._contiguous(name, (n, header.num_latent_tokens), header.id_dtype)
+        self._contiguous("labels", (n,), np.dtype("<i4"))
+        self._text("keys", n, self._key_bytes)
+        if header.class_names:
+            self._create_class_names([name.encode() for name in header.class_names])
+        for view, preprocessing in header.views.items():
+            self._file[f"views/{view}"].attrs["preprocessing"] = json.dumps(preprocessing, ensure_ascii=False)
+
+    def _create_class_names(self, names: list[bytes]) -> None:
+        width = max(map(len, names))
+        self._text("class_names", len(names), max(width, 1))
+        self._hashes["class_names"] = _Running()
+        self._write("class_names", _as_bytes(names, width))
+
+    def _contiguous(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_layout(h5py.h5d.CONTIGUOUS)
+        settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        space = h5py.h5s.create_simple(shape)
+        kind = h5py.h5t.py_create(dtype, logical=True)
+        h5py.h5d.create(self._file.id, name.encode(), kind, space, dcpl=settings, lcpl=links)
+
+    def _text(self, name: str, rows: int, width: int) -> None:
+        kind = h5py.string_dtype("utf-8", width)
+        chunks = (min(rows, _CHUNK_ROWS),)
+        self._file.create_dataset(name, (rows,), kind, chunks=chunks, compression="gzip", fletcher32=True)
+
+    def _reserve(self, temporary: Path) -> None:
+        """Claim the disk space now: a full disk is then an ordinary error here and not one deep in the library."""
+        self._file.flush()
+        descriptor = os.open(temporary, os.O_RDWR)
+        try:
+            end = max(d.id.get_offset() + d.nbytes for d in (self._file[name] for name in self._hashes) if not d.chunks)
+            with contextlib.suppress(AttributeError, NotImplementedError):
+                os.posix_fallocate(descriptor, 0, end)
+        finally:
+            os.close(descriptor)
+
+    def _checked_ids(self, block: np.ndarray, n: int) -> np.ndarray:
+        if block.shape != (n, self._header.num_latent_tokens) or block.dtype.kind not in "iu":
+            wanted = (n, self._header.num_latent_tokens)
+            raise ValueError(f"expected integer ids of shape {wanted}, got {block.dtype} {block.shape}")
+        if n and not 0 <= int(block.min()) <= int(block.max()) < self._header.codebook_size:
+            low, high = int(block.min()), int(block.max())
+            raise ValueError(f"ids reach from {low} to {high}, outside [0, {self._header.codebook_size})")
+        return np.ascontiguousarray(block, dtype=self._header.id_dtype)
+
+    def _write(self, name: str, block: np.ndarray) -> None:
+        self._file[name][self._done : self._done + len(block)] = block
+        self._hashes[name].update(block)
+
+    def _finish(self) -> None:
+        header, root = self._header, self._file.attrs
+        checksums = self._file.create_group("checksums")
+        for name in self._id_paths:
+            checksums[name] = np.array(self._hashes[name].crcs(), dtype="<u4")
+        checksums.attrs["rows_per_crc"] = ROWS_PER_CRC
+        checksums.attrs["sha256"] = contents_sha256(
+            {name: (self._file[name].dtype, self._file[name].shape, h.sha256()) for name, h in self._hashes.items()}
+        )
+        root["format"], root["format_version"] = FORMAT, FORMAT_VERSION
+        for name in ("tokenizer", "preprocessing", "source", "made_with"):
+            root[name] = json.dumps(getattr(header, name), ensure_ascii=False)
+        for name in ("encoder_sha256", "weights_sha256", "codebook_size", "num_latent_tokens", "image_size"):
+            root[name] = getattr(header, name)
+        root["created_by"] = header.created_by or f"titokctl {__version__}"
+        if header.num_rejected is not None:
+            root["num_rejected"] = header.num_rejected
+        self._file.flush()
+        root["complete"] = 1
+        self._file.flush()
+
+
+class _Running:
+    """CRC-32 of every 65,536 rows and SHA-256 of all, over blocks of any length."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self._finished: list[int] = []
+        self._crc = self._rows = 0
+
+    def update(self, block: np.ndarray) -> None:
+        """Add the next rows (C-contiguous, little-endian)."""
+        self._sha.update(block.tobytes())
+        first = 0
+        while first < len(block):
+            n = min(ROWS_PER_CRC - self._rows, len(block) - first)
+            self._crc = zlib.crc32(block[first : first + n].tobytes(), self._crc)
+            self._rows += n
+            first += n
+            if self._rows == ROWS_PER_CRC:
+                self._finished.append(self._crc)
+                self._crc = self._rows = 0
+
+    def crcs(self) -> list[int]:
+        """One CRC-32 per 65,536 rows, the last one over what is left."""
+        return self._finished + ([self._crc] if self._rows else [])
+
+    def sha256(self) -> str:
+        """Hex digest of all bytes so far."""
+        return self._sha.hexdigest()
+
+
+def contents_sha256(parts: Mapping[str, tuple[np.dtype, tuple[int, ...], str]]) -> str:
+    """The checksum of contents: path -> (numpy type, shape, SHA-256 of the bytes), as the specification says."""
+    total = hashlib.sha256()
+    for path, (dtype, shape, sha) in sorted(parts.items()):
+        total.update(f"/{path} {dtype.str} {','.join(map(str, shape))} {sha}\n".encode())
+    return total.hexdigest()
+
+
+def _as_bytes(keys: Sequence[str | bytes] | np.ndarray, width: int) -> np.ndarray:
+    encoded = [key.encode() if isinstance(key, str) else bytes(key) for key in keys]
+    for key in encoded:
+        if not 0 < len(key) <= width or b"\0" in key:
+            raise ValueError(f"a key must have 1 to {width} bytes and no zero byte, got {key!r}")
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
