@@ -1,0 +1,98 @@
+"""The randomness of parallel decoding: one number for each (seed, image, step, position, draw), by arithmetic.
+
+Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a counter and a key into
+four 32-bit words. The counter is (image index low, image index high, step, position), the key the seed, and the word
+says which draw it is for. So an image's noise does not depend on its batch, on the device, or on who sampled before it.
+
+Letters: B batch, K latent tokens, S steps, V codebook size, n positions that are still masked.
+"""
+
+from typing import Protocol
+
+import torch
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_TINY = 1e-20
+
+
+class Noise(Protocol):
+    """Where decoding takes its randomness from; positions are (B, n) int64 indices into the K tokens."""
+
+    def choose(self, scores: torch.Tensor, temperature: float, step: int, positions: torch.Tensor) -> torch.Tensor:
+        """Ids (B, n) drawn from softmax(scores / temperature), scores (B, n, V) float32; the best at temperature 0."""
+
+    def gumbel(self, step: int, positions: torch.Tensor) -> torch.Tensor:
+        """Gumbel noise (B, n) float32 for the confidence of the drawn ids."""
+
+
+class KeyedNoise:
+    """Noise keyed by seed and image index: two uniform numbers for each step and position, made beforehand.
+
+    Args:
+        seed: any integer; its low 64 bits count.
+        image_indices: (B,) int64 on the device of the generator; which images of the set these rows are.
+    """
+
+    def __init__(self, seed: int, image_indices: torch.Tensor, num_steps: int, num_tokens: int) -> None:
+        self._uniforms = keyed_uniforms(seed, image_indices, num_steps, num_tokens)
+
+    def choose(self, scores: torch.Tensor, temperature: float, step: int, positions: torch.Tensor) -> torch.Tensor:
+        """By the inverse of the cumulative sum: one uniform number a position instead of V."""
+        if temperature == 0:
+            return scores.argmax(dim=-1)
+        shifted = scores - scores.amax(dim=-1, keepdim=True)  # first, so that a tiny temperature gives -inf, not nan
+        sums = (shifted / temperature).softmax(dim=-1).cumsum(dim=-1)  # (B, n, V)
+        wanted = self._at(0, step, positions)[..., None] * sums[..., -1:]
+        # The first code whose sum reaches a number above 0: never one of probability 0.
+        return torch.searchsorted(sums, wanted).squeeze(-1).clamp(max=scores.shape[-1] - 1)
+
+    def gumbel(self, step: int, positions: torch.Tensor) -> torch.Tensor:
+        return gumbel_of(self._at(1, step, positions))
+
+    def _at(self, draw: int, step: int, positions: torch.Tensor) -> torch.Tensor:
+        return self._uniforms[draw, step].gather(1, positions)
+
+
+def keyed_uniforms(seed: int, image_indices: torch.Tensor, num_steps: int, num_tokens: int) -> torch.Tensor:
+    """(2, S, B, K) float32 strictly between 0 and 1; [0] chooses ids, [1] makes confidences."""
+    device = image_indices.device
+    index = image_indices.long().view(1, -1, 1)
+    steps = torch.arange(num_steps, device=device).view(-1, 1, 1)
+    positions = torch.arange(num_tokens, device=device).view(1, 1, -1)
+    counter = torch.broadcast_tensors(index & _WORD, (index >> 32) & _WORD, steps, positions)
+    words = philox(counter, (seed & _WORD, (seed >> 32) & _WORD))
+    # 23 bits and a half: exact in float32, and never 0 or 1.
+    return ((torch.stack(words[:2]) >> 9).float() + 0.5) * 2.0**-23
+
+
+def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """Philox 4x32-10: four counter words and two key words to four random words.
+
+    Args:
+        counter: four int64 tensors of one shape, values in [0, 2^32).
+        key: two numbers in [0, 2^32).
+
+    Returns: four int64 tensors with values in [0, 2^32).
+    """
+    a, b, c, d = counter
+    for round_ in range(_ROUNDS):
+        key_a, key_b = ((key[i] + round_ * _KEY_STEPS[i]) & _WORD for i in (0, 1))
+        high_a, low_a = _product(a, _MULTIPLIERS[0])
+        high_c, low_c = _product(c, _MULTIPLIERS[1])
+        a, b, c, d = high_c ^ b ^ key_a, low_c, high_a ^ d ^ key_b, low_a
+    return a, b, c, d
+
+
+def gumbel_of(uniforms: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel numbers of uniform ones, any shape; both logarithms are kept away from 0."""
+    return -(-uniforms.clamp(min=_TINY).log()).clamp(min=_TINY).log()
+
+
+def _product(words: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low 32 bits of words x factor; in halves, since int64 would overflow."""
+    low = words * (factor & 0xFFFF)  # below 2^48
+    high = words * (factor >> 16) + (low >> 16)  # below 2^49
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
