@@ -9,16 +9,27 @@ import torch
 from torch import nn
 
 from titokctl.config.models import GeneratorConfig
-from titokctl.models.maskgit.registry import architecture
+from titokctl.models.maskgit.uvit import UvitBody
+from titokctl.models.maskgit.vit import VitBody
+from titokctl.models.registry import find
+
+ENTRY_POINT_GROUP = "titokctl.generators"
+BODIES = {"vit": VitBody, "uvit": UvitBody}
 
 
 class MaskGit(nn.Module):
-    """A generator: a transformer body found by `config.architecture`, and a linear head over the V codes."""
+    """A generator: a transformer body found by `config.architecture`, and a linear head over the V codes.
+
+    A body takes a GeneratorConfig and maps tokens (B, K + 1) int64, the label first, to hidden states (B, K + 1, D).
+    Packages add bodies through the entry-point group "titokctl.generators", under the name that recipes use.
+
+    Raises: ValueError when no body has the name, with those there are.
+    """
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.body = architecture(config.architecture)(config)
+        self.body = find("generator architecture", config.architecture, BODIES, ENTRY_POINT_GROUP)(config)
         self.head = nn.Linear(config.width, config.codebook_size)
 
     def forward(self, ids: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:

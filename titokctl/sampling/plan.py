@@ -1,0 +1,81 @@
+"""Which image gets which label, and which images are drawn together.
+
+Image i of a set has the label classes[i mod C], so that every stretch of the set holds all classes alike (the Inception
+score of consecutive splits needs that). Images are drawn in canonical tiles: tile t always holds the images t x T to
+t x T + T - 1, the last one too, whose surplus rows are dropped. The kernels a device chooses depend on shapes; with
+fixed tiles image i is the same whatever is drawn beside it, before it, or in which process.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from titokctl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Images `first` to `first + count - 1` of the set; `rows` (at least `count`) are drawn."""
+
+    first: int
+    count: int
+    rows: int
+
+    def image_indices(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """(rows,) int64: which images the rows are, the surplus ones included."""
+        return torch.arange(self.first, self.first + self.rows, device=device)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`num_images` images of `classes` (None: without labels), in tiles of `tile_size`."""
+
+    num_images: int
+    classes: tuple[int, ...] | None
+    tile_size: int
+
+    def labels(self, image_indices: torch.Tensor) -> torch.Tensor | None:
+        """(n,) int64 image indices to (n,) int64 labels on the same device; None without classes."""
+        if self.classes is None:
+            return None
+        return torch.tensor(self.classes, device=image_indices.device)[image_indices % len(self.classes)]
+
+    def tiles(self) -> list[Tile]:
+        """All tiles in order."""
+        return [
+            Tile(first, min(self.tile_size, self.num_images - first), self.tile_size)
+            for first in range(0, self.num_images, self.tile_size)
+        ]
+
+
+def parse_classes(text: str | None) -> tuple[int, ...] | None:
+    """ "207,360" to numbers; None or "all" to None, which stands for every class.
+
+    Raises UsageError for anything else, and for a class that stands twice.
+    """
+    if text is None or text.strip() == "all":
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise UsageError(f"--classes {text!r} is no list of class numbers", "e.g. --classes 207,360 or --classes all")
+    classes = tuple(map(int, words))
+    twice = sorted({c for c in classes if classes.count(c) > 1})
+    if twice:
+        raise UsageError(f"--classes names {twice[0]} twice", "every class gets its equal share of the images")
+    return classes
+
+
+def classes_of(wanted: Sequence[int] | None, num_classes: int) -> tuple[int, ...] | None:
+    """The classes to draw from a generator of `num_classes`; None when it knows none.
+
+    Raises UsageError when `wanted` names one that the generator does not have.
+    """
+    if num_classes == 0:
+        if wanted is not None:
+            raise UsageError("--classes was given, but this generator was trained without classes", "leave it out")
+        return None
+    outside = [c for c in wanted or () if not 0 <= c < num_classes]
+    if outside:
+        raise UsageError(f"class {outside[0]} is out of range: this generator has the classes 0 to {num_classes - 1}")
+    return tuple(range(num_classes)) if wanted is None else tuple(wanted)
