@@ -46,6 +46,7 @@ class TokenizerConfig(Config):
 
     `shuffled_bottleneck` reinterprets (B, K, D) as (B, D, K) in memory before the projection to C, as the released
     S-128, B-64 and L-32 were trained; `head` says whether the decoder predicts pixels or proxy codes of `proxy`.
+    `pixel_decoder` false leaves the proxy tokenizer's decoder out (stage 1: no pixels yet).
     `quantizer` is "vq", "gaussian", or a name that an entry point adds.
     """
 
@@ -61,6 +62,7 @@ class TokenizerConfig(Config):
     shuffled_bottleneck: bool = False
     head: Literal["pixel", "proxy"] = "pixel"
     proxy: VqganConfig | None = None
+    pixel_decoder: bool = True
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TokenizerConfig":
@@ -75,6 +77,8 @@ class TokenizerConfig(Config):
             raise ValueError(f"codebook_size is missing for quantizer {self.quantizer!r}")
         if (self.head == "proxy") != (self.proxy is not None):
             raise ValueError("head: proxy and a proxy section go together")
+        if self.head == "pixel" and not self.pixel_decoder:
+            raise ValueError("pixel_decoder: false is for head: proxy; a pixel head gives pixels by itself")
         if self.proxy is not None and self.proxy.downsampling != self.decoder.patch_size:
             ours, theirs = self.decoder.patch_size, self.proxy.downsampling
             raise ValueError(f"decoder.patch_size {ours} differs from the proxy tokenizer's {theirs} pixels per code")

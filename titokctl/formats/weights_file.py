@@ -1,0 +1,142 @@
+"""Weights of one network: a safetensors file that says what it is.
+
+Specification: a safetensors file whose metadata holds the strings format="titokctl/weights", format_version="1", kind
+("tokenizer", "generator" or "proxy"), config (the network's configuration as JSON), checksum, and whatever else its
+writer wants to keep ("inputs", "source_sha256", ...). Metadata keys are sorted and the data begins, and every tensor
+whose size allows it lies, at a multiple of 64 bytes, so that equal weights give equal files and a memory-mapped tensor
+is as good as a fresh one. checksum is SHA-256 over, for every tensor in the order of its name, a line
+"name dtype shape" (torch's words), the sums of its little-endian 64-bit words modulo 2^64 at equal places of
+consecutive 32 KiB blocks, and the bytes behind the last whole block: it sees a change of any byte at the speed of
+memory. Readers ignore metadata they don't know.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from titokctl.errors import UserError
+from titokctl.formats.atomic import atomic_path
+
+FORMAT = "titokctl/weights"
+FORMAT_VERSION = 1
+KINDS = ("tokenizer", "generator", "proxy")
+_ALIGNMENT = 64
+_BLOCK = 32 << 10
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write(path: Path, kind: str, config: str, tensors: Mapping[str, torch.Tensor], extra: Mapping[str, str]) -> None:
+    """Write a weights file atomically.
+
+    Args:
+        kind: one of KINDS.
+        config: the network's configuration as JSON.
+        tensors: by our names, on any device.
+        extra: further metadata strings.
+
+    Raises:
+        UserError: the disk is full, or there is no permission.
+        ValueError: `extra` takes a name of the specification.
+    """
+    own = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "kind": kind, "config": config}
+    taken = sorted((own.keys() | {"checksum"}) & extra.keys())
+    if taken:
+        raise ValueError(f"extra metadata may not be called {', '.join(taken)}")
+    write_tensors(path, tensors, {**extra, **own, "checksum": checksum(tensors)})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write any safetensors file atomically and one tensor at a time; the same content gives the same bytes."""
+    # Sizes that keep the next tensor aligned come first.
+    names = sorted(tensors, key=lambda name: (tensors[name].nbytes % _ALIGNMENT != 0, -tensors[name].itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        offsets = [end, end := end + tensor.nbytes]
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+    encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    encoded += b" " * (-(len(encoded) + 8) % _ALIGNMENT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for name in names:
+            file.write(_bytes(tensors[name]).numpy().data)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata strings of a safetensors file, without its tensors; empty when it has none.
+
+    Raises:
+        UserError: missing, truncated, no safetensors file, or written by a newer titokctl.
+    """
+    with _open(path) as file:
+        metadata = file.metadata() or {}
+    if metadata.get("format") == FORMAT and int(_digits(metadata.get("format_version"))) > FORMAT_VERSION:
+        found = metadata["format_version"]
+        raise UserError(f"{path} was written by a newer titokctl (weights format {found})", "upgrade titokctl")
+    return metadata
+
+
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether `metadata` is that of a weights file by this specification, rather than of any safetensors file."""
+    return metadata.get("format") == FORMAT
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, memory-mapped: pages are read when they are used.
+
+    Writing into them does not change the file. Raises UserError when the file is damaged or was edited.
+    """
+    metadata = read_metadata(path)
+    with _open(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    if is_ours(metadata) and checksum(tensors) != metadata.get("checksum"):
+        hint = "fetch or write it again"
+        raise UserError(f"{path} is damaged or was edited: its tensors do not have the recorded checksum", hint)
+    return tensors
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The checksum of the specification, 64 hex digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        data = _bytes(tensor)
+        whole = len(data) // _BLOCK * _BLOCK
+        if whole:
+            digest.update(_words(data[:whole]).view(-1, _BLOCK // 8).sum(0).numpy().data)
+        digest.update(data[whole:].numpy().data)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _words(data: torch.Tensor) -> torch.Tensor:
+    aligned = data if data.storage_offset() % 8 == 0 else data.clone()
+    return aligned.view(torch.int64)
+
+
+def _digits(text: str | None) -> str:
+    return text if text and text.isdecimal() else "0"
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        if not path.is_file():
+            raise UserError(f"weights not found: {path}", "`titokctl weights ls` lists known names") from error
+        hint = "it may be truncated: fetch or write it again"
+        raise UserError(f"{path} is not a whole safetensors file ({error})", hint) from error

@@ -1,0 +1,108 @@
+"""The bottleneck: latents to the vectors that the decoder gets, found by name.
+
+A quantizer is built as `Quantizer(config: TokenizerConfig)`, says in `channels` how many numbers of every latent it
+wants, and gives a QuantizerOutput. Packages add their own as entry points of the group "titokctl.quantizers". A
+discrete one also has `nearest(latents) -> ids` and `vectors_of(ids) -> vectors`.
+
+Letters: B batch, K latent tokens, V codebook size, C token size.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from titokctl.config.models import TokenizerConfig
+from titokctl.models import registry
+from titokctl.models.nearest import nearest
+
+ENTRY_POINTS = "titokctl.quantizers"
+
+
+class QuantizerOutput(NamedTuple):
+    """What the bottleneck gives in training; all float32, losses are scalars and zero where they have no meaning.
+
+    `vectors` (B, K, C) pass gradients straight through to the latents; `ids` (B, K) int64, or None without codes.
+    """
+
+    vectors: torch.Tensor
+    ids: torch.Tensor | None
+    codebook_loss: torch.Tensor
+    commitment_loss: torch.Tensor
+    kl: torch.Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """The nearest of V learned vectors, by squared distance, in float32 whatever surrounds it.
+
+    With normalised codes both sides are scaled to unit length first, and the decoder gets the unit vector.
+    Source: VQ-VAE (arXiv 1711.00937); normalised codes from ViT-VQGAN (arXiv 2110.04627).
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        assert config.codebook_size is not None
+        self.channels = config.token_size
+        self.normalize = config.normalize_codes
+        self.commitment_cost = config.commitment_cost
+        self.codebook = nn.Parameter(torch.zeros(config.codebook_size, config.token_size))
+
+    def forward(self, latents: torch.Tensor) -> QuantizerOutput:
+        """Latents (B, K, C) to their codes.
+
+        codebook_loss is mean((q - sg(z))^2), commitment_loss is commitment_cost x mean((sg(q) - z)^2).
+        """
+        with _full_precision(latents):
+            z, codes = self._on_sphere(latents.float()), self._on_sphere(self.codebook.float())
+            ids = nearest(z, codes)  # (B, K)
+            q = F.embedding(ids, codes)  # (B, K, C)
+            codebook_loss = F.mse_loss(q, z.detach())
+            commitment_loss = self.commitment_cost * F.mse_loss(z, q.detach())
+            # Written so that the value is q to the bit: the decoder trains on what vectors_of(ids) will give it.
+            vectors = q.detach() + (z - z.detach())
+        return QuantizerOutput(vectors, ids, codebook_loss, commitment_loss, z.new_zeros(()))
+
+    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, K, C) to ids (B, K) int64."""
+        with _full_precision(latents):
+            return nearest(self._on_sphere(latents.float()), self._on_sphere(self.codebook.float()))
+
+    def vectors_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids (B, K) to the float32 vectors (B, K, C) that the decoder gets for them."""
+        return self._on_sphere(F.embedding(ids, self.codebook).float())
+
+    def _on_sphere(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(x, dim=-1) if self.normalize else x
+
+
+class GaussianBottleneck(nn.Module):
+    """A diagonal Gaussian for every latent token: the first C channels are the mean, the last C the log-variance.
+
+    In training mode the decoder gets a draw, in eval mode the mean.
+    Source: the VAE (arXiv 1312.6114); log-variance clamped to [-30, 20] as in bytedance/1d-tokenizer, commit 942a96f.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.channels = 2 * config.token_size
+
+    def forward(self, latents: torch.Tensor) -> QuantizerOutput:
+        """(B, K, 2C) to vectors (B, K, C); kl is summed over tokens and channels and averaged over the batch."""
+        with _full_precision(latents):
+            mean, log_variance = latents.float().chunk(2, -1)  # (B, K, C) each
+            log_variance = log_variance.clamp(-30.0, 20.0)
+            vectors = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean) if self.training else mean
+            kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum((1, 2)).mean()
+        zero = mean.new_zeros(())
+        return QuantizerOutput(vectors, None, zero, zero, kl)
+
+
+def build(config: TokenizerConfig) -> nn.Module:
+    """The quantizer that `config.quantizer` names. Raises UserError when there is none."""
+    built_in = {"vq": VectorQuantizer, "gaussian": GaussianBottleneck}
+    return registry.find("quantizer", config.quantizer, built_in, ENTRY_POINTS)(config)
+
+
+def _full_precision(x: torch.Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)

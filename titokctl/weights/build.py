@@ -1,0 +1,63 @@
+"""From weights to a network, without a second copy of them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from titokctl.errors import UserError
+from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.vqgan.vqgan import MaskGitVqgan
+from titokctl.weights.store import Weights
+
+_MODULES: dict[str, type[nn.Module]] = {"tokenizer": TiTok, "generator": MaskGit, "proxy": MaskGitVqgan}
+_SHOWN = 5
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def skeleton(kind: str, config: object) -> nn.Module:
+    """The network without values, on the meta device."""
+    with torch.device("meta"):
+        return _MODULES[kind](config)
+
+
+def build(weights: Weights, where: str, device: torch.device | str, dtype: torch.dtype | None) -> nn.Module:
+    """The network of `weights` in eval mode on `device`.
+
+    Its tensors become the parameters as they are, so memory-mapped ones stay mapped until they are moved or converted.
+
+    Args:
+        where: the file, for messages.
+        dtype: of all floating point weights; float32 when None.
+
+    Raises:
+        UserError: missing or unexpected tensors, or wrong shapes.
+    """
+    module = skeleton(weights.kind, weights.config)
+    compare(shapes(weights.tensors), shapes(module.state_dict()), where)
+    module.load_state_dict(weights.tensors, assign=True)
+    return module.to(device, dtype or torch.float32).eval()
+
+
+def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name to shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def compare(found: Shapes, expected: Shapes, where: str) -> None:
+    """Raise UserError with the first few differences by name, unless `found` are exactly `expected`."""
+    missing = [f"missing {name}" for name in expected if name not in found]
+    unexpected = [f"unexpected {name}" for name in found if name not in expected]
+    wrong = [
+        f"{name} has shape {found[name]} instead of {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    problems = missing + unexpected + wrong
+    if not problems:
+        return
+    shown = "\n".join(f"  {p}" for p in problems[:_SHOWN])
+    more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    count = "1 tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
+    raise UserError(f"{where}: {count} not fit the configuration:\n{shown}{more}", "fetch or write the file again")

@@ -1,0 +1,47 @@
+"""Hashes that say what fits: a token cache fits every tokenizer with the same encoder hash.
+
+Specification: SHA-256 over a line of JSON with the settings below, then for every tensor in the order of its name a
+line "name dtype shape" and its bytes (little-endian, contiguous). Names and settings are ours, so a file in the
+official layout has the hash of what it is converted to.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from titokctl.models.titok.tokenizer import TiTok
+
+# All that decides an id besides the values and shapes of these tensors.
+_ENCODER_PARTS = ("encoder.", "latent_tokens", "quantizer.")
+
+
+def encoder_sha256(tokenizer: TiTok) -> str:
+    """Hash of what decides the ids: encoder, latent tokens, codebook, and the settings no shape shows."""
+    config = tokenizer.config
+    settings = {
+        "num_heads": config.encoder.num_heads,
+        "quantizer": config.quantizer,
+        "normalize_codes": config.normalize_codes,
+        "shuffled_bottleneck": config.shuffled_bottleneck,
+    }
+    return _digest(tokenizer.state_dict(), settings, lambda name: name.startswith(_ENCODER_PARTS))
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of all of a tokenizer or generator: its config and every tensor."""
+    config: Any = module.config
+    return _digest(module.state_dict(), config.model_dump(mode="json"), lambda name: True)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], wanted: Callable[[str], bool]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + b"\n")
+    for name in sorted(filter(wanted, tensors)):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As plain bytes, since NumPy has no bfloat16.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,55 @@
+"""The public way to a ready network: from a run folder, a file, an official folder, or a known name."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from titokctl.errors import UserError
+from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.vqgan.vqgan import MaskGitVqgan
+from titokctl.weights.build import build
+from titokctl.weights.read import locate, read
+
+_WORDS = {"tokenizer": "a tokenizer", "generator": "a generator", "proxy": "a proxy tokenizer (MaskGIT-VQGAN)"}
+
+
+def load_tokenizer(
+    path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> TiTok:
+    """A ready TiTok in eval mode.
+
+    Args:
+        path_or_name: a run folder, a .safetensors file of ours, an official folder or file, or a known name such as
+            "titok-l-32" (`titokctl weights ls` lists them).
+        device: where to put it.
+        dtype: of its weights; float32 when None.
+
+    Raises:
+        UserError: nothing there, a damaged file, or another kind of network.
+    """
+    return cast(TiTok, _load(path_or_name, "tokenizer", device, dtype))
+
+
+def load_generator(
+    path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> MaskGit:
+    """A ready MaskGit generator in eval mode; arguments and errors as in `load_tokenizer`."""
+    return cast(MaskGit, _load(path_or_name, "generator", device, dtype))
+
+
+def load_proxy(
+    path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> MaskGitVqgan:
+    """A ready MaskGIT-VQGAN in eval mode; arguments and errors as in `load_tokenizer`."""
+    return cast(MaskGitVqgan, _load(path_or_name, "proxy", device, dtype))
+
+
+def _load(path_or_name: str | Path, kind: str, device: torch.device | str, dtype: torch.dtype | None) -> nn.Module:
+    path = locate(path_or_name)
+    weights = read(path)
+    if weights.kind != kind:
+        raise UserError(f"{path} holds {_WORDS[weights.kind]} where {_WORDS[kind]} is expected")
+    return build(weights, str(path), device, dtype)

@@ -1,0 +1,73 @@
+"""Weights as values: what kind of network, its configuration, its tensors; to and from our own files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from titokctl.config.base import Config
+from titokctl.config.models import GeneratorConfig, TokenizerConfig, VqganConfig
+from titokctl.errors import UserError
+from titokctl.formats import weights_file
+from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.vqgan.vqgan import MaskGitVqgan
+
+CONFIGS: dict[str, type[Config]] = {"tokenizer": TokenizerConfig, "generator": GeneratorConfig, "proxy": VqganConfig}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One network on paper: `kind` is "tokenizer", "generator" or "proxy"; `tensors` go by our names.
+
+    `extra` are further metadata strings of its file, such as "inputs" (JSON) and "source_sha256".
+    """
+
+    kind: str
+    config: Config
+    tensors: Mapping[str, torch.Tensor]
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_tokenizer(path: Path, tokenizer: TiTok, extra: Mapping[str, str] | None = None) -> None:
+    """Write `tokenizer` as a weights file, atomically; `extra` are further metadata strings."""
+    save(path, Weights("tokenizer", tokenizer.config, _tensors(tokenizer), extra or {}))
+
+
+def save_generator(path: Path, generator: MaskGit, extra: Mapping[str, str] | None = None) -> None:
+    """Write `generator` as a weights file, atomically; `extra` are further metadata strings."""
+    save(path, Weights("generator", generator.config, _tensors(generator), extra or {}))
+
+
+def save_proxy(path: Path, vqgan: MaskGitVqgan, extra: Mapping[str, str] | None = None) -> None:
+    """Write a proxy tokenizer as a weights file, atomically; `extra` are further metadata strings."""
+    save(path, Weights("proxy", vqgan.config, _tensors(vqgan), extra or {}))
+
+
+def save(path: Path, weights: Weights) -> None:
+    """Write `weights` as a weights file, atomically. Raises UserError when the disk is full."""
+    weights_file.write(path, weights.kind, weights.config.model_dump_json(), weights.tensors, weights.extra)
+
+
+def read_own(path: Path) -> Weights:
+    """Read a weights file of ours, memory-mapped. Raises UserError when it is damaged, edited, or too new."""
+    metadata = weights_file.read_metadata(path)
+    kind = metadata.get("kind", "")
+    if not weights_file.is_ours(metadata) or kind not in CONFIGS:
+        raise UserError(f"{path} is not a titokctl weights file", "convert it with `titokctl convert`")
+    try:
+        config = CONFIGS[kind].model_validate_json(metadata.get("config", ""))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "config"
+        raise UserError(f"{path} has an unusable {kind} configuration ({where}: {first['msg']})") from error
+    specified = {"format", "format_version", "kind", "config", "checksum"}
+    extra = {name: text for name, text in metadata.items() if name not in specified}
+    return Weights(kind, config, weights_file.read_tensors(path), extra)
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(module.state_dict())
