@@ -23,11 +23,12 @@ class AugmentationConfig(Config):
 
 
 class SingleStageLossConfig(Config):
-    """Weights of the single-stage losses (TA-TiTok style): pixels, and the quantizer's own."""
+    """Weights of the single-stage losses (TA-TiTok style): pixels, the quantizer's own (VQ), or KL (Gaussian)."""
 
     reconstruction: Literal["l2", "l1"] = "l2"
     reconstruction_weight: NonNegativeFloat = 1.0
     quantizer_weight: NonNegativeFloat = 1.0
+    kl_weight: NonNegativeFloat = 1e-6
 
 
 class CodebookConfig(Config):

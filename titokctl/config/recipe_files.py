@@ -162,9 +162,9 @@ def to_yaml(recipe: BaseModel) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
 
-def differences(old: BaseModel, new: BaseModel) -> list[str]:
-    """Fields in which two resolved recipes differ, "a.b: old -> new", sorted by field."""
-    a, b = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+def flat_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields in which two nested settings differ, "a.b: old -> new", sorted by field."""
+    a, b = _flat(old), _flat(new)
     names = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in names]
 

@@ -1,0 +1,62 @@
+"""`titokctl train-tokenizer`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from titokctl.cli import console
+from titokctl.cli.options import Json, Overrides, Overwrite, Quiet, RunsDir
+
+EXAMPLE = "Example: titokctl train-tokenizer shards/ --recipe tiny --val heldout/"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train-tokenizer", epilog=EXAMPLE)(train_tokenizer)
+
+
+def train_tokenizer(
+    data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="Images or shards: folders or files.")],
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="What to train.")] = "tiny",
+    overrides: Overrides = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option("--val", help="Held-out images or shards; repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and leave.")] = False,
+    overwrite: Overwrite = False,
+    runs_dir: RunsDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a tokenizer on images or WebDataset shards.
+
+    The run lives in <runs>/tokenizer; run the same command again to go on with a stopped one.
+    """
+    from titokctl.config import recipe_files
+
+    resolved = recipe_files.load(recipe, "tokenizer", overrides or ())
+    if dry_run:
+        print(recipe_files.to_yaml(resolved), end="")
+        return
+    from titokctl.distributed.stop import StopRequest
+    from titokctl.formats.run_folder import runs_root
+    from titokctl.jobs.train_tokenizer import train_tokenizer as job
+    from titokctl.models.device import best_device
+
+    with StopRequest() as stop:
+        result = job(
+            data,
+            resolved,
+            Path(recipe).stem,
+            runs_root(runs_dir),
+            validation=validation or (),
+            name=name,
+            overwrite=overwrite,
+            device=device or best_device(),
+            progress=console.progress(quiet),
+            stop=stop,
+        )
+    console.result(result, as_json, "trained tokenizer")

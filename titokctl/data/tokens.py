@@ -1,0 +1,90 @@
+"""Cached ids on their way to a generator.
+
+The ids of all views are put beside the model once (ImageNet: 82 MB a view) and batches are gathered there; a cache
+that does not fit is gathered from the memory map, batch by batch. Letters: N images, K latent tokens, B global batch.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from titokctl.data.order import batch_positions
+from titokctl.formats.token_cache import TokenCache
+
+_DEVICE_BUDGET_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """ids (B, K) int64 and labels (B,) int64 (-1: no label)."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+
+
+class TokenRows:
+    """Some rows of a cache, in some of its views.
+
+    Args:
+        cache: an open cache.
+        views: names of views; "plain" is /tokens. Each image is seen in one of them per epoch, drawn at random.
+        rows: (n,) int64 positions in the cache, or None for all.
+        device: where batches are wanted.
+    """
+
+    def __init__(
+        self, cache: TokenCache, views: tuple[str, ...], rows: np.ndarray | None, device: torch.device | str = "cpu"
+    ) -> None:
+        self._views = [cache.view(name) for name in views]
+        self._rows = rows
+        self.count = len(cache) if rows is None else len(rows)
+        self._device = torch.device(device)
+        self._resident: torch.Tensor | None = None
+        labels = np.asarray(cache.labels if rows is None else cache.labels[rows]).astype(np.int64)
+        self._labels = torch.from_numpy(labels).to(self._device)
+        if len(views) * self.count * self._views[0].shape[1] * self._views[0].itemsize <= _DEVICE_BUDGET_BYTES:
+            self._resident = self._load()
+
+    def batch(self, seed: int, step: int, size: int, view: torch.Tensor) -> TokenBatch:
+        """The global batch of `step`: a permutation of the images per epoch, keyed by `seed`.
+
+        Args:
+            view: (size,) int64, which view each row is taken from.
+        """
+        _, positions = batch_positions(seed, step, size, self.count)
+        return self.at(torch.from_numpy(positions), view)
+
+    def at(self, positions: torch.Tensor, view: torch.Tensor) -> TokenBatch:
+        """Rows at `positions` (B,) int64 among the chosen ones, each in the view numbered by `view` (B,)."""
+        labels = self._labels[positions.to(self._device)]
+        if self._resident is not None:
+            flat = view.to(self._device) * self.count + positions.to(self._device)
+            return TokenBatch(_as_int64(self._resident[flat]), labels)
+        rows = positions.numpy() if self._rows is None else self._rows[positions.numpy()]
+        gathered = np.stack([self._views[v][r] for v, r in zip(view.tolist(), rows, strict=True)])
+        return TokenBatch(_as_int64(_signed(gathered)).to(self._device), labels)
+
+    def _load(self) -> torch.Tensor:
+        """(views x n, K) on the device, signed of the cached width."""
+        chosen = [ids if self._rows is None else ids[self._rows] for ids in self._views]
+        return torch.cat([_signed(np.ascontiguousarray(ids)).to(self._device) for ids in chosen])
+
+
+def held_out(keys: np.ndarray, fraction: float) -> np.ndarray:
+    """(N,) bool: which images are kept from training, by a hash of their key, so that it survives re-caching."""
+    if fraction == 0:
+        return np.zeros(len(keys), bool)
+    hashes = np.fromiter((zlib.crc32(k) for k in keys), np.uint32, len(keys))
+    return hashes < fraction * 2**32
+
+
+def _signed(ids: np.ndarray) -> torch.Tensor:
+    """Unsigned ids as the signed type of the same width, which every torch kernel knows; bits unchanged."""
+    return torch.from_numpy(ids.view(np.int16 if ids.itemsize == 2 else np.int32))
+
+
+def _as_int64(ids: torch.Tensor) -> torch.Tensor:
+    """The ids' values again, as int64."""
+    return ids.long() & (0xFFFF if ids.dtype == torch.int16 else 0xFFFFFFFF)

@@ -1,0 +1,37 @@
+"""One writer per folder: an advisory lock that the operating system releases when its holder dies.
+
+Specification: `<folder>/.lock` is an empty file, locked with flock while a command works in the folder. The file stays
+behind; only the lock counts.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from titokctl.errors import UserError
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`. Raises UserError when another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another titokctl is at work in {folder}", "wait for it, or stop it, and run the same command again"
+        ) from error
+    except OSError:
+        # Some network file systems have no flock: working without a lock beats not working.
+        return

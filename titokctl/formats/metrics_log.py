@@ -1,0 +1,54 @@
+"""metrics.jsonl: one JSON object a line, each with `step`; the last lines of a killed run may be missing or cut.
+
+A resumed run first drops what lies beyond the step it goes on from, so that every step stands once.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from titokctl.formats.atomic import disk_errors, write_bytes
+
+
+class MetricsLog:
+    """Append-only records of a run.
+
+    Args:
+        path: the .jsonl file; its folder exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Add one record; numbers that are not finite become null, which JSON has and NaN is not."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def keep_until(self, step: int) -> None:
+        """Drop records with a step beyond `step`."""
+        if self.path.exists():
+            kept = [json.dumps(record) + "\n" for record in self.read() if record["step"] <= step]
+            write_bytes(self.path, "".join(kept).encode())
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole records in order; a cut last line is passed over."""
+        if not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return [r for r in records if isinstance(r, dict) and "step" in r]
+
+    def newest_values(self) -> dict[str, Any]:
+        """The newest value of every name."""
+        values: dict[str, Any] = {}
+        for record in self.read():
+            values |= record
+        return values

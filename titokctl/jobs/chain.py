@@ -1,0 +1,89 @@
+"""How commands find each other's products when none is named.
+
+Only the first link is looked up by age (the newest finished run that fits); every further one follows the hashes that
+were recorded when it was made. Each finding is said aloud through `say`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from titokctl.errors import UserError
+from titokctl.formats.run_folder import RunFolder, finished_runs, newest_run
+
+Say = Callable[[str], None]
+DEFAULT_TOKENIZER = "titok-l-32"
+
+
+def pick_tokenizer(given: str | None, root: Path, say: Say) -> str:
+    """What to hand to load_tokenizer: `given`, else the newest trained one under `root`, else titok-l-32.
+
+    Raises UserError when there is none of them, with how to train or get one.
+    """
+    if given is not None:
+        return given
+    run = newest_run(root, "tokenizer")
+    if run is not None:
+        say(f"tokenizer: {run.path} (the newest in {root}/tokenizer)")
+        return str(run.path)
+    from titokctl.weights.known import is_here
+
+    if is_here(DEFAULT_TOKENIZER):
+        say(f"tokenizer: {DEFAULT_TOKENIZER} (none was trained in {root})")
+        return DEFAULT_TOKENIZER
+    raise UserError(
+        f"no tokenizer was named, none was trained in {root}, and {DEFAULT_TOKENIZER} is not on this machine",
+        "train one (`titokctl train-tokenizer DATA --recipe tiny`), name one with --tokenizer, or run "
+        f"`titokctl weights ls` to see where {DEFAULT_TOKENIZER} comes from",
+    )
+
+
+def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, root: Path, say: Say) -> str:
+    """The tokenizer that decodes ids of the encoder with `encoder_sha256`: `given`, or one under `root`.
+
+    The one with exactly `weights_sha256` is preferred; another decoder of the same encoder fits too.
+    """
+    if given is not None:
+        return given
+    fitting = [run for run in finished_runs(root, "tokenizer") if run.hashes.get("encoder_sha256") == encoder_sha256]
+    exact = [run for run in fitting if run.hashes.get("weights_sha256") == weights_sha256]
+    if not exact and len({run.hashes.get("weights_sha256") for run in fitting}) > 1:
+        raise UserError(
+            f"several tokenizers fit these ids equally well: {', '.join(str(run.path) for run in fitting)}",
+            "name the one you mean with --tokenizer",
+        )
+    if exact or fitting:
+        chosen = (exact or fitting)[0]
+        say(f"tokenizer: {chosen.path} (recorded by its hash)")
+        return str(chosen.path)
+    from titokctl.weights.known import name_with_encoder
+
+    known = name_with_encoder(encoder_sha256)
+    if known is not None:
+        say(f"tokenizer: {known} (recorded by its hash)")
+        return known
+    raise UserError(
+        f"the tokenizer that made these ids (encoder {encoder_sha256[:12]}) is not in {root}",
+        "name its weights with --tokenizer",
+    )
+
+
+def pick_generator(given: str | None, root: Path, say: Say) -> str:
+    """What to hand to load_generator: `given`, else the newest trained one under `root`."""
+    if given is not None:
+        return given
+    return str(_newest(root, "generator", "train one with `titokctl train-gen tokens.h5`", say).path)
+
+
+def pick_samples(given: str | None, root: Path, say: Say) -> Path:
+    """The samples to judge: `given`, else the newest sample set under `root`."""
+    if given is not None:
+        return Path(given)
+    return _newest(root, "samples", "draw some with `titokctl sample --cfg 4.0 -n 50000`", say).path
+
+
+def _newest(root: Path, kind: str, hint: str, say: Say) -> RunFolder:
+    run = newest_run(root, kind)
+    if run is None:
+        raise UserError(f"no {kind} was named, and there is no finished one in {root}", hint)
+    say(f"{kind}: {run.path} (the newest in {root}/{kind})")
+    return run

@@ -1,0 +1,171 @@
+"""`titokctl train-tokenizer`: images -> a tokenizer in the runs folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.config.recipe import TokenizerRecipe
+from titokctl.data.images import to_bytes, to_float
+from titokctl.data.order import batch_positions
+from titokctl.data.pipeline import TrainingImages
+from titokctl.data.prefetch import Prefetch
+from titokctl.data.sources import open_source
+from titokctl.data.sources.base import Source
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UserError
+from titokctl.evaluation.reconstruction import ReconstructionMeter
+from titokctl.formats.metrics_log import MetricsLog
+from titokctl.formats.picture import grid, save_png
+from titokctl.formats.run_folder import RunFolder
+from titokctl.jobs.run_setup import training_run
+from titokctl.models.initialization import initialize
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.progress import Progress
+from titokctl.training.loop import Loop
+from titokctl.training.randomness import key
+from titokctl.training.single_stage import SingleStage
+from titokctl.weights.hashes import encoder_sha256, weights_sha256
+from titokctl.weights.store import save_tokenizer
+
+WEIGHTS = "weights.safetensors"
+_PICTURED = 8
+_VALIDATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """What a finished run is: its folder, its weights, and the last numbers of its log."""
+
+    run: Path
+    weights: Path
+    encoder_sha256: str
+    weights_sha256: str
+    metrics: dict[str, Any]
+
+
+def train_tokenizer(
+    data: Sequence[Path],
+    recipe: TokenizerRecipe,
+    recipe_name: str,
+    runs: Path,
+    *,
+    validation: Sequence[Path] = (),
+    name: str | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+    progress: Progress,
+    stop: StopRequest,
+) -> TrainedTokenizer:
+    """Train a tokenizer, or go on with the run that the same arguments started, or return it when it is finished.
+
+    Args:
+        data: a folder of images or shards, or several shards.
+        recipe: the resolved recipe; recipe_name: what to call the run after.
+        runs: the runs folder.
+        validation: held-out images in the same forms.
+        name: the run's folder name; by default made from the recipe and the data.
+        overwrite: start over.
+
+    Raises: UserError for data that can't be read or are too few; Stopped after a signal, with everything saved.
+    """
+    source = open_source(data)
+    held_out = open_source(validation) if validation else None
+    if len(source) < 1:
+        raise UserError(f"no images in {data[0]}", "name a folder of images or of WebDataset shards")
+    inputs = {"data": source.description, "validation": held_out.description if held_out else None}
+    identity = "/".join(s.description["fingerprint"] for s in (source, held_out) if s)
+    with training_run(runs, "tokenizer", recipe_name, recipe, inputs, identity, name, overwrite) as run:
+        if run.is_finished:
+            progress.say(f"{run.path} is finished already; --overwrite trains it again")
+        else:
+            progress.say(f"run: {run.path}")
+            _train(run, recipe, source, held_out, device, progress, stop)
+        return _result(run)
+
+
+class StepImages:
+    """The global batch of every step as floats: a permutation of the images per epoch, keyed by the seed."""
+
+    def __init__(self, source: Source, recipe: TokenizerRecipe) -> None:
+        self._seed, self._size = recipe.training.seed, recipe.training.global_batch_size
+        augmentation = recipe.augmentation
+        self._images = TrainingImages(
+            source, recipe.model.image_size, crop=augmentation.crop, flip=augmentation.flip, seed=self._seed
+        )
+        self._prefetch = Prefetch(self._make)
+
+    def batch(self, step: int) -> torch.Tensor:
+        """(B, 3, S, S) float32 in [0, 1]."""
+        return self._prefetch.get(step)
+
+    def _make(self, step: int) -> torch.Tensor:
+        epochs, positions = batch_positions(self._seed, step, self._size, len(self._images))
+        return to_float(self._images.batch(epochs, positions))
+
+
+class Validation:
+    """Held-out numbers and a picture: the same images every time, each exactly once.
+
+    Args:
+        source: the held-out images.
+        size: edge in pixels.
+        folder: where pictures go, reconstructions-<step>.png.
+    """
+
+    def __init__(self, source: Source, size: int, folder: Path) -> None:
+        self._images = TrainingImages(source, size, crop="center", flip=False, seed=0)
+        self._preprocessing = PreprocessingConfig(size=size)
+        self._folder = folder
+
+    def __call__(self, tokenizer: TiTok, step: int) -> dict[str, float]:
+        """PSNR in dB (pooled), SSIM, and the share of codes in use."""
+        meter = ReconstructionMeter(tokenizer.config.codebook_size)
+        pictured: list[torch.Tensor] = []
+        for first in range(0, len(self._images), _VALIDATION_BATCH):
+            positions = range(first, min(first + _VALIDATION_BATCH, len(self._images)))
+            pixels = self._images.batch([0] * len(positions), list(positions))
+            ids, made = _reconstruct(tokenizer, pixels)
+            meter.add(pixels, made, ids)
+            if first == 0:
+                pictured = [pixels[:_PICTURED], made[:_PICTURED]]
+        both = torch.cat(pictured).numpy()
+        save_png(self._folder / f"reconstructions-{step:08d}.png", grid(both, columns=len(pictured[0])))
+        return {f"val_{k}": v for k, v in meter.summary().items()}
+
+
+@torch.inference_mode()
+def _reconstruct(tokenizer: TiTok, pixels: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """ids (B, K), None for Gaussian tokenizers, and decoded pixels (B, S, S, 3) uint8 of uint8 `pixels`."""
+    device = tokenizer.latent_tokens.device
+    tokens = tokenizer.tokenize(to_float(pixels).to(device))
+    made = to_bytes(tokenizer.detokenize(tokens)).cpu()
+    return (tokens.cpu() if tokenizer.config.is_discrete else None), made
+
+
+def _train(
+    run: RunFolder,
+    recipe: TokenizerRecipe,
+    source: Source,
+    held_out: Source | None,
+    device: str,
+    progress: Progress,
+    stop: StopRequest,
+) -> None:
+    torch.manual_seed(key(recipe.training.seed, "initialization"))
+    tokenizer = TiTok(recipe.model)
+    initialize(tokenizer)
+    validate = Validation(held_out, recipe.model.image_size, run.path) if held_out else None
+    task = SingleStage(tokenizer.to(device).train(), recipe, StepImages(source, recipe), validate)
+    Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop).run()
+    trained = task.averaged().cpu()
+    save_tokenizer(run.path / WEIGHTS, trained)
+    run.finish(WEIGHTS, {"encoder_sha256": encoder_sha256(trained), "weights_sha256": weights_sha256(trained)})
+
+
+def _result(run: RunFolder) -> TrainedTokenizer:
+    metrics = MetricsLog(run.path / "metrics.jsonl").newest_values()
+    return TrainedTokenizer(run.path, run.product_path, **run.hashes, metrics=metrics)

@@ -1,0 +1,151 @@
+"""Single-stage training of a tokenizer: pixels from the first step (TA-TiTok, arXiv 2501.07730, without text).
+
+Letters: B batch, K latent tokens, C token size, S image size.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+
+from titokctl.config.recipe import SingleStageLossConfig, TokenizerRecipe
+from titokctl.models.precision import precision
+from titokctl.models.titok.quantizers import QuantizerOutput
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.training.codebook import kmeans, reseed
+from titokctl.training.learner import Learner, part
+from titokctl.training.loop import Metrics
+from titokctl.training.randomness import generator
+
+_KMEANS_ITERATIONS = 10
+_LATENTS_PER_CODE = 16
+
+
+class ImageBatches(Protocol):
+    """Where training images come from."""
+
+    def batch(self, step: int) -> torch.Tensor:
+        """(B, 3, S, S) float32 in [0, 1]: the global batch of `step`, the same whenever it is asked for."""
+
+
+class SingleStage:
+    """The task of `stage: single`.
+
+    Args:
+        tokenizer: freshly initialised, in training mode, on its device.
+        recipe: the resolved recipe.
+        images: the training images.
+        validate: held-out numbers of an averaged tokenizer after some steps, or None.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TiTok,
+        recipe: TokenizerRecipe,
+        images: ImageBatches,
+        validate: Callable[[TiTok, int], dict[str, float]] | None,
+    ) -> None:
+        self.tokenizer, self.recipe, self.images, self.validate = tokenizer, recipe, images, validate
+        training = recipe.training
+        self.learner = Learner(tokenizer, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay)
+        codes = recipe.model.codebook_size
+        self.usage = torch.zeros(codes) if codes is not None and recipe.codebook.reseed_decay is not None else None
+
+    def prepare(self, step: int) -> None:
+        """Fetch the images of `step`."""
+        self._images = self.images.batch(step).to(self._device)
+
+    def step(self, step: int) -> Metrics:
+        """One optimizer step over the global batch, in micro batches."""
+        if self.recipe.codebook.continuous_steps == step > 0:
+            self._seed_codebook(step)
+        outputs = [self._micro_step(m, step) for m in self._images.split(self._micro_batch)]
+        metrics = self.learner.update(step)
+        if self._quantizes(step) and self.usage is not None:
+            self._reseed(torch.cat([o["latents"] for o in outputs]), torch.cat([o["ids"] for o in outputs]))
+        mse = torch.stack([o["mse"] for o in outputs]).mean()
+        loss = torch.stack([o["loss"] for o in outputs]).sum()
+        return {"loss": loss, "psnr": -10 * torch.log10(mse), **metrics}
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Held-out numbers with the averaged weights."""
+        if self.validate is None:
+            return {}
+        return self.validate(self.averaged(), step)
+
+    def averaged(self) -> TiTok:
+        """A copy of the tokenizer with the averaged weights, in evaluation mode."""
+        return self.learner.averaged_module()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything a checkpoint needs."""
+        own = {"usage": self.usage} if self.usage is not None else {}
+        return {f"tokenizer.{k}": v for k, v in self.learner.tensors().items()} | own
+
+    def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
+        """Go on from a checkpoint."""
+        self.learner.load(part(tensors, "tokenizer."), step)
+        if self.usage is not None:
+            self.usage.copy_(tensors["usage"])
+
+    @property
+    def _device(self) -> torch.device:
+        return self.tokenizer.latent_tokens.device
+
+    @property
+    def _micro_batch(self) -> int:
+        return self.recipe.training.micro_batch_size or self.recipe.training.global_batch_size
+
+    def _quantizes(self, step: int) -> bool:
+        return step >= self.recipe.codebook.continuous_steps
+
+    def _micro_step(self, images: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        share = len(images) / self.recipe.training.global_batch_size
+        with precision(self.recipe.training.precision, self._device):
+            latents = self.tokenizer.encode(images)  # (b, K, C)
+            quantized = self.tokenizer.quantizer(latents) if self._quantizes(step) else None
+            vectors = quantized.vectors if quantized else self._on_sphere(latents)
+            reconstruction = self.tokenizer.decode(vectors)  # (b, 3, S, S)
+        losses = _losses(self.recipe.loss, reconstruction.float(), images, quantized)
+        (losses["loss"] * share).backward()
+        found = {"loss": losses["loss"].detach() * share, "mse": losses["mse"].detach()}
+        if quantized is not None:
+            found |= {"latents": latents.detach().float().flatten(0, 1), "ids": quantized.ids.flatten()}
+        return found
+
+    def _reseed(self, latents: torch.Tensor, ids: torch.Tensor) -> None:
+        quantizer, decay = self.tokenizer.quantizer, self.recipe.codebook.reseed_decay
+        reseed(quantizer.codebook.data, self.usage, latents, ids, decay, self.recipe.model.normalize_codes)
+
+    @torch.no_grad()
+    def _seed_codebook(self, step: int) -> None:
+        """k-means over the latents of the next batches gives the first codes."""
+        codes = self.tokenizer.quantizer.codebook
+        batches = -(-len(codes) * _LATENTS_PER_CODE // (len(self._images) * self.recipe.model.num_latent_tokens))
+        found = [self._latents(self.images.batch(step + i)) for i in range(batches)]
+        draws = generator(self.recipe.training.seed, "k-means", step)
+        codes.data.copy_(kmeans(torch.cat(found), len(codes), _KMEANS_ITERATIONS, draws))
+        if self.learner.ema is not None:
+            self.learner.ema.shadow["quantizer.codebook"].copy_(codes)
+
+    def _latents(self, images: torch.Tensor) -> torch.Tensor:
+        pieces: Sequence[torch.Tensor] = images.to(self._device).split(self._micro_batch)
+        with precision(self.recipe.training.precision, self._device):
+            latents = torch.cat([self.tokenizer.encode(piece).float() for piece in pieces])
+        return self._on_sphere(latents).flatten(0, 1)
+
+    def _on_sphere(self, latents: torch.Tensor) -> torch.Tensor:
+        return F.normalize(latents.float(), dim=-1) if self.recipe.model.normalize_codes else latents
+
+
+def _losses(
+    config: SingleStageLossConfig, reconstruction: torch.Tensor, images: torch.Tensor, quantized: QuantizerOutput | None
+) -> dict[str, torch.Tensor]:
+    mse = F.mse_loss(reconstruction, images)
+    pixels = mse if config.reconstruction == "l2" else F.l1_loss(reconstruction, images)
+    loss = config.reconstruction_weight * pixels
+    if quantized is not None:
+        loss = loss + config.quantizer_weight * (quantized.codebook_loss + quantized.commitment_loss)
+        loss = loss + config.kl_weight * quantized.kl
+    return {"loss": loss, "mse": mse}
