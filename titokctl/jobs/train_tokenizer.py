@@ -14,7 +14,7 @@ from titokctl.data.order import batch_positions
 from titokctl.data.pipeline import TrainingImages
 from titokctl.data.prefetch import Prefetch
 from titokctl.data.sources import open_source
-from titokctl.data.sources.base import Source
+from titokctl.data.sources.source import Source
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.evaluation.reconstruction import ReconstructionMeter
