@@ -1,0 +1,204 @@
+"""Everything that decides about pixels: decoding, colours, resizing, cropping, range and rounding.
+
+Image files are untrusted: their format is told by their first bytes, only JPEG, PNG and WebP decoders are ever called,
+and the declared size is checked before a pixel is decoded. What Pillow leaves to a version (16-bit grey, CMYK, alpha)
+is computed here.
+"""
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfig
+from titokctl.data.resize import resize
+
+if TYPE_CHECKING:
+    import torch
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_TURN = Image.Transpose
+_TURNS = {
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
+}  # fmt: skip
+
+
+class BadImage(Exception):
+    """An image file that gives no picture.
+
+    Args:
+        kind: a stable short word: empty, format, too-large, truncated, unreadable, mode.
+        text: what was found, for a person.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadImage, (self.kind, self.text)
+
+
+def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, exif: bool = False) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB.
+
+    Alpha is composited on white, CMYK and palettes become RGB, grey is repeated, 16 bits keep their upper 8; of an
+    animation the first frame counts. `exif` applies the EXIF orientation.
+
+    Raises:
+        BadImage: the bytes are no whole JPEG, PNG or WebP, or declare more than `max_pixels` pixels.
+    """
+    try:
+        image = _open(data)
+        if image.width * image.height > max_pixels:
+            raise BadImage("too-large", f"{image.width} x {image.height} pixels, more than {max_pixels:,}")
+        image.load()
+        turned = _upright(image) if exif else image
+        return _to_rgb(turned)
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on broken files
+        text = " ".join(str(error).split()) or type(error).__name__
+        short = isinstance(error, EOFError) or "truncated" in text.lower()
+        raise BadImage("truncated" if short else "unreadable", text) from error
+
+
+def preprocess(data: bytes, config: PreprocessingConfig) -> np.ndarray:
+    """An image file as the (S, S, 3) uint8 square of `config`. Raises BadImage as `decode` does."""
+    pixels = decode(data, config.max_pixels, config.exif)
+    return adm_crop(pixels, config.size) if config.crop == "adm" else center_crop(pixels, config.size)
+
+
+def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) -> (S, S, 3) uint8: shorter edge to `size` by bicubic with antialias, middle of the longer one.
+
+    Sizes and offsets are those of the usual ImageNet transform: longer edge int(S l / s), offset
+    int(round((l - S) / 2)) with Python's rounding to even.
+    """
+    height, width = scaled_size(pixels.shape[0], pixels.shape[1], size)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return resize(pixels, (height, width), (top, left, size, size))
+
+
+def shorter_edge_to(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) -> (h, w, 3) uint8 with min(h, w) = `size`: what `center_crop` cuts from, uncut."""
+    return resize(pixels, scaled_size(pixels.shape[0], pixels.shape[1], size))
+
+
+def window_crop(pixels: np.ndarray, size: int, u: float) -> np.ndarray:
+    """Like `center_crop`, but the window lies at the fraction `u` in [0, 1) of its free places along the longer edge."""
+    height, width = scaled_size(pixels.shape[0], pixels.shape[1], size)
+    top, left = int(u * (height - size + 1)), int(u * (width - size + 1))
+    return resize(pixels, (height, width), (top, left, size, size))
+
+
+def adm_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) -> (S, S, 3) uint8: the crop of guided-diffusion (openai/guided-diffusion, image_datasets.py).
+
+    Halved by a box filter while the shorter edge is at least 2 S, bicubic to round(edge S / s), offset // 2.
+    """
+    while min(pixels.shape[:2]) >= 2 * size:
+        pixels = resize(pixels, (pixels.shape[0] // 2, pixels.shape[1] // 2), kind="box")
+    scale = size / min(pixels.shape[:2])
+    height, width = round(pixels.shape[0] * scale), round(pixels.shape[1] * scale)
+    return resize(pixels, (height, width), ((height - size) // 2, (width - size) // 2, size, size))
+
+
+def scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width after the shorter edge became `size`."""
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
+
+
+def halve(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> (H / 2, W / 2, 3) uint8: the mean of every 2 x 2 pixels, rounded half up. Edges must be even."""
+    if pixels.shape[0] % 2 or pixels.shape[1] % 2:
+        raise ValueError(f"only even edges can be halved, not {pixels.shape[0]} x {pixels.shape[1]}")
+    rows = pixels[0::2].astype(np.uint16) + pixels[1::2]
+    return ((rows[:, 0::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
+
+
+def encode_png(pixels: np.ndarray, compress_level: int = 6) -> bytes:
+    """(H, W, 3) uint8 as a PNG file."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=compress_level)
+    return out.getvalue()
+
+
+def to_float(pixels: "torch.Tensor") -> "torch.Tensor":
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1], contiguous, on the same device."""
+    import torch
+
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+        raise ValueError(f"expected (B, H, W, 3) uint8, got {tuple(pixels.shape)} {pixels.dtype}")
+    return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def to_bytes(images: "torch.Tensor") -> "torch.Tensor":
+    """(B, 3, H, W) float -> (B, H, W, 3) uint8, clipped to [0, 1] and rounded (truncating would darken by half a level)."""
+    import torch
+
+    if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected (B, 3, H, W) floating point, got {tuple(images.shape)} {images.dtype}")
+    scaled = images.detach().to(torch.float32).clamp(0, 1).mul(255).round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """The Pillow file of `data`, by its first bytes; nothing is decoded yet."""
+    # The classes themselves, not Image.open: no other plug-in is asked, and the only limit on pixels is ours.
+    source = io.BytesIO(data)
+    if data[:3] == b"\xff\xd8\xff":
+        return JpegImageFile(source)
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return PngImageFile(source)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImageFile(source)
+    if not data:
+        raise BadImage("empty", "the file is empty")
+    raise BadImage("format", f"no JPEG, PNG or WebP: it starts with {data[:8]!r}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """A loaded image of any mode as (H, W, 3) uint8."""
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return np.asarray(image)
+    if mode.startswith("I"):
+        return _repeat((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
+    if mode == "CMYK":
+        return _from_cmyk(np.asarray(image))
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _on_white(np.asarray(image.convert("RGBA")))
+    if mode in ("L", "1"):
+        return _repeat(np.asarray(image.convert("L")))
+    if mode in ("P", "RGBX", "YCbCr"):
+        return np.asarray(image.convert("RGB"))
+    raise BadImage("mode", f"pixels of mode {mode} are not known")
+
+
+def _repeat(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _from_cmyk(inks: np.ndarray) -> np.ndarray:
+    """(H, W, 4) uint8 -> RGB: light the black ink lets through, less what the colour takes of it, rounded."""
+    light = 255 - inks[:, :, 3:].astype(np.int32)
+    return (light - (inks[:, :, :3] * light + 127) // 255).astype(np.uint8)
+
+
+def _on_white(rgba: np.ndarray) -> np.ndarray:
+    alpha = rgba[:, :, 3:].astype(np.int32)
+    return ((rgba[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -1,0 +1,158 @@
+"""Pillow's bicubic and box resize, to the bit, with one fixed order of its two passes.
+
+Pillow (Resample.c) resizes in two passes with rounding to bytes between them, and its releases differ in which pass
+comes first: pixels of tall images then differ by many levels, and so would cached ids. Here the horizontal pass always
+comes first. Coefficients are Pillow's: double precision, divided by their sum, rounded to multiples of 2^-22; a pass
+rounds half up and clips to a byte. Sums are taken in float64, where such products (8 + 22 bits) add without any
+rounding, so that the result does not depend on the order of summation, the processor, or a matrix library.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+_PRECISION_BITS = 22
+_BLOCK = 8  # outputs of one small matrix product: more would multiply more zeros, fewer would be too small
+_MAX_COLUMNS = 1536  # columns per product, so that a block's inputs stay in the processor's second-level cache
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _box(x: np.ndarray) -> np.ndarray:
+    return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
+
+
+_FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {"bicubic": (_bicubic, 2.0), "box": (_box, 0.5)}
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Outputs `first` to `first + len(weights)` are weights (n, span) @ inputs[start : start + span]."""
+
+    first: int
+    start: int
+    weights: np.ndarray
+
+
+def resize(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    window: tuple[int, int, int, int] | None = None,
+    kind: str = "bicubic",
+) -> np.ndarray:
+    """`pixels` (H, W, C) uint8 scaled to `size` (h, w), or only the part `window` of that.
+
+    Args:
+        pixels: (H, W, C) uint8, any strides.
+        size: height and width of the whole result.
+        window: (top, left, height, width) within the whole result; rows and columns outside it are never computed.
+        kind: "bicubic" or "box"; both with antialias, as Pillow's.
+
+    Returns:
+        (height, width, C) uint8, contiguous.
+
+    Raises:
+        ValueError: a size below 1, or a window that leaves the result.
+    """
+    height, width = size
+    top, left, rows, columns = window or (0, 0, height, width)
+    if min(height, width, rows, columns) < 1 or top < 0 or left < 0 or top + rows > height or left + columns > width:
+        raise ValueError(f"the window {window} does not lie in a result of {size} (height, width)")
+    channels = pixels.shape[2]
+    used = slice(0, pixels.shape[0])
+    if height != pixels.shape[0]:
+        used = _rows_used(pixels.shape[0], height, top, rows, kind)
+        across = _across(pixels[used], width, left, columns, kind)
+        vertical = _blocks(pixels.shape[0], height, top, rows, kind)
+        flat = across.reshape(across.shape[0], columns * channels)
+        return _apply(flat, vertical, used.start, rows).reshape(rows, columns, channels)
+    return np.ascontiguousarray(_across(pixels[top : top + rows], width, left, columns, kind))
+
+
+def _across(pixels: np.ndarray, width: int, left: int, columns: int, kind: str) -> np.ndarray:
+    """The horizontal pass: (H, W, C) -> (H, columns, C) uint8, contiguous."""
+    height, source, channels = pixels.shape
+    if width == source:
+        return np.ascontiguousarray(pixels[:, left : left + columns])
+    blocks = _blocks(source, width, left, columns, kind)
+    first, end = _span(blocks)
+    # Columns become rows, so that one product serves all rows of the image and all channels.
+    turned = np.ascontiguousarray(pixels[:, first:end].transpose(1, 0, 2)).reshape(end - first, height * channels)
+    result = _apply(turned, blocks, first, columns).reshape(columns, height, channels)
+    return np.ascontiguousarray(result.transpose(1, 0, 2))
+
+
+def _apply(inputs: np.ndarray, blocks: tuple[_Block, ...], offset: int, count: int) -> np.ndarray:
+    """(n, M) uint8, the inputs from `offset` on, -> (count, M) uint8: one pass along the first axis."""
+    columns = inputs.shape[1]
+    result = np.empty((count, columns), np.uint8)
+    for c in range(0, columns, _MAX_COLUMNS):
+        part = inputs[:, c : c + _MAX_COLUMNS]
+        for block in blocks:
+            start, (n, span) = block.start - offset, block.weights.shape
+            sums = block.weights @ part[start : start + span].astype(np.float64)
+            sums += 0.5
+            np.clip(sums, 0.0, 255.5, out=sums)
+            # Casting drops the fraction: round half up, as the integer shift in Pillow does.
+            result[block.first : block.first + n, c : c + _MAX_COLUMNS] = sums
+    return result
+
+
+def _rows_used(source: int, target: int, first: int, count: int, kind: str) -> slice:
+    return slice(*_span(_blocks(source, target, first, count, kind)))
+
+
+def _span(blocks: tuple[_Block, ...]) -> tuple[int, int]:
+    return min(b.start for b in blocks), max(b.start + b.weights.shape[1] for b in blocks)
+
+
+@lru_cache(maxsize=512)
+def _blocks(source: int, target: int, first: int, count: int, kind: str) -> tuple[_Block, ...]:
+    """The weights of outputs `first` to `first + count` of a resize from `source` to `target`, in small matrices."""
+    starts, weights = coefficients(source, target, first, count, kind)
+    taps = weights.shape[1]
+    blocks = []
+    for i in range(0, count, _BLOCK):
+        s = starts[i : i + _BLOCK]
+        begin = int(s.min())
+        span = min(int(s.max()) + taps, source) - begin
+        matrix = np.zeros((len(s), span + taps))
+        for row, (start, w) in enumerate(zip(s, weights[i : i + _BLOCK], strict=True)):
+            matrix[row, start - begin : start - begin + taps] = w
+        # What was cut off are zeros: taps beyond the last input have no weight.
+        blocks.append(_Block(i, begin, np.ascontiguousarray(matrix[:, :span]) / (1 << _PRECISION_BITS)))
+    return tuple(blocks)
+
+
+def coefficients(source: int, target: int, first: int, count: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pillow's integer coefficients (`precompute_coeffs` and `normalize_coeffs_8bpc` of Resample.c).
+
+    Returns:
+        starts (count,) int64: the first input of each output; weights (count, taps) float64 holding whole numbers, in
+        units of 2^-22, zero where an output has fewer taps.
+    """
+    function, support = _FILTERS[kind]
+    scale = source / target
+    stretch = max(scale, 1.0)
+    support *= stretch
+    center = (np.arange(first, first + count) + 0.5) * scale
+    starts = np.maximum((center - support + 0.5).astype(np.int64), 0)
+    ends = np.minimum((center + support + 0.5).astype(np.int64), source)
+    taps = int((ends - starts).max())
+    at = np.arange(taps) + starts[:, None]
+    weights = function((at - center[:, None] + 0.5) * (1.0 / stretch))
+    weights[at >= ends[:, None]] = 0.0
+    # Added one after the other, as a loop does: another order would change the last bit of some sums.
+    total = np.zeros(count)
+    for column in weights.T:
+        total += column
+    weights /= np.where(total == 0.0, 1.0, total)[:, None]
+    whole = weights * (1 << _PRECISION_BITS)
+    return starts, np.trunc(np.where(whole < 0, whole - 0.5, whole + 0.5))

@@ -1,0 +1,121 @@
+"""Folders of image files: a folder per class, or one flat folder without labels.
+
+Class names are the names of the sub-folders that hold images, sorted; images may lie deeper within them. Hidden files
+and other kinds of files are passed over. Where a folder has `train/` and nothing of its own, `train/` is meant.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from titokctl.data.images import EXTENSIONS
+from titokctl.data.sources.source import Sample, Source, units_of
+from titokctl.errors import UserError
+
+KIND = "folder"
+
+
+@dataclass
+class FolderSource(Source):
+    """Image files below `root`; sample i is `names[i]` with `file_labels[i]`."""
+
+    root: Path = field(default_factory=Path)
+    names: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    file_labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+
+    def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
+        return [self._read(int(p)) for p in positions]
+
+    def labels(self) -> np.ndarray:
+        return self.file_labels.copy()
+
+    def _read(self, position: int) -> Sample:
+        if not 0 <= position < len(self.names):
+            raise IndexError(f"sample {position} of {len(self.names)}")
+        path = self.root / self.names[position]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}", "the folder changed while it was read") from error
+        return Sample(self.keys[position], int(self.file_labels[position]), data)
+
+
+def recognises(path: Path) -> bool:
+    """True for a folder that holds images, itself or in sub-folders."""
+    return path.is_dir() and (next(_images_below(path), None) is not None)
+
+
+def open_folder(path: Path) -> FolderSource:
+    """The images of a folder. Raises UserError when it holds none, or images both itself and in sub-folders."""
+    own = sorted(e.name for e in os.scandir(path) if is_image(e.name) and e.is_file())
+    classes = {name: sorted(_relative(_images_below(path / name), path)) for name in _folders(path)}
+    classes = {name: files for name, files in classes.items() if files}
+    if own and classes:
+        raise UserError(
+            f"{path} holds {len(own):,} images itself and others in {len(classes):,} folders",
+            "move the images into a class folder, or name the one you mean",
+        )
+    if not own and not classes:
+        raise UserError(f"no images in {path}", f"looked for .{', .'.join(EXTENSIONS)} in it and in its sub-folders")
+    names = own or [file for files in classes.values() for file in files]
+    counts = [len(files) for files in classes.values()]
+    labels = np.full(len(own), -1) if own else np.repeat(np.arange(len(counts)), counts)
+    description = {
+        "kind": KIND,
+        "paths": [str(path.resolve())],
+        "num_samples": len(names),
+        "fingerprint": fingerprint((name, (path / name).stat().st_size) for name in names),
+    }
+    return FolderSource(
+        class_names=list(classes),
+        description=description,
+        units=units_of([(path.name, len(names))]),
+        root=path,
+        names=names,
+        keys=_keys(names),
+        file_labels=labels.astype(np.int32),
+    )
+
+
+def is_image(name: str) -> bool:
+    """True for the name of an image file that is not hidden."""
+    return not name.startswith(".") and name.rpartition(".")[2].lower() in EXTENSIONS
+
+
+def fingerprint(names_and_sizes: Iterable[tuple[str, int]]) -> str:
+    """SHA-256, in hexadecimal, of names and sizes in their order."""
+    total = hashlib.sha256()
+    for name, size in names_and_sizes:
+        total.update(os.fsencode(name) + b"\0" + str(size).encode() + b"\n")
+    return total.hexdigest()
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith("."))
+
+
+def _images_below(path: Path) -> Iterable[str]:
+    for folder, below, files in os.walk(path):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (os.path.join(folder, name) for name in files if is_image(name))
+
+
+def _relative(paths: Iterable[str], root: Path) -> Iterable[str]:
+    start = len(os.path.join(root, ""))
+    return (path[start:].replace(os.sep, "/") for path in paths)
+
+
+def _keys(names: list[str]) -> list[str]:
+    """Names without their extension, as in shards; where two agree, the later one keeps it."""
+    keys, taken = [], set()
+    for name in names:
+        text = os.fsencode(name).decode("utf-8", "backslashreplace")
+        stem = text.rpartition(".")[0]
+        keys.append(text if stem in taken else stem)
+        taken.add(keys[-1])
+    return keys

@@ -1,0 +1,91 @@
+"""What every source of images offers, whatever it is made of.
+
+A source is a fixed sequence of samples. It is cut into units of at most 1,024 samples, the work a process claims at
+once; both orders never change while the files don't. A new kind of source is one module with a subclass of `Source`,
+named in `opening.py`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+UNIT_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image file. `key` names it for people and in caches; `label` is -1 when there is none."""
+
+    key: str
+    label: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Samples `first` to `first + count` of a source; `name` says where they lie."""
+
+    index: int
+    first: int
+    count: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A sample that a source can't give, known without decoding it: its key, a stable short kind, and the details."""
+
+    key: str
+    kind: str
+    text: str
+
+
+@dataclass
+class Source(ABC):
+    """A sequence of samples that can be read by unit and, where `can_seek`, by position.
+
+    `class_names` may be empty; `description` is JSON that says what the source was made of, with a `fingerprint` that
+    changes when names or sizes do; `problems` are samples left out before anything was decoded.
+    """
+
+    class_names: list[str]
+    description: dict[str, Any]
+    units: list[Unit]
+    problems: list[Problem] = field(default_factory=list)
+    can_seek: bool = True
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return self.units[-1].first + self.units[-1].count if self.units else 0
+
+    @abstractmethod
+    def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
+        """The samples at `positions`, in that order. Raises IndexError for a position that does not exist."""
+
+    @abstractmethod
+    def labels(self) -> np.ndarray:
+        """(len,) int32, -1 for none, without reading an image."""
+
+    def read(self, unit: Unit) -> Iterator[Sample]:
+        """The samples of one unit, in order."""
+        for position in range(unit.first, unit.first + unit.count):
+            yield self.sample(position)
+
+    def sample(self, position: int) -> Sample:
+        """The sample at `position`."""
+        return self.read_many([position])[0]
+
+
+def units_of(parts: Sequence[tuple[str, int]], size: int = UNIT_SIZE) -> list[Unit]:
+    """Units over parts (name, number of samples) that follow each other; no unit spans two parts."""
+    units: list[Unit] = []
+    begin = 0
+    for name, count in parts:
+        for first in range(0, count, size):
+            n = min(size, count - first)
+            units.append(Unit(len(units), begin + first, n, f"{name}[{first}:{first + n}]"))
+        begin += count
+    return units
