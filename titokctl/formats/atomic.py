@@ -74,6 +74,10 @@ def disk_errors(target: Path) -> Iterator[None]:
                 f"the disk is full: cannot write {target}",
                 "free some space and run the same command again; what was finished before is kept",
             ) from error
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"{target} grows larger than a file may be here", "raise `ulimit -f`, or write to another file system"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"no permission to write {target}", "choose another output with -o") from error
         raise

@@ -101,7 +101,7 @@ def rows(path: Path, found: h5py.Dataset) -> np.ndarray:
 
     The map is copy-on-write: pages are shared, the file never changes, and torch takes the array without a warning.
     """
-    if found.chunks is None and found.size:
+    if found.id.get_offset() is not None and found.size:
         return np.memmap(path, dtype=found.dtype, mode="c", offset=found.id.get_offset(), shape=found.shape)
     return np.asarray(found[...])
 
@@ -125,10 +125,12 @@ def _check_storage(found: h5py.Dataset, where: str) -> None:
 def _check_size(found: h5py.Dataset, where: str) -> None:
     declared = int(np.prod([int(n) for n in found.shape], dtype=object)) * found.dtype.itemsize
     stored, file_size = found.id.get_storage_size(), Path(found.file.filename).stat().st_size
-    if found.chunks is None:
+    layout = found.id.get_create_plist().get_layout()
+    if layout == h5py.h5d.CONTIGUOUS:
         offset = found.id.get_offset()
-        compact = found.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
-        fits = declared == 0 or (not compact and offset is not None and offset + declared <= file_size)
+        fits = declared == 0 or (offset is not None and offset + declared <= file_size)
+    elif layout == h5py.h5d.COMPACT:
+        fits = declared == stored
     else:
         fits = stored <= file_size and declared <= _MAX_RATIO * stored + _SMALL_BYTES
         fits = fits and int(np.prod(found.chunks, dtype=object)) * found.dtype.itemsize <= _MAX_CHUNK_BYTES

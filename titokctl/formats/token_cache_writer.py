@@ -7,6 +7,7 @@ The file appears under `path` when the block ends well and every row was written
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from titokctl.formats.atomic import atomic_path
 from titokctl.formats.token_cache import FORMAT, FORMAT_VERSION, ROWS_PER_CRC, CacheHeader
 
 _CHUNK_ROWS = 8192
+_CHUNK_BYTES = 1 << 19
 _PAGE = 4096
 
 
@@ -46,11 +48,13 @@ class TokenCacheWriter:
     def __enter__(self) -> "TokenCacheWriter":
         with contextlib.ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self._path))
+            _claim(temporary, self._bytes_at_most())  # see there why twice
             # Large datasets start on a page, so that every reader can map them.
             self._file = h5py.File(temporary, "w", alignment_threshold=_PAGE, alignment_interval=_PAGE)
-            stack.callback(self._file.close)
+            stack.callback(self._close, temporary)
             self._create()
-            self._reserve(temporary)
+            self._file.flush()
+            _claim(temporary, self._bytes_at_most())
             self._stack = stack.pop_all()
         return self
 
@@ -95,6 +99,19 @@ class TokenCacheWriter:
         self._write("keys", _as_bytes(keys, self._key_bytes))
         self._done += n
 
+    def _close(self, temporary: Path) -> None:
+        try:
+            self._file.flush()
+            size = self._file.id.get_filesize()
+        finally:
+            self._file.close()
+        os.truncate(temporary, size)
+
+    def _bytes_at_most(self) -> int:
+        header = self._header
+        row = (1 + len(header.views)) * header.num_latent_tokens * header.id_dtype.itemsize + 4 + self._key_bytes
+        return self._num_rows * row + 4 * _PAGE * (4 + len(header.views)) + (1 << 18)
+
     def _create(self) -> None:
         header, n = self._header, self._num_rows
         self._id_paths = ["tokens", *(f"views/{view}" for view in header.views)]
@@ -127,19 +144,9 @@ class TokenCacheWriter:
 
     def _text(self, name: str, rows: int, width: int) -> None:
         kind = h5py.string_dtype("utf-8", width)
-        chunks = (min(rows, _CHUNK_ROWS),)
+        # A chunk stays in the library's cache of 1 MiB until it is full, so that it is compressed once.
+        chunks = (min(rows, _CHUNK_ROWS, max(_CHUNK_BYTES // width, 1)),)
         self._file.create_dataset(name, (rows,), kind, chunks=chunks, compression="gzip", fletcher32=True)
-
-    def _reserve(self, temporary: Path) -> None:
-        """Claim the disk space now: a full disk is then an ordinary error here and not one deep in the library."""
-        self._file.flush()
-        descriptor = os.open(temporary, os.O_RDWR)
-        try:
-            end = max(d.id.get_offset() + d.nbytes for d in (self._file[name] for name in self._hashes) if not d.chunks)
-            with contextlib.suppress(AttributeError, NotImplementedError):
-                os.posix_fallocate(descriptor, 0, end)
-        finally:
-            os.close(descriptor)
 
     def _checked_ids(self, block: np.ndarray, n: int) -> np.ndarray:
         if block.shape != (n, self._header.num_latent_tokens) or block.dtype.kind not in "iu":
@@ -206,6 +213,23 @@ class _Running:
         return self._sha.hexdigest()
 
 
+def _claim(path: Path, size: int) -> None:
+    """Take `size` bytes of the disk for the file `path`, so that a full disk shows here as an ordinary error.
+
+    Deep in the HDF5 library it would end the process. The library empties the file when it creates it, hence once
+    before (is there room?) and once after (keep it); what was too much is cut off at the end.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # no such service here: go on without
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def contents_sha256(parts: Mapping[str, tuple[np.dtype, tuple[int, ...], str]]) -> str:
     """The checksum of contents: path -> (numpy type, shape, SHA-256 of the bytes), as the specification says."""
     total = hashlib.sha256()
@@ -215,8 +239,15 @@ def contents_sha256(parts: Mapping[str, tuple[np.dtype, tuple[int, ...], str]]) 
 
 
 def _as_bytes(keys: Sequence[str | bytes] | np.ndarray, width: int) -> np.ndarray:
-    encoded = [key.encode() if isinstance(key, str) else bytes(key) for key in keys]
-    for key in encoded:
-        if not 0 < len(key) <= width or b"\0" in key:
-            raise ValueError(f"a key must have 1 to {width} bytes and no zero byte, got {key!r}")
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
+    """Keys as (n,) fixed-length UTF-8 of `width` bytes. Raises ValueError for one that is empty or does not fit."""
+    if not isinstance(keys, np.ndarray) or keys.dtype.kind != "S":
+        encoded = [key.encode() if isinstance(key, str) else bytes(key) for key in keys]
+        keys = np.array(encoded, dtype=f"S{max([width, *map(len, encoded)])}")
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    else:
+        lengths = np.char.str_len(keys)
+    zeros = keys.itemsize - np.count_nonzero(keys.reshape(-1, 1).view(np.uint8), axis=1)
+    wrong = (lengths < 1) | (lengths > width) | (zeros != keys.itemsize - lengths)
+    if wrong.any():
+        raise ValueError(f"a key must have 1 to {width} bytes and no zero byte, got {keys[wrong][0]!r}")
+    return keys.astype(h5py.string_dtype("utf-8", width))

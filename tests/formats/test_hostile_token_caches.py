@@ -1,0 +1,180 @@
+"""Files that pretend to be token caches: each is refused with one sentence that names what is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from test_token_cache import write
+
+from titokctl.errors import UserError
+from titokctl.formats.token_cache import TokenCache
+
+SECRET = "secret.bin"
+
+
+def _replace(name: str, **settings: object) -> Callable[[h5py.File], None]:
+    def change(f: h5py.File) -> None:
+        old = f[name][:]
+        attributes = dict(f[name].attrs)
+        del f[name]
+        f.create_dataset(name, **({"data": old} | settings))
+        f[name].attrs.update(attributes)
+
+    return change
+
+
+def _link(name: str, link: object) -> Callable[[h5py.File], None]:
+    def change(f: h5py.File) -> None:
+        del f[name]
+        f[name] = link
+
+    return change
+
+
+def _attribute(name: str, value: object) -> Callable[[h5py.File], None]:
+    def change(f: h5py.File) -> None:
+        del f.attrs[name]
+        if value is not None:
+            f.attrs[name] = value
+
+    return change
+
+
+def _without(name: str) -> Callable[[h5py.File], None]:
+    return lambda f: f.__delitem__(name)
+
+
+def _virtual(f: h5py.File) -> None:
+    layout = h5py.VirtualLayout((10, 4), "<u2")
+    layout[...] = h5py.VirtualSource("elsewhere.h5", "tokens", (10, 4))
+    del f["tokens"]
+    f.create_virtual_dataset("tokens", layout)
+
+
+def _values(name: str, where: object, value: int) -> Callable[[h5py.File], None]:
+    return lambda f: f[name].__setitem__(where, value)
+
+
+def _named_type(f: h5py.File) -> None:
+    del f["views/flip"]
+    f["views/flip"] = np.dtype("<u2")
+
+
+U2 = {"dtype": "<u2", "data": None}
+PLANTED = {
+    "soft link": (_link("tokens", h5py.SoftLink("/labels")), "soft link"),
+    "soft link among views": (_link("views/flip", h5py.SoftLink("/tokens")), "soft link"),
+    "dangling link nobody asked for": (lambda f: f.__setitem__("more", h5py.SoftLink("/no")), "soft link"),
+    "external link": (_link("labels", h5py.ExternalLink("other.h5", "/labels")), "external link"),
+    "external storage": (_replace("tokens", **U2, shape=(10, 4), external=[(SECRET, 0, 80)]), "another file"),
+    "virtual dataset": (_virtual, "virtual"),
+    "lzf filter": (_replace("tokens", compression="lzf"), "filter 32000"),
+    "64 TB contiguous": (_replace("tokens", **U2, shape=(1 << 43, 4)), "out of proportion"),
+    "64 TB chunked": (_replace("tokens", **U2, shape=(1 << 43, 4), chunks=(4096, 4), compression=9), "out of propor"),
+    "64 TB of keys": (_replace("keys", data=None, dtype="S64", shape=(1 << 40,), chunks=(64,)), "out of proportion"),
+    "huge chunks": (_replace("tokens", chunks=(1 << 25, 4), maxshape=(None, 4), compression=9), "out of proportion"),
+    "big-endian ids": (_replace("tokens", dtype=">u2"), "type >u2"),
+    "signed ids": (_replace("tokens", dtype="<i2"), "type <i2"),
+    "wide ids": (_replace("tokens", dtype="<u4"), "type <u4"),
+    "ids as objects": (_replace("tokens", data=None, shape=(10, 4), dtype=h5py.string_dtype()), "variable length"),
+    "three axes": (_replace("tokens", data=np.zeros((10, 4, 1), "<u2")), "shape"),
+    "another K": (_replace("tokens", data=np.zeros((10, 5), "<u2")), "shape"),
+    "no rows": (_replace("tokens", data=np.zeros((0, 4), "<u2")), "at least one row"),
+    "scalar": (_replace("tokens", data=np.uint16(3)), "shape"),
+    "nothing": (_replace("tokens", data=h5py.Empty("<u2")), "no shape"),
+    "an id that is V": (_values("tokens", (3, 1), 16), "row 3 .*id 16"),
+    "an id that is V in a view": (_values("views/flip", (9, 3), 999), "view 'flip'"),
+    "fewer labels": (_replace("labels", data=np.zeros(9, "<i4")), "labels"),
+    "float labels": (_replace("labels", dtype="<f4"), "labels"),
+    "a label below -1": (_values("labels", 2, -2), "from -2"),
+    "a label without a name": (_values("labels", 2, 2), "to 2"),
+    "fewer keys": (_replace("keys", data=np.zeros(9, "S4")), "keys"),
+    "keys as numbers": (_replace("keys", data=np.zeros(10, "<i4")), "keys"),
+    "class names not UTF-8": (_replace("class_names", data=np.array([b"a", b"\xff"])), "UTF-8"),
+    "a view of other length": (_replace("views/flip", data=np.zeros((9, 4), "<u2")), "9 rows"),
+    "a named type as a view": (_named_type, "not a dataset"),
+    "a group as tokens": (lambda f: (_without("tokens")(f), f.create_group("tokens")), "not a dataset"),
+    "a dataset as views": (lambda f: (_without("views")(f), f.__setitem__("views", [1])), "not a group"),
+    "no tokens": (_without("tokens"), "/tokens .*missing"),
+    "no labels": (_without("labels"), "missing"),
+    "no keys": (_without("keys"), "missing"),
+    "no checksums": (_without("checksums"), "missing"),
+    "never finished": (_attribute("complete", None), "never finished"),
+    "not complete": (_attribute("complete", 0), "never finished"),
+    "newer version": (_attribute("format_version", 2), "newer titokctl"),
+    "another format": (_attribute("format", "titokctl/statistics"), "titokctl/statistics"),
+    "another HDF5 file": (_attribute("format", None), "not a token cache"),
+    "no codebook size": (_attribute("codebook_size", None), "codebook_size .*missing"),
+    "codebook size 0": (_attribute("codebook_size", 0), "at least 1"),
+    "codebook size as text": (_attribute("codebook_size", "16"), "whole number"),
+    "codebook size as a list": (_attribute("codebook_size", [16, 16]), "whole number"),
+    "tokenizer not JSON": (_attribute("tokenizer", "{"), "not JSON"),
+    "tokenizer nested too deep": (_attribute("tokenizer", "[" * 60_000), "not JSON"),
+    "tokenizer no object": (_attribute("tokenizer", "[]"), "JSON object"),
+    "hash not UTF-8": (_attribute("encoder_sha256", np.bytes_(b"\xff\xfe")), "UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_files_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / SECRET).write_bytes(bytes(80))
+    change, message = PLANTED[name]
+    path = tmp_path / "tokens.h5"
+    write(path)
+    with h5py.File(path, "r+") as f:
+        change(f)
+    with pytest.raises(UserError, match=message) as caught:
+        TokenCache.open(path)
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_what_is_no_hdf5_file_at_all(tmp_path: Path) -> None:
+    write(tmp_path / "whole.h5")
+    whole = (tmp_path / "whole.h5").read_bytes()
+    (tmp_path / "text").write_text("not HDF5")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    with h5py.File(tmp_path / "block", "w", userblock_size=512):
+        pass
+    for name, message in {
+        "missing": "not found", "text": "not an HDF5 file", "empty": "empty", ".": "not a file",
+        "cut": "damaged or was never finished", "block": "user block",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            TokenCache.open(tmp_path / name)
+
+
+def test_compressed_caches_are_read_into_memory(tmp_path: Path) -> None:
+    ids = write(tmp_path / "tokens.h5", n=100)
+    with h5py.File(tmp_path / "tokens.h5", "r+") as f:
+        _replace("tokens", chunks=(16, 4), compression=4, shuffle=True, fletcher32=True)(f)
+    cache = TokenCache.open(tmp_path / "tokens.h5")
+    np.testing.assert_array_equal(cache.ids, ids)
+
+
+def test_ids_may_be_left_unchecked(tmp_path: Path) -> None:
+    write(tmp_path / "tokens.h5")
+    with h5py.File(tmp_path / "tokens.h5", "r+") as f:
+        f["tokens"][0, 0] = 99
+    cache = TokenCache.open(tmp_path / "tokens.h5", check_ids=False)
+    with pytest.raises(UserError, match="id 99"):
+        cache.check_ids()
+
+
+def test_flipped_bytes_are_refused_or_harmless(tmp_path: Path) -> None:
+    """Any one byte of the structure changed: a refusal or a cache of the right shape, never another exception."""
+    write(tmp_path / "tokens.h5")
+    whole = (tmp_path / "tokens.h5").read_bytes()
+    places = np.random.default_rng(5).choice(4096, 150, replace=False)
+    for place in places.tolist():
+        data = bytearray(whole)
+        data[place] ^= 0xFF
+        (tmp_path / "bent.h5").write_bytes(data)
+        try:
+            cache = TokenCache.open(tmp_path / "bent.h5")
+        except UserError:
+            continue
+        assert cache.ids.shape[1] == cache.num_latent_tokens

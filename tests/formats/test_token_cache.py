@@ -1,0 +1,209 @@
+"""The token cache as a file: what is in it, that it is whole or absent, and what the reader gives back."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from titokctl.errors import UserError
+from titokctl.formats.token_cache import CacheHeader, TokenCache
+from titokctl.formats.token_cache_writer import TokenCacheWriter, contents_sha256
+
+ARCHIVE = Path(__file__).parents[1] / "data" / "archives" / "token-cache-v1.h5"
+
+
+def header(**changes: object) -> CacheHeader:
+    fields: dict = {
+        "tokenizer": {"image_size": 64, "num_latent_tokens": 4},
+        "encoder_sha256": "e" * 64,
+        "weights_sha256": "d" * 64,
+        "codebook_size": 16,
+        "num_latent_tokens": 4,
+        "image_size": 64,
+        "preprocessing": {"size": 64, "crop": "center"},
+        "source": {"kind": "folder", "paths": ["/pictures"]},
+        "views": {"flip": {"size": 64, "crop": "center", "flip": True}},
+        "class_names": ("Ente", "Möwe"),
+    }
+    return CacheHeader(**(fields | changes))
+
+
+def ids_for(n: int, codes: int = 16, k: int = 4) -> np.ndarray:
+    return (np.arange(n * k, dtype=np.int64).reshape(n, k) * 7) % codes
+
+
+def write(path: Path, n: int = 10, block: int = 3, head: CacheHeader | None = None) -> np.ndarray:
+    head = head or header()
+    ids = ids_for(n, head.codebook_size)
+    keys = [f"bird/ö{i}.jpg" for i in range(n)]
+    with TokenCacheWriter(path, head, num_rows=n, key_bytes=16) as writer:
+        for first in range(0, n, block):
+            rows = slice(first, min(first + block, n))
+            views = dict.fromkeys(head.views, ids[rows, ::-1])
+            writer.append(ids[rows], np.arange(n)[rows] % 3 - 1, keys[rows], views)
+    return ids
+
+
+def test_file_is_as_specified_when_read_with_h5py_alone(tmp_path: Path) -> None:
+    ids = write(tmp_path / "tokens.h5")
+    with h5py.File(tmp_path / "tokens.h5") as f:
+        assert set(f) == {"tokens", "labels", "keys", "class_names", "views", "checksums"}
+        assert f["tokens"].dtype == np.dtype("<u2")
+        assert f["tokens"].chunks is None
+        np.testing.assert_array_equal(f["tokens"][:], ids)
+        np.testing.assert_array_equal(f["views/flip"][:], ids[:, ::-1])
+        assert f["labels"].dtype == np.dtype("<i4")
+        assert f["labels"][:4].tolist() == [-1, 0, 1, -1]
+        assert (f["keys"].compression, f["keys"].fletcher32) == ("gzip", True)
+        assert h5py.check_string_dtype(f["keys"].dtype) == h5py.h5t.string_info("utf-8", 16)
+        assert f["keys"][3].decode() == "bird/ö3.jpg"
+        assert [n.decode() for n in f["class_names"][:]] == ["Ente", "Möwe"]
+        assert json.loads(f["views/flip"].attrs["preprocessing"])["flip"] is True
+        expected = {
+            "format": "titokctl/token-cache", "format_version": 1, "encoder_sha256": "e" * 64,
+            "weights_sha256": "d" * 64, "codebook_size": 16, "num_latent_tokens": 4, "image_size": 64, "complete": 1,
+        }  # fmt: skip
+        assert {name: f.attrs[name] for name in expected} == expected
+        assert json.loads(f.attrs["tokenizer"]) == {"image_size": 64, "num_latent_tokens": 4}
+        assert json.loads(f.attrs["source"])["paths"] == ["/pictures"]
+        assert f.attrs["created_by"].startswith("titokctl ")
+
+
+def test_reader_maps_the_file_and_gives_back_what_was_written(tmp_path: Path) -> None:
+    ids = write(tmp_path / "tokens.h5")
+    cache = TokenCache.open(tmp_path / "tokens.h5")
+    assert isinstance(cache.ids, np.memmap)
+    assert isinstance(cache.view("flip"), np.memmap)
+    np.testing.assert_array_equal(cache.view("plain"), ids)
+    np.testing.assert_array_equal(cache.view("flip"), ids[:, ::-1])
+    assert (len(cache), cache.views, cache.class_names) == (10, ("plain", "flip"), ["Ente", "Möwe"])
+    assert cache.key(9) == "bird/ö9.jpg"
+    assert cache.attrs["encoder_sha256"] == cache.header.encoder_sha256 == "e" * 64
+    with pytest.raises(UserError, match="no view 'ten'"):
+        cache.view("ten")
+
+
+def test_bytes_do_not_depend_on_the_block_size(tmp_path: Path) -> None:
+    for block in (1, 4, 10):
+        write(tmp_path / f"{block}.h5", block=block)
+    assert len({(tmp_path / f"{block}.h5").read_bytes() for block in (1, 4, 10)}) == 1
+
+
+def test_checksums_follow_the_specification(tmp_path: Path) -> None:
+    import hashlib
+    import zlib
+
+    n = 70_000
+    write(tmp_path / "tokens.h5", n, block=999)
+    with h5py.File(tmp_path / "tokens.h5") as f:
+        ids = f["tokens"][:]
+        crcs = [zlib.crc32(ids[:65_536].tobytes()), zlib.crc32(ids[65_536:].tobytes())]
+        assert f["checksums/tokens"][:].tolist() == crcs
+        assert f["checksums/views/flip"].shape == (2,)
+        assert f["checksums"].attrs["rows_per_crc"] == 65_536
+        lines = []
+        for path in sorted(["tokens", "views/flip", "labels", "keys", "class_names"]):
+            data = f[path][:]
+            shape = ",".join(str(s) for s in data.shape)
+            lines.append(f"/{path} {data.dtype.str} {shape} {hashlib.sha256(data.tobytes()).hexdigest()}\n")
+        assert f["checksums"].attrs["sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_wide_codebooks_take_four_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "narrow.h5", head=header(codebook_size=65_536))
+    write(tmp_path / "wide.h5", head=header(codebook_size=65_537))
+    assert TokenCache.open(tmp_path / "narrow.h5").ids.dtype == np.dtype("<u2")
+    assert TokenCache.open(tmp_path / "wide.h5").ids.dtype == np.dtype("<u4")
+
+
+def test_without_views_names_or_labels(tmp_path: Path) -> None:
+    head = header(views={}, class_names=())
+    with TokenCacheWriter(tmp_path / "tokens.h5", head, num_rows=2, key_bytes=1) as writer:
+        writer.append(ids_for(2), np.full(2, -1), ["a", b"b"])
+    cache = TokenCache.open(tmp_path / "tokens.h5")
+    assert (cache.views, cache.class_names, cache.labels.tolist()) == (("plain",), [], [-1, -1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": ids_for(2) + 13}, "outside"),
+        ({"ids": ids_for(2) - 1}, "outside"),
+        ({"ids": ids_for(2)[:, :3]}, "shape"),
+        ({"ids": ids_for(2).astype(float)}, "integer"),
+        ({"keys": ["a"]}, "1 keys and 2 labels"),
+        ({"keys": ["a", "x" * 17]}, "1 to 16 bytes"),
+        ({"keys": ["a", ""]}, "1 to 16 bytes"),
+        ({"keys": ["a", "b\0c"]}, "zero byte"),
+        ({"keys": np.array([b"a", b"b\0c"])}, "zero byte"),
+        ({"keys": np.array([b"a", b"x" * 17])}, "1 to 16 bytes"),
+        ({"views": {}}, "views"),
+        ({}, "expected 3 rows, got 2"),
+    ],
+)
+def test_rows_that_do_not_fit_leave_nothing_behind(tmp_path: Path, change: dict, message: str) -> None:
+    good = {"ids": ids_for(2), "labels": np.zeros(2), "keys": ["a", "b"], "views": {"flip": ids_for(2)}}
+    with (
+        pytest.raises(ValueError, match=message),
+        TokenCacheWriter(tmp_path / "tokens.h5", header(), num_rows=3, key_bytes=16) as writer,
+    ):
+        writer.append(**(good | change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    write(tmp_path / "tokens.h5")
+    before = (tmp_path / "tokens.h5").read_bytes()
+
+    def interrupted() -> None:
+        with TokenCacheWriter(tmp_path / "tokens.h5", header(), num_rows=3, key_bytes=16) as writer:
+            writer.append(ids_for(2), np.zeros(2), ["a", "b"], {"flip": ids_for(2)})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "tokens.h5").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the system then refuses to go on writing."""
+    code = """
+import sys, numpy as np
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_token_cache import write
+from titokctl.errors import UserError
+try:
+    write(Path(sys.argv[1]), n=100_000, block=10_000)
+except UserError as error:
+    print(error)
+"""
+    limit = 300_000
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "tokens.h5"), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    sentence, hint = done.stdout.splitlines()
+    assert "tokens.h5 grows larger" in sentence
+    assert hint.startswith("hint: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_version_1_are_read_for_ever() -> None:
+    cache = TokenCache.open(ARCHIVE)
+    assert (len(cache), cache.views, cache.codebook_size, cache.num_latent_tokens) == (10, ("plain", "flip"), 16, 4)
+    np.testing.assert_array_equal(cache.ids, ids_for(10))
+    assert cache.key(3) == "bird/ö3.jpg"
+    assert cache.labels.tolist() == [-1, 0, 1, -1, 0, 1, -1, 0, 1, -1]
+    assert cache.class_names == ["Ente", "Möwe"]
+    assert cache.sha256 == "972854e742d01df7b7d9c417b7c8b37e13253dee5dd3d7a0fb06e7e3a8438d27"
+    assert contents_sha256({}) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

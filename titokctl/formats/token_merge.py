@@ -1,0 +1,84 @@
+"""From parts to one token cache, in the order of the source and in bounded memory."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from titokctl.errors import UserError
+from titokctl.formats.atomic import atomic_path
+from titokctl.formats.token_cache import CacheHeader
+from titokctl.formats.token_cache_writer import TokenCacheWriter
+from titokctl.formats.token_parts import PartsFolder, TokenPart
+
+_EXAMPLES = 5
+
+
+@dataclass
+class Tally:
+    """What the parts add up to; small enough to keep for any number of parts."""
+
+    units: int = 0
+    rows: int = 0
+    rejected: int = 0
+    key_bytes: int = 1
+    by_kind: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, part: TokenPart) -> None:
+        """Count one part."""
+        self.units += 1
+        self.rows += len(part)
+        self.rejected += len(part.rejected)
+        self.key_bytes = max(self.key_bytes, part.keys.dtype.itemsize)
+        for one in part.rejected:
+            self.by_kind[one["kind"]] = self.by_kind.get(one["kind"], 0) + 1
+            if len(self.examples) < _EXAMPLES:
+                self.examples.append(f"{one['key']}: {one['reason']}")
+
+    @property
+    def samples(self) -> int:
+        """Rows and rejected together: the samples of the source."""
+        return self.rows + self.rejected
+
+
+def merge(
+    folder: PartsFolder, header: CacheHeader, num_units: int, tally: Tally, advance: Callable[[int], None]
+) -> None:
+    """Write the output of `folder` from all its parts.
+
+    Args:
+        folder: holds a part for each of `num_units` units.
+        header: of the output; the number of rejected images is filled in.
+        tally: of exactly these parts.
+        advance: called with the number of rows written since.
+
+    Raises UserError when a part is missing or damaged; the output is then untouched.
+    """
+    header = replace(header, num_rejected=tally.rejected)
+    with TokenCacheWriter(folder.output, header, num_rows=tally.rows, key_bytes=tally.key_bytes) as writer:
+        for part in all_parts(folder, num_units):
+            writer.append(part.ids, part.labels, part.keys, part.views)
+            advance(len(part))
+
+
+def all_parts(folder: PartsFolder, num_units: int) -> Iterator[TokenPart]:
+    """Every part in the order of the source. Raises UserError when one is missing or damaged."""
+    for unit in range(num_units):
+        part = folder.read(unit)
+        if part is None:
+            raise UserError(f"the part of unit {unit} is missing from {folder.path}", "run the same command again")
+        yield part
+
+
+def write_rejected(target: Path, parts: Iterable[TokenPart]) -> None:
+    """One JSON line a rejected sample: key, unit, kind, reason. Without any, no file (an older one is removed)."""
+    with atomic_path(target) as temporary:
+        count = 0
+        with temporary.open("w", encoding="utf-8") as out:
+            for part in parts:
+                for one in part.rejected:
+                    out.write(json.dumps({"unit": part.name} | one, ensure_ascii=False) + "\n")
+                    count += 1
+    if not count:
+        target.unlink(missing_ok=True)

@@ -1,0 +1,215 @@
+"""Parts of a token cache: what is finished of a long job, one file per unit of its source.
+
+Specification: beside an output `tokens.h5` the folder `tokens.h5.parts/` holds `manifest.json` and, for every finished
+unit, `unit-<8 digits>.safetensors`. The manifest is JSON with format "titokctl/token-parts", format_version 1,
+num_units and `header`: the root attributes of the cache as they will be. A part is safetensors with the datasets of
+the cache under their paths ("tokens", "views/<name>", "labels") and "keys" as (n, width) uint8, padded with zero
+bytes; its metadata has format "titokctl/token-part", format_version "1", unit, first (position of the unit's first
+sample in the source), count (samples of the unit), name, rejected (a JSON list of {"key", "kind", "reason"}) and
+sha256 over all of the above. rows + rejected = count. Parts and manifest are written atomically, so what is there is
+whole; it is checked all the same before it is used. `lock` is held (flock) by the process that works in the folder.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from titokctl.errors import UserError
+from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json
+from titokctl.formats.token_cache import CacheHeader
+
+FORMAT = "titokctl/token-parts"
+PART_FORMAT = "titokctl/token-part"
+FORMAT_VERSION = 1
+_MAX_PART_BYTES = 1 << 30
+# Where the source lies and who wrote the header may change between runs; what the rows are made of may not.
+_MAY_CHANGE = {"created_by", "num_rejected", "source.paths"}
+
+
+@dataclass
+class TokenPart:
+    """The rows of one unit.
+
+    Args:
+        unit: number of the unit in the source.
+        first: position of its first sample in the source.
+        count: samples in the unit; rows + rejected.
+        name: what the unit is called in messages.
+        ids: (n, K) of the cache's id type.
+        labels: (n,) int32.
+        keys: (n,) UTF-8 bytes, numpy type S.
+        views: ids (n, K) of each further view.
+        rejected: {"key", "kind", "reason"} of each sample without a row.
+    """
+
+    unit: int
+    first: int
+    count: int
+    name: str
+    ids: np.ndarray
+    labels: np.ndarray
+    keys: np.ndarray
+    views: dict[str, np.ndarray] = field(default_factory=dict)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class PartsFolder:
+    """The folder of parts that belongs to one output."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.path = output.with_name(output.name + ".parts")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process at work here; ends with the process, however it ends."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UserError(f"another process is writing {self.output}", "wait for it, or choose another -o") from error
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def begin(self, header: CacheHeader, num_units: int) -> bool:
+        """Start, or go on with what an earlier run left. Call it with the lock held.
+
+        Returns True when going on. Raises UserError that lists the differences when the earlier run was another one.
+        """
+        manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "num_units": num_units}
+        manifest["header"] = json.loads(json.dumps(asdict(header)))
+        place = self.path / "manifest.json"
+        if not place.exists():
+            write_json(place, manifest)
+            return False
+        found = read_json(place)
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise UserError(f"{place} was not written by titokctl", "choose another -o")
+        changes = differences(found, manifest)
+        if changes:
+            raise UserError(
+                f"{self.output} was begun with other settings: {'; '.join(changes)}",
+                "repeat the earlier command to go on with it, or start afresh with --overwrite",
+            )
+        for left in ("manifest.json", "unit-*"):
+            remove_leftovers(self.path, left)
+        return True
+
+    def write(self, part: TokenPart) -> None:
+        """Write one part atomically."""
+        write_bytes(self._place(part.unit), _pack(part))
+
+    def read(self, unit: int) -> TokenPart | None:
+        """The part of `unit`, checked; None when it is not there. Raises UserError when it is damaged."""
+        place = self._place(unit)
+        try:
+            if place.stat().st_size > _MAX_PART_BYTES:
+                raise UserError(f"{place} is too large for a part of a token cache")
+            return _unpack(place, place.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"cannot read {place}: {error.strerror}") from error
+
+    def remove(self) -> None:
+        """Delete the folder and everything in it that is ours."""
+        if not self.path.exists():
+            return
+        for pattern in ("unit-*.safetensors", ".*.tmp-*", "manifest.json", "lock"):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def _place(self, unit: int) -> Path:
+        return self.path / f"unit-{unit:08d}.safetensors"
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two manifests, as "field was x, is y"; what may change is left out."""
+    old, new = _flat(before), _flat(now)
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    prefix = "header."
+    named = [(name, name.removeprefix(prefix)) for name in changed]
+    return [
+        f"{short} was {_short(old.get(name))}, is {_short(new.get(name))}"
+        for name, short in named
+        if short not in _MAY_CHANGE and not short.startswith("source.paths")
+    ]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {
+            k: v for name, item in value.items() for k, v in _flat(item, f"{path}.{name}" if path else name).items()
+        }
+    return {path: value}
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _pack(part: TokenPart) -> bytes:
+    n = len(part)
+    tensors = {"tokens": part.ids, "labels": part.labels.astype("<i4")}
+    tensors |= {f"views/{name}": ids for name, ids in part.views.items()}
+    tensors["keys"] = np.frombuffer(part.keys.tobytes(), np.uint8).reshape(n, part.keys.dtype.itemsize)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    about = {name: str(getattr(part, name)) for name in ("unit", "first", "count", "name")}
+    about |= {"format": PART_FORMAT, "format_version": str(FORMAT_VERSION)}
+    about["rejected"] = json.dumps(part.rejected, ensure_ascii=False)
+    return save(tensors, about | {"sha256": _digest(tensors, about)})
+
+
+def _unpack(place: Path, data: bytes) -> TokenPart:
+    try:
+        about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        tensors = load(data)
+        claimed = about.pop("sha256")
+        if about.get("format") != PART_FORMAT or claimed != _digest(tensors, about):
+            raise UserError(f"{place} is damaged: its checksum does not fit")
+        keys = tensors["keys"]
+        part = TokenPart(
+            unit=int(about["unit"]),
+            first=int(about["first"]),
+            count=int(about["count"]),
+            name=about["name"],
+            ids=tensors["tokens"],
+            labels=tensors["labels"],
+            keys=np.frombuffer(keys.tobytes(), f"S{keys.shape[1]}"),
+            views={k.removeprefix("views/"): v for k, v in tensors.items() if k.startswith("views/")},
+            rejected=json.loads(about["rejected"]),
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise UserError(f"{place} is damaged ({type(error).__name__})") from error
+    if len(part) + len(part.rejected) != part.count or {len(part.labels), len(part.keys)} != {len(part)}:
+        raise UserError(f"{place} is damaged: its rows do not add up")
+    return part
+
+
+def _digest(tensors: dict[str, np.ndarray], about: dict[str, str]) -> str:
+    total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        total.update(tensor.tobytes())
+    return total.hexdigest()
