@@ -92,7 +92,7 @@ def shorter_edge_to(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def window_crop(pixels: np.ndarray, size: int, u: float) -> np.ndarray:
-    """Like `center_crop`, but the window lies at the fraction `u` in [0, 1) of its free places along the longer edge."""
+    """Like `center_crop`, with the window at the fraction `u` in [0, 1) of its places along the longer edge."""
     height, width = scaled_size(pixels.shape[0], pixels.shape[1], size)
     top, left = int(u * (height - size + 1)), int(u * (width - size + 1))
     return resize(pixels, (height, width), (top, left, size, size))
@@ -142,7 +142,7 @@ def to_float(pixels: "torch.Tensor") -> "torch.Tensor":
 
 
 def to_bytes(images: "torch.Tensor") -> "torch.Tensor":
-    """(B, 3, H, W) float -> (B, H, W, 3) uint8, clipped to [0, 1] and rounded (truncating would darken by half a level)."""
+    """(B, 3, H, W) float -> (B, H, W, 3) uint8, clipped to [0, 1] and rounded; truncating would darken pictures."""
     import torch
 
     if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:

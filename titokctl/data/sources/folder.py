@@ -6,7 +6,7 @@ and other kinds of files are passed over. Where a folder has `train/` and nothin
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def _folders(path: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith("."))
 
 
-def _images_below(path: Path) -> Iterable[str]:
+def _images_below(path: Path) -> Iterator[str]:
     for folder, below, files in os.walk(path):
         below[:] = sorted(name for name in below if not name.startswith("."))
         yield from (os.path.join(folder, name) for name in files if is_image(name))

@@ -1,0 +1,267 @@
+"""Where the samples of a tar shard lie, found by one pass over its headers and kept.
+
+Specification: the index of `<name>.tar` is `.titokctl-index/<name>.tar.npz` in the same folder, or, where that can't be
+written, `$XDG_CACHE_HOME/titokctl/shard-index/<start of the SHA-256 of the shard's path>-<name>.tar.npz`. It is a NumPy
+.npz without pickled objects:
+
+    header    (n,) uint8     JSON: format "titokctl/shard-index", format_version 1, the shard's `size` and `mtime_ns`,
+                             `cut` ("" or how the tar ends too early), `problems` [[key, kind, text], ...]
+    offsets   (N,) uint64    first byte of each image in the tar
+    sizes     (N,) uint64    its bytes
+    labels    (N,) int32     from the `cls` or `json` member, -1 for none
+    keys      (m,) uint8     the UTF-8 keys, one after the other
+    key_ends  (N,) uint64    where each key ends in `keys`
+
+A sample is what WebDataset takes for one: members that share a name up to the first dot of its last part; that is the
+key, the rest the kind. A sample has one image (jpg, jpeg, png, webp, in any case) and at most one label. Other members
+are never read. An index whose `size` or `mtime_ns` differs from the shard's is made anew.
+"""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from titokctl.errors import UserError
+from titokctl.formats.atomic import write_bytes
+from titokctl.formats.tar_headers import BrokenTar, Member, members
+
+FORMAT = "titokctl/shard-index"
+FORMAT_VERSION = 1
+FOLDER = ".titokctl-index"
+MAX_IMAGE_BYTES = 256 << 20
+_MAX_LABEL_BYTES = 1 << 20
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+_LABELS = ("cls", "json")
+_JSON_KEYS = ("label", "cls", "class_id")
+_ARRAYS = {"offsets": "<u8", "sizes": "<u8", "labels": "<i4", "keys": "|u1", "key_ends": "<u8"}
+
+
+@dataclass
+class ShardIndex:
+    """Samples of one shard in the order of their images; see the specification above."""
+
+    size: int
+    mtime_ns: int
+    cut: str
+    problems: list[tuple[str, str, str]]
+    offsets: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    keys: np.ndarray
+    key_ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def key(self, i: int) -> str:
+        """The key of sample i."""
+        begin = int(self.key_ends[i - 1]) if i else 0
+        return self.keys[begin : int(self.key_ends[i])].tobytes().decode("utf-8", "backslashreplace")
+
+
+@dataclass
+class _Sample:
+    image: Member | None = None
+    label: int | None = None
+    problem: tuple[str, str] | None = None
+    extra: list[tuple[str, str]] = field(default_factory=list)
+
+
+def open_index(shard: Path, accept_cut: bool = False, keep: bool = True) -> ShardIndex:
+    """The index of `shard`: the kept one when it fits, else made by a pass over the headers and, with `keep`, kept.
+
+    Raises:
+        UserError: the shard can't be read, is no tar, or is cut and `accept_cut` is False.
+    """
+    try:
+        state = shard.stat()
+    except OSError as error:
+        raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
+    index = _kept(shard, state)
+    if index is None:
+        index = build_index(shard)
+        if keep:
+            _keep(shard, index)
+    if index.cut and not accept_cut:
+        raise UserError(
+            f"the shard {shard} is incomplete: {index.cut}", "copy or download it again; what it still holds is a part"
+        )
+    return index
+
+
+def build_index(shard: Path, max_image_bytes: int = MAX_IMAGE_BYTES) -> ShardIndex:
+    """The index of `shard` by one pass over its headers; labels are read, images are not.
+
+    A cut tar gives the index of its whole members and says so in `cut`. Raises UserError for what is no tar.
+    """
+    samples: dict[str, _Sample] = {}
+    cut = ""
+    try:
+        with shard.open("rb") as file:
+            state = os.fstat(file.fileno())
+            try:
+                for member in members(file, state.st_size):
+                    _take(samples, member, file, max_image_bytes)
+            except BrokenTar as error:
+                if not error.cut or state.st_size == 0:
+                    raise
+                cut = str(error)
+    except BrokenTar as error:
+        what = "the file is empty" if state.st_size == 0 else str(error)
+        raise UserError(f"{shard} is not a whole tar file: {what}", "compressed tars must be unpacked first") from error
+    except OSError as error:
+        raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
+    return _assemble(samples, state, cut)
+
+
+def write_index(shard: Path, index: ShardIndex) -> None:
+    """Write the index beside the shard, atomically."""
+    target = shard.parent / FOLDER / f"{shard.name}.npz"
+    target.parent.mkdir(exist_ok=True)
+    write_bytes(target, _serialize(index))
+
+
+def _take(samples: dict[str, _Sample], member: Member, file: BinaryIO, max_image_bytes: int) -> None:
+    folder, slash, base = member.name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    kind = kind.lower()
+    if not stem or kind not in _IMAGES + _LABELS:
+        return
+    sample = samples.setdefault(folder + slash + stem, _Sample())
+    if kind in _LABELS:
+        file.seek(member.offset)
+        label = _label(kind, file.read(member.size)) if member.size <= _MAX_LABEL_BYTES else "a label of that size"
+        if isinstance(label, str):
+            sample.extra.append(("bad-label", f"{member.name}: {label}"))
+        elif label is not None and sample.label not in (None, label):
+            sample.extra.append(("bad-label", f"{member.name}: the labels {sample.label} and {label}"))
+        elif label is not None:
+            sample.label = label
+    elif sample.image is not None:
+        sample.extra.append(("duplicate", f"{member.name}: the key has an image already"))
+    elif member.size > max_image_bytes:
+        sample.problem = ("too-large", f"{member.name}: {member.size:,} bytes, more than {max_image_bytes:,}")
+    else:
+        sample.image = member
+
+
+def _label(kind: str, data: bytes) -> int | str | None:
+    """The label in a cls or json member, None where a json has none, or what is wrong with it."""
+    try:
+        value: Any = int(data) if kind == "cls" else json.loads(data)
+    except (ValueError, RecursionError):
+        return f"no {'whole number' if kind == 'cls' else 'JSON'}: {data[:20]!r}"
+    if kind == "json":
+        value = next((value[k] for k in _JSON_KEYS if k in value), None) if isinstance(value, dict) else None
+        if value is None:
+            return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        return f"no class index: {str(value)[:20]!r}"
+    return value
+
+
+def _assemble(samples: dict[str, _Sample], state: os.stat_result, cut: str) -> ShardIndex:
+    problems: list[tuple[str, str, str]] = []
+    found: list[tuple[int, int, int, bytes]] = []
+    for key, sample in samples.items():
+        problems += [(key, kind, text) for kind, text in sample.extra]
+        if sample.image is not None:
+            label = -1 if sample.label is None else sample.label
+            found.append((sample.image.offset, sample.image.size, label, key.encode("utf-8", "backslashreplace")))
+        else:
+            problems.append((key, *(sample.problem or ("no-image", "a label without an image"))))
+    found.sort(key=lambda s: s[0])
+    return ShardIndex(
+        size=state.st_size,
+        mtime_ns=state.st_mtime_ns,
+        cut=cut,
+        problems=problems,
+        offsets=np.array([s[0] for s in found], "<u8"),
+        sizes=np.array([s[1] for s in found], "<u8"),
+        labels=np.array([s[2] for s in found], "<i4"),
+        keys=np.frombuffer(b"".join(s[3] for s in found), "|u1"),
+        key_ends=np.cumsum([len(s[3]) for s in found], dtype="<u8"),
+    )
+
+
+def _serialize(index: ShardIndex) -> bytes:
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    header |= {name: getattr(index, name) for name in ("size", "mtime_ns", "cut", "problems")}
+    out = io.BytesIO()
+    arrays = {name: getattr(index, name) for name in _ARRAYS}
+    np.savez_compressed(out, header=np.frombuffer(json.dumps(header).encode(), "|u1"), **arrays)
+    return out.getvalue()
+
+
+def _deserialize(data: bytes) -> ShardIndex | None:
+    """The index in `data`, or None when it is not one this version reads."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            header = json.loads(stored["header"].tobytes())
+            arrays = {name: stored[name] for name in _ARRAYS}
+        if header["format"] != FORMAT or header["format_version"] != FORMAT_VERSION:
+            return None
+        if any(array.dtype != _ARRAYS[name] or array.ndim != 1 for name, array in arrays.items()):
+            return None
+        problems = [(str(key), str(kind), str(text)) for key, kind, text in header["problems"]]
+        index = ShardIndex(int(header["size"]), int(header["mtime_ns"]), str(header["cut"]), problems, **arrays)
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile):
+        return None
+    return index if _consistent(index) else None
+
+
+def _consistent(index: ShardIndex) -> bool:
+    """Whether all offsets lie in the shard and all keys in their bytes: an index is input like any other."""
+    n = len(index.offsets)
+    if not len(index.sizes) == len(index.labels) == len(index.key_ends) == n:
+        return False
+    if n == 0:
+        return True
+    inside = (index.offsets <= index.size) & (index.sizes <= index.size - np.minimum(index.offsets, index.size))
+    ends = index.key_ends.astype(np.int64)
+    return bool(inside.all() and (np.diff(ends) >= 0).all() and ends[0] >= 0 and ends[-1] == len(index.keys))
+
+
+def _places(shard: Path) -> tuple[Path, Path]:
+    """Where an index may lie: beside the shard, and in the user's cache."""
+    path = str(shard.resolve())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titokctl" / "shard-index"
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return shard.parent / FOLDER / f"{shard.name}.npz", cache / f"{digest}-{shard.name}.npz"
+
+
+def _kept(shard: Path, state: os.stat_result) -> ShardIndex | None:
+    for place in _places(shard):
+        try:
+            index = _deserialize(place.read_bytes())
+        except OSError:
+            continue
+        if index is not None and (index.size, index.mtime_ns) == (state.st_size, state.st_mtime_ns):
+            return index
+    return None
+
+
+def _keep(shard: Path, index: ShardIndex) -> None:
+    """Write the index to the first place that takes it; without any it is made again next time."""
+    for place in _places(shard):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(place, _serialize(index))
+            return
+        except (OSError, UserError):
+            continue
+
+
+def problem_counts(indices: list[ShardIndex]) -> dict[str, int]:
+    """How many samples have which problem, and how many have no label ("unlabelled")."""
+    counts = Counter(kind for index in indices for _, kind, _ in index.problems)
+    counts["unlabelled"] = sum(int((index.labels < 0).sum()) for index in indices)
+    return {kind: n for kind, n in sorted(counts.items()) if n}
