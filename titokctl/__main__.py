@@ -5,9 +5,13 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from titokctl.cli.app import run
+    try:
+        from titokctl.cli.app import run
 
-    sys.exit(run())
+        code = run()
+    except KeyboardInterrupt:  # in the first moments, before `run` looks after it
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

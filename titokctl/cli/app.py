@@ -1,8 +1,11 @@
 """The command `titokctl`: which subcommands there are, and how a run ends."""
 
 import os
+import re
+import select
 import sys
 import traceback
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +16,10 @@ from titokctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Stopped, Use
 
 # Typer brings its own Click from 0.26 on and used the separate package before: found through what both export.
 _WrongWords: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+# torch has errors of its own for it, which can't be named here without importing torch.
+_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|Cannot allocate memory")
+# What the parser thinks was meant, at the end of its message: ours goes into the hint.
+_GUESS = re.compile(r"\.? \(?(Did you mean|Possible options:) (?P<names>[^?)]+)[?)]$")
 
 app = typer.Typer(
     name="titokctl",
@@ -36,24 +43,26 @@ def _root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", envvar="TITOKCTL_DEBUG")] = False,
 ) -> None:
-    if debug:
-        os.environ["TITOKCTL_DEBUG"] = "1"
+    os.environ["TITOKCTL_DEBUG"] = "1" if debug else ""
 
 
+@cache
 def _register() -> None:
-    """Add one module per command; the order here is the order in --help."""
+    """Add one module per command, once; the order here is the order in --help."""
     from importlib import import_module
 
-    for name in ():
+    for name in ("recipes",):
         import_module(f"titokctl.cli.{name}").register(app)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line (`sys.argv` by default) and return the exit code. Never raises for a user's mistake."""
+    stdout = _duplicate_stdout()
     try:
         _register()
         code = app(args=arguments, prog_name="titokctl", standalone_mode=False)
-        return code if isinstance(code, int) else EXIT_OK
+        sys.stdout.flush()
+        return _ended(code)
     except UserError as error:
         console.error(error.message, error.hint)
         _traceback_if_wanted()
@@ -62,25 +71,67 @@ def run(arguments: list[str] | None = None) -> int:
         console.say(f"stopped. {stopped.message} Run the same command again to go on.".replace("  ", " "))
         return stopped.exit_code
     except typer.Exit as leave:
-        return leave.exit_code
+        return _ended(leave.exit_code)
     except _WrongWords as error:
-        error.show(file=sys.stderr)
-        return error.exit_code
+        return _show_wrong_words(error)
     except (KeyboardInterrupt, typer.Abort):
-        console.say("interrupted.")
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our stdout went away (`| head`): not an error, but nothing more can be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except MemoryError:
-        console.error("not enough memory", "use a smaller batch, or a machine with more of it")
-        _traceback_if_wanted()
-        return EXIT_FAILED
+        return _ended(EXIT_INTERRUPTED)
+    except (BrokenPipeError, SystemExit) as error:
+        # Click and rich turn a broken pipe into SystemExit themselves.
+        if _nobody_reads(stdout):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return EXIT_OK
+        return _unexpected(error.__context__ or error)
     except Exception as error:
-        console.error(f"unexpected {type(error).__name__}: {error}", "run again with --debug for the traceback")
-        _traceback_if_wanted()
-        return EXIT_FAILED
+        return _unexpected(error)
+
+
+def _ended(code: object) -> int:
+    """The exit code of a command that returned `code`; Ctrl-C is the only end that wants a remark."""
+    if code == EXIT_INTERRUPTED:
+        console.say("interrupted.")
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _show_wrong_words(error: Any) -> int:
+    """Show what the argument parser found in the form of all our errors. No words at all have had the help shown."""
+    message = str(error.format_message()).strip().rstrip(".")
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(message, end="\n" if message else "")
+        return int(error.exit_code)
+    context = getattr(error, "ctx", None)
+    hint = f"`{context.command_path if context else 'titokctl'} --help` says what it takes"
+    if guess := _GUESS.search(message):
+        message, hint = message[: guess.start()], f"did you mean {guess.group('names')}? {hint}"
+    console.error(message[:1].lower() + message[1:], hint)
+    return int(error.exit_code)
+
+
+def _unexpected(error: BaseException) -> int:
+    """Show an error that nobody foresaw, or a machine that was too small."""
+    if isinstance(error, MemoryError) or _MEMORY.search(f"{type(error).__name__}: {error}"):
+        console.error("not enough memory", "use a smaller batch, or a machine with more of it")
+    else:
+        console.error(f"unexpected {type(error).__name__}: {error}", "`titokctl --debug ...` shows the traceback")
+    _traceback_if_wanted()
+    return EXIT_FAILED
+
+
+def _duplicate_stdout() -> int:
+    """A second descriptor of stdout: rich points the first one elsewhere when a pipe breaks. -1 when there is none."""
+    try:
+        return os.dup(1)
+    except OSError:
+        return -1
+
+
+def _nobody_reads(descriptor: int) -> bool:
+    """True for a pipe whose reader went away (`| head`): not an error, but nothing more can be written."""
+    if descriptor < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(state & select.POLLERR for _, state in poll.poll(0))
 
 
 def _traceback_if_wanted() -> None:

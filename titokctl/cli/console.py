@@ -25,19 +25,22 @@ def error(message: str, hint: str = "") -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> None:
-    """A table on stdout; columns of numbers are right-aligned, the first is the name."""
+    """A table on stdout; columns that hold only numbers are right-aligned."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    cells = [[str(cell) for cell in row] for row in rows]
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     grid = Table(
         title=title or None, title_justify="left", caption=note or None, caption_justify="left", box=box.SIMPLE_HEAD
     )
     for i, name in enumerate(columns):
-        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
+        is_numbers = all(row[i][:1] in "-+0123456789" for row in cells)
+        grid.add_column(name, justify="right" if is_numbers else "left", overflow="fold")
+    for row in cells:
+        grid.add_row(*(Text(cell) for cell in row))
     out.print(grid)
 
 
@@ -46,12 +49,13 @@ def pairs(title: str, items: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(title=title or None, title_justify="left", box=box.SIMPLE, show_header=False)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in items.items():
-        grid.add_row(name, str(value))
+        grid.add_row(name, Text(str(value)))
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(grid)
 
 
@@ -63,3 +67,20 @@ def emit_json(value: Any) -> None:
 def progress(quiet: bool) -> Progress:
     """The progress a command gives its job."""
     return SilentProgress() if quiet else StderrProgress()
+
+
+def result(value: Any, as_json: bool, title: str) -> None:
+    """A job's result dataclass on stdout: a table of its fields, or JSON."""
+    from dataclasses import asdict
+
+    fields = asdict(value)
+    if as_json:
+        emit_json(fields)
+    else:
+        flat = {k: v for k, v in fields.items() if not isinstance(v, dict)}
+        nested = {k: v for inner in fields.values() if isinstance(inner, dict) for k, v in inner.items()}
+        pairs(title, {k: _readable(v) for k, v in (flat | nested).items()})
+
+
+def _readable(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Config(BaseModel):
     """A frozen record; unknown fields and wrong types are errors, never guesses."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 # YAML and JSON have lists, not tuples: tuples in configs accept both.

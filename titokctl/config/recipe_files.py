@@ -5,7 +5,6 @@ A recipe is named (`tiny`, `tokenizer/tiny`) or given as a path. Order of preced
 
 import difflib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from titokctl.config.recipe import GeneratorRecipe, TokenizerRecipe
 from titokctl.config.sampling import SamplingConfig
+from titokctl.config.yaml_reader import read_mapping, read_value
 from titokctl.errors import UsageError
 
 _KINDS: dict[str, type[BaseModel]] = {
@@ -22,31 +22,12 @@ _KINDS: dict[str, type[BaseModel]] = {
     "generator": GeneratorRecipe,
     "sampling": SamplingConfig,
 }
-_MAX_BYTES = 1 << 20
+_TAKEN_BY = {
+    "tokenizer": "`titokctl train-tokenizer` takes it",
+    "generator": "`titokctl train-gen` takes it",
+    "sampling": "`titokctl sample` takes it",
+}
 M = TypeVar("M", bound=BaseModel)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader, but 1e-4 is a number (YAML 1.2), as everyone who writes it means."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _mapping_without_repeats(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    pairs = loader.construct_pairs(node, deep=True)
-    keys = [k for k, _ in pairs]
-    twice = sorted({str(k) for k in keys if keys.count(k) > 1})
-    if twice:
-        raise yaml.YAMLError(f"the key {twice[0]!r} stands twice (near line {node.start_mark.line + 1})")
-    return dict(pairs)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
 
 
 def recipes_folder() -> Path:
@@ -79,26 +60,9 @@ def find(name: str, kind: str | None = None) -> Path:
     if fitting:
         raise UsageError(f"the recipe name {name!r} is ambiguous", f"name one of: {', '.join(fitting)}")
     known = [s for s in shipped() if kind in (None, s.split("/")[0])]
-    near = difflib.get_close_matches(name, [s.split("/")[1] for s in known] + known, n=3)
+    near = difflib.get_close_matches(name, {*known, *(s.split("/")[1] for s in known)}, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(known) or 'none'}"
     raise UsageError(f"no recipe named {name!r}", hint)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UsageError when it can't be read as one."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} is {path.stat().st_size:,} bytes, too large for a recipe")
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: no objects are built
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid YAML: {_one_line(error)}") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    if not isinstance(data, dict):
-        raise UsageError(
-            f"{path} holds no recipe: expected `key: value` lines", "`titokctl recipes ls` lists valid ones"
-        )
-    return data
 
 
 def load(name: str, kind: str, overrides: Iterable[str] = ()) -> Any:
@@ -108,23 +72,28 @@ def load(name: str, kind: str, overrides: Iterable[str] = ()) -> Any:
     """
     path = find(name, kind)
     data = read_mapping(path)
+    found = _kind_of(data, path)
+    if found != kind:
+        raise UsageError(f"{path} is a {found} recipe, not a {kind} recipe", _TAKEN_BY[found])
     for item in overrides:
         apply_override(data, item)
     return validate(_KINDS[kind], data, where=str(path))
 
 
-def kind_of(data: dict[str, Any]) -> str:
-    """The kind of a recipe read from a file; files of sampling presets carry no `kind`."""
-    return str(data.get("kind", "sampling"))
-
-
 def check(path: Path) -> BaseModel:
     """Read and validate a recipe file of whichever kind it says it is."""
     data = read_mapping(path)
-    kind = kind_of(data)
-    if kind not in _KINDS:
+    return validate(_KINDS[_kind_of(data, path)], data, where=str(path))
+
+
+def _kind_of(data: dict[str, Any], path: Path) -> str:
+    """The kind of the recipe in `path`; sampling settings are flat and say none."""
+    if "kind" not in data and "model" in data:
+        raise UsageError(f"{path} does not say its kind", "begin it with kind: tokenizer or kind: generator")
+    kind = data.get("kind", "sampling")
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UsageError(f"{path}: kind: {kind!r} is not a kind of recipe", f"one of: {', '.join(_KINDS)}")
-    return validate(_KINDS[kind], data, where=str(path))
+    return kind
 
 
 def apply_override(data: dict[str, Any], item: str) -> None:
@@ -134,9 +103,9 @@ def apply_override(data: dict[str, Any], item: str) -> None:
     if not equals or not all(keys):
         raise UsageError(f"--set {item!r} is not of the form field.name=value", "e.g. --set training.steps=2000")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {field}: cannot read the value {text!r}: {_one_line(error)}") from error
+        value = read_value(text)
+    except ValueError as error:
+        raise UsageError(f"--set {field}: cannot read the value {text!r}: {error}") from error
     for key in keys[:-1]:
         inner = data.setdefault(key, {})
         if not isinstance(inner, dict):
@@ -180,13 +149,21 @@ def _describe(model: type[BaseModel], data: dict[str, Any], error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     path = ".".join(location) or "recipe"
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _fields_at(model, location[:-1]), n=1, cutoff=0.5)
-        return f"{path}: unknown field" + (f"; did you mean {near[0]}?" if near else "")
+        near = _nearest_field(model, location)
+        return f"{path}: unknown field" + (f"; did you mean {near}?" if near else "")
     if error["type"] == "missing":
         return f"{path}: missing"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = message if error["type"] == "value_error" else f"should be {message}, not {_short(error['input'])}"
     return f"{path}: {expected}"
+
+
+def _nearest_field(model: type[BaseModel], location: list[str]) -> str:
+    """The field that was probably meant: the same name in another section, else a like name in this one."""
+    *section, name = location
+    elsewhere = [f"{other}.{name}" for other in model.model_fields if name in _fields_at(model, [other])]
+    near = difflib.get_close_matches(name, _fields_at(model, section), n=1, cutoff=0.5)
+    return (elsewhere or near or [""])[0]
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
@@ -204,7 +181,3 @@ def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,0 +1,78 @@
+"""`titokctl recipes ls|show|cp|check`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from titokctl.cli import console
+from titokctl.cli.options import Json, Overwrite, Quiet
+from titokctl.errors import EXIT_FAILED
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe as `ls` shows it, e.g. tokenizer/tiny.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group of commands."""
+    group = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
+    group.command("ls", epilog="Example: titokctl recipes ls")(ls)
+    group.command("show", epilog="Example: titokctl recipes show tokenizer/tiny")(show)
+    group.command("cp", epilog="Example: titokctl recipes cp tokenizer/tiny my.yaml")(cp)
+    group.command("check", epilog="Example: titokctl recipes check my.yaml")(check)
+    app.add_typer(group, name="recipes")
+
+
+def ls(as_json: Json = False) -> None:
+    """List the shipped recipes."""
+    from dataclasses import asdict
+
+    from titokctl.jobs.recipes import list_recipes
+
+    recipes = list_recipes()
+    if as_json:
+        console.emit_json([asdict(recipe) for recipe in recipes])
+    else:
+        console.table("", ("kind", "name", "about"), [(r.kind, r.name, r.about) for r in recipes])
+
+
+def show(name: Name) -> None:
+    """Print a recipe's file as it is."""
+    import sys
+
+    from titokctl.jobs.recipes import read_recipe
+
+    sys.stdout.write(read_recipe(name).decode("utf-8"))
+
+
+def cp(
+    name: Name,
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, or the folder to copy into.")],
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy a recipe, to change it."""
+    from titokctl.jobs.recipes import copy_recipe
+
+    written = copy_recipe(name, target, overwrite)
+    if not quiet:
+        console.say(f"copied {name} to {written}")
+
+
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recipe files of your own.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Name everything that is wrong with recipe files; the exit code is 1 when something is."""
+    from titokctl.jobs.recipes import check_recipes
+
+    checked = check_recipes(files)
+    if as_json:
+        console.emit_json([{"path": str(c.path), "valid": not c.problem, "problem": c.problem} for c in checked])
+    for result in checked:
+        if result.problem and not as_json:
+            console.error(result.problem)
+        elif not (quiet or as_json):
+            console.say(f"{result.path} is valid")
+    if any(result.problem for result in checked):
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,67 @@
+"""YAML as recipes use it: the safe loader, `1e-4` is a number, no key twice, no anchors, nothing but text keys."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from titokctl.errors import UsageError
+
+_MAX_BYTES = 1 << 20
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1's safe loader, but 1e-4 is a number (YAML 1.2), as everyone who writes it means."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # A recipe is complete and repeats nothing; and a few lines of nested aliases unfold into gigabytes.
+        if self.check_event(yaml.AliasEvent):
+            line = self.peek_event().start_mark.line + 1
+            raise yaml.YAMLError(f"an alias (*name) near line {line}: write the value out")
+        return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, Any]:
+    pairs = loader.construct_pairs(node, deep=True)
+    line = node.start_mark.line + 1
+    for i, (key, _) in enumerate(pairs):
+        if not isinstance(key, str):
+            raise yaml.YAMLError(f"the key {key!r} is no text (in the section at line {line})")
+        if any(key == earlier for earlier, _ in pairs[:i]):
+            raise yaml.YAMLError(f"the key {key!r} stands twice (in the section at line {line})")
+    return dict(pairs)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_value(text: str) -> Any:
+    """The value that `text` means in a recipe. Raises ValueError with one line when it is not YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: no objects are built
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: dates such as 2020-99-99
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UsageError when it can't be read as one."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"{path} is {path.stat().st_size:,} bytes, too large for a recipe")
+        data = read_value(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(data, dict):
+        raise UsageError(
+            f"{path} holds no recipe: expected `key: value` lines", "`titokctl recipes ls` lists valid ones"
+        )
+    return data
