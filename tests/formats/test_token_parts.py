@@ -98,9 +98,9 @@ def test_going_on_with_other_settings_is_refused_with_the_differences(tmp_path: 
         with pytest.raises(UserError) as caught:
             parts.begin(header(views={}, preprocessing={"size": 64, "crop": "adm"}, encoder_sha256="a" * 64), 4)
     message, hint = caught.value.message, caught.value.hint
-    assert 'preprocessing.crop was "center", is "adm"' in message
-    assert "num_units was 3, is 4" in message
-    assert "encoder_sha256 was" in message
+    assert "preprocessing.crop: center -> adm" in message
+    assert "num_units: 3 -> 4" in message
+    assert f"encoder_sha256: {'e' * 64} -> {'a' * 64}" in message
     assert "views.flip" in message
     assert "image_size" not in message
     assert "--overwrite" in hint
@@ -132,15 +132,14 @@ except UserError as error:
     parts = PartsFolder(tmp_path / "tokens.h5")
     command = [sys.executable, "-c", code, str(parts.output)]
     with parts.locked():
-        assert "another process" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "another titokctl" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "got it\n"
 
 
 def test_rejected_samples_are_listed_and_an_old_list_goes(tmp_path: Path) -> None:
     target = tmp_path / "tokens.h5.rejected.jsonl"
-    write_rejected(target, [part(0), part(2)])
-    lines = [json.loads(line) for line in target.read_text().splitlines()]
-    assert lines == [{"unit": "shard 0", **BAD}, {"unit": "shard 2", **BAD}]
+    write_rejected(target, [BAD, BAD | {"key": "größer"}])
+    assert [json.loads(line) for line in target.read_text().splitlines()] == [BAD, BAD | {"key": "größer"}]
     write_rejected(target, [])
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,7 @@
 """From parts to one token cache, in the order of the source and in bounded memory."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,12 +29,16 @@ class Tally:
         """Count one part."""
         self.units += 1
         self.rows += len(part)
-        self.rejected += len(part.rejected)
         self.key_bytes = max(self.key_bytes, part.keys.dtype.itemsize)
-        for one in part.rejected:
+        self.reject(part.rejected)
+
+    def reject(self, rejected: Iterable[Mapping[str, str]]) -> None:
+        """Count samples without a row."""
+        for one in rejected:
+            self.rejected += 1
             self.by_kind[one["kind"]] = self.by_kind.get(one["kind"], 0) + 1
             if len(self.examples) < _EXAMPLES:
-                self.examples.append(f"{one['key']}: {one['reason']}")
+                self.examples.append(f"{one['key']} ({one['kind']}: {one['reason']})")
 
     @property
     def samples(self) -> int:
@@ -71,14 +75,13 @@ def all_parts(folder: PartsFolder, num_units: int) -> Iterator[TokenPart]:
         yield part
 
 
-def write_rejected(target: Path, parts: Iterable[TokenPart]) -> None:
-    """One JSON line a rejected sample: key, unit, kind, reason. Without any, no file (an older one is removed)."""
+def write_rejected(target: Path, rejected: Iterable[Mapping[str, str]]) -> None:
+    """One JSON line a rejected sample. Without any there is no file; one of an earlier run is removed."""
     with atomic_path(target) as temporary:
         count = 0
         with temporary.open("w", encoding="utf-8") as out:
-            for part in parts:
-                for one in part.rejected:
-                    out.write(json.dumps({"unit": part.name} | one, ensure_ascii=False) + "\n")
-                    count += 1
+            for one in rejected:
+                out.write(json.dumps(one, ensure_ascii=False) + "\n")
+                count += 1
     if not count:
         target.unlink(missing_ok=True)

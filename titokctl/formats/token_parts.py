@@ -7,14 +7,12 @@ the cache under their paths ("tokens", "views/<name>", "labels") and "keys" as (
 bytes; its metadata has format "titokctl/token-part", format_version "1", unit, first (position of the unit's first
 sample in the source), count (samples of the unit), name, rejected (a JSON list of {"key", "kind", "reason"}) and
 sha256 over all of the above. rows + rejected = count. Parts and manifest are written atomically, so what is there is
-whole; it is checked all the same before it is used. `lock` is held (flock) by the process that works in the folder.
+whole; it is checked all the same before it is used. `.lock` is locked by the process that works in the folder.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,16 +22,17 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from titokctl.config.recipe_files import flat_differences
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json
+from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.token_cache import CacheHeader
 
 FORMAT = "titokctl/token-parts"
 PART_FORMAT = "titokctl/token-part"
 FORMAT_VERSION = 1
 _MAX_PART_BYTES = 1 << 30
-# Where the source lies and who wrote the header may change between runs; what the rows are made of may not.
-_MAY_CHANGE = {"created_by", "num_rejected", "source.paths"}
+_LINE = 160
 
 
 @dataclass
@@ -76,18 +75,10 @@ class PartsFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Be the only process at work here; ends with the process, however it ends."""
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise UserError(f"another process is writing {self.output}", "wait for it, or choose another -o") from error
-        try:
+        with contextlib.ExitStack() as stack:
+            with disk_errors(self.path):
+                stack.enter_context(folder_lock(self.path))
             yield
-        finally:
-            os.close(descriptor)
 
     def begin(self, header: CacheHeader, num_units: int) -> bool:
         """Start, or go on with what an earlier run left. Call it with the lock held.
@@ -101,7 +92,7 @@ class PartsFolder:
             write_json(place, manifest)
             return False
         found = read_json(place)
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("header"), dict):
             raise UserError(f"{place} was not written by titokctl", "choose another -o")
         changes = differences(found, manifest)
         if changes:
@@ -133,7 +124,7 @@ class PartsFolder:
         """Delete the folder and everything in it that is ours."""
         if not self.path.exists():
             return
-        for pattern in ("unit-*.safetensors", ".*.tmp-*", "manifest.json", "lock"):
+        for pattern in ("unit-*.safetensors", ".*.tmp-*", "manifest.json", ".lock"):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -144,29 +135,18 @@ class PartsFolder:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two manifests, as "field was x, is y"; what may change is left out."""
-    old, new = _flat(before), _flat(now)
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    prefix = "header."
-    named = [(name, name.removeprefix(prefix)) for name in changed]
-    return [
-        f"{short} was {_short(old.get(name))}, is {_short(new.get(name))}"
-        for name, short in named
-        if short not in _MAY_CHANGE and not short.startswith("source.paths")
-    ]
+    """What differs between two manifests, "field: old -> new", without what may change between runs of one job."""
+    lines = flat_differences(_decisive(before), _decisive(now))
+    return [line if len(line) <= _LINE else f"{line[: _LINE - 3]}..." for line in lines]
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {
-            k: v for name, item in value.items() for k, v in _flat(item, f"{path}.{name}" if path else name).items()
-        }
-    return {path: value}
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _decisive(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest without where the source lies and which titokctl wrote it, the header's fields on top."""
+    header = manifest.get("header")
+    fields = {k: v for k, v in header.items() if k not in ("created_by", "num_rejected")} if header else {}
+    if isinstance(fields.get("source"), dict):
+        fields["source"] = {k: v for k, v in fields["source"].items() if k != "paths"}
+    return {k: v for k, v in manifest.items() if k != "header"} | fields
 
 
 def _pack(part: TokenPart) -> bytes:
