@@ -1,0 +1,85 @@
+"""The Fréchet distance against closed forms, an independent numpy version, and the hard cases."""
+
+import numpy as np
+import pytest
+
+from titokctl.evaluation.frechet import Gaussian, GaussianSums, frechet_distance, gaussian_of, trace_of_root
+
+
+def random_covariance(rng: np.random.Generator, width: int, rank: int | None = None) -> np.ndarray:
+    a = rng.standard_normal((width, rank or 2 * width))
+    return a @ a.T / a.shape[1]
+
+
+def numpy_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Through the eigenvalues of the product itself, which is another way than ours."""
+    s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    values = np.linalg.eigvals(s1 @ s2)
+    root = np.sqrt(np.clip(values.real, 0, None)).sum()
+    difference = x.mean(0) - y.mean(0)
+    return float(difference @ difference + np.trace(s1) + np.trace(s2) - 2 * root)
+
+
+def test_commuting_covariances_have_a_closed_form():
+    rng = np.random.default_rng(0)
+    q, _ = np.linalg.qr(rng.standard_normal((40, 40)))
+    a, b = rng.uniform(0.1, 3, 40), rng.uniform(0.1, 3, 40)
+    mean_a, mean_b = rng.standard_normal(40), rng.standard_normal(40)
+    expected = ((mean_a - mean_b) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    found = frechet_distance(Gaussian(mean_a, q * a @ q.T), Gaussian(mean_b, q * b @ q.T))
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_agrees_with_an_independent_version_on_features():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((300, 24)) @ rng.standard_normal((24, 24))
+    y = rng.standard_normal((200, 24)) + 0.3
+    assert frechet_distance(gaussian_of(x), gaussian_of(y)) == pytest.approx(numpy_distance(x, y), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [30, 200, 1000])
+def test_a_set_against_itself_is_zero_also_with_fewer_images_than_features(n):
+    x = np.random.default_rng(2).gamma(0.5, 1.0, (n, 256)).astype(np.float32)
+    assert frechet_distance(gaussian_of(x), gaussian_of(x)) == pytest.approx(0, abs=1e-6)
+
+
+def test_rank_deficient_covariances_in_different_subspaces():
+    rng = np.random.default_rng(3)
+    s1, s2 = np.zeros((20, 20)), np.zeros((20, 20))
+    s1[:8, :8], s2[8:, 8:] = random_covariance(rng, 8), random_covariance(rng, 12)
+    assert trace_of_root(s1, s2) == pytest.approx(0, abs=1e-6)
+    assert trace_of_root(np.zeros((5, 5)), np.eye(5)) == 0
+
+
+def test_is_symmetric():
+    rng = np.random.default_rng(4)
+    a = Gaussian(rng.standard_normal(30), random_covariance(rng, 30, rank=10))
+    b = Gaussian(rng.standard_normal(30), random_covariance(rng, 30))
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+
+
+def test_merged_parts_equal_the_whole():
+    x = np.random.default_rng(5).standard_normal((5000, 16)).astype(np.float32)
+    whole, parts = GaussianSums(16), [GaussianSums(16) for _ in range(3)]
+    whole.add(x)
+    for i, first in enumerate(range(0, 5000, 250)):
+        parts[i % 3].add(x[first : first + 250])
+    for part in parts[1:]:
+        parts[0].merge(part)
+    a, b = whole.gaussian(), parts[0].gaussian()
+    assert a.count == b.count == 5000
+    np.testing.assert_allclose(a.mean, b.mean, atol=1e-12)
+    np.testing.assert_allclose(a.covariance, np.cov(x.astype(float), rowvar=False), atol=1e-12)
+    np.testing.assert_allclose(a.covariance, b.covariance, atol=1e-12)
+
+
+def test_what_cannot_be_compared_is_refused():
+    g = gaussian_of(np.random.default_rng(6).standard_normal((20, 4)))
+    with pytest.raises(ValueError, match="different widths: 4 and 5"):
+        frechet_distance(g, Gaussian(np.zeros(5), np.eye(5)))
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance(g, Gaussian(np.full(4, np.nan), np.eye(4)))
+    with pytest.raises(ValueError, match="at least 2 images"):
+        gaussian_of(np.zeros((1, 4)))
+    with pytest.raises(ValueError, match="expected features"):
+        GaussianSums(4).add(np.zeros((2, 5)))

@@ -1,0 +1,59 @@
+"""Grids and labelled rows: every pixel where it belongs, files whole or absent."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from titokctl.formats.picture import grid, labelled_rows, save_png
+
+
+def tiles(n: int, height: int = 8, width: int = 6) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, 200, (n, height, width, 3), dtype=np.uint8)
+
+
+def test_images_stand_in_rows_from_left_to_right():
+    images = tiles(5)
+    picture = grid(images, columns=3, pad=2)
+    assert picture.shape == (2 * 10 + 2, 3 * 8 + 2, 3)
+    for i, image in enumerate(images):
+        y, x = 2 + i // 3 * 10, 2 + i % 3 * 8
+        assert np.array_equal(picture[y : y + 8, x : x + 6], image)
+    assert (picture[12:, 2 + 2 * 8 :] == 255).all()
+    assert (picture[:2] == 255).all()
+
+
+def test_rows_carry_their_text_on_the_left():
+    rows = [("tall", tiles(3, 30, 10)), ("a longer name", tiles(2, 20, 16))]
+    picture = labelled_rows(rows, pad=1)
+    assert picture.shape[0] == 32 + 22
+    for (_, images), top, width in ((rows[0], 0, 33 + 1), (rows[1], 32, 34 + 1)):
+        strip = grid(images, len(images), 1)
+        left = next(x for x in range(picture.shape[1]) if np.array_equal(
+            picture[top : top + len(strip), x : x + strip.shape[1]], strip))  # fmt: skip
+        text = picture[top : top + len(strip), :left]
+        assert (text < 128).any()
+        assert strip.shape[1] == width
+
+
+def test_different_texts_look_different():
+    images = tiles(1, 24, 24)
+    a, b = labelled_rows([("asia", images)]), labelled_rows([("africa", images)])
+    assert a.shape != b.shape or not np.array_equal(a, b)
+
+
+def test_a_saved_picture_comes_back_and_leaves_nothing_else(tmp_path):
+    picture = grid(tiles(4), 2)
+    save_png(tmp_path / "a.png", picture)
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.array_equal(np.asarray(image), picture)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((2, 4, 4, 3)), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8)]
+)
+def test_anything_but_bytes_is_refused(bad):
+    with pytest.raises(ValueError, match="uint8, not"):
+        grid(bad, 2)
+    with pytest.raises(ValueError, match="no rows"):
+        labelled_rows([])

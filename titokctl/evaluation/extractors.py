@@ -1,0 +1,123 @@
+"""The networks whose features sets of images are compared by, found by name.
+
+A network outside this package joins through an entry point of the group "titokctl.features", whose object is a
+factory `(options: ExtractorOptions) -> Extractor`.
+
+Letters: B batch, H and W height and width, D feature width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from titokctl.errors import UsageError
+from titokctl.models.efficientnet_lite0 import FEATURE_WIDTH, INPUT_SIZE
+
+ENTRY_POINT_GROUP = "titokctl.features"
+
+
+@dataclass(frozen=True)
+class ExtractorOptions:
+    """What a factory is told.
+
+    `weights` is a file to read instead of the usual place; `precision` "bf16" trades exactness for speed.
+    """
+
+    device: str = "cpu"
+    weights: Path | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network with all that must be said about its numbers.
+
+    Args:
+        name: "inception", "lite0", or an entry point's name.
+        prefix: what metric names start with: "" for the field's own FID, "fd-lite0" style names otherwise.
+        network: images (B, H, W, 3) uint8 on `device` -> {output name: (B, D) float32}; "pool" is always there.
+        widths: D of every output.
+        batch_size: images a call takes; the last batch is padded to it, so that no feature depends on its neighbours.
+        device: where the network lives.
+        description: for the record: weights and their SHA-256, resize, precision.
+    """
+
+    name: str
+    network: Callable[[Tensor], dict[str, Tensor]]
+    widths: dict[str, int]
+    batch_size: int
+    device: str
+    description: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_fid(self) -> bool:
+        """True for the one network whose distance may be called FID."""
+        return self.name == "inception"
+
+    def metric_name(self, metric: str) -> str:
+        """The name a metric is shown by: "fid" and "kid" for Inception, "fd-lite0" and "kid-lite0" for lite0."""
+        if self.is_fid:
+            return metric
+        return f"{'fd' if metric == 'fid' else metric}-{self.name}"
+
+
+def open_extractor(name: str, options: ExtractorOptions | None = None) -> Extractor:
+    """The extractor `name`. Raises UsageError for an unknown name and UserError when its weights are not there."""
+    options = options or ExtractorOptions()
+    if name in _BUILT_IN:
+        return _BUILT_IN[name](options)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == name:
+            return entry.load()(options)
+    raise UsageError(f"no feature network is named {name!r}", f"known: {', '.join(extractor_names())}")
+
+
+def extractor_names() -> list[str]:
+    """All names that `open_extractor` knows."""
+    return sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def _lite0(options: ExtractorOptions) -> Extractor:
+    from titokctl.weights.feature_networks import LITE0_SHA256_START, find_lite0, load_lite0
+
+    path = options.weights or find_lite0()
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    network = load_lite0(path).to(options.device, dtype)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        x = resized(images, INPUT_SIZE).div_(255)  # (B, 3, 224, 224)
+        return {"pool": network.features(x.contiguous(memory_format=torch.channels_last))}
+
+    return Extractor(
+        name="lite0",
+        network=features,
+        widths={"pool": FEATURE_WIDTH},
+        # Larger maps fall out of a CPU's cache: per core and second 56 images with 4, 47 with 8, 39 with 64.
+        batch_size=4 if options.device == "cpu" else 128,
+        device=options.device,
+        description={
+            "network": "EfficientNet-Lite0, 1,280 pooled features",
+            "weights_sha256_start": LITE0_SHA256_START,
+            "resize": f"bilinear to {INPUT_SIZE}, antialiased when shrinking",
+            "precision": options.precision,
+        },
+    )
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """(B, H, W, 3) uint8 as (B, 3, size, size) float32 in [0, 255], bilinear, antialiased when shrinking."""
+    x = images.permute(0, 3, 1, 2).float()
+    if x.shape[2:] == (size, size):
+        return x
+    shrinks = max(x.shape[2:]) > size
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+_BUILT_IN: dict[str, Callable[[ExtractorOptions], Extractor]] = {"lite0": _lite0}

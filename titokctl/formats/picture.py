@@ -1,0 +1,90 @@
+"""Pictures that people look at: grids and labelled rows of images, written as PNG."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from titokctl.formats.atomic import write_bytes
+
+_WHITE = 255
+_TEXT_MARGIN = 6
+
+
+def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
+    """Images in rows of `columns`, on white, left to right and top to bottom.
+
+    Args:
+        images: (n, H, W, 3) uint8, n >= 1.
+        columns: images in a row, at least 1.
+        pad: white pixels between images and around all.
+
+    Returns:
+        (h, w, 3) uint8.
+
+    Raises:
+        ValueError: for other shapes or types.
+    """
+    _check(images)
+    if columns < 1 or pad < 0:
+        raise ValueError(f"columns must be at least 1 and pad at least 0, not {columns} and {pad}")
+    n, height, width, _ = images.shape
+    rows = -(-n // columns)
+    out = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, 3), _WHITE, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (height + pad) + pad, (i % columns) * (width + pad) + pad
+        out[y : y + height, x : x + width] = image
+    return out
+
+
+def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], pad: int = 2) -> np.ndarray:
+    """Rows of images with a text left of each; rows may differ in length, images in size only between rows.
+
+    Args:
+        rows: (text, images (n, H, W, 3) uint8) from top to bottom, at least one.
+
+    Returns:
+        (h, w, 3) uint8, black text on white.
+    """
+    if not rows:
+        raise ValueError("no rows to draw")
+    strips = [grid(images, len(images), pad) for _, images in rows]
+    texts = [_text(label, max_height=strip.shape[0]) for (label, _), strip in zip(rows, strips, strict=True)]
+    left = max(text.shape[1] for text in texts)
+    out = np.full((sum(len(s) for s in strips), left + max(s.shape[1] for s in strips), 3), _WHITE, np.uint8)
+    y = 0
+    for text, strip in zip(texts, strips, strict=True):
+        top = y + (len(strip) - len(text)) // 2
+        out[top : top + len(text), : text.shape[1]] = text
+        out[y : y + len(strip), left : left + strip.shape[1]] = strip
+        y += len(strip)
+    return out
+
+
+def png_bytes(picture: np.ndarray) -> bytes:
+    """A picture (h, w, 3) uint8 as the bytes of a PNG file."""
+    _check(picture[None])
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture (h, w, 3) uint8 as PNG, atomically."""
+    write_bytes(path, png_bytes(picture))
+
+
+def _text(label: str, max_height: int) -> np.ndarray:
+    font = ImageFont.load_default(size=max(8, min(16, max_height - 2)))
+    left, top, right, bottom = font.getbbox(label)
+    width, height = int(right - left) + 2 * _TEXT_MARGIN, min(int(bottom - top) + 2, max_height)
+    canvas = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(canvas).text((_TEXT_MARGIN - left, 1 - top), label, fill="black", font=font)
+    return np.asarray(canvas)
+
+
+def _check(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        raise ValueError(f"expected images (n, H, W, 3) uint8, not {images.shape} {images.dtype}")

@@ -1,0 +1,129 @@
+"""EfficientNet-Lite0 (github tensorflow/tpu, models/official/efficientnet/lite), the feature network of the demo.
+
+Letters: B batch, C channels, H and W height and width of a map.
+
+Inference only: every batch norm is already folded into the convolution before it (`weights.feature_networks` does
+that), so a layer is a convolution with a bias.
+"""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INPUT_SIZE = 224
+FEATURE_WIDTH = 1280
+BATCH_NORM_EPS = 1e-3
+_STEM_WIDTH = 32
+
+
+class Stage(NamedTuple):
+    """A run of inverted-residual blocks; only the first one has the stride."""
+
+    expansion: int
+    kernel: int
+    width: int
+    repeats: int
+    stride: int
+
+
+STAGES = (
+    Stage(1, 3, 16, 1, 1),
+    Stage(6, 3, 24, 2, 2),
+    Stage(6, 5, 40, 2, 2),
+    Stage(6, 3, 80, 3, 2),
+    Stage(6, 5, 112, 3, 1),
+    Stage(6, 5, 192, 4, 2),
+    Stage(6, 3, 320, 1, 1),
+)
+
+
+class SameConv(nn.Conv2d):
+    """A convolution with bias under TensorFlow's SAME padding: the odd pixel goes to the right and the bottom."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))
+        if self.stride == (1, 1):
+            return self._conv_forward(x, self.weight, self.bias)
+        return self._conv_forward(_pad_same(x, self.kernel_size[0], self.stride[0]), self.weight, self.bias)
+
+
+def _pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in (x.shape[3], x.shape[2])]
+    return F.pad(x, [side for total in pads for side in (total // 2, total - total // 2)])
+
+
+def _conv(width_in: int, width_out: int, kernel: int, stride: int = 1, groups: int = 1) -> SameConv:
+    # With stride 1 and odd kernels SAME is symmetric, and the convolution pads by itself.
+    padding = kernel // 2 if stride == 1 else 0
+    return SameConv(width_in, width_out, kernel, stride, padding, groups=groups)
+
+
+class InvertedResidual(nn.Module):
+    """Widen (1x1), filter each channel (depthwise), narrow (1x1, linear); a skip where the shape stays."""
+
+    def __init__(self, width_in: int, width_out: int, expansion: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        inner = width_in * expansion
+        self.expand = _conv(width_in, inner, 1) if expansion > 1 else None
+        self.depthwise = _conv(inner, inner, kernel, stride, groups=inner)
+        self.project = _conv(inner, width_out, 1)
+        self.has_skip = stride == 1 and width_in == width_out
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H', W')
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)  # (B, E C, H, W)
+        y = F.relu6(self.depthwise(y), inplace=True)  # (B, E C, H', W')
+        y = self.project(y)  # (B, C', H', W')
+        return y.add_(x) if self.has_skip else y
+
+
+class EfficientNetLite0(nn.Module):
+    """An ImageNet-1k classifier of 4.65 M parameters, used for its 1,280 pooled features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _conv(3, _STEM_WIDTH, 3, stride=2)
+        self.blocks = nn.ModuleList(_blocks())
+        self.head = _conv(STAGES[-1].width, FEATURE_WIDTH, 1)
+        self.classifier = nn.Linear(FEATURE_WIDTH, 1000)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps after the stem and after every block, for images (B, 3, H, W) float32 in [0, 1]."""
+        out = [self._stem(images)]  # (B, 32, H/2, W/2)
+        for block in self.blocks:
+            out.append(block(out[-1]))
+        return out
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features.
+
+        Args:
+            images: (B, 3, 224, 224) float32 in [0, 1], whatever dtype the weights have.
+
+        Returns:
+            (B, 1280) float32.
+        """
+        x = self._stem(images)  # (B, 32, 112, 112)
+        for block in self.blocks:
+            x = block(x)  # (B, 320, 7, 7) at the end
+        x = F.relu6(self.head(x), inplace=True)  # (B, 1280, 7, 7)
+        return x.float().mean((2, 3))  # (B, 1280)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 1000) of the ImageNet classes for images (B, 3, 224, 224) float32 in [0, 1]."""
+        return self.classifier(self.features(images).to(self.classifier.weight.dtype))
+
+    def _stem(self, images: Tensor) -> Tensor:
+        # In float32 up to here: bf16 would round the pixels themselves.
+        x = ((images - 0.5) / 0.5).to(self.stem.weight.dtype)
+        return F.relu6(self.stem(x), inplace=True)
+
+
+def _blocks() -> list[InvertedResidual]:
+    blocks = []
+    width = _STEM_WIDTH
+    for stage in STAGES:
+        for i in range(stage.repeats):
+            stride = stage.stride if i == 0 else 1
+            blocks.append(InvertedResidual(width, stage.width, stage.expansion, stage.kernel, stride))
+            width = stage.width
+    return blocks
