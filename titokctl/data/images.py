@@ -81,9 +81,7 @@ def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     Sizes and offsets are those of the usual ImageNet transform: longer edge int(S l / s), offset
     int(round((l - S) / 2)) with Python's rounding to even.
     """
-    height, width = scaled_size(pixels.shape[0], pixels.shape[1], size)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return resize(pixels, (height, width), (top, left, size, size))
+    return crop_at(pixels, size)
 
 
 def shorter_edge_to(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -91,10 +89,14 @@ def shorter_edge_to(pixels: np.ndarray, size: int) -> np.ndarray:
     return resize(pixels, scaled_size(pixels.shape[0], pixels.shape[1], size))
 
 
-def window_crop(pixels: np.ndarray, size: int, u: float) -> np.ndarray:
-    """Like `center_crop`, with the window at the fraction `u` in [0, 1) of its places along the longer edge."""
+def crop_at(pixels: np.ndarray, size: int, u: float | None = None) -> np.ndarray:
+    """(H, W, 3) -> (S, S, 3) uint8 like `center_crop`, at the fraction `u` in [0, 1) of the window's places.
+
+    Of a result of `shorter_edge_to` it gives the same as of the original.
+    """
     height, width = scaled_size(pixels.shape[0], pixels.shape[1], size)
-    top, left = int(u * (height - size + 1)), int(u * (width - size + 1))
+    free = height - size, width - size
+    top, left = (round(f / 2) if u is None else int(u * (f + 1)) for f in free)
     return resize(pixels, (height, width), (top, left, size, size))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from titokctl.data.sources.source import Problem, Sample, Source, units_of
+from titokctl.data.sources.source import Rejected, Sample, Source, units_of
 from titokctl.errors import UserError
 from titokctl.formats.atomic import read_json
 from titokctl.formats.shard_index import ShardIndex, open_index
@@ -124,7 +124,7 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
         raise UserError(f"the shard {twice[0]} is named twice")
     indices = [open_index(path, accept_cut) for path in paths]
     class_names = _class_names(paths, indices)
-    problems = [Problem(*problem) for index in indices for problem in index.problems]
+    problems = [Rejected(*problem) for index in indices for problem in index.problems]
     units = units_of([(path.name, len(index)) for path, index in zip(paths, indices, strict=True)])
     if not units:
         raise UserError(

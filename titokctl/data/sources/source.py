@@ -35,8 +35,8 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A sample that a source can't give, known without decoding it: its key, a stable short kind, and the details."""
+class Rejected:
+    """A sample that gave no pixels: its key, a stable short word for the reason, and what was found."""
 
     key: str
     kind: str
@@ -54,7 +54,7 @@ class Source(ABC):
     class_names: list[str]
     description: dict[str, Any]
     units: list[Unit]
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Rejected] = field(default_factory=list)
     can_seek: bool = True
 
     def __len__(self) -> int:

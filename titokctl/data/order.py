@@ -1,0 +1,64 @@
+"""Which sample comes when, by arithmetic: from (seed, epoch, position), never from what was drawn before.
+
+So a resumed run, and a run on another number of processes, see the same samples in the same order without replay.
+Random bits come from Philox and from a hash of 64-bit integers; both are fixed for ever, where NumPy's higher-level
+functions (`permutation`, `shuffle`) may change with its version.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+_ORDER = 1  # what Philox's counter starts at, so that no other use of (seed, epoch) draws the same bits
+_U64 = np.uint64
+
+
+def batch_positions(seed: int, step: int, global_batch_size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The global batch of `step` (from 0) over `count` samples.
+
+    Batches run over the ends of epochs: every epoch holds every sample exactly once, whatever the batch size.
+
+    Returns:
+        epochs and positions, both (global_batch_size,) int64.
+
+    Raises:
+        ValueError: a count or batch size below 1, or a negative step.
+    """
+    if count < 1 or global_batch_size < 1 or step < 0:
+        raise ValueError(f"no batch {step} of {global_batch_size} from {count} samples")
+    drawn = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
+    epochs, places = np.divmod(drawn, count)
+    positions = np.empty_like(drawn)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        here = epochs == epoch
+        positions[here] = epoch_order(seed, epoch, count)[places[here]]
+    return epochs, positions
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """(count,) int64, read-only: the permutation of samples that epoch `epoch` follows."""
+    bits = np.random.Philox(key=[seed & _MASK, epoch & _MASK], counter=[0, 0, 0, _ORDER]).random_raw(count)
+    order = np.argsort(bits, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def uniform(seed: int, what: int, epochs: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(n,) float64 in [0, 1): one number per (seed, what, epoch, position), the same on every machine.
+
+    `what` tells uses apart. The hash is the finalizer of SplitMix64, once per key.
+    """
+    state = np.full(np.shape(positions), seed & _MASK, _U64)
+    for key in (np.asarray(what), np.asarray(epochs), np.asarray(positions)):
+        state = _mix(state ^ _mix(key.astype(_U64)))
+    return (state >> _U64(11)) * 2.0**-53
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # multiplication modulo 2^64 is what is meant
+        x = x + _U64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
+        return x ^ (x >> _U64(31))
