@@ -7,7 +7,7 @@ import typer
 
 RunsDir = Annotated[
     Path | None,
-    typer.Option("--runs-dir", help="Where runs live [env: TITOKCTL_RUNS; default: runs].", show_default=False),
+    typer.Option("--runs-dir", help="Where runs live (default: runs).", envvar="TITOKCTL_RUNS", show_default=False),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
