@@ -80,10 +80,12 @@ class PartsFolder:
                 stack.enter_context(folder_lock(self.path))
             yield
 
-    def begin(self, header: CacheHeader, num_units: int) -> bool:
+    def begin(self, header: CacheHeader, num_units: int, afresh: bool = False) -> bool:
         """Start, or go on with what an earlier run left. Call it with the lock held.
 
-        Returns True when going on. Raises UserError that lists the differences when the earlier run was another one.
+        Returns True when going on. When the earlier run was another one, its parts are deleted if `afresh`.
+
+        Raises UserError that lists the differences otherwise.
         """
         manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "num_units": num_units}
         manifest["header"] = json.loads(json.dumps(asdict(header)))
@@ -95,6 +97,10 @@ class PartsFolder:
         if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("header"), dict):
             raise UserError(f"{place} was not written by titokctl", "choose another -o")
         changes = differences(found, manifest)
+        if changes and afresh:
+            self._empty()
+            write_json(place, manifest)
+            return False
         if changes:
             raise UserError(
                 f"{self.output} was begun with other settings: {'; '.join(changes)}",
@@ -122,13 +128,16 @@ class PartsFolder:
 
     def remove(self) -> None:
         """Delete the folder and everything in it that is ours."""
-        if not self.path.exists():
-            return
-        for pattern in ("unit-*.safetensors", ".*.tmp-*", "manifest.json", ".lock"):
-            for path in self.path.glob(pattern):
-                path.unlink(missing_ok=True)
+        self._empty()
+        (self.path / ".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
+
+    def _empty(self) -> None:
+        # The manifest goes last: without it, parts of unknown origin would remain.
+        for pattern in ("unit-*.safetensors", ".*.tmp-*", "manifest.json"):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def _place(self, unit: int) -> Path:
         return self.path / f"unit-{unit:08d}.safetensors"
