@@ -11,6 +11,7 @@ from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.weights.build import build
+from titokctl.weights.known import BY_NAME
 from titokctl.weights.read import locate, read
 
 _WORDS = {"tokenizer": "a tokenizer", "generator": "a generator", "proxy": "a proxy tokenizer (MaskGIT-VQGAN)"}
@@ -48,8 +49,15 @@ def load_proxy(
 
 
 def _load(path_or_name: str | Path, kind: str, device: torch.device | str, dtype: torch.dtype | None) -> nn.Module:
+    known = BY_NAME.get(str(path_or_name))
+    if known and known.kind != kind and not Path(path_or_name).exists():
+        raise _other_kind(known.name, "is", known.kind, kind)  # before anything is downloaded
     path = locate(path_or_name)
     weights = read(path)
     if weights.kind != kind:
-        raise UserError(f"{path} holds {_WORDS[weights.kind]} where {_WORDS[kind]} is expected")
+        raise _other_kind(str(path), "holds", weights.kind, kind)
     return build(weights, str(path), device, dtype)
+
+
+def _other_kind(what: str, verb: str, found: str, expected: str) -> UserError:
+    return UserError(f"{what} {verb} {_WORDS[found]} where {_WORDS[expected]} is expected")

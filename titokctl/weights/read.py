@@ -1,28 +1,48 @@
 """Finding and reading weights, whatever form they have on disk."""
 
+import difflib
 from pathlib import Path
 
 from titokctl.errors import UserError
 from titokctl.formats.run_folder import open_run
+from titokctl.formats.weights_file import is_ours, read_metadata
+from titokctl.weights import hub, local
+from titokctl.weights.known import BY_NAME
+from titokctl.weights.official.files import is_safetensors, read_official, tensor_file
 from titokctl.weights.store import Weights, read_own
 
 
 def locate(path_or_name: str | Path) -> Path:
-    """The file or folder that is meant: a path, the product of a run folder.
+    """The file or folder that is meant: a path, the product of a run folder, or a known name (perhaps downloaded).
 
-    Raises UserError when there is nothing.
+    Raises UserError when there is nothing, with the nearest known name.
     """
     path = Path(path_or_name)
     if (path / "run.json").is_file():
         return _product(path)
     if path.exists():
         return path
-    raise UserError(f"weights not found: {path_or_name}", "`titokctl weights ls` lists known names")
+    name = str(path_or_name)
+    if name in BY_NAME:
+        return local.where(BY_NAME[name]) or hub.download(BY_NAME[name])
+    near = difflib.get_close_matches(name, BY_NAME, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`titokctl weights ls` lists the known names"
+    raise UserError(f"no weights at {name}, and it is no known name", hint)
 
 
-def read(path: Path) -> Weights:
-    """The weights at `path`, memory-mapped where the format allows it. Raises UserError when they can't be used."""
-    return read_own(path)
+def read(path: Path, model: str | None = None) -> Weights:
+    """The weights in a file or folder, ours or official, memory-mapped where the format allows it.
+
+    Args:
+        model: the known name it has, for official files that don't tell.
+
+    Raises:
+        UserError: they can't be read, recognised or used.
+    """
+    file = tensor_file(path)
+    if is_safetensors(file) and is_ours(read_metadata(file)):
+        return read_own(file)
+    return read_official(path, model)
 
 
 def _product(folder: Path) -> Path:

@@ -1,0 +1,48 @@
+"""Fetching released models from the Hugging Face Hub, when that is wanted and possible."""
+
+import os
+from pathlib import Path
+
+from titokctl.errors import UserError
+from titokctl.weights.known import Known
+from titokctl.weights.local import cache_folder, in_folder
+
+_SWITCHES = ("TITOKCTL_OFFLINE", "HF_HUB_OFFLINE")
+_TRUE = {"1", "true", "yes", "on"}
+
+
+def download(known: Known) -> Path:
+    """Fetch a released model into the Hugging Face cache and return what to read.
+
+    Needs the `hub` extra and a network; TITOKCTL_OFFLINE=1 and HF_HUB_OFFLINE=1 forbid it.
+
+    Raises:
+        UserError: it can't be fetched: names the repository, the files and where to put them.
+    """
+    switch = next((name for name in _SWITCHES if os.environ.get(name, "").lower() in _TRUE), None)
+    if switch:
+        raise _not_here(known, f"{switch} is set")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise _not_here(known, "huggingface_hub is not installed: `pip install 'titokctl[hub]'`") from error
+    try:
+        paths = [Path(hf_hub_download(known.repository, file)) for file in known.files]
+    # Its errors have many classes, from several packages; none of them is a fault of ours.
+    except Exception as error:
+        raise _not_here(known, f"the download failed: {_first_line(error)}") from error
+    return in_folder(paths[-1].parent, known)
+
+
+def _not_here(known: Known, reason: str) -> UserError:
+    files = " and ".join(known.files)
+    return UserError(
+        f"{known.name} is not on this machine ({reason})",
+        f"fetch {files} from https://huggingface.co/{known.repository} and put "
+        f"{'them' if len(known.files) > 1 else 'it'} into {cache_folder() / known.name}/",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,102 @@
+"""The released models: what they are called, what they are, what was published about them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from titokctl.config.base import Config
+from titokctl.config.models import GeneratorConfig, TokenizerConfig, TransformerConfig, VqganConfig
+
+_SMALL = TransformerConfig(patch_size=16, width=512, num_layers=8, num_heads=8)
+_BASE = TransformerConfig(patch_size=16, width=768, num_layers=12, num_heads=12)
+_LARGE = TransformerConfig(patch_size=16, width=1024, num_layers=24, num_heads=16)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A released model.
+
+    `repository` and `files` are on the Hugging Face Hub; `parameters` are in millions, counted; `rfid` and `gfid` are
+    the published numbers, quoted, never measured by us; `sampling_steps` belong to the gfid.
+    """
+
+    name: str
+    kind: str
+    config: Config
+    repository: str
+    parameters: float
+    rfid: float | None = None
+    gfid: float | None = None
+    sampling_steps: int | None = None
+    files: tuple[str, ...] = ("config.json", "model.safetensors")
+
+    @property
+    def num_latent_tokens(self) -> int | None:
+        """K, or None for the proxy tokenizer."""
+        return getattr(self.config, "num_latent_tokens", None)
+
+
+def _two_stage(k: int, vit: TransformerConfig) -> TokenizerConfig:
+    return TokenizerConfig(
+        image_size=256, num_latent_tokens=k, encoder=vit, decoder=vit, codebook_size=4096, token_size=12,
+        normalize_codes=True, shuffled_bottleneck=True, head="proxy", proxy=VqganConfig(),
+    )  # fmt: skip
+
+
+def _vq(k: int, encoder: TransformerConfig) -> TokenizerConfig:
+    return TokenizerConfig(
+        image_size=256, num_latent_tokens=k, encoder=encoder, decoder=_LARGE, codebook_size=8192, token_size=64,
+        normalize_codes=False,
+    )  # fmt: skip
+
+
+def _vae(k: int, encoder: TransformerConfig) -> TokenizerConfig:
+    return TokenizerConfig(
+        image_size=256, num_latent_tokens=k, encoder=encoder, decoder=_LARGE, quantizer="gaussian",
+        codebook_size=None, token_size=16, normalize_codes=False,
+    )  # fmt: skip
+
+
+def _vit(k: int) -> GeneratorConfig:
+    return GeneratorConfig(
+        architecture="vit", num_latent_tokens=k, codebook_size=4096, num_classes=1000, width=768, num_layers=24,
+        num_heads=16, mlp_width=3072,
+    )  # fmt: skip
+
+
+_UVIT = GeneratorConfig(
+    architecture="uvit", num_latent_tokens=128, codebook_size=4096, num_classes=1000, width=1024, num_layers=20,
+    num_heads=16, mlp_width=4096,
+)  # fmt: skip
+
+
+def _titok(name: str, config: TokenizerConfig, there: str, parameters: float, rfid: float) -> Known:
+    return Known(name, "tokenizer", config, f"yucornetto/tokenizer_titok_{there}_imagenet", parameters, rfid)
+
+
+def _maskgit(name: str, config: GeneratorConfig, there: str, parameters: float, gfid: float, steps: int) -> Known:
+    there = f"yucornetto/generator_titok_{there}_imagenet"
+    return Known(name, "generator", config, there, parameters, gfid=gfid, sampling_steps=steps)
+
+
+_ALL = (
+    _titok("titok-s-128", _two_stage(128, _SMALL), "s128", 83.7, 1.71),
+    _titok("titok-b-64", _two_stage(64, _BASE), "b64", 204.8, 1.70),
+    _titok("titok-l-32", _two_stage(32, _LARGE), "l32", 641.1, 2.21),
+    _titok("titok-bl-64-vq", _vq(64, _BASE), "bl64_vq8k", 390.0, 2.06),
+    _titok("titok-bl-128-vq", _vq(128, _BASE), "bl128_vq8k", 390.2, 1.49),
+    _titok("titok-sl-256-vq", _vq(256, _SMALL), "sl256_vq8k", 330.3, 1.03),
+    _titok("titok-ll-32-vae", _vae(32, _LARGE), "ll32_vae_c16", 606.9, 1.61),
+    _titok("titok-bl-64-vae", _vae(64, _BASE), "bl64_vae_c16", 389.4, 1.25),
+    _titok("titok-bl-128-vae", _vae(128, _BASE), "bl128_vae_c16", 389.6, 0.84),
+    _maskgit("maskgit-vit-l-32", _vit(32), "l32", 177.2, 2.77, 8),
+    _maskgit("maskgit-vit-b-64", _vit(64), "b64", 177.2, 2.48, 8),
+    _maskgit("maskgit-uvit-s-128", _UVIT, "s128", 295.0, 1.97, 64),
+    Known("maskgit-vqgan", "proxy", VqganConfig(), "fun-research/TiTok", 54.5,
+          files=("maskgit-vqgan-imagenet-f16-256.bin",)),
+)  # fmt: skip
+BY_NAME = {known.name: known for known in _ALL}
+
+
+def of_kind(kind: str) -> Iterator[Known]:
+    """The released models of a kind, in the order of the table."""
+    return (known for known in _ALL if known.kind == kind)

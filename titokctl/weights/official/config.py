@@ -1,0 +1,206 @@
+"""The official config.json: read into our configurations, and written back."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from titokctl.config.base import Config
+from titokctl.config.models import GeneratorConfig, TokenizerConfig, TransformerConfig, VqganConfig
+from titokctl.errors import UserError
+
+# width, layers, heads
+_SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
+_ARCHITECTURES: dict[str, Literal["ViT", "UViT"]] = {"vit": "ViT", "uvit": "UViT"}
+_Size = Literal["small", "base", "large"]
+
+
+class _Section(BaseModel):
+    """A part of config.json; what we don't use in it is left alone."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+class _VqModel(_Section):
+    codebook_size: int | None = None
+    token_size: int
+    use_l2_norm: bool = False
+    commitment_cost: float = 0.25
+    vit_enc_model_size: _Size
+    vit_dec_model_size: _Size
+    vit_enc_patch_size: int = 16
+    vit_dec_patch_size: int = 16
+    num_latent_tokens: int
+    finetune_decoder: bool = True
+    is_legacy: bool = True
+    quantize_mode: Literal["vq", "vae"] = "vq"
+
+
+class _Generator(_Section):
+    model_type: Literal["ViT", "UViT"] = "ViT"
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    dropout: float = 0.1
+    attn_drop: float = 0.1
+    image_seq_len: int
+    condition_num_classes: int = 1000
+
+
+class _Codes(_Section):
+    codebook_size: int
+
+
+class _Preprocessing(_Section):
+    crop_size: int = 256
+
+
+class _Dataset(_Section):
+    preprocessing: _Preprocessing = _Preprocessing()
+
+
+class _TokenizerModel(_Section):
+    vq_model: _VqModel
+
+
+class _GeneratorModel(_Section):
+    vq_model: _Codes
+    generator: _Generator
+
+
+class _TokenizerFile(_Section):
+    model: _TokenizerModel
+    dataset: _Dataset = Field(default_factory=_Dataset)
+
+
+class _GeneratorFile(_Section):
+    model: _GeneratorModel
+
+
+def read_config(kind: str, official: Mapping[str, Any], where: str) -> Config:
+    """Our configuration of a network of `kind` from the official one. Raises UserError naming the wrong field."""
+    readers: dict[str, Callable[[Mapping[str, Any]], Config]]
+    readers = {"tokenizer": _read_tokenizer, "generator": _read_generator, "proxy": _read_proxy}
+    try:
+        return readers[kind](official)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "config"
+        hint = "if it is a released model, name it: `titokctl convert ... --model NAME`"
+        raise UserError(f"{where} describes no {kind} we know ({field}: {first['msg']})", hint) from error
+
+
+def write_config(kind: str, config: Any) -> dict[str, Any]:
+    """The official configuration of a network; raises UserError, with the reason, when it has no official form."""
+    writers: dict[str, Callable[[Any], dict[str, Any]]]
+    writers = {"tokenizer": _write_tokenizer, "generator": _write_generator, "proxy": _write_proxy}
+    return writers[kind](config)
+
+
+def _read_tokenizer(official: Mapping[str, Any]) -> TokenizerConfig:
+    file = _TokenizerFile.model_validate(official)
+    vq = file.model.vq_model
+    gaussian = vq.quantize_mode == "vae"
+    return TokenizerConfig(
+        image_size=file.dataset.preprocessing.crop_size,
+        num_latent_tokens=vq.num_latent_tokens,
+        encoder=_transformer(vq.vit_enc_model_size, vq.vit_enc_patch_size),
+        decoder=_transformer(vq.vit_dec_model_size, vq.vit_dec_patch_size),
+        quantizer="gaussian" if gaussian else "vq",
+        codebook_size=None if gaussian else vq.codebook_size,
+        token_size=vq.token_size,
+        normalize_codes=vq.use_l2_norm,
+        commitment_cost=vq.commitment_cost,
+        # One switch there for both; ours are two.
+        shuffled_bottleneck=vq.is_legacy,
+        head="proxy" if vq.is_legacy else "pixel",
+        proxy=VqganConfig() if vq.is_legacy else None,
+        pixel_decoder=vq.finetune_decoder if vq.is_legacy else True,
+    )
+
+
+def _transformer(size: str, patch_size: int) -> TransformerConfig:
+    width, layers, heads = _SIZES[size]
+    return TransformerConfig(patch_size=patch_size, width=width, num_layers=layers, num_heads=heads)
+
+
+def _read_generator(official: Mapping[str, Any]) -> GeneratorConfig:
+    model = _GeneratorFile.model_validate(official).model
+    generator = model.generator
+    return GeneratorConfig(
+        architecture=generator.model_type.lower(),
+        num_latent_tokens=generator.image_seq_len,
+        codebook_size=model.vq_model.codebook_size,
+        num_classes=generator.condition_num_classes,
+        width=generator.hidden_size,
+        num_layers=generator.num_hidden_layers,
+        num_heads=generator.num_attention_heads,
+        mlp_width=generator.intermediate_size,
+        dropout=generator.dropout,
+        attention_dropout=generator.attn_drop,
+    )
+
+
+def _read_proxy(official: Mapping[str, Any]) -> VqganConfig:
+    return VqganConfig()  # only one was ever published
+
+
+def _write_tokenizer(config: TokenizerConfig) -> dict[str, Any]:
+    if config.shuffled_bottleneck != (config.head == "proxy"):
+        raise _no_form("its shuffled bottleneck and its head follow one switch there, both on or both off")
+    if config.proxy not in (None, VqganConfig()):
+        raise _no_form("its proxy tokenizer is not the published MaskGIT-VQGAN")
+    if config.quantizer not in ("vq", "gaussian"):
+        raise _no_form(f"its quantizer {config.quantizer!r} is unknown there")
+    vq_model = {
+        "codebook_size": config.codebook_size or 0,
+        "token_size": config.token_size,
+        "use_l2_norm": config.normalize_codes,
+        "commitment_cost": config.commitment_cost,
+        "vit_enc_model_size": _size_name("encoder", config.encoder),
+        "vit_dec_model_size": _size_name("decoder", config.decoder),
+        "vit_enc_patch_size": config.encoder.patch_size,
+        "vit_dec_patch_size": config.decoder.patch_size,
+        "num_latent_tokens": config.num_latent_tokens,
+        "finetune_decoder": config.head == "proxy" and config.pixel_decoder,
+        "is_legacy": config.shuffled_bottleneck,
+        "quantize_mode": "vq" if config.is_discrete else "vae",
+    }
+    return {"model": {"vq_model": vq_model}, "dataset": {"preprocessing": {"crop_size": config.image_size}}}
+
+
+def _size_name(side: str, vit: TransformerConfig) -> str:
+    for name, size in _SIZES.items():
+        if (vit.width, vit.num_layers, vit.num_heads, vit.mlp_ratio) == (*size, 4):
+            return name
+    sizes = ", ".join(f"{n} ({w} wide, {d} layers, {h} heads)" for n, (w, d, h) in _SIZES.items())
+    raise _no_form(f"its {side} is {vit.width} wide with {vit.num_layers} layers; there are only {sizes}")
+
+
+def _write_generator(config: GeneratorConfig) -> dict[str, Any]:
+    if config.architecture not in _ARCHITECTURES:
+        raise _no_form(f"its architecture {config.architecture!r} is unknown there")
+    generator = {
+        "model_type": _ARCHITECTURES[config.architecture],
+        "hidden_size": config.width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_width,
+        "dropout": config.dropout,
+        "attn_drop": config.attention_dropout,
+        "image_seq_len": config.num_latent_tokens,
+        "condition_num_classes": config.num_classes,
+    }
+    vq_model = {"codebook_size": config.codebook_size, "num_latent_tokens": config.num_latent_tokens}
+    return {"model": {"vq_model": vq_model, "generator": generator}}
+
+
+def _write_proxy(config: VqganConfig) -> dict[str, Any]:
+    if config != VqganConfig():
+        raise _no_form("only one MaskGIT-VQGAN was published, and its sizes differ")
+    return {}
+
+
+def _no_form(reason: str) -> UserError:
+    return UserError(f"this network has no official form: {reason}", "keep it as a titokctl weights file")

@@ -1,0 +1,89 @@
+"""Which network an official file holds, from its config.json or from its names and shapes."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from titokctl.config.base import Config
+from titokctl.config.models import TokenizerConfig
+from titokctl.errors import UserError
+from titokctl.weights.known import BY_NAME, of_kind
+from titokctl.weights.official.config import read_config
+from titokctl.weights.official.layout import official_shapes
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def recognise(found: Shapes, official: Mapping[str, Any] | None, model: str | None, where: str) -> tuple[str, Config]:
+    """Kind and configuration of the network with these tensors.
+
+    Args:
+        found: official names to shapes.
+        official: contents of config.json, if there is one.
+        model: a known name that the user says it is.
+        where: for messages.
+
+    Raises:
+        UserError: unknown name, a config.json that does not describe it, or nothing decides; lists the known names.
+    """
+    kind = _kind(found)
+    if model is not None:
+        kind, config = _named(model)
+    elif official is not None and kind is not None:
+        config = read_config(kind, official, f"{where}: config.json")
+    elif kind is not None and (same := _same_shapes(kind, found)) is not None:
+        config = same
+    else:
+        raise UserError(f"{where}: neither config.json nor names and shapes say which model it is", _ask())
+    return kind, _without_pixels(config, found)
+
+
+def _kind(names: Iterable[str]) -> str | None:
+    """What tells the kinds apart are tensors that every one of a kind has."""
+    names = set(names)
+    if "latent_tokens" in names:
+        return "tokenizer"
+    if names & {"model.lm_head.weight", "lm_head.weight"}:
+        return "generator"
+    return "proxy" if "encoder.down.0.block.0.conv1.weight" in names else None
+
+
+def _named(model: str) -> tuple[str, Config]:
+    if model not in BY_NAME:
+        raise UserError(f"no model is called {model!r}", _ask())
+    return BY_NAME[model].kind, BY_NAME[model].config
+
+
+def _same_shapes(kind: str, found: Shapes) -> Config | None:
+    """The known configuration whose tensors these are: the same counts, widths and code sizes."""
+    for known in of_kind(kind):
+        if _signature(official_shapes(kind, known.config)) == _signature(found):
+            return known.config
+    return None
+
+
+_TELLING = (
+    "latent_tokens", "encoder.conv_out.weight", "quantize.embedding.weight", "decoder.positional_embedding",
+    "decoder.ffn.2.weight", "model.embeddings.word_embeddings.weight", "model.embeddings.position_embeddings.weight",
+    "pos_embed", "embeddings.weight", "lm_head.weight", "model.lm_head.weight",
+)  # fmt: skip
+
+
+def _signature(shapes: Shapes) -> tuple[object, ...]:
+    """What tells models of one kind apart, so that a file with a tensor missing is still recognised and named."""
+    layers = {
+        re.sub(r"\.(\d+)\..*", r".\1", name) for name in shapes if re.search(r"(transformer|layer|blocks)\.\d", name)
+    }
+    return (*(shapes.get(name) for name in _TELLING), len(layers))
+
+
+def _without_pixels(config: Config, found: Shapes) -> Config:
+    """Files of stage 1 have no pixel decoder, whatever the configuration's default says."""
+    if not isinstance(config, TokenizerConfig) or config.head != "proxy":
+        return config
+    has_pixels = any(name.startswith(("pixel_decoder.", "pixel_quantize.")) for name in found)
+    return config.model_copy(update={"pixel_decoder": has_pixels})
+
+
+def _ask() -> str:
+    return f"name it with --model, one of: {', '.join(BY_NAME)}"

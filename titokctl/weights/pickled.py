@@ -1,0 +1,40 @@
+"""Old .bin files: pickles, read without ever running what is in them."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titokctl.errors import UserError
+
+
+def read_pickled(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file that torch.save wrote.
+
+    Only tensors and plain containers are accepted (torch's weights_only reader); anything else in the pickle is refused
+    before it could act.
+
+    Raises:
+        UserError: truncated, holding code or objects, or no mapping from names to tensors.
+    """
+    try:
+        # Memory-mapped where the format allows it: only zip archives can be.
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: its pickle holds more than tensors, which could run code",
+            "use the model.safetensors of the same model",
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError, OSError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "it may be truncated: fetch it again"
+        raise UserError(f"{path} cannot be read as a file of weights ({reason})", hint) from error
+    if not isinstance(loaded, dict) or not all(_is_entry(name, value) for name, value in loaded.items()):
+        raise UserError(f"{path} holds no mapping from names to tensors, which a file of weights is")
+    return dict(loaded)
+
+
+def _is_entry(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
