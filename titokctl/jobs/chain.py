@@ -25,7 +25,7 @@ def pick_tokenizer(given: str | None, root: Path, say: Say) -> str:
     if run is not None:
         say(f"tokenizer: {run.path} (the newest in {root}/tokenizer)")
         return str(run.path)
-    from titokctl.weights.known import is_here
+    from titokctl.weights.local import is_here
 
     if is_here(DEFAULT_TOKENIZER):
         say(f"tokenizer: {DEFAULT_TOKENIZER} (none was trained in {root})")
@@ -55,7 +55,7 @@ def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, 
         chosen = (exact or fitting)[0]
         say(f"tokenizer: {chosen.path} (recorded by its hash)")
         return str(chosen.path)
-    from titokctl.weights.known import name_with_encoder
+    from titokctl.weights.local import name_with_encoder
 
     known = name_with_encoder(encoder_sha256)
     if known is not None:
