@@ -51,7 +51,7 @@ class NpzArray:
         """
         if rows.dtype != self.dtype or rows.shape[1:] != self.shape[1:] or not 0 <= first <= self.shape[0] - len(rows):
             raise ValueError(f"expected {self.dtype} rows of {self.shape}, not {rows.dtype} {rows.shape} at {first}")
-        data = memoryview(np.ascontiguousarray(rows)).cast("B")
+        data = np.ascontiguousarray(rows).data.cast("B")
         crc, place, done = zlib.crc32(data), self._start + first * self._row_bytes, 0
         while done < len(data):
             done += os.pwrite(self._descriptor, data[done:], place + done)

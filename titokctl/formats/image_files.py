@@ -1,0 +1,68 @@
+"""A folder of image files that is written piece by piece in any order.
+
+Specification: `<index>.<extension>`, the index in decimal with leading zeros (six digits, more when there are more than
+a million images), counted from 0.
+"""
+
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Encode = Callable[[np.ndarray], bytes]
+
+
+class ImageFiles:
+    """Image files that are being written; has the same methods as `npz_stream.NpzArray`.
+
+    Args:
+        folder: created when missing; files in it are kept, or replaced when they are written again.
+        num_images: of the whole set.
+        extension: of the files, without the dot.
+        encode: (H, W, 3) uint8 to the bytes of a file.
+    """
+
+    def __init__(self, folder: Path, num_images: int, extension: str, encode: Encode) -> None:
+        self._folder, self._extension, self._encode = folder, extension, encode
+        self._digits = max(6, len(str(num_images - 1)))
+        self._unflushed: list[Path] = []
+        folder.mkdir(exist_ok=True)
+
+    def path(self, index: int) -> Path:
+        """Where image `index` lies."""
+        return self._folder / f"{index:0{self._digits}d}.{self._extension}"
+
+    def write(self, first: int, rows: np.ndarray) -> int:
+        """Write images (n, H, W, 3) uint8 from index `first` on; safe from several threads. Returns a CRC-32."""
+        for index, pixels in enumerate(rows, start=first):
+            path = self.path(index)
+            path.write_bytes(self._encode(pixels))
+            self._unflushed.append(path)
+        return zlib.crc32(np.ascontiguousarray(rows).data)
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Images written before, (count, H, W, 3) uint8."""
+        images = []
+        for index in range(first, first + count):
+            with Image.open(self.path(index)) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        return np.stack(images)
+
+    def flush(self) -> None:
+        """Wait until what was written is on the disk."""
+        for path in [*self._unflushed, self._folder]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._unflushed.clear()
+
+    def finish(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """Nothing is left to do: the files are whole."""
+
+    def close(self) -> None:
+        """Nothing is open."""
