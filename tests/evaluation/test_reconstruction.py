@@ -1,0 +1,86 @@
+"""PSNR and SSIM against plain loops, and codebook usage."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage, psnr, ssim
+
+
+def pictures(n: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def ssim_by_loops(a: np.ndarray, b: np.ndarray) -> float:
+    """One image (H, W, 3): a window around every pixel whose neighbourhood lies inside."""
+    line = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+    values = []
+    for channel in range(3):
+        for y in range(a.shape[0] - 10):
+            for x in range(a.shape[1] - 10):
+                p = a[y : y + 11, x : x + 11, channel].astype(float)
+                q = b[y : y + 11, x : x + 11, channel].astype(float)
+                mp, mq = (window * p).sum(), (window * q).sum()
+                vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+                c = (window * (p - mp) * (q - mq)).sum()
+                up = (2 * mp * mq + 6.5025) * (2 * c + 58.5225)
+                values.append(up / ((mp**2 + mq**2 + 6.5025) * (vp + vq + 58.5225)))
+    return float(np.mean(values))
+
+
+def test_psnr_pooled_and_mean_follow_from_the_errors():
+    a = pictures(3)
+    b = a.copy()
+    b[0] = a[0] // 2
+    b[1] = 255 - a[1]
+    errors = ((a.astype(float) - b.astype(float)) ** 2).mean((1, 2, 3))
+    sums = ReconstructionSums()
+    sums.add(a[:1], b[:1])
+    sums.add(a[1:], b[1:])
+    score = sums.score()
+    assert score.images == 3
+    assert score.psnr_pooled == pytest.approx(10 * math.log10(255**2 / errors.mean()))
+    expected = [10 * math.log10(255**2 / e) for e in errors[:2]] + [100]
+    assert score.psnr_mean == pytest.approx(np.mean(expected))
+
+
+def test_one_level_off_everywhere_is_48_db():
+    assert psnr(1.0) == pytest.approx(48.1308, abs=1e-4)
+    assert psnr(0.0) == 100
+
+
+def test_ssim_agrees_with_loops_over_windows():
+    a = pictures(2, 14)
+    b = (a * 0.7 + 20).astype(np.uint8)
+    tensors = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (a, b))
+    np.testing.assert_allclose(ssim(*tensors).numpy(), [ssim_by_loops(p, q) for p, q in zip(a, b, strict=True)])
+
+
+def test_equal_images_have_ssim_1_and_tiny_ones_have_none():
+    sums = ReconstructionSums()
+    sums.add(pictures(2), pictures(2))
+    assert sums.score().ssim == pytest.approx(1)
+    tiny = ReconstructionSums()
+    tiny.add(pictures(2, 8), pictures(2, 8))
+    assert tiny.score().ssim is None
+
+
+def test_pairs_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        ReconstructionSums().add(pictures(2), pictures(3))
+    with pytest.raises(ValueError, match="float64"):
+        ReconstructionSums().add(pictures(2), pictures(2).astype(float))
+    with pytest.raises(ValueError, match="no images"):
+        ReconstructionSums().score()
+
+
+def test_codebook_usage_counts_codes_and_their_evenness():
+    even = codebook_usage(np.array([[0, 1], [2, 3]], np.uint16), 8)
+    assert (even.used, even.size, even.share) == (4, 8, 0.5)
+    assert even.perplexity == pytest.approx(4)
+    assert codebook_usage(np.zeros(9, np.int64), 8).perplexity == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"in \[0, 8\)"):
+        codebook_usage(np.array([8]), 8)

@@ -1,0 +1,70 @@
+"""A linear probe: multinomial logistic regression on standardised features, to see which class a set of images shows.
+
+Letters: n images, D feature width, C classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SMALLEST_DEVIATION = 1e-6
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """What `fit_probe` found: standardisation (D,) each, weights (C, D), biases (C,)."""
+
+    mean: Tensor
+    deviation: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """The most likely class of each row of features (n, D), (n,) int64."""
+        x = (torch.from_numpy(np.asarray(features, np.float32)) - self.mean) / self.deviation
+        return F.linear(x, self.weight, self.bias).argmax(1).numpy()
+
+    def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
+        """Share of rows (n, D) whose predicted class is their label (n,)."""
+        return float((self.predict(features) == labels).mean())
+
+
+def fit_probe(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float = 0.01, iterations: int = 100
+) -> LinearProbe:
+    """Fit by L-BFGS on all rows at once, from zeros: no randomness.
+
+    Args:
+        features: (n, D) float.
+        labels: (n,) integers in [0, num_classes).
+        num_classes: C.
+        penalty: weight of half the squared norm of the weights, added to the mean cross-entropy.
+        iterations: at most so many steps.
+
+    Raises:
+        ValueError: when shapes or labels don't fit.
+    """
+    if features.ndim != 2 or labels.shape != (len(features),) or not len(features):
+        raise ValueError(f"expected features (n, D) and labels (n,), not {features.shape} and {labels.shape}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must lie in [0, {num_classes}), found {labels.min()} to {labels.max()}")
+    x = torch.from_numpy(np.asarray(features, np.float32))
+    target = torch.from_numpy(np.asarray(labels, np.int64))
+    mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=_SMALLEST_DEVIATION)
+    x = (x - mean) / deviation
+    weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)
+    bias = torch.zeros(num_classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(F.linear(x, weight, bias), target) + penalty / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return LinearProbe(mean, deviation, weight.detach(), bias.detach())
