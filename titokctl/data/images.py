@@ -6,6 +6,7 @@ is computed here.
 """
 
 import io
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_FILES: dict[str, type[ImageFile.ImageFile]] = {"jpg": JpegImageFile, "png": PngImageFile, "webp": WebPImageFile}
 _TURN = Image.Transpose
 _TURNS = {
     2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
@@ -65,8 +67,9 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, exif: bool = False
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on broken files
         text = " ".join(str(error).split()) or type(error).__name__
-        short = isinstance(error, EOFError) or "truncated" in text.lower()
-        raise BadImage("truncated" if short else "unreadable", text) from error
+        if isinstance(error, (EOFError, struct.error)):
+            raise BadImage("truncated", "the file ends too early") from error
+        raise BadImage("truncated" if "truncated" in text.lower() else "unreadable", text) from error
 
 
 def preprocess(data: bytes, config: PreprocessingConfig) -> np.ndarray:
@@ -153,19 +156,23 @@ def to_bytes(images: "torch.Tensor") -> "torch.Tensor":
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """The Pillow file of `data`, by its first bytes; nothing is decoded yet."""
-    # The classes themselves, not Image.open: no other plug-in is asked, and the only limit on pixels is ours.
-    source = io.BytesIO(data)
+def extension_of(data: bytes) -> str:
+    """What the first bytes of an image file say it is: "jpg", "png" or "webp". Raises BadImage for anything else."""
     if data[:3] == b"\xff\xd8\xff":
-        return JpegImageFile(source)
+        return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return PngImageFile(source)
+        return "png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImageFile(source)
+        return "webp"
     if not data:
         raise BadImage("empty", "the file is empty")
     raise BadImage("format", f"no JPEG, PNG or WebP: it starts with {data[:8]!r}")
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """The Pillow file of `data`; nothing is decoded yet."""
+    # The classes themselves, not Image.open: no other plug-in is asked, and the only limit on pixels is ours.
+    return _FILES[extension_of(data)](io.BytesIO(data))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -21,18 +21,25 @@ KIND = "folder"
 
 @dataclass
 class FolderSource(Source):
-    """Image files below `root`; sample i is `names[i]` with `file_labels[i]`."""
+    """Image files below `root`; sample i is `names[i]`, with label and size at the same place."""
 
     root: Path = field(default_factory=Path)
     names: list[str] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
+    file_keys: list[str] = field(default_factory=list)
     file_labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    file_sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
         return [self._read(int(p)) for p in positions]
 
     def labels(self) -> np.ndarray:
         return self.file_labels.copy()
+
+    def keys(self) -> list[str]:
+        return list(self.file_keys)
+
+    def sizes(self) -> np.ndarray:
+        return self.file_sizes.copy()
 
     def _read(self, position: int) -> Sample:
         if not 0 <= position < len(self.names):
@@ -42,7 +49,7 @@ class FolderSource(Source):
             data = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}", "the folder changed while it was read") from error
-        return Sample(self.keys[position], int(self.file_labels[position]), data)
+        return Sample(self.file_keys[position], int(self.file_labels[position]), data)
 
 
 def recognises(path: Path) -> bool:
@@ -65,11 +72,12 @@ def open_folder(path: Path) -> FolderSource:
     names = own or [file for files in classes.values() for file in files]
     counts = [len(files) for files in classes.values()]
     labels = np.full(len(own), -1) if own else np.repeat(np.arange(len(counts)), counts)
+    sizes = [(path / name).stat().st_size for name in names]
     description = {
         "kind": KIND,
         "paths": [str(path.resolve())],
         "num_samples": len(names),
-        "fingerprint": fingerprint((name, (path / name).stat().st_size) for name in names),
+        "fingerprint": fingerprint(zip(names, sizes, strict=True)),
     }
     return FolderSource(
         class_names=list(classes),
@@ -77,8 +85,9 @@ def open_folder(path: Path) -> FolderSource:
         units=units_of([(path.name, len(names))]),
         root=path,
         names=names,
-        keys=_keys(names),
+        file_keys=_keys(names),
         file_labels=labels.astype(np.int32),
+        file_sizes=np.array(sizes, np.int64),
     )
 
 

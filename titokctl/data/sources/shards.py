@@ -17,13 +17,10 @@ import numpy as np
 
 from titokctl.data.sources.source import Rejected, Sample, Source, units_of
 from titokctl.errors import UserError
-from titokctl.formats.atomic import read_json
 from titokctl.formats.shard_index import ShardIndex, open_index
+from titokctl.formats.shard_set import INDEX_NAME, read_set_index
 
 KIND = "shards"
-INDEX_NAME = "index.json"
-INDEX_FORMAT = "titokctl/shards"
-INDEX_VERSION = 1
 _MAX_OPEN = 256
 _MAX_SHARDS = 1_000_000
 
@@ -81,6 +78,12 @@ class ShardSource(Source):
 
     def labels(self) -> np.ndarray:
         return np.concatenate([index.labels for index in self.indices]).astype(np.int32)
+
+    def keys(self) -> list[str]:
+        return [index.key(i) for index in self.indices for i in range(len(index))]
+
+    def sizes(self) -> np.ndarray:
+        return np.concatenate([index.sizes for index in self.indices]).astype(np.int64)
 
     def _read(self, shard: int, position: int) -> Sample:
         index = self.indices[shard]
@@ -145,13 +148,8 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
 
 def _class_names(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> list[str]:
     """Class names of the index.json files beside the shards, whose counts are checked on the way."""
-    found: dict[Path, dict[str, Any]] = {}
-    for folder in dict.fromkeys(path.parent for path in paths):
-        record = read_json(folder / INDEX_NAME) if (folder / INDEX_NAME).is_file() else None
-        if isinstance(record, dict) and record.get("format") == INDEX_FORMAT:
-            if record.get("format_version", 0) > INDEX_VERSION:
-                raise UserError(f"{folder / INDEX_NAME} was written by a newer titokctl", "upgrade titokctl")
-            found[folder] = record
+    records = {folder: read_set_index(folder) for folder in dict.fromkeys(path.parent for path in paths)}
+    found = {folder: record for folder, record in records.items() if record is not None}
     for path, index in zip(paths, indices, strict=True):
         shards = {s["name"]: s for s in found.get(path.parent, {}).get("shards", [])}
         if path.name in shards and shards[path.name]["samples"] != len(index):

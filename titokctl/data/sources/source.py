@@ -69,6 +69,14 @@ class Source(ABC):
     def labels(self) -> np.ndarray:
         """(len,) int32, -1 for none, without reading an image."""
 
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """All keys, in order."""
+
+    @abstractmethod
+    def sizes(self) -> np.ndarray:
+        """(len,) int64: bytes of each image file."""
+
     def read(self, unit: Unit) -> Iterator[Sample]:
         """The samples of one unit, in order."""
         for position in range(unit.first, unit.first + unit.count):

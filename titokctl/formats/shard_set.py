@@ -1,0 +1,101 @@
+"""A folder of WebDataset shards, and the index.json that says what is in it.
+
+Specification: `<name>-000000.tar`, `<name>-000001.tar`, ... are tar files (POSIX, pax records only where a name needs
+them; times 0, owner root, mode 0444, so that the same samples give the same bytes). A sample is `<key>.<jpg|png|webp>`
+with the image file's own bytes, and `<key>.cls`, its class index in decimal, where it has a label; the key has no dot
+in its last part. `index.json` is an object with
+
+    format, format_version   "titokctl/shards", 1
+    shards                   [{"name", "samples", "bytes"}, ...] in order
+    total                    samples in all shards
+    class_names              a name per class index; [] when unknown
+
+and whatever else its maker adds. Readers check `samples` against what they find.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from titokctl.errors import UserError
+from titokctl.formats.atomic import atomic_path, read_json, write_json
+from titokctl.formats.shard_index import build_index, write_index
+
+FORMAT = "titokctl/shards"
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+
+
+@dataclass(frozen=True)
+class ShardSample:
+    """One image file on its way into a shard; `extension` is jpg, png or webp, label -1 means none."""
+
+    key: str
+    extension: str
+    data: bytes
+    label: int = -1
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What index.json says of one shard."""
+
+    name: str
+    samples: int
+    bytes: int
+
+
+def shard_name(prefix: str, number: int) -> str:
+    """The file name of shard `number`."""
+    return f"{prefix}-{number:06d}.tar"
+
+
+def write_shard(path: Path, samples: Iterable[ShardSample]) -> ShardInfo:
+    """Write one shard and its offset index, atomically; the same samples give the same bytes."""
+    from webdataset import TarWriter  # imports torch: only where shards are written
+
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        TarWriter(file, encoder=False, mtime=0, user="root", group="root", format="PAX_FORMAT") as tar,
+    ):
+        for sample in samples:
+            label = {"cls": str(sample.label).encode()} if sample.label >= 0 else {}
+            tar.write({"__key__": sample.key, sample.extension: sample.data, **label})
+    index = build_index(path)
+    write_index(path, index)
+    return ShardInfo(path.name, len(index), index.size)
+
+
+def write_set_index(
+    folder: Path, shards: Sequence[ShardInfo], class_names: Sequence[str], extra: dict[str, Any] | None = None
+) -> None:
+    """Write index.json of a folder of shards, atomically."""
+    record: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    record |= {"total": sum(s.samples for s in shards), "class_names": list(class_names)} | (extra or {})
+    write_json(folder / INDEX_NAME, record | {"shards": [asdict(s) for s in shards]})
+
+
+def read_set_index(folder: Path) -> dict[str, Any] | None:
+    """The index.json of a folder of shards, or None when there is none of ours.
+
+    Raises UserError when it is ours but can't be used.
+    """
+    path = folder / INDEX_NAME
+    if not os.path.isfile(path):
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return None
+    if not isinstance(record.get("format_version"), int) or record["format_version"] > FORMAT_VERSION:
+        raise UserError(f"{path} was written by a newer titokctl", "upgrade titokctl")
+    names, shards = record.get("class_names"), record.get("shards")
+    if not isinstance(names, list) or not isinstance(shards, list) or not all(_is_info(s) for s in shards):
+        raise UserError(f"{path} is damaged: class_names or shards are not what they should be", "copy it again")
+    return record
+
+
+def _is_info(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("samples"), int)
