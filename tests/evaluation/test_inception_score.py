@@ -1,0 +1,40 @@
+"""The Inception score against plain numpy, and its two extremes."""
+
+import numpy as np
+import pytest
+
+from titokctl.evaluation.inception_score import inception_score
+
+
+def by_numpy(logits: np.ndarray, split: int) -> list[float]:
+    scores = []
+    for first in range(0, len(logits), split):
+        part = logits[first : first + split].astype(float)
+        p = np.exp(part - part.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        scores.append(np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()))
+    return scores
+
+
+def test_agrees_with_numpy_also_with_a_shorter_last_split():
+    logits = (np.random.default_rng(0).standard_normal((110, 20)) * 3).astype(np.float32)
+    found, expected = inception_score(logits, split_size=40), by_numpy(logits, 40)
+    assert found.splits == 3
+    assert found.mean == pytest.approx(np.mean(expected), rel=1e-9)
+    assert found.deviation == pytest.approx(np.std(expected), rel=1e-6)
+
+
+def test_all_alike_scores_1_and_all_sure_and_different_scores_the_number_of_classes():
+    assert inception_score(np.ones((50, 8), np.float32)).mean == pytest.approx(1)
+    assert inception_score(np.eye(8, dtype=np.float32).repeat(5, 0) * 1000).mean == pytest.approx(8)
+
+
+def test_sorted_classes_score_lower_than_mixed_ones():
+    sorted_by_class = np.eye(8, dtype=np.float32).repeat(10, 0) * 20
+    mixed = sorted_by_class.reshape(8, 10, 8).transpose(1, 0, 2).reshape(80, 8)
+    assert inception_score(sorted_by_class, 20).mean < inception_score(mixed, 20).mean - 3
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="at least one image"):
+        inception_score(np.zeros((0, 8), np.float32))
