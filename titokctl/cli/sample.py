@@ -7,8 +7,9 @@ import typer
 
 from titokctl.cli import console
 from titokctl.cli.options import Json, Overwrite, Quiet, RunsDir
-from titokctl.config.sampling import GuidanceSchedule
 
+# The same names as config.sampling has, which is not imported before the command runs.
+GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
 EXAMPLE = "Example: titokctl sample --cfg 4.0 -n 50000"
 _OWN = "The generator's own by default."
 
