@@ -1,0 +1,236 @@
+"""`tokenize` as a function: what the cache holds, what is refused, and what happens to unusable images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.data.images import preprocess, to_float
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UsageError, UserError
+from titokctl.formats.token_cache import TokenCache
+from titokctl.jobs.tokenize import TokenizeResult, tokenize
+from titokctl.progress import SilentProgress
+from titokctl.weights.hashes import encoder_sha256, weights_sha256
+
+
+class Place:
+    """A folder with a tokenizer, two classes of 20 pictures, and the command."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = tiny.tokenizer(root / "tokenizer.safetensors")
+        self.images = tiny.class_folder(root / "images")
+        self.output = root / "out" / "tokens.h5"
+        self.parts = root / "out" / "tokens.h5.parts"
+        self.rejected = root / "out" / "tokens.h5.rejected.jsonl"
+
+    def run(self, **settings) -> TokenizeResult:
+        given = {"paths": [self.images], "output": self.output, "tokenizer": str(self.root / "tokenizer.safetensors")}
+        given |= {"runs": self.root / "runs", "progress": SilentProgress(), "stop": StopRequest()} | settings
+        return tokenize(**given)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_rows_are_the_ids_of_the_images_in_order(place: Place) -> None:
+    result = place.run()
+    assert (result.rows, result.rejected, result.samples, result.classes) == (40, 0, 40, 2)
+    cache = TokenCache.open(place.output)
+    files = sorted(place.images.rglob("*.jpg"))
+    config = PreprocessingConfig(size=tiny.SIZE)
+    images = to_float(torch.from_numpy(np.stack([preprocess(f.read_bytes(), config) for f in files])))
+    np.testing.assert_array_equal(cache.ids, place.model.tokenize(images))
+    np.testing.assert_array_equal(cache.view("flip"), place.model.tokenize(images.flip(-1)))
+    assert (cache.ids != cache.view("flip")).any()
+    assert [cache.key(i) for i in range(40)] == [f.relative_to(place.images).with_suffix("").as_posix() for f in files]
+    assert cache.labels.tolist() == [0] * 20 + [1] * 20
+    assert cache.class_names == ["cat", "dog"]
+
+
+def test_the_header_says_what_made_the_rows(place: Place) -> None:
+    place.run()
+    head = TokenCache.open(place.output).header
+    assert head.tokenizer == place.model.config.model_dump(mode="json")
+    assert (head.encoder_sha256, head.weights_sha256) == (encoder_sha256(place.model), weights_sha256(place.model))
+    assert (head.codebook_size, head.num_latent_tokens, head.image_size) == (tiny.CODES, tiny.TOKENS, tiny.SIZE)
+    assert head.preprocessing == PreprocessingConfig(size=tiny.SIZE).model_dump(mode="json")
+    assert head.views == {"flip": head.preprocessing | {"flip": True}}
+    assert head.source["paths"] == [str(place.images)]
+    assert head.num_rejected == 0
+    assert {"device", "precision", "tile", "torch", "pillow", "libjpeg"} <= head.made_with.keys()
+    assert head.made_with["precision"] == "float32"
+
+
+def test_nothing_but_the_output_remains(place: Place) -> None:
+    place.run()
+    assert [p.name for p in place.output.parent.iterdir()] == ["tokens.h5"]
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (5, 2), (16, 3), (64, 1)])
+def test_contents_do_not_depend_on_batches_and_workers(place: Place, batch_size: int, workers: int) -> None:
+    usual = place.run(output=place.root / "usual.h5")
+    assert place.run(batch_size=batch_size, workers=workers).sha256 == usual.sha256
+
+
+def test_views_can_be_left_out(place: Place) -> None:
+    place.run(views=())
+    assert TokenCache.open(place.output).views == ("plain",)
+
+
+def test_shards_and_folders_give_the_same_rows(place: Place) -> None:
+    shards = tiny.shards(place.root / "shards", count=4, per_shard=10)
+    place.run()
+    place.run(paths=[shards], output=place.root / "shards.h5")
+    ours, theirs = TokenCache.open(place.output), TokenCache.open(place.root / "shards.h5")
+    np.testing.assert_array_equal(ours.ids, theirs.ids)
+    assert theirs.labels.tolist() == [i % 3 for i in range(40)]
+
+
+def plant_bad_images(place: Place) -> None:
+    whole = tiny.jpeg(1)
+    (place.images / "cat" / "0003x.jpg").write_bytes(whole[:-100])
+    (place.images / "cat" / "0007x.jpg").write_text("this is a text")
+    (place.images / "dog" / "zero.jpg").write_bytes(b"")
+
+
+def test_unusable_images_are_named_and_fail_at_the_end(place: Place) -> None:
+    plant_bad_images(place)
+    with pytest.raises(UserError) as caught:
+        place.run()
+    assert "3 of 43 images" in caught.value.message
+    assert "cat/0003x" in caught.value.message
+    assert str(place.rejected) in caught.value.message
+    assert "--max-rejected 0.073" in caught.value.hint
+    assert not place.output.exists()
+    lines = [json.loads(line) for line in place.rejected.read_text().splitlines()]
+    assert [(line["key"], line["kind"]) for line in lines] == [
+        ("cat/0003x", "truncated"), ("cat/0007x", "format"), ("dog/zero", "empty"),
+    ]  # fmt: skip
+    assert all(line["reason"] for line in lines)
+
+
+def test_a_higher_limit_goes_on_without_encoding_again(place: Place) -> None:
+    good = place.run(output=place.root / "good.h5")
+    plant_bad_images(place)
+    with pytest.raises(UserError):
+        place.run()
+    result = place.run(max_rejected=0.073)
+    assert (result.rows, result.rejected, result.samples, result.units_reused) == (40, 3, 43, 1)
+    assert result.rejected_by_kind == {"truncated": 1, "format": 1, "empty": 1}
+    cache = TokenCache.open(place.output)
+    assert cache.sha256 == good.sha256
+    assert cache.header.num_rejected == 3
+    assert sorted(p.name for p in place.output.parent.iterdir()) == ["tokens.h5", "tokens.h5.rejected.jsonl"]
+
+
+def test_a_source_without_one_usable_image_makes_no_cache(place: Place) -> None:
+    for file in place.images.rglob("*.jpg"):
+        file.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="40 of 40 images"):
+        place.run(max_rejected=1.0)
+    assert not place.output.exists()
+
+
+def test_samples_the_source_cannot_give_count_as_rejected(place: Place) -> None:
+    import io
+    import tarfile
+
+    shards = tiny.shards(place.root / "shards", count=1, per_shard=4)
+    with tarfile.open(shards / "001.tar", "w") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.size = len(tiny.jpeg(0))
+        for _ in range(2):
+            tar.addfile(member, io.BytesIO(tiny.jpeg(0)))
+        label = tarfile.TarInfo("a.cls")
+        label.size = 1
+        tar.addfile(label, io.BytesIO(b"x"))
+    result = place.run(paths=[shards], max_rejected=0.9)
+    assert result.rows + result.rejected == result.samples
+    assert result.rejected == len(place.rejected.read_text().splitlines()) > 0
+
+
+def test_an_existing_output_is_kept_unless_told(place: Place) -> None:
+    place.run()
+    before = place.output.read_bytes()
+    with pytest.raises(UserError, match="exists already") as caught:
+        place.run()
+    assert "--overwrite" in caught.value.hint
+    place.run(overwrite=True, views=())
+    assert place.output.read_bytes() != before
+    with pytest.raises(UserError, match="is a folder"):
+        place.run(output=place.root)
+
+
+def begun(place: Place) -> None:
+    """Leave the parts of a whole run behind, without an output."""
+    (place.images / "dog" / "zero.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 41"):
+        place.run()
+    assert place.parts.is_dir()
+
+
+def test_changed_settings_are_refused_with_the_differences(place: Place) -> None:
+    begun(place)
+    tiny.tokenizer(place.root / "other.safetensors", seed=1)
+    for changes, difference in (
+        ({"crop": "adm"}, "preprocessing.crop: center -> adm"),
+        ({"batch_size": 3}, "made_with.tile: 16 -> 3"),
+        ({"precision_name": "bf16"}, "made_with.precision: float32 -> bf16"),
+        ({"views": ()}, "views.flip"),
+        ({"tokenizer": str(place.root / "other.safetensors")}, "encoder_sha256"),
+    ):
+        with pytest.raises(UserError, match="begun with other settings") as caught:
+            place.run(max_rejected=0.5, **changes)
+        assert difference in caught.value.message
+        assert "--overwrite" in caught.value.hint
+    (place.images / "dog" / "more.jpg").write_bytes(tiny.jpeg(99))
+    with pytest.raises(UserError, match=r"source\.fingerprint"):
+        place.run(max_rejected=0.5)
+    assert place.run(max_rejected=0.5, overwrite=True).units_reused == 0
+
+
+def test_overwrite_goes_on_with_its_own_unfinished_run(place: Place) -> None:
+    begun(place)
+    assert place.run(max_rejected=0.5, overwrite=True).units_reused == 1
+
+
+def test_a_damaged_part_is_made_again(place: Place) -> None:
+    good = place.run(output=place.root / "good.h5")
+    begun(place)
+    part = next(place.parts.glob("unit-*"))
+    data = bytearray(part.read_bytes())
+    data[-20] ^= 1
+    part.write_bytes(data)
+    result = place.run(max_rejected=0.5)
+    assert (result.units_reused, result.sha256) == (0, good.sha256)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"paths": ["nowhere"]}, UserError, "nowhere"),
+        ({"views": ("ten",)}, UsageError, "'ten'"),
+        ({"precision_name": "int3"}, UsageError, "int3"),
+        ({"precision_name": "fp16"}, UsageError, "fp16"),
+        ({"tokenizer": None}, UserError, "no tokenizer was named"),
+        ({"tokenizer": "nothing.safetensors"}, UserError, "nothing.safetensors"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(place: Place, settings: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        place.run(**settings)
+    assert not place.output.parent.exists()
+
+
+def test_gaussian_tokenizers_have_no_ids(place: Place) -> None:
+    tiny.tokenizer(place.root / "vae.safetensors", quantizer="gaussian", codebook_size=None)
+    with pytest.raises(UserError, match="Gaussian"):
+        place.run(tokenizer=str(place.root / "vae.safetensors"))

@@ -1,0 +1,151 @@
+"""`titokctl tokenize` as a process that is interrupted, killed, or out of disk: the same command goes on."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import ROOT, RunCli
+
+from titokctl.formats.token_cache import TokenCache
+
+SHARDS, PER_SHARD = 8, 6
+
+# Runs the command line and, from a thread of the same process, sends a signal to it once so many parts are there.
+DRIVER = """
+import os, sys, threading, time
+from pathlib import Path
+
+def watch(folder, parts, number):
+    while len(list(folder.glob("unit-*"))) < parts:
+        time.sleep(0.0005)
+    os.kill(os.getpid(), number)
+
+folder, parts, number, *words = sys.argv[1:]
+threading.Thread(target=watch, args=(Path(folder), int(parts), int(number)), daemon=True).start()
+from titokctl.cli.app import run
+sys.exit(run(words))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("source")
+    # Deep enough that the units after the first few take longer than a signal.
+    tiny.tokenizer(root / "tokenizer.safetensors", layers=12)
+    tiny.tokenizer(root / "shallow.safetensors")
+    tiny.shards(root / "shards", SHARDS, PER_SHARD)
+    return root
+
+
+def words(source: Path, output: Path) -> list[str]:
+    return ["tokenize", str(source / "shards"), "-o", str(output), "--tokenizer", str(source / "tokenizer.safetensors")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path) -> bytes:
+    from titokctl.cli.app import run
+
+    assert run([*words(source, source / "undisturbed.h5"), "--quiet", "--json"]) == 0
+    return (source / "undisturbed.h5").read_bytes()
+
+
+def stopped_after(parts: int, number: signal.Signals, source: Path, output: Path) -> subprocess.CompletedProcess:
+    folder = output.with_name(output.name + ".parts")
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, str(folder), str(parts), str(int(number)), *words(source, output)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_ends_it_cleanly_and_the_same_command_goes_on(
+    source: Path, undisturbed: bytes, run_cli: RunCli, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    output = tmp_path / "tokens.h5"
+    done = stopped_after(2, number, source, output)
+    assert done.returncode == code, done.stderr
+    assert "Run the same command again" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5.parts"]
+    assert not list(tmp_path.rglob(".*.tmp-*"))
+    again = run_cli(*words(source, output), "--json", code=0)
+    assert 2 <= again.json["units_reused"] < SHARDS
+    assert output.read_bytes() == undisturbed
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5"]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 6])
+def test_after_kill_9_the_same_command_gives_the_same_bytes(
+    source: Path, undisturbed: bytes, run_cli: RunCli, tmp_path: Path, parts: int
+) -> None:
+    output = tmp_path / "tokens.h5"
+    assert stopped_after(parts, signal.SIGKILL, source, output).returncode == -signal.SIGKILL
+    assert not output.exists()
+    again = run_cli(*words(source, output), "--json", code=0)
+    assert parts <= again.json["units_reused"] < SHARDS
+    assert f"{SHARDS * PER_SHARD} rows + 0 rejected = {SHARDS * PER_SHARD} images" in again.stderr
+    assert output.read_bytes() == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(20))
+def test_after_kill_9_at_any_moment(
+    source: Path, undisturbed: bytes, run_cli: RunCli, tmp_path: Path, attempt: int
+) -> None:
+    """Killed twice by the clock, wherever that hits, with other threads and workers each time."""
+    output = tmp_path / "tokens.h5"
+    for tenths in (14 + attempt % 10, 17 + attempt // 10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "titokctl", *words(source, output), "--quiet", "--workers", str(1 + attempt % 3)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(1 + attempt % 2)},
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(tenths / 10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if not output.exists():
+        run_cli(*words(source, output), code=0)
+    assert output.read_bytes() == undisturbed
+
+
+def test_contents_do_not_depend_on_the_number_of_threads(source: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    hashes = set()
+    for threads, batch_size in ((1, 16), (2, 5)):
+        output = tmp_path / f"{threads}.h5"
+        command = [*words(source, output), "--batch-size", batch_size, "--workers", threads]
+        command[command.index("--tokenizer") + 1] = source / "shallow.safetensors"
+        run_cli(*command, code=0, env={"OMP_NUM_THREADS": str(threads)})
+        hashes.add(TokenCache.open(output).sha256)
+    assert len(hashes) == 1
+
+
+def test_a_full_disk_leaves_what_was_finished(source: Path, undisturbed: bytes, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: parts fit below it, the merged file does not."""
+    output = tmp_path / "tokens.h5"
+    limited = subprocess.run(
+        [sys.executable, "-m", "titokctl", *words(source, output)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY)),
+    )
+    assert limited.returncode == 1
+    assert "tokens.h5 grows larger" in limited.stderr
+    assert "hint: " in limited.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5.parts"]
+    assert len(list((tmp_path / "tokens.h5.parts").glob("unit-*"))) == SHARDS
+
+
+def test_without_any_tokenizer_it_says_how_to_get_one(source: Path, run_cli: RunCli) -> None:
+    done = run_cli("tokenize", source / "shards", "-o", "tokens.h5", code=1)
+    assert "no tokenizer was named" in done.stderr
+    assert "titok-l-32" in done.stderr
+    assert "hint: " in done.stderr
