@@ -24,6 +24,7 @@ from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, write_bytes, write_json
 from titokctl.formats.image_files import Encode, ImageFiles
 from titokctl.formats.npz_stream import NpzArray
+from titokctl.formats.picture import grid
 from titokctl.formats.sample_set import (
     FORMAT,
     FORMAT_VERSION,
@@ -160,7 +161,7 @@ class SampleSetWriter:
         with disk_errors(self.folder):
             self._images.finish([(piece.count, piece.crc) for piece in pieces])
             shown = self._images.read(0, min(_NUM_SHOWN, self.num_images))
-            write_bytes(self._work / GRID, self._encode(grid_of(shown)))
+            write_bytes(self._work / GRID, self._encode(grid(shown, columns=math.isqrt(len(shown) - 1) + 1)))
             self._write_ids(header, labels, [piece.ids for piece in pieces])
             for name in (self._product, IDS, GRID):
                 os.replace(self._work / name, self.folder / name)
@@ -205,17 +206,6 @@ class SampleSetWriter:
             "image_format": self.image_format,
             "settings": self.settings,
         }
-
-
-def grid_of(images: np.ndarray) -> np.ndarray:
-    """Images (n, H, W, 3) in rows of equal length, as square as it gets: (rows x H, columns x W, 3); rest black."""
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    n, height, width, channels = images.shape
-    cells = np.zeros((rows * columns, height, width, channels), images.dtype)
-    cells[:n] = images
-    lines = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return lines.reshape(rows * height, columns * width, channels)
 
 
 def _chunk_bytes(pieces: dict[int, _Piece]) -> bytes:

@@ -23,7 +23,7 @@ class MaskGit(nn.Module):
     A body takes a GeneratorConfig and maps tokens (B, K + 1) int64, the label first, to hidden states (B, K + 1, D).
     Packages add bodies through the entry-point group "titokctl.generators", under the name that recipes use.
 
-    Raises: ValueError when no body has the name, with those there are.
+    Raises: UserError when no body has the name, with those there are.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:

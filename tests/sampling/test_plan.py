@@ -1,0 +1,46 @@
+"""Which image gets which label, and which images are drawn together."""
+
+import pytest
+import torch
+
+from titokctl.errors import UsageError
+from titokctl.sampling.plan import Plan, classes_of, parse_classes
+
+
+def test_labels_cycle_through_the_classes():
+    plan = Plan(7, (4, 0, 2), 16)
+    assert plan.labels(torch.arange(7)).tolist() == [4, 0, 2, 4, 0, 2, 4]
+    assert plan.labels(torch.tensor([6, 1])).tolist() == [4, 0]
+    assert Plan(7, None, 16).labels(torch.arange(7)) is None
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 50])
+def test_tiles_hold_every_image_once_and_have_one_size(n):
+    tiles = Plan(n, None, 16).tiles()
+    assert [i for t in tiles for i in range(t.first, t.first + t.count)] == list(range(n))
+    assert all(t.first % 16 == 0 and len(t.image_indices()) == 16 for t in tiles)
+    assert all(t.image_indices()[0] == t.first for t in tiles)
+
+
+def test_classes_as_people_write_them():
+    assert parse_classes("207, 360") == (207, 360)
+    assert parse_classes("all") is None
+    assert parse_classes(None) is None
+    assert classes_of(None, 3) == (0, 1, 2)
+    assert classes_of((2, 0), 3) == (2, 0)
+    assert classes_of(None, 0) is None
+
+
+@pytest.mark.parametrize("text", ["cat", "1,,2", "", "-1", "1.5", "1;2", "²"])
+def test_what_is_no_list_of_classes(text):
+    with pytest.raises(UsageError, match="no list of class numbers"):
+        parse_classes(text)
+
+
+def test_classes_that_cannot_be_drawn():
+    with pytest.raises(UsageError, match="names 3 twice"):
+        parse_classes("3,1,3")
+    with pytest.raises(UsageError, match="class 3 is out of range.*0 to 2"):
+        classes_of((0, 3), 3)
+    with pytest.raises(UsageError, match="trained without classes"):
+        classes_of((0,), 0)
