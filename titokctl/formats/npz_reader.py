@@ -1,0 +1,120 @@
+"""Reading .npz files of unknown origin: no pickles, no surprises in size, large arrays a few rows at a time.
+
+Specification: a ZIP archive of .npy members (numpy.lib.format). Whatever else a file may hold is not touched.
+"""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from titokctl.errors import UserError
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MAX_WHOLE_BYTES = 2 << 30
+_SUFFIX = ".npy"
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
+_AGAIN = "copy or make it again"
+
+
+@dataclass(frozen=True)
+class Member:
+    """Shape and type of an array, known before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class NpzReader:
+    """An .npz that is open for reading; a context manager.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: it can't be opened, or is no ZIP archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise UserError(f"{path} is no .npz file, or was cut off ({error})") from error
+        self.names = [name.removesuffix(_SUFFIX) for name in self._zip.namelist() if name.endswith(_SUFFIX)]
+
+    def __enter__(self) -> "NpzReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._zip.close()
+
+    def member(self, name: str) -> Member:
+        """What the header of `name` declares. Raises UserError when it is missing, or not plain numbers."""
+        with self._open(name) as file:
+            return self._header(name, file)
+
+    def array(self, name: str) -> np.ndarray:
+        """The whole array. Raises UserError when it is missing, damaged, too large, or not plain numbers."""
+        member = self.member(name)
+        size = math.prod(member.shape) * member.dtype.itemsize
+        if size > _MAX_WHOLE_BYTES:
+            raise UserError(f"{name} of {self.path} is {size:,} bytes, more than expected")
+        if not member.shape:
+            member = Member((1,), member.dtype)
+            return np.concatenate(list(self._read(name, member, 1))).reshape(())
+        rows = list(self._read(name, member, max(1, member.shape[0])))
+        return np.concatenate(rows) if rows else np.empty(member.shape, member.dtype)
+
+    def rows(self, name: str, at_once: int) -> Iterator[np.ndarray]:
+        """Runs of at most `at_once` rows, from the first on. Raises UserError as `array` does."""
+        return self._read(name, self.member(name), at_once)
+
+    def _read(self, name: str, member: Member, at_once: int) -> Iterator[np.ndarray]:
+        row_bytes = math.prod(member.shape[1:]) * member.dtype.itemsize
+        with self._open(name) as file:
+            self._header(name, file)
+            try:
+                for first in range(0, member.shape[0], at_once):
+                    count = min(at_once, member.shape[0] - first)
+                    data = file.read(count * row_bytes)
+                    if len(data) != count * row_bytes:
+                        raise UserError(f"{name} of {self.path} is shorter than it says", _AGAIN)
+                    yield np.frombuffer(data, member.dtype).reshape(count, *member.shape[1:])
+            except _DAMAGE as error:
+                raise UserError(f"{name} of {self.path} is damaged ({error})", _AGAIN) from error
+
+    def _open(self, name: str) -> IO[bytes]:
+        try:
+            return self._zip.open(name + _SUFFIX)
+        except KeyError as error:
+            found = ", ".join(sorted(self.names)) or "nothing"
+            raise UserError(f"{self.path} holds no array {name}; it holds {found}") from error
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+            raise UserError(f"{name} of {self.path} cannot be read ({error})") from error
+
+    def _header(self, name: str, file: IO[bytes]) -> Member:
+        try:
+            shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+        except _DAMAGE as error:
+            raise UserError(f"{name} of {self.path} is damaged ({error})", _AGAIN) from error
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{name} of {self.path} is no numpy array ({error})") from error
+        if dtype.hasobject or dtype.kind not in "biufU":
+            raise UserError(f"{name} of {self.path} holds {dtype}, not plain numbers; objects are never read")
+        if fortran and len(shape) > 1:
+            raise UserError(f"{name} of {self.path} is in Fortran order", "save it with numpy.ascontiguousarray")
+        declared = math.prod(shape) * dtype.itemsize
+        held = self._zip.getinfo(name + _SUFFIX).file_size
+        if declared > held or any(length < 0 for length in shape):
+            raise UserError(f"{name} of {self.path} declares {declared:,} bytes, but holds {held:,}")
+        return Member(shape, dtype)
