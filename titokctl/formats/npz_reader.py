@@ -53,9 +53,7 @@ class NpzReader:
     def __enter__(self) -> "NpzReader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._zip.close()
 
     def member(self, name: str) -> Member:
