@@ -12,8 +12,8 @@ _SIGNALS = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_STOPPED, signa
 class StopRequest:
     """A context in which signals ask for an orderly end instead of killing the process.
 
-    A second Ctrl-C ends at once with KeyboardInterrupt. Outside the main thread nothing is installed, since Python
-    allows handlers only there; the flag then never rises.
+    The first signal decides the exit code; a Ctrl-C after it ends at once with KeyboardInterrupt. Outside the main
+    thread nothing is installed, since Python allows handlers only there; the flag then never rises.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,8 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # None: the handler before was not set from Python, and cannot be set again from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
         self._previous = {}
 
     @property
@@ -43,4 +44,5 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._exit_code is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._exit_code = _SIGNALS[signal.Signals(number)]
+        if self._exit_code is None:
+            self._exit_code = _SIGNALS[signal.Signals(number)]

@@ -3,7 +3,8 @@
 Specification: a result is written under a temporary name in the folder where it belongs
 (`.<name>.tmp-<process id>-<random>`), flushed to the disk (fsync of the file, then of the folder), and renamed over its
 final name. A reader therefore sees the old state or the new one, after a crash at any moment; what a killed writer
-leaves behind starts with a dot and is removed by `remove_leftovers`.
+leaves behind starts with a dot and is removed by `remove_leftovers`. Only a folder that replaces another one is
+missing for a moment: no file system call that Python offers exchanges two folders.
 """
 
 import contextlib
@@ -28,16 +29,18 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Works for a file or a folder (create the folder yourself). A full disk becomes a UserError.
     """
     temporary = target.with_name(f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+    replaced = temporary.with_name(f"{temporary.name}-replaced")
     try:
         with disk_errors(target):
             yield temporary
             _flush(temporary)
             if temporary.is_dir() and target.is_dir():
-                shutil.rmtree(target)
+                os.replace(target, replaced)
             os.replace(temporary, target)
             _flush_entry(target.parent)
     finally:
         _remove(temporary)
+        _remove(replaced)
 
 
 def write_bytes(target: Path, data: bytes) -> None:
@@ -68,33 +71,59 @@ def disk_errors(target: Path) -> Iterator[None]:
     """Turn errors of the operating system while writing `target` into one sentence and a hint."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise UserError(
-                f"the disk is full: cannot write {target}",
-                "free some space and run the same command again; what was finished before is kept",
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise UserError(
-                f"{target} grows larger than a file may be here", "raise `ulimit -f`, or write to another file system"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"no permission to write {target}", "choose another output with -o") from error
+    except UserError:
         raise
+    except Exception as error:
+        told = _in_words(error, target)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _in_words(error: Exception, target: Path) -> UserError | None:
+    """What to tell the user about an error while writing `target`; None when it is about something else."""
+    number = getattr(error, "errno", None)
+    # h5py and safetensors have exceptions of their own for it.
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        hint = "free some space and run the same command again; what was finished before is kept"
+        return UserError(f"the disk is full: cannot write {target}", hint)
+    if not isinstance(error, OSError) or not _is_about(error, target):
+        return None
+    if number == errno.EFBIG:
+        hint = "raise `ulimit -f`, or write to another file system"
+        return UserError(f"{target} grows larger than a file may be here", hint)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"no permission to write {target}", "choose another output with -o")
+    if number in (errno.ENOENT, errno.ENOTDIR) and not target.parent.is_dir():
+        return UserError(f"the folder {target.parent} does not exist", f"make it first: mkdir -p {target.parent}")
+    if number in (errno.EISDIR, errno.ENOTDIR) and target.exists():
+        kind = "a folder" if target.is_dir() else "a file"
+        return UserError(f"{target} is {kind}: cannot replace it", "choose another output with -o")
+    return None
+
+
+def _is_about(error: OSError, target: Path) -> bool:
+    """True when the error names no file, or one that belongs to writing `target`: itself, in it, or temporary."""
+    if not isinstance(error.filename, str | bytes):
+        return True
+    place = os.path.relpath(os.fsdecode(error.filename), target.parent)
+    return place.split(os.sep)[0].lstrip(".").startswith(target.name.lstrip("."))
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove what killed writers of `folder/name` left behind. Call it only where no other writer can be at work."""
+    """Remove what killed writers of `folder/name` left behind; `name` may have wildcards.
+
+    Call it only where no other writer can be at work.
+    """
     for path in folder.glob(f".{name}{_MARK}*"):
         _remove(path)
 
 
 def _flush(path: Path) -> None:
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    for file in files:
-        _flush_entry(file)
-    for folder in {f.parent for f in files} if path.is_dir() else ():
-        _flush_entry(folder)
+    """Flush a file, or a folder with everything in it."""
+    for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        if entry.is_file() or entry.is_dir():
+            _flush_entry(entry)
 
 
 def _flush_entry(path: Path) -> None:

@@ -3,8 +3,9 @@
 Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are "tokenizer", "generator" and
 "samples". It is JSON with format "titokctl/run", format_version 1, kind, name, status ("running" or "finished"),
 created and finished (UTC, ISO 8601 with microseconds), settings (the resolved recipe or settings), inputs (paths and
-hashes of what the run was made from), product (a file name in the folder, once finished), hashes (of the product) and
-versions. Other files of the folder belong to the command: recipe.yaml, metrics.jsonl, checkpoints/, pictures.
+hashes of what the run was made from), product (once finished: a file name in the folder, or an absolute path when the
+user chose another place), hashes (of the product) and versions. Other files of the folder belong to the command:
+recipe.yaml, metrics.jsonl, checkpoints/, pictures.
 A run counts as a product only when its status is "finished".
 """
 
@@ -25,6 +26,16 @@ FORMAT = "titokctl/run"
 FORMAT_VERSION = 1
 KINDS = ("tokenizer", "generator", "samples")
 _MADE_WITH = ("torch", "numpy", "pillow", "h5py", "safetensors", "webdataset")
+_FIELDS: dict[str, Any] = {
+    "settings": dict,
+    "inputs": dict,
+    "status": str,
+    "created": str,
+    "finished": str | None,
+    "product": str | None,
+    "hashes": dict,
+    "versions": dict,
+}
 
 
 @dataclass
@@ -67,7 +78,7 @@ class RunFolder:
         write_json(self.path / "run.json", record | {name: getattr(self, name) for name in fields})
 
     def finish(self, product: str, hashes: dict[str, str]) -> None:
-        """Record that `product` (a file name in the folder) is complete."""
+        """Record that `product` (a file name in the folder, or an absolute path) is complete."""
         self.status, self.finished, self.product, self.hashes = "finished", _now(), product, hashes
         self.save()
 
@@ -78,15 +89,20 @@ def runs_root(given: Path | None = None) -> Path:
 
 
 def open_run(path: Path) -> RunFolder:
-    """Read a run folder. Raises UserError when it is none, or from a newer titokctl."""
+    """Read a run folder. Raises UserError when it is none, from a newer titokctl, or damaged."""
     record = read_json(path / "run.json")
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("kind") not in KINDS:
         raise UserError(f"{path / 'run.json'} is not a titokctl run")
-    if record.get("format_version", 0) > FORMAT_VERSION:
-        found = record["format_version"]
+    found = record.get("format_version")
+    if isinstance(found, int) and found > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer titokctl (run format {found})", "upgrade titokctl")
-    names = ("kind", "settings", "inputs", "status", "created", "finished", "product", "hashes", "versions")
-    return RunFolder(path=path, **{name: record[name] for name in names if name in record})
+    wrong = [name for name, type_ in _FIELDS.items() if not isinstance(record.get(name), type_)]
+    product = record.get("product")
+    if isinstance(product, str) and Path(product).name != product and not Path(product).is_absolute():
+        wrong.append("product")
+    if wrong:
+        raise UserError(f"{path / 'run.json'} is damaged: {', '.join(wrong)}")
+    return RunFolder(path=path, kind=record["kind"], **{name: record[name] for name in _FIELDS})
 
 
 def finished_runs(root: Path, kind: str) -> list[RunFolder]:

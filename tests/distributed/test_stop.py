@@ -1,0 +1,83 @@
+"""Real signals in real processes."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import Stopped
+
+# Says "ready", works until it is asked to stop, and says with which code it would end.
+WORKER = """
+import sys, time
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import Stopped
+try:
+    with StopRequest() as stop:
+        print("ready", flush=True)
+        while not (stop.requested and FINISHES):
+            if stop.requested:
+                print("asked", flush=True)
+            time.sleep(0.01)
+        stop.check("three steps are kept")
+except Stopped as stopped:
+    print(stopped.exit_code, stopped.message)
+except KeyboardInterrupt:
+    print("at once")
+"""
+
+
+def start(finishes: bool) -> subprocess.Popen:
+    code = WORKER.replace("FINISHES", str(finishes))
+    # Without a terminal, and with Ctrl-C not ignored, however the tests were started.
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, "130"), (signal.SIGTERM, "75"), (signal.SIGUSR1, "75")], ids=str
+)
+def test_a_signal_ends_work_in_order(number, code):
+    process = start(finishes=True)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert out == f"{code} three steps are kept\n"
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    process = start(finishes=False)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "at once"
+
+
+def test_the_first_signal_decides_the_exit_code():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(Stopped) as caught:
+            stop.check()
+    assert caught.value.exit_code == 75
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped) as caught:
+            stop.check()
+    assert caught.value.exit_code == 130
+
+
+def test_handlers_are_put_back():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    with StopRequest() as stop:
+        assert all(signal.getsignal(number) != handler for number, handler in before.items())
+        stop.check()
+        assert not stop.requested
+    assert {number: signal.getsignal(number) for number in before} == before
