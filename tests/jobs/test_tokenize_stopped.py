@@ -1,5 +1,6 @@
 """`titokctl tokenize` as a process that is interrupted, killed, or out of disk: the same command goes on."""
 
+import json
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ import pytest
 import tiny
 from conftest import ROOT, RunCli
 
+from titokctl.cli.app import run
 from titokctl.formats.token_cache import TokenCache
 
 SHARDS, PER_SHARD = 8, 6
@@ -48,8 +50,6 @@ def words(source: Path, output: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(source: Path) -> bytes:
-    from titokctl.cli.app import run
-
     assert run([*words(source, source / "undisturbed.h5"), "--quiet", "--json"]) == 0
     return (source / "undisturbed.h5").read_bytes()
 
@@ -66,7 +66,12 @@ def stopped_after(parts: int, number: signal.Signals, source: Path, output: Path
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_ends_it_cleanly_and_the_same_command_goes_on(
-    source: Path, undisturbed: bytes, run_cli: RunCli, tmp_path: Path, number: signal.Signals, code: int
+    source: Path,
+    undisturbed: bytes,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
 ) -> None:
     output = tmp_path / "tokens.h5"
     done = stopped_after(2, number, source, output)
@@ -74,22 +79,23 @@ def test_a_signal_ends_it_cleanly_and_the_same_command_goes_on(
     assert "Run the same command again" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5.parts"]
     assert not list(tmp_path.rglob(".*.tmp-*"))
-    again = run_cli(*words(source, output), "--json", code=0)
-    assert 2 <= again.json["units_reused"] < SHARDS
+    assert run([*words(source, output), "--json"]) == 0
+    assert 2 <= json.loads(capsys.readouterr().out)["units_reused"] < SHARDS
     assert output.read_bytes() == undisturbed
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5"]
 
 
 @pytest.mark.parametrize("parts", [1, 3, 6])
 def test_after_kill_9_the_same_command_gives_the_same_bytes(
-    source: Path, undisturbed: bytes, run_cli: RunCli, tmp_path: Path, parts: int
+    source: Path, undisturbed: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: int
 ) -> None:
     output = tmp_path / "tokens.h5"
     assert stopped_after(parts, signal.SIGKILL, source, output).returncode == -signal.SIGKILL
     assert not output.exists()
-    again = run_cli(*words(source, output), "--json", code=0)
-    assert parts <= again.json["units_reused"] < SHARDS
-    assert f"{SHARDS * PER_SHARD} rows + 0 rejected = {SHARDS * PER_SHARD} images" in again.stderr
+    assert run([*words(source, output), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert parts <= json.loads(out)["units_reused"] < SHARDS
+    assert f"{SHARDS * PER_SHARD} rows + 0 rejected = {SHARDS * PER_SHARD} images" in err
     assert output.read_bytes() == undisturbed
 
 

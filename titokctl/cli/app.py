@@ -51,7 +51,17 @@ def _register() -> None:
     """Add one module per command, once; the order here is the order in --help."""
     from importlib import import_module
 
-    for name in ("shard", "train_tokenizer", "tokenize", "train_gen", "sample", "convert", "weights", "recipes"):
+    for name in (
+        "shard",
+        "train_tokenizer",
+        "tokenize",
+        "train_gen",
+        "sample",
+        "inspect",
+        "convert",
+        "weights",
+        "recipes",
+    ):
         import_module(f"titokctl.cli.{name}").register(app)
 
 

@@ -32,7 +32,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
     from rich.text import Text
 
     cells = [[str(cell) for cell in row] for row in rows]
-    out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
     grid = Table(
         title=title or None, title_justify="left", caption=note or None, caption_justify="left", box=box.SIMPLE_HEAD
     )
@@ -56,7 +56,7 @@ def pairs(title: str, items: dict[str, Any]) -> None:
     grid.add_column(overflow="fold")
     for name, value in items.items():
         grid.add_row(name, Text(str(value)))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(grid)
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(grid)
 
 
 def emit_json(value: Any) -> None:

@@ -1,0 +1,164 @@
+"""`titokctl inspect`: what is this file or folder, and what is in it?
+
+Files are told by their first bytes, folders by the marker that each of ours has.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from titokctl.data.sources import open_source
+from titokctl.errors import UserError
+from titokctl.evaluation.codebook_usage import MAX_COUNTS, codebook_usage
+from titokctl.formats import sample_set, weights_file
+from titokctl.formats.atomic import read_json
+from titokctl.formats.run_folder import open_run
+from titokctl.formats.shard_set import read_set_index
+from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_parts import FORMAT as PARTS_FORMAT
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_KNOWN = "a token cache, a weights file, a run folder, a sample set, a folder of shards, or images"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What something is (`what`), facts about it, rows of each class, and one record a token position."""
+
+    path: Path
+    what: str
+    facts: dict[str, Any]
+    classes: dict[str, int] = field(default_factory=dict)
+    positions: list[dict[str, Any]] = field(default_factory=list)
+
+
+def inspect(path: Path) -> Inspection:
+    """Say what `path` is. Raises UserError when it is missing, damaged, or nothing of ours."""
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}", f"inspect takes {_KNOWN}")
+    if path.is_dir():
+        return _folder(path)
+    return _file(path)
+
+
+def _file(path: Path) -> Inspection:
+    start = _first_bytes(path)
+    if start == _HDF5:
+        return token_cache(path)
+    if path.suffix == ".safetensors":
+        return _weights(path)
+    if path.suffix == ".tar":
+        return _source(path)
+    raise UserError(f"{path} is nothing that titokctl makes", f"inspect takes {_KNOWN}")
+
+
+def _folder(path: Path) -> Inspection:
+    if (path / "run.json").is_file():
+        return _run(path)
+    manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else None
+    if isinstance(manifest, dict) and manifest.get("format") == PARTS_FORMAT:
+        return _parts(path, manifest)
+    if isinstance(manifest, dict) and manifest.get("format") == sample_set.FORMAT:
+        return _sample_set(path)
+    record = read_set_index(path)
+    if record is not None:
+        facts = {"shards": len(record["shards"]), "images": record.get("total"), "classes": len(record["class_names"])}
+        return Inspection(path, "shards", facts)
+    return _source(path)
+
+
+def token_cache(path: Path) -> Inspection:
+    """Provenance, rows, classes, and how much of the codebook is used."""
+    cache = TokenCache.open(path)
+    head, tokenizer = cache.header, cache.header.tokenizer
+    ids_bytes = sum(cache.view(name).nbytes for name in cache.views)
+    facts: dict[str, Any] = {
+        "rows": len(cache),
+        "rejected": head.num_rejected,
+        "tokens an image (K)": head.num_latent_tokens,
+        "codebook (V)": head.codebook_size,
+        "token size (C)": tokenizer.get("token_size"),
+        "image size": head.image_size,
+        "views": ", ".join(cache.views),
+        "classes": len(head.class_names),
+        "rows without a label": int((cache.labels < 0).sum()),
+        "bytes a row": round(ids_bytes / len(cache), 1),
+        "file bytes": path.stat().st_size,
+        "encoder_sha256": head.encoder_sha256,
+        "weights_sha256": head.weights_sha256,
+        "contents_sha256": cache.sha256,
+        "source": head.source,
+        "preprocessing": head.preprocessing,
+        "created by": head.created_by,
+        "made with": head.made_with,
+    }
+    positions: list[dict[str, Any]] = []
+    if head.codebook_size * head.num_latent_tokens <= MAX_COUNTS:
+        usage = codebook_usage(cache.ids, head.codebook_size)
+        facts["codes used"] = usage.codes_used
+        facts["share of codes used"] = usage.codes_used / head.codebook_size
+        facts["perplexity"] = usage.perplexity
+        pairs = zip(usage.codes_used_by_position, usage.perplexity_by_position, strict=True)
+        positions = [{"position": i, "codes used": n, "perplexity": p} for i, (n, p) in enumerate(pairs)]
+    return Inspection(path, "token cache", facts, _by_class(np.asarray(cache.labels), cache.class_names), positions)
+
+
+def _by_class(labels: np.ndarray, names: list[str]) -> dict[str, int]:
+    """How often each label occurs, by name; the number stands for a name that is missing or not unique."""
+    counts = np.bincount(labels[labels >= 0], minlength=len(names)).tolist()
+    if len(set(names)) < len(names):
+        names = [f"{name} ({i})" for i, name in enumerate(names)]
+    return dict(zip(names or map(str, range(len(counts))), counts, strict=True))
+
+
+def _weights(path: Path) -> Inspection:
+    metadata = weights_file.read_metadata(path)
+    if not weights_file.is_ours(metadata):
+        raise UserError(f"{path} is a safetensors file, but not titokctl weights", "`titokctl convert` may make it one")
+    tensors = weights_file.read_tensors(path)
+    facts: dict[str, Any] = {
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "tensors": len(tensors),
+        "types": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
+        "file bytes": path.stat().st_size,
+    }
+    return Inspection(path, f"{metadata.get('kind')} weights", facts | _without(metadata, "format", "kind"))
+
+
+def _run(path: Path) -> Inspection:
+    run = open_run(path)
+    names = ("status", "created", "finished", "product", "hashes", "inputs", "settings", "versions")
+    return Inspection(path, f"{run.kind} run", {name: getattr(run, name) for name in names})
+
+
+def _parts(path: Path, manifest: dict[str, Any]) -> Inspection:
+    finished = sum(1 for _ in path.glob("unit-*.safetensors"))
+    facts = {"finished parts": finished, "parts": manifest.get("num_units")} | (manifest.get("header") or {})
+    return Inspection(path, "unfinished token cache", facts)
+
+
+def _sample_set(path: Path) -> Inspection:
+    return Inspection(path, "sample set", _without(sample_set.SampleSet.open(path).manifest, "format"))
+
+
+def _source(path: Path) -> Inspection:
+    source = open_source([path])
+    facts = {"images": len(source), "problems": len(source.problems), "units of work": len(source.units)}
+    facts |= _without(source.description, "kind")
+    return Inspection(
+        path, f"images ({source.description['kind']})", facts, _by_class(source.labels(), source.class_names)
+    )
+
+
+def _without(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if k not in names}
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_HDF5))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
