@@ -49,7 +49,6 @@ class Extractor:
 
     Args:
         name: "inception", "lite0", or an entry point's name.
-        prefix: what metric names start with: "" for the field's own FID, "fd-lite0" style names otherwise.
         network: images (B, H, W, 3) uint8 on `device` -> {output name: (B, D) float32}; "pool" is always there.
         widths: D of every output.
         batch_size: images a call takes; the last batch is padded to it, so that no feature depends on its neighbours.
@@ -70,10 +69,11 @@ class Extractor:
         return self.name == "inception"
 
     def metric_name(self, metric: str) -> str:
-        """The name a metric is shown by: "fid" and "kid" for Inception, "fd-lite0" and "kid-lite0" for lite0."""
+        """What a number is called: fid, kid_deviation for Inception; fd-lite0, kid-lite0_deviation for lite0."""
         if self.is_fid:
             return metric
-        return f"{'fd' if metric == 'fid' else metric}-{self.name}"
+        first, _, rest = metric.partition("_")
+        return f"{'fd' if first == 'fid' else first}-{self.name}" + (f"_{rest}" if rest else "")
 
 
 def open_extractor(name: str, options: ExtractorOptions | None = None) -> Extractor:

@@ -1,0 +1,66 @@
+"""Collected features and the metrics computed from them, by name."""
+
+import numpy as np
+import pytest
+
+from titokctl.evaluation.extractors import Extractor
+from titokctl.evaluation.feature_set import FeatureCollector, FeatureSet
+from titokctl.evaluation.frechet import frechet_distance, gaussian_of
+from titokctl.evaluation.kernel_distance import kernel_distance
+from titokctl.evaluation.metrics import METRICS, compare, lacking
+
+WIDTHS = {"pool": 5, "spatial": 3, "logits": 4}
+
+
+def batches(n: int, seed: int, size: int = 7) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    whole = {name: rng.standard_normal((n, width)).astype(np.float32) for name, width in WIDTHS.items()}
+    return [{name: x[i : i + size] for name, x in whole.items()} for i in range(0, n, size)]
+
+
+def collected(n: int, seed: int, keep: int = 1000) -> FeatureSet:
+    collector = FeatureCollector(WIDTHS, n, keep)
+    for batch in batches(n, seed):
+        collector.add(batch)
+    return collector.result()
+
+
+def test_a_collection_has_the_statistics_of_all_images():
+    found = collected(100, 0)
+    pool = np.concatenate([b["pool"] for b in batches(100, 0)])
+    assert found.count == 100
+    assert found.has_all_features
+    assert np.array_equal(found.features, pool)
+    np.testing.assert_allclose(found.pool.covariance, np.cov(pool.astype(float), rowvar=False), atol=1e-12)
+    assert found.logits.shape == (100, 4)
+
+
+def test_kept_features_are_spread_over_the_set():
+    found = collected(100, 0, keep=9)
+    pool = np.concatenate([b["pool"] for b in batches(100, 0)])
+    rows = [int(np.where((pool == row).all(1))[0][0]) for row in found.features]
+    assert len(rows) == 9
+    assert not found.has_all_features
+    assert max(np.diff([-1, *rows])) <= 12
+    assert min(np.diff(rows)) >= 11
+
+
+def test_every_metric_gives_its_numbers_under_its_name():
+    a, b = collected(60, 1), collected(50, 2)
+    toy = Extractor("toy", lambda images: {}, WIDTHS, 1, "cpu")
+    found = compare(a, b, METRICS, toy.metric_name)
+    assert found["fd-toy"] == pytest.approx(frechet_distance(gaussian_of(a.features), gaussian_of(b.features)))
+    assert found["kid-toy_all_pairs"] == pytest.approx(kernel_distance(a.features, b.features))
+    assert {"sfid-toy", "is-toy", "is-toy_deviation", "precision-toy", "recall-toy", "kid-toy"} < found.keys()
+    assert found["fd-toy_standard_error"] > 0
+    assert not any(name == "fid" or name.startswith("fid") for name in found)
+
+
+def test_what_a_metric_lacks_is_said():
+    a = collected(60, 1)
+    bare = FeatureSet(0, a.pool)
+    assert "mu_s" in lacking("sfid", a, bare)
+    assert "no classifier" in lacking("is", bare, a)
+    assert "neither images nor features" in lacking("kid", a, bare)
+    assert "more than 3" in lacking("pr", a, collected(3, 3))
+    assert [m for m in METRICS if lacking(m, a, collected(50, 2))] == []
