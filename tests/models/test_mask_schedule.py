@@ -22,7 +22,7 @@ def test_values_of_the_formulas():
     found = {schedule: mask_ratio(0.25, schedule) for schedule in SCHEDULES}
     expected = {"arccos": math.acos(0.25) * 2 / math.pi, "cosine": math.cos(math.pi / 8), "linear": 0.75, "root": 0.5}
     assert found == pytest.approx(expected)
-    with pytest.raises(ValueError, match="'square'.*arccos, cosine, linear, root"):
+    with pytest.raises(ValueError, match=r"'square'.*arccos, cosine, linear, root"):
         mask_ratio(0.5, "square")
 
 

@@ -40,7 +40,7 @@ def test_what_is_no_list_of_classes(text):
 def test_classes_that_cannot_be_drawn():
     with pytest.raises(UsageError, match="names 3 twice"):
         parse_classes("3,1,3")
-    with pytest.raises(UsageError, match="class 3 is out of range.*0 to 2"):
+    with pytest.raises(UsageError, match=r"class 3 is out of range.*0 to 2"):
         classes_of((0, 3), 3)
     with pytest.raises(UsageError, match="trained without classes"):
         classes_of((0,), 0)

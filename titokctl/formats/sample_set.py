@@ -12,6 +12,7 @@ While it is being written, `.unfinished/` holds settings.json, the images so far
 finished chunk `chunk-<first index>.npz` with `pieces` (n, 3) int64, rows of (first index, number of images, CRC-32 of
 their pixels), and `ids` of these images in the same order. A chunk counts once its file is there: it is written, by
 renaming, after the images are on the disk. Which settings an unfinished set belongs to says settings.json.
+A run folder whose samples lie elsewhere holds location.json instead: {"folder": absolute path}.
 """
 
 import shutil
@@ -21,18 +22,18 @@ from typing import Any, Literal
 
 from titokctl.config.recipe_files import flat_differences
 from titokctl.errors import UserError
-from titokctl.formats.atomic import read_json
-from titokctl.formats.run_folder import open_run
+from titokctl.formats.atomic import read_json, write_json
 
 FORMAT = "titokctl/sample-set"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 IDS = "ids.h5"
 GRID = "grid.png"
+LOCATION = "location.json"
 SETTINGS = "settings.json"
 UNFINISHED = ".unfinished"
 IMAGES = {"npz": "images.npz", "png": "images"}
-_NOT_CONTENT = {".lock", "run.json"}
+_NOT_CONTENT = {".lock", "run.json", LOCATION}
 
 ImageFormat = Literal["npz", "png"]
 State = Literal["empty", "unfinished", "finished", "foreign"]
@@ -112,10 +113,16 @@ def remove(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def record_location(run: Path, folder: Path) -> None:
+    """Let the run folder `run` point to the set in `folder`."""
+    write_json(run / LOCATION, {"folder": str(folder.absolute())})
+
+
 def _followed(path: Path) -> Path:
-    """The folder of the set: `path`, or where the run in `path` keeps its product."""
-    if (path / "run.json").is_file() and not (path / MANIFEST).exists():
-        run = open_run(path)
-        if run.kind == "samples" and run.is_finished:
-            return run.product_path.parent
-    return path
+    """The folder of the set: `path`, or where the run folder `path` says its samples lie."""
+    if not (path / LOCATION).is_file() or (path / MANIFEST).exists():
+        return path
+    record = read_json(path / LOCATION)
+    if not isinstance(record, dict) or not isinstance(record.get("folder"), str):
+        raise UserError(f"{path / LOCATION} names no folder")
+    return Path(record["folder"])

@@ -217,7 +217,7 @@ def _chunk_bytes(pieces: dict[int, _Piece]) -> bytes:
 
 def _read_chunk(path: Path) -> dict[int, _Piece]:
     try:
-        with np.load(path, allow_pickle=False) as chunk:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as chunk:
             table, ids = chunk["pieces"], chunk["ids"]
         parts = np.split(ids, np.cumsum(table[:, 1])[:-1])
         return {int(first): _Piece(int(n), int(crc), part) for (first, n, crc), part in zip(table, parts, strict=True)}

@@ -1,7 +1,7 @@
 """`titokctl sample`: a generator and its tokenizer -> a sample set.
 
-The set lies in its run folder, <runs>/samples/<name>, or where -o says; then the run folder holds only run.json,
-whose product is the absolute path of the set's manifest, so that `fid` finds the newest samples either way.
+The set lies in its run folder, <runs>/samples/<name>, or where -o says; then the run folder points to it, so that `fid`
+finds the newest samples either way.
 """
 
 import math
@@ -19,7 +19,16 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.run_folder import RunFolder
-from titokctl.formats.sample_set import MANIFEST, ImageFormat, SampleSet, changed_settings, remove, state_of
+from titokctl.formats.sample_set import (
+    LOCATION,
+    MANIFEST,
+    ImageFormat,
+    SampleSet,
+    changed_settings,
+    record_location,
+    remove,
+    state_of,
+)
 from titokctl.formats.sample_set_writer import SampleSetWriter
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.sample_inputs import Given, Settings, find_generator, find_tokenizer, ready, settings_for
@@ -144,15 +153,16 @@ def _in_folder(
         if overwrite:
             remove(folder)
         _check_same(folder, task.identity)
-        product = str((output / MANIFEST).absolute()) if output else MANIFEST
         rate = None
         if state_of(folder) == "finished":
             progress.say(f"{folder} is finished already; --overwrite draws it again")
         else:
             run.save()
             rate = _draw(task, folder, progress, stop)
+        if output:
+            record_location(run_path, output)
         # Also for a set that was there: who asks for it again means it, not one drawn in between.
-        run.finish(product, {"ids_sha256": _ids_sha256(folder), **task.networks.hashes})
+        run.finish(LOCATION if output else MANIFEST, {"ids_sha256": _ids_sha256(folder), **task.networks.hashes})
     done = SampleSet.open(folder)
     return Sampled(folder, done.images, run_path, task.settings.num_images, rate)
 

@@ -1,0 +1,188 @@
+"""Sample sets: written in chunks, whole or unfinished, never in between."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from titokctl.errors import UserError
+from titokctl.formats.sample_set import SampleSet, changed_settings, record_location, remove, state_of
+from titokctl.formats.sample_set_writer import SampleSetWriter
+from titokctl.formats.token_cache import CacheHeader, TokenCache
+
+N, SIZE, TILE = 37, 8, 8
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
+IDS = RANDOM.integers(0, 16, (N, 4))
+LABELS = np.arange(N) % 3
+SETTINGS = {"num_images": N, "sampling": {"seed": 0}}
+HEADER = CacheHeader(
+    tokenizer={}, encoder_sha256="0" * 64, weights_sha256="1" * 64, codebook_size=16, num_latent_tokens=4,
+    image_size=SIZE, preprocessing={}, source={},
+)  # fmt: skip
+
+
+def png(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def writer(folder, image_format="npz"):
+    return SampleSetWriter(folder, SETTINGS, num_images=N, image_size=SIZE, image_format=image_format, encode=png)
+
+
+def add(target, first):
+    target.add(first, IDS[first : first + TILE], IMAGES[first : first + TILE])
+
+
+def write(folder, image_format="npz", order=None):
+    with writer(folder, image_format) as target:
+        for first in order or range(0, N, TILE):
+            if not target.has(first):
+                add(target, first)
+                target.commit()
+        return target.finish(HEADER, LABELS, {"more": 1})
+
+
+def images_of(found):
+    if found.images.is_dir():
+        return np.stack([pixels_of(p) for p in sorted(found.images.iterdir())])
+    with np.load(found.images, allow_pickle=False) as arrays:
+        return arrays["arr_0"]
+
+
+def pixels_of(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize("image_format", ["npz", "png"])
+def test_a_finished_set(tmp_path, image_format):
+    folder = tmp_path / "set"
+    write(folder, image_format, order=[32, 8, 0, 24, 16])
+    found = SampleSet.open(folder)
+    assert np.array_equal(images_of(found), IMAGES)
+    cache = TokenCache.open(found.ids)
+    assert np.array_equal(cache.ids, IDS)
+    assert np.array_equal(cache.labels, LABELS)
+    assert cache.key(36) == "000036"
+    assert found.manifest["settings"] == SETTINGS
+    assert found.manifest["more"] == 1
+    assert pixels_of(folder / "grid.png").shape[1] >= 7 * SIZE
+    names = {"manifest.json", "ids.h5", "grid.png", found.images.name}
+    assert {p.name for p in folder.iterdir()} == names
+
+
+@pytest.mark.parametrize("image_format", ["npz", "png"])
+def test_what_was_committed_is_kept_and_the_rest_drawn_again(tmp_path, image_format):
+    with writer(tmp_path, image_format) as target:
+        add(target, 8)
+        target.commit()
+        add(target, 0)
+        assert (target.num_done, target.num_pending) == (8, 8)
+    assert state_of(tmp_path) == "unfinished"
+    with pytest.raises(UserError, match="no finished sample set"):
+        SampleSet.open(tmp_path)
+    with writer(tmp_path, image_format) as target:
+        assert [target.has(first) for first in (0, 8, 16)] == [False, True, False]
+    assert np.array_equal(images_of(write(tmp_path, image_format)), IMAGES)
+
+
+def test_a_set_with_a_gap_is_not_finished(tmp_path):
+    with writer(tmp_path) as target:
+        for first in (0, 8, 24, 32):
+            add(target, first)
+        target.commit()
+        with pytest.raises(ValueError, match="without a gap, got 16"):
+            target.finish(HEADER, LABELS, {})
+    assert state_of(tmp_path) == "unfinished"
+
+
+@pytest.mark.parametrize("moved", [["images.npz"], ["images.npz", "ids.h5"], ["images.npz", "ids.h5", "grid.png"]])
+def test_a_writer_killed_while_it_moved_its_results(tmp_path, moved):
+    """The state on disk at that moment: all chunks, and some results at their final places but no manifest."""
+    write(tmp_path / "whole")
+    folder = tmp_path / "set"
+    with writer(folder) as target:
+        for first in range(0, N, TILE):
+            add(target, first)
+        target.commit()
+    for name in moved:
+        source = (folder / ".unfinished" if name == "images.npz" else tmp_path / "whole") / name
+        os.replace(source, folder / name)
+    assert state_of(folder) == "unfinished"
+    assert np.array_equal(images_of(write(folder)), IMAGES)
+
+
+def test_a_damaged_chunk_is_named(tmp_path):
+    with writer(tmp_path) as target:
+        add(target, 0)
+        target.commit()
+    (chunk,) = (tmp_path / ".unfinished").glob("chunk-*")
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"chunk-000000000\.npz is damaged"), writer(tmp_path):
+        pass
+
+
+def test_changed_settings_are_listed(tmp_path):
+    with writer(tmp_path):
+        pass
+    assert changed_settings(tmp_path, SETTINGS) == []
+    other = {"num_images": N, "sampling": {"seed": 5}}
+    assert changed_settings(tmp_path, other) == ["sampling.seed: 0 -> 5"]
+    write(tmp_path)
+    assert changed_settings(tmp_path, other) == ["sampling.seed: 0 -> 5"]
+
+
+def test_a_run_folder_may_point_to_the_set(tmp_path):
+    write(tmp_path / "elsewhere")
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(UserError, match="no finished sample set"):
+        SampleSet.open(run)
+    record_location(run, tmp_path / "elsewhere")
+    assert SampleSet.open(run).folder == tmp_path / "elsewhere"
+    (run / "location.json").write_text("[]")
+    with pytest.raises(UserError, match="names no folder"):
+        SampleSet.open(run)
+
+
+def test_states(tmp_path):
+    assert state_of(tmp_path / "missing") == "empty"
+    assert state_of(tmp_path) == "empty"
+    (tmp_path / ".lock").touch()
+    assert state_of(tmp_path) == "empty"
+    (tmp_path / "thesis.tex").touch()
+    assert state_of(tmp_path) == "foreign"
+    assert state_of(tmp_path / "thesis.tex") == "foreign"
+
+
+def test_remove_leaves_what_is_not_part_of_the_set(tmp_path):
+    write(tmp_path, "png")
+    (tmp_path / "notes.txt").touch()
+    remove(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("contents", ['{"name": "an app"}', "[]", "{"])
+def test_a_manifest_of_something_else_is_neither_read_nor_removed(tmp_path, contents):
+    (tmp_path / "manifest.json").write_text(contents)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError):
+        SampleSet.open(tmp_path)
+    with pytest.raises(UserError):
+        remove(tmp_path)
+    assert (tmp_path / "images").is_dir()
+
+
+def test_a_newer_format_and_unknown_images_are_refused(tmp_path):
+    write(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for change, message in (({"format_version": 2}, "newer titokctl"), ({"images": "../../etc"}, "names no images")):
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(UserError, match=message):
+            SampleSet.open(tmp_path)

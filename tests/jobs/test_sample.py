@@ -1,0 +1,228 @@
+"""`titokctl sample`: what it makes, that it can be repeated, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trained
+from conftest import RunCli
+from PIL import Image
+
+from titokctl.cli.app import run
+from titokctl.formats.run_folder import finished_runs
+from titokctl.formats.sample_set import SampleSet
+from titokctl.formats.token_cache import TokenCache
+from titokctl.weights.load import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained.both(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def sample(networks, capsys):
+    """Call the command in this process and return what it made; the runs folder is shared by the tests."""
+
+    def call(*words: object) -> SampleSet:
+        code = run(["sample", "--runs-dir", str(networks), "--device", "cpu", "--json", *map(str, words)])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return SampleSet.open(json.loads(out)["samples"])
+
+    return call
+
+
+@pytest.fixture
+def refused(networks, capsys):
+    """Call the command, which must fail with `code`; returns what it said."""
+
+    def call(code: int, *words: object) -> str:
+        assert run(["sample", "--runs-dir", str(networks), "--device", "cpu", *map(str, words)]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("error: ") == 1
+        assert "Traceback" not in err
+        return err
+
+    return call
+
+
+def images_of(found: SampleSet) -> np.ndarray:
+    if found.images.is_dir():
+        return np.stack([pixels_of(path) for path in sorted(found.images.iterdir())])
+    with np.load(found.images, allow_pickle=False) as arrays:
+        return arrays["arr_0"]
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_what_it_makes(sample, networks, run_cli: RunCli):
+    done = run_cli("sample", "--cfg", "4.0", "-n", 50, "--runs-dir", networks, "--device", "cpu", "--json", code=0)
+    assert "guidance s = 4 (w = 5 as DiT and diffusers count), linear" in done.stderr
+    assert f"generator: {networks}/generator/gen" in done.stderr
+    assert f"tokenizer: {networks}/tokenizer/tok" in done.stderr
+    found = SampleSet.open(done.json["samples"])
+    images = images_of(found)
+    assert images.shape == (50, trained.SIZE, trained.SIZE, 3)
+    assert images.dtype == np.uint8
+    cache = TokenCache.open(found.ids)
+    assert cache.labels.tolist() == [i % 3 for i in range(50)]
+    assert cache.class_names == ["ant", "bee", "cat"]
+    assert len(np.unique(cache.ids, axis=0)) == 50
+    tokenizer = load_tokenizer(str(networks / "tokenizer" / "tok"))
+    expected = tokenizer.detokenize(torch.from_numpy(cache.ids.astype(np.int64))).mul(255).round()
+    assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy().astype(np.uint8))
+    assert pixels_of(found.folder / "grid.png").shape[0] > 7 * trained.SIZE
+
+
+def test_what_it_records(sample, networks):
+    found = sample("--cfg", "6.9w", "-n", 3, "--steps", 3, "--seed", 9)
+    manifest = found.manifest
+    assert (manifest["guidance"]["s"], manifest["guidance"]["w"]) == (5.9, 6.9)
+    assert "c - u" in manifest["guidance"]["formula"]
+    own = trained.OWN.model_dump(mode="json")
+    assert manifest["settings"]["sampling"] == own | {"guidance_scale": 5.9, "num_steps": 3, "seed": 9}
+    assert manifest["settings"]["classes"] == "all"
+    (newest, *_) = finished_runs(networks, "samples")
+    assert newest.path == found.folder
+    tokenizer = json.loads((networks / "tokenizer" / "tok" / "run.json").read_text())["hashes"]
+    for name in ("encoder_sha256", "weights_sha256"):
+        assert newest.inputs[name] == manifest["settings"][name] == tokenizer[name]
+    assert newest.inputs["source"] == {"kind": "folder", "paths": ["/somewhere"]}
+    assert newest.inputs["preprocessing"] == {"size": trained.SIZE}
+    assert manifest["made_with"]["versions"]["torch"] == torch.__version__
+
+
+def test_ids_and_images_do_not_depend_on_batch_size_number_or_format(sample, tmp_path):
+    whole = sample("-n", 50)
+    ids, images = TokenCache.open(whole.ids).ids, images_of(whole)
+    for number, words in enumerate([("--batch-size", 3), ("--batch-size", 100), ("--format", "png")]):
+        other = sample("-n", 50, "-o", tmp_path / str(number), *words)
+        assert np.array_equal(TokenCache.open(other.ids).ids, ids)
+        assert np.array_equal(images_of(other), images)
+    fewer = sample("-n", 19)
+    assert np.array_equal(TokenCache.open(fewer.ids).ids, ids[:19])
+    assert np.array_equal(images_of(fewer), images[:19])
+
+
+def test_classes_and_number_a_class(sample):
+    found = sample("--classes", "2,0", "--per-class", 4)
+    assert TokenCache.open(found.ids).labels.tolist() == [2, 0] * 4
+    assert found.manifest["settings"]["classes"] == [2, 0]
+
+
+def test_settings_change_the_ids(sample):
+    def ids(*words: object) -> np.ndarray:
+        return TokenCache.open(sample("-n", 16, *words).ids).ids
+
+    plain = ids()
+    for words in (
+        ("--seed", 1), ("--cfg", 9), ("--steps", 2), ("--choice-temperature", 30), ("--no-softmax-annealing",),
+        ("--cfg-schedule", "constant"),
+    ):  # fmt: skip
+        assert not np.array_equal(ids(*words), plain), words
+    power = ids("--cfg-schedule", "power-cosine", "--cfg", 9, "--cfg-power", 0.5)
+    assert not np.array_equal(ids("--cfg-schedule", "power-cosine", "--cfg", 9), power)
+
+
+def test_the_same_command_again_is_done_already_and_becomes_the_newest(sample, networks):
+    first = sample("-n", 5, "--seed", 3)
+    before = first.images.stat().st_mtime_ns
+    second = sample("-n", 5, "--seed", 4)
+    assert second.folder != first.folder
+    assert finished_runs(networks, "samples")[0].path == second.folder
+    assert sample("-n", 5, "--seed", 3).folder == first.folder
+    assert finished_runs(networks, "samples")[0].path == first.folder
+    assert first.images.stat().st_mtime_ns == before
+
+
+def test_an_output_of_ones_own_is_found_through_the_runs_folder(sample, networks, tmp_path):
+    found = sample("-n", 5, "-o", tmp_path / "mine")
+    assert found.folder == tmp_path / "mine"
+    assert SampleSet.open(finished_runs(networks, "samples")[0].path).folder == tmp_path / "mine"
+
+
+def test_an_existing_output(sample, refused, tmp_path):
+    output = tmp_path / "mine"
+    sample("-n", 5, "-o", output)
+    assert "holds a sample set already" in refused(1, "-n", 5, "-o", output)
+    found = sample("-n", 6, "-o", output, "--overwrite", "--format", "png")
+    assert len(images_of(found)) == 6
+    assert not (output / "images.npz").exists()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    assert "holds no sample set" in refused(1, "-n", 5, "-o", tmp_path / "thesis", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cfg", "abc"], "'abc' is no number"),
+        (["--cfg", "-1"], "below 0"),
+        (["-n", "0"], "-n must be at least 1, not 0"),
+        (["-n", "-3"], "-n must be at least 1"),
+        (["--per-class", "0"], "--per-class must be at least 1"),
+        (["-n", "3", "--per-class", "3"], "say the same twice"),
+        (["--classes", "7"], "class 7 is out of range: this generator has the classes 0 to 2"),
+        (["--classes", "a"], "no list of class numbers"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--choice-temperature", "-1"], "--choice-temperature must be at least 0"),
+        (["--cfg-power", "nan"], "--cfg-power must be"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["-o", "samples.npz"], "a sample set is a folder"),
+        (["--format", "gif"], "gif"),
+        (["--cfg-schedule", "cubic"], "cubic"),
+    ],
+)
+def test_wrong_words(refused, networks, words, message):
+    before = sorted(networks.rglob("*"))
+    assert message in refused(2, *words)
+    assert sorted(networks.rglob("*")) == before
+
+
+def test_networks_that_are_not_there_or_do_not_fit(refused, tmp_path, networks):
+    assert "a tokenizer where a generator is expected" in refused(1, "--generator", networks / "tokenizer" / "tok")
+    assert "a generator where a tokenizer is expected" in refused(1, "--tokenizer", networks / "generator" / "gen")
+    assert "hint: " in refused(1, "--generator", "nobody-s-generator")
+    empty = refused(1, "--runs-dir", tmp_path)
+    assert "no generator was named" in empty
+    assert "titokctl train-gen" in empty
+    others = tmp_path / "others"
+    trained.tokenizer_run(others, "another", seed=5)
+    trained.tokenizer_run(others, "longer", num_latent_tokens=16)
+    trained.tokenizer_run(others, "larger", codebook_size=64)
+    said = refused(1, "--tokenizer", others / "tokenizer" / "another")
+    assert "was trained on ids of another tokenizer" in said
+    assert "hint: leave out --tokenizer" in said
+    assert "tokens an image: 8 and 16" in refused(1, "--tokenizer", others / "tokenizer" / "longer")
+    assert "codes: 32 and 64" in refused(1, "--tokenizer", others / "tokenizer" / "larger")
+    orphan = tmp_path / "orphan"
+    trained.generator_run(orphan, {"encoder_sha256": "0" * 64, "weights_sha256": "0" * 64})
+    assert "is not in" in refused(1, "--runs-dir", orphan)
+
+
+def test_a_generator_without_classes(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    trained.generator_run(runs, trained.tokenizer_run(runs), num_classes=0)
+    assert run(["sample", "--runs-dir", str(runs), "--device", "cpu", "-n", "4", "--json"]) == 0
+    found = SampleSet.open(json.loads(capsys.readouterr().out)["samples"])
+    assert TokenCache.open(found.ids).labels.tolist() == [-1] * 4
+    for words in (["--classes", "0"], ["--per-class", "2"]):
+        assert run(["sample", "--runs-dir", str(runs), *words]) == 2
+        assert "without classes" in capsys.readouterr().err
+
+
+def test_more_steps_than_tokens_warns(networks, capsys):
+    assert run(["sample", "--runs-dir", str(networks), "--device", "cpu", "-n", "2", "--steps", "20"]) == 0
+    assert "warning: 20 steps for 8 tokens" in capsys.readouterr().err
+
+
+def test_a_published_number_in_the_other_form_draws_a_hint(networks, capsys):
+    assert run(["sample", "--runs-dir", str(networks), "--device", "cpu", "-n", "2", "--cfg", "6.9"]) == 0
+    assert "--cfg 6.9w" in capsys.readouterr().err
