@@ -1,0 +1,95 @@
+"""Progress: plain lines in a log, a bar on a terminal, nothing when silent."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from titokctl.progress import SilentProgress, StderrProgress, duration
+
+WORK = """
+from titokctl.progress import StderrProgress
+progress = StderrProgress(line_every=0.0)
+progress.start("training", 3, unit="steps", done=1)
+progress.advance(1, "loss 0.5")
+progress.say("a remark")
+progress.advance(1)
+progress.close()
+progress.close()
+"""
+
+
+def test_a_log_gets_plain_lines():
+    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, timeout=60)
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("training: 2/3 steps, ")
+    assert "steps/s" in lines[0]
+    assert " left" in lines[0]
+    assert lines[0].endswith("loss 0.5")
+    assert lines[1] == "a remark"
+    assert "3/3 steps" in lines[-1]
+    assert "took" in lines[-1]
+    assert not any(mark in done.stderr for mark in "\r\x1b")
+
+
+def test_a_terminal_gets_a_bar():
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = subprocess.Popen([sys.executable, "-c", WORK], stderr=theirs, stdout=subprocess.PIPE, text=True)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # the other side of a terminal is gone
+        pass
+    finally:
+        os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out == ""
+    assert b"\rtraining:" in shown
+    assert b"a remark" in shown
+    assert b"loss 0.5" in shown
+    assert b"3/3" in shown
+
+
+def test_lines_come_seldom():
+    log = io.StringIO()
+    progress = StderrProgress(log, line_every=3600)
+    progress.start("reading", None)
+    for _ in range(1000):
+        progress.advance()
+    assert log.getvalue() == ""
+    progress.start("writing", 5)
+    assert log.getvalue().startswith("reading: 1,000 images, ")
+    assert len(log.getvalue().splitlines()) == 1
+
+
+def test_silence(capsys):
+    progress = SilentProgress()
+    progress.start("reading", 3)
+    progress.advance(3, "note")
+    progress.say("text")
+    progress.close()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (7800, "2 h 10 min"),
+        (4 * 86400 + 3 * 3600, "4 d 3 h"),
+    ],
+)
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
