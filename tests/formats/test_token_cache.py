@@ -12,7 +12,8 @@ import pytest
 
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import CacheHeader, TokenCache
-from titokctl.formats.token_cache_writer import TokenCacheWriter, contents_sha256
+from titokctl.formats.token_cache_writer import TokenCacheWriter
+from titokctl.formats.token_checksums import contents_sha256, damaged_places
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "archives" / "token-cache-v1.h5"
 
@@ -207,3 +208,37 @@ def test_files_of_version_1_are_read_for_ever() -> None:
     assert cache.class_names == ["Ente", "Möwe"]
     assert cache.sha256 == "972854e742d01df7b7d9c417b7c8b37e13253dee5dd3d7a0fb06e7e3a8438d27"
     assert contents_sha256({}) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_a_changed_bit_is_found_where_it_is(tmp_path: Path) -> None:
+    write(tmp_path / "tokens.h5", n=90_000, block=50_000)
+    seen: list[int] = []
+    assert damaged_places(tmp_path / "tokens.h5", seen.append) == []
+    assert sum(seen) == 2 * 90_000
+    with h5py.File(tmp_path / "tokens.h5", "r+") as f:
+        f["tokens"][70_000, 2] ^= 1
+        f["views/flip"][0, 0] ^= 1
+    assert damaged_places(tmp_path / "tokens.h5", seen.append) == [
+        "/tokens: rows 65,536 to 89,999 changed",
+        "/views/flip: rows 0 to 65,535 changed",
+    ]
+
+
+@pytest.mark.parametrize("name", ["labels", "keys", "class_names"])
+def test_a_change_beside_the_ids_is_found(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "tokens.h5")
+    with h5py.File(tmp_path / "tokens.h5", "r+") as f:
+        f[name][0] = f[name][1]
+    (problem,) = damaged_places(tmp_path / "tokens.h5", lambda n: None)
+    assert "changed" in problem
+
+
+def test_the_example_in_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    code = text.split("### Reading it with h5py alone")[1].split("```python")[1].split("```")[0]
+    ids = write(tmp_path / "tokens.h5")
+    monkeypatch.chdir(tmp_path)
+    seen: dict = {}
+    exec(code, seen)
+    np.testing.assert_array_equal(seen["ids"], ids)
+    assert (seen["keys"][3], seen["names"]) == ("bird/ö3.jpg", ["Ente", "Möwe"])

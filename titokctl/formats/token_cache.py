@@ -32,7 +32,6 @@ from titokctl.formats import hdf5_checks
 
 FORMAT = "titokctl/token-cache"
 FORMAT_VERSION = 1
-ROWS_PER_CRC = 65_536
 PLAIN = "plain"  # the name of the view that /tokens itself is
 _ROWS_AT_ONCE = 1 << 18
 _WHAT = "a token cache"

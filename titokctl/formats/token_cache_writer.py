@@ -8,10 +8,8 @@ The file appears under `path` when the block ends well and every row was written
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +19,8 @@ import numpy as np
 
 from titokctl import __version__
 from titokctl.formats.atomic import atomic_path
-from titokctl.formats.token_cache import FORMAT, FORMAT_VERSION, ROWS_PER_CRC, CacheHeader
+from titokctl.formats.token_cache import FORMAT, FORMAT_VERSION, CacheHeader
+from titokctl.formats.token_checksums import ROWS_PER_CRC, RunningChecksum, contents_sha256
 
 _CHUNK_ROWS = 8192
 _CHUNK_BYTES = 1 << 19
@@ -115,7 +114,7 @@ class TokenCacheWriter:
     def _create(self) -> None:
         header, n = self._header, self._num_rows
         self._id_paths = ["tokens", *(f"views/{view}" for view in header.views)]
-        self._hashes = {name: _Running() for name in (*self._id_paths, "labels", "keys")}
+        self._hashes = {name: RunningChecksum() for name in (*self._id_paths, "labels", "keys")}
         for name in self._id_paths:
             self._contiguous(name, (n, header.num_latent_tokens), header.id_dtype)
         self._contiguous("labels", (n,), np.dtype("<i4"))
@@ -128,7 +127,7 @@ class TokenCacheWriter:
     def _create_class_names(self, names: list[bytes]) -> None:
         width = max(map(len, names))
         self._text("class_names", len(names), max(width, 1))
-        self._hashes["class_names"] = _Running()
+        self._hashes["class_names"] = RunningChecksum()
         self._write("class_names", _as_bytes(names, width))
 
     def _contiguous(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -184,36 +183,6 @@ class TokenCacheWriter:
         self._file.flush()
 
 
-class _Running:
-    """CRC-32 of every 65,536 rows and SHA-256 of all, over blocks of any length."""
-
-    def __init__(self) -> None:
-        self._sha = hashlib.sha256()
-        self._finished: list[int] = []
-        self._crc = self._rows = 0
-
-    def update(self, block: np.ndarray) -> None:
-        """Add the next rows (C-contiguous, little-endian)."""
-        self._sha.update(block.tobytes())
-        first = 0
-        while first < len(block):
-            n = min(ROWS_PER_CRC - self._rows, len(block) - first)
-            self._crc = zlib.crc32(block[first : first + n].tobytes(), self._crc)
-            self._rows += n
-            first += n
-            if self._rows == ROWS_PER_CRC:
-                self._finished.append(self._crc)
-                self._crc = self._rows = 0
-
-    def crcs(self) -> list[int]:
-        """One CRC-32 per 65,536 rows, the last one over what is left."""
-        return self._finished + ([self._crc] if self._rows else [])
-
-    def sha256(self) -> str:
-        """Hex digest of all bytes so far."""
-        return self._sha.hexdigest()
-
-
 def _claim(path: Path, size: int) -> None:
     """Take `size` bytes of the disk for the file `path`, so that a full disk shows here as an ordinary error.
 
@@ -229,14 +198,6 @@ def _claim(path: Path, size: int) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def contents_sha256(parts: Mapping[str, tuple[np.dtype, tuple[int, ...], str]]) -> str:
-    """The checksum of contents: path -> (numpy type, shape, SHA-256 of the bytes), as the specification says."""
-    total = hashlib.sha256()
-    for path, (dtype, shape, sha) in sorted(parts.items()):
-        total.update(f"/{path} {dtype.str} {','.join(map(str, shape))} {sha}\n".encode())
-    return total.hexdigest()
 
 
 def _as_bytes(keys: Sequence[str | bytes] | np.ndarray, width: int) -> np.ndarray:
