@@ -61,6 +61,7 @@ def _register() -> None:
         "reconstruct",
         "inspect",
         "verify",
+        "export",
         "convert",
         "weights",
         "recipes",
