@@ -1,0 +1,231 @@
+"""How the command line talks: help, errors in one form, exit codes, colour, pipes, Ctrl-C."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+import titokctl
+
+COLOUR = re.compile(rb"\x1b\[[\d;]*(?:3\d|4\d|9\d|10\d)[\d;]*m")
+ROOT = Path(titokctl.__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-m", "titokctl"]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **changes}
+
+
+def on_a_terminal(*words: str, columns: int = 80, **changes: str) -> tuple[int, bytes]:
+    """Run the command on a terminal of its own: exit code, and what the terminal was sent."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    process = subprocess.Popen(
+        [*COMMAND, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**changes)
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # the other side of a terminal is gone
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(timeout=60), shown
+
+
+def in_process(code: str, *, words: str) -> subprocess.CompletedProcess:
+    """Run `titokctl <words>` after `code`, which may register commands of its own on `app`."""
+    start = f"import sys, typer\nfrom titokctl.cli.app import app, run\n{code}\nsys.exit(run({words!r}.split()))"
+    return subprocess.run(
+        [sys.executable, "-c", start], env=environment(), capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+
+
+def test_version(run_cli):
+    result = run_cli("--version", code=0)
+    assert result.stdout == f"titokctl {titokctl.__version__}\n"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("words", [(), ("recipes",)])
+def test_a_command_that_is_missing_shows_the_help(run_cli, words):
+    result = run_cli(*words, code=2)
+    assert "Usage: titokctl" in result.stdout
+    assert "Commands" in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_is_data(run_cli, option):
+    result = run_cli("recipes", "cp", option, code=0)
+    assert "Copy a recipe" in result.stdout
+    assert "Example: titokctl recipes cp" in result.stdout
+    assert "--overwrite" in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        ("recipse", "no such command 'recipse'", "did you mean 'recipes'? `titokctl --help` says what it takes"),
+        ("--vresion", "no such option: --vresion", "did you mean --version? `titokctl --help` says what it takes"),
+        ("recipes ls --jsn", "no such option: --jsn", "did you mean --json? `titokctl recipes ls --help` says"),
+        ("recipes ls more", "got unexpected extra argument", "`titokctl recipes ls --help` says what it takes"),
+        ("recipes cp tokenizer/tiny", "missing argument 'FILE'", "`titokctl recipes cp --help` says what it takes"),
+        ("recipes show tinny", "no recipe named 'tinny'", "did you mean tiny"),
+    ],
+)
+def test_wrong_words_get_one_sentence_a_hint_and_code_2(run_cli, words, error, hint):
+    result = run_cli(*words.split(), code=2)
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"error: {error}")
+    assert second.startswith(f"hint: {hint}")
+
+
+FAILING = """
+@app.command()
+def fail(size: int = 1):
+    from titokctl.errors import UserError
+    raise {error}
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "first", "second"),
+    [
+        ("UserError('no [bold] images', 'look [there]')", 1, "error: no [bold] images", "hint: look [there]"),
+        ("UserError('bad words', exit_code=2)", 2, "error: bad words", None),
+        ("ValueError('odd')", 1, "error: unexpected ValueError: odd", "hint: `titokctl --debug ...`"),
+        ("MemoryError()", 1, "error: not enough memory", "hint: use a smaller batch"),
+        ('RuntimeError("DefaultCPUAllocator: can\'t allocate memory")', 1, "error: not enough memory", "hint: use"),
+        ("BrokenPipeError('a worker died')", 1, "error: unexpected BrokenPipeError: a worker died", "hint: "),
+    ],
+)
+def test_errors_have_one_form_and_no_traceback(error, code, first, second):
+    done = in_process(FAILING.format(error=error), words="fail")
+    lines = done.stderr.splitlines()
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert lines[0] == first
+    assert len(lines) == (2 if second else 1)
+    assert lines[-1].startswith(second or first)
+
+
+@pytest.mark.parametrize("words", ["--debug fail", "fail"])
+def test_debug_shows_the_traceback(words):
+    done = in_process(FAILING.format(error="ValueError('odd')"), words=words)
+    assert ("Traceback" in done.stderr) == ("--debug" in words)
+    assert done.returncode == 1
+
+
+def test_a_value_of_the_wrong_type_is_wrong_usage():
+    done = in_process(FAILING.format(error="ValueError"), words="fail --size big")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: invalid value for '--size'")
+    assert "hint: `titokctl fail --help` says what it takes" in done.stderr
+
+
+WORKING = """
+@app.command()
+def work():
+    import time
+    from titokctl.distributed.stop import StopRequest
+    with StopRequest() as stop:
+        print("ready", flush=True)
+        while not stop.requested:
+            time.sleep(0.01)
+        stop.check("step 3 is saved.")
+
+@app.command()
+def wait():
+    import time
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "code", "said"),
+    [
+        ("work", signal.SIGINT, 130, "stopped. step 3 is saved. Run the same command again to go on.\n"),
+        ("work", signal.SIGTERM, 75, "stopped. step 3 is saved. Run the same command again to go on.\n"),
+        ("work", signal.SIGUSR1, 75, "stopped. step 3 is saved. Run the same command again to go on.\n"),
+        ("wait", signal.SIGINT, 130, "interrupted.\n"),
+    ],
+)
+def test_signals_end_a_command_with_their_code(words, number, code, said):
+    # A shell that starts tests in the background has Ctrl-C ignored, and that is inherited.
+    start = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    start += f"import sys\nfrom titokctl.cli.app import app, run\n{WORKING}\nsys.exit(run([{words!r}]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err == said
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("recipes", "ls"), ("recipes", "ls", "--json")])
+def test_a_reader_that_leaves_is_no_error(words):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run([*COMMAND, *words], stdout=write, stderr=subprocess.PIPE, env=environment(), timeout=60)
+    finally:
+        os.close(write)
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
+def test_pipes_get_plain_text(run_cli):
+    for words in (("--help",), ("recipes", "ls"), ("recipes", "show", "tinny"), ("recipes", "check", "--bad")):
+        result = run_cli(*words)
+        assert "\x1b" not in result.stdout + result.stderr
+        assert "\r" not in result.stdout + result.stderr
+
+
+def test_a_terminal_gets_colour_unless_it_says_no():
+    code, shown = on_a_terminal("recipes", "show", "tinny")
+    assert code == 2
+    assert COLOUR.search(shown)
+    code, shown = on_a_terminal("recipes", "show", "tinny", NO_COLOR="1")
+    assert code == 2
+    assert b"error: " in shown
+    assert not COLOUR.search(shown)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("recipes", "ls"), ("recipes", "show", "tinny")])
+def test_nothing_is_wider_than_the_terminal(words):
+    _, shown = on_a_terminal(*words, NO_COLOR="1")
+    plain = re.sub(rb"\x1b\[[\d;]*m", b"", shown).decode()
+    assert max(len(line) for line in plain.splitlines()) <= 80
+
+
+def test_both_ways_of_starting_are_the_same(run_cli):
+    import tomllib
+
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert scripts == {"titokctl": "titokctl.__main__:main"}
+    start = "import sys; sys.argv = ['titokctl', '--version']; from titokctl.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", start], env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout == run_cli("--version").stdout
+
+
+def test_json_is_all_that_stands_on_stdout(run_cli):
+    result = run_cli("recipes", "ls", "--json", code=0)
+    assert json.loads(result.stdout) == result.json
+    assert result.stderr == ""
