@@ -1,0 +1,48 @@
+"""Every `titokctl ...` that the documentation or a recipe's head shows has words that the command takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from titokctl.cli import app as cli
+
+ROOT = Path(cli.__file__).resolve().parents[2]
+FENCE = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+IN_A_HEAD = re.compile(r"^# +(?:Command: )?(titokctl .+)$", re.MULTILINE)
+
+
+def shown() -> list[str]:
+    """Command lines in fenced blocks of the documentation and in the heads of recipes, as they stand there."""
+    found = []
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in FENCE.findall(page.read_text(encoding="utf-8")):
+            lines = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in block.splitlines())
+            found += [line for line in lines if line.startswith("titokctl ")]
+    for recipe in sorted((ROOT / "recipes").glob("*/*.yaml")):
+        found += IN_A_HEAD.findall(recipe.read_text(encoding="utf-8"))
+    return sorted(set(found))
+
+
+def test_there_are_some():
+    assert len(shown()) >= 6
+
+
+@pytest.mark.parametrize("line", shown())
+def test_the_words_are_taken(line: str):
+    cli._register()
+    words = shlex.split(line, comments=True)[1:]
+    command, context = typer.main.get_command(cli.app), None
+    name = "titokctl"
+    while True:
+        # Parses and checks the words of this command, and runs nothing; unknown ones raise.
+        context = command.make_context(name, words, parent=context)
+        if not hasattr(command, "commands"):
+            return
+        rest = [*getattr(context, "_protected_args", ()), *context.args]
+        assert rest, f"{line}: no command after {name}"
+        name, words = rest[0], rest[1:]
+        assert name in command.commands, f"{line}: there is no {name}"
+        command = command.commands[name]
