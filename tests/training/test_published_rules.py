@@ -7,12 +7,17 @@ import pytest
 import torch
 from golden import golden
 
+from titokctl.config.models import TokenizerConfig, TransformerConfig
 from titokctl.config.training import OptimizerConfig, ScheduleConfig
+from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.codebook import kmeans, reseed
 from titokctl.training.ema import Ema, ema_decay
 from titokctl.training.losses import masked_accuracy, masked_token_loss, masked_token_weights
-from titokctl.training.optimizer import adamw, is_decayed
-from titokctl.training.schedule import learning_rate
+from titokctl.training.muon import orthogonal
+from titokctl.training.optimizer import build_optimizers, is_decayed
+from titokctl.training.schedule import learning_rate_scale
+
+SMALL = TransformerConfig(patch_size=8, width=8, num_layers=1, num_heads=2)
 
 
 def test_masked_token_loss_and_accuracy_are_the_official_ones():
@@ -39,15 +44,15 @@ def test_masked_token_loss_equals_a_plain_numpy_version():
 
 def test_learning_rate_is_the_official_sequence():
     numbers = np.load(golden("losses.npz"))["lr_cosine_warmup10_total100"]
-    schedule = ScheduleConfig(kind="cosine", warmup_steps=10, end_learning_rate=1e-5)
-    ours = [learning_rate(step, 1e-4, schedule, 100) for step in range(101)]
+    schedule = ScheduleConfig(kind="cosine", warmup_steps=10, end_fraction=0.1)
+    ours = [1e-4 * learning_rate_scale(step, schedule, 100) for step in range(101)]
     np.testing.assert_allclose(ours, numbers[:101], rtol=1e-12)
 
 
 def test_learning_rate_starts_at_zero_and_stays_at_its_end():
-    schedule = ScheduleConfig(warmup_steps=4, end_learning_rate=1e-3)
-    assert [learning_rate(s, 1.0, schedule, 10) for s in (0, 1, 4)] == [0.0, 0.25, 1.0]
-    assert learning_rate(10, 1.0, schedule, 10) == learning_rate(500, 1.0, schedule, 10) == pytest.approx(1e-3)
+    schedule = ScheduleConfig(warmup_steps=4, end_fraction=1e-3)
+    assert [learning_rate_scale(s, schedule, 10) for s in (0, 1, 4)] == [0.0, 0.25, 1.0]
+    assert learning_rate_scale(10, schedule, 10) == learning_rate_scale(500, schedule, 10) == pytest.approx(1e-3)
 
 
 def test_ema_is_the_official_sequence():
@@ -101,7 +106,7 @@ def test_weight_decay_spares_what_the_published_runs_spared():
     module["norm"] = torch.nn.LayerNorm(4)
     decayed = {n for n, p in module.named_parameters() if is_decayed(n, p)}
     assert decayed == {"mlp.weight"}
-    groups = adamw(module, OptimizerConfig(learning_rate=1e-3, weight_decay=0.5)).param_groups
+    groups = build_optimizers(module, OptimizerConfig(learning_rate=1e-3, weight_decay=0.5))[0].param_groups
     assert sorted((g["weight_decay"], len(g["params"])) for g in groups) == [(0.0, 5), (0.5, 1)]
 
 
@@ -109,3 +114,20 @@ def test_uniform_logits_cost_log_v():
     weights = torch.ones(2, 3)
     loss = masked_token_loss(torch.zeros(2, 3, 16), torch.zeros(2, 3, dtype=torch.int64), weights, 0.0)
     assert loss.item() / 6 == pytest.approx(math.log(16), rel=1e-6)
+
+
+def test_muons_directions_are_nearly_orthogonal():
+    matrices = torch.randn(3, 40, 16, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(orthogonal(matrices))
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3
+
+
+def test_muon_takes_the_block_matrices_and_adamw_the_rest():
+    config = TokenizerConfig(image_size=16, num_latent_tokens=4, encoder=SMALL, decoder=SMALL, codebook_size=8)
+    tokenizer = TiTok(config)
+    rates = OptimizerConfig(learning_rate=1e-3, muon_learning_rate=2e-3)
+    adamw, muon = build_optimizers(tokenizer, rates)
+    shapes = [tuple(p.shape) for group in muon.param_groups for p in group["params"]]
+    assert sorted(shapes) == sorted([(24, 8), (8, 8), (32, 8), (8, 32)] * 2)
+    assert sum(len(g["params"]) for g in adamw.param_groups) + len(shapes) == len(list(tokenizer.parameters()))

@@ -13,6 +13,7 @@ from titokctl.config.sampling import SamplingConfig
 from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 MaskScheduleName = Literal["arccos", "cosine", "linear", "root"]
+Initialization = Literal["published", "fan-in"]  # fan-in: for widths far below 512
 
 
 class AugmentationConfig(Config):
@@ -48,6 +49,7 @@ class TokenizerRecipe(Config):
     kind: Literal["tokenizer"]
     stage: Literal["single"]
     model: TokenizerConfig
+    initialization: Initialization = "published"
     loss: SingleStageLossConfig = SingleStageLossConfig()
     codebook: CodebookConfig = CodebookConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -73,6 +75,7 @@ class GeneratorRecipe(Config):
 
     kind: Literal["generator"]
     model: GeneratorConfig
+    initialization: Initialization = "published"
     loss: MaskedLossConfig = MaskedLossConfig()
     views: Annotated[tuple[str, ...], Field(min_length=1)] = ("plain",)
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -18,6 +18,7 @@ from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import RunFolder
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.run_setup import training_run
+from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.progress import Progress
@@ -175,7 +176,7 @@ def _train(
     rows, kept = _rows(recipe, cache, judged, device)
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     generator = MaskGit(recipe.model)
-    initialize(generator)
+    initialize_fan_in(generator) if recipe.initialization == "fan-in" else initialize(generator)
     task = MaskedTokens(generator.to(device).train(), recipe, rows, kept)
     Loop(task, recipe.training, run.path, f"train-gen {run.name}", progress, stop).run()
     trained = task.averaged().cpu()

@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 
-from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.config.recipe import TokenizerRecipe
 from titokctl.data.images import to_bytes, to_float
 from titokctl.data.order import batch_positions
-from titokctl.data.pipeline import TrainingImages
 from titokctl.data.prefetch import Prefetch
 from titokctl.data.sources import open_source
 from titokctl.data.sources.source import Source
+from titokctl.data.training_images import TrainingImages
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
-from titokctl.evaluation.reconstruction import ReconstructionMeter
+from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.run_folder import RunFolder
 from titokctl.jobs.run_setup import training_run
+from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
@@ -118,32 +118,40 @@ class Validation:
 
     def __init__(self, source: Source, size: int, folder: Path) -> None:
         self._images = TrainingImages(source, size, crop="center", flip=False, seed=0)
-        self._preprocessing = PreprocessingConfig(size=size)
         self._folder = folder
 
     def __call__(self, tokenizer: TiTok, step: int) -> dict[str, float]:
-        """PSNR in dB (pooled), SSIM, and the share of codes in use."""
-        meter = ReconstructionMeter(tokenizer.config.codebook_size)
+        """PSNR in dB (pooled over all images), SSIM, and the share of codes in use."""
+        sums, ids = ReconstructionSums(), []
         pictured: list[torch.Tensor] = []
         for first in range(0, len(self._images), _VALIDATION_BATCH):
             positions = range(first, min(first + _VALIDATION_BATCH, len(self._images)))
-            pixels = self._images.batch([0] * len(positions), list(positions))
-            ids, made = _reconstruct(tokenizer, pixels)
-            meter.add(pixels, made, ids)
-            if first == 0:
-                pictured = [pixels[:_PICTURED], made[:_PICTURED]]
-        both = torch.cat(pictured).numpy()
-        save_png(self._folder / f"reconstructions-{step:08d}.png", grid(both, columns=len(pictured[0])))
-        return {f"val_{k}": v for k, v in meter.summary().items()}
+            pixels = self._images.batch([0] * len(positions), positions)
+            tokens, made = _reconstruct(tokenizer, pixels)
+            sums.add(pixels.numpy(), made.numpy())
+            ids.append(tokens)
+            pictured = pictured or [pixels[:_PICTURED], made[:_PICTURED]]
+        picture = grid(torch.cat(pictured).numpy(), columns=len(pictured[0]))
+        save_png(self._folder / f"reconstructions-{step:08d}.png", picture)
+        return _numbers(sums, torch.cat(ids), tokenizer)
+
+
+def _numbers(sums: ReconstructionSums, tokens: torch.Tensor, tokenizer: TiTok) -> dict[str, float]:
+    score = sums.score()
+    found = {"val_psnr": score.psnr_pooled}
+    if score.ssim is not None:
+        found["val_ssim"] = score.ssim
+    if tokenizer.config.codebook_size is not None:
+        usage = codebook_usage(tokens.numpy(), tokenizer.config.codebook_size)
+        found |= {"val_codebook_usage": usage.share, "val_perplexity": usage.perplexity}
+    return found
 
 
 @torch.inference_mode()
-def _reconstruct(tokenizer: TiTok, pixels: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """ids (B, K), None for Gaussian tokenizers, and decoded pixels (B, S, S, 3) uint8 of uint8 `pixels`."""
-    device = tokenizer.latent_tokens.device
-    tokens = tokenizer.tokenize(to_float(pixels).to(device))
-    made = to_bytes(tokenizer.detokenize(tokens)).cpu()
-    return (tokens.cpu() if tokenizer.config.is_discrete else None), made
+def _reconstruct(tokenizer: TiTok, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `tokenize` gives for uint8 `pixels` (B, S, S, 3), and the decoded pixels of it in the same form."""
+    tokens = tokenizer.tokenize(to_float(pixels).to(tokenizer.latent_tokens.device))
+    return tokens.cpu(), to_bytes(tokenizer.detokenize(tokens)).cpu()
 
 
 def _train(
@@ -155,11 +163,15 @@ def _train(
     progress: Progress,
     stop: StopRequest,
 ) -> None:
+    images = StepImages(source, recipe)
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     tokenizer = TiTok(recipe.model)
-    initialize(tokenizer)
+    if recipe.initialization == "fan-in":
+        initialize_fan_in(tokenizer, pixel_mean=float(images.batch(0).mean()))
+    else:
+        initialize(tokenizer)
     validate = Validation(held_out, recipe.model.image_size, run.path) if held_out else None
-    task = SingleStage(tokenizer.to(device).train(), recipe, StepImages(source, recipe), validate)
+    task = SingleStage(tokenizer.to(device).train(), recipe, images, validate)
     Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop).run()
     trained = task.averaged().cpu()
     save_tokenizer(run.path / WEIGHTS, trained)

@@ -1,17 +1,20 @@
 """A module with its optimizer, its schedule and its EMA: what one optimizer step touches."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 from titokctl.config.training import OptimizerConfig, ScheduleConfig
 from titokctl.training.ema import Ema
-from titokctl.training.optimizer import adamw, load_optimizer_tensors, optimizer_tensors
-from titokctl.training.schedule import learning_rate
+from titokctl.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
+from titokctl.training.schedule import learning_rate_scale
+
+M = TypeVar("M", bound=nn.Module)
 
 
-class Learner:
+class Learner(Generic[M]):
     """Updates one module.
 
     Args:
@@ -23,7 +26,7 @@ class Learner:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: M,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         total_steps: int,
@@ -31,27 +34,28 @@ class Learner:
     ) -> None:
         self.module = module
         self.config, self.schedule, self.total_steps = optimizer, schedule, total_steps
-        self.optimizer = adamw(module, optimizer)
+        self.optimizers = build_optimizers(module, optimizer)
         self.ema = Ema(module, ema_decay) if ema_decay is not None else None
 
     def update(self, step: int) -> dict[str, torch.Tensor | float]:
         """Clip, step, clear the gradients, move the EMA. Returns the gradient norm (on the device) and the rate."""
-        rate = learning_rate(step, self.config.learning_rate, self.schedule, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        scale = learning_rate_scale(step, self.schedule, self.total_steps)
         limit = self.config.clip_norm if self.config.clip_norm is not None else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.module)
-        return {"gradient_norm": norm, "learning_rate": rate}
+        return {"gradient_norm": norm, "learning_rate": self.config.learning_rate * scale}
 
     def averaged(self) -> dict[str, torch.Tensor]:
         """The weights to keep: the EMA's, or the module's own without one."""
         return self.ema.shadow if self.ema is not None else dict(self.module.state_dict())
 
-    def averaged_module(self) -> nn.Module:
+    def averaged_module(self) -> M:
         """A copy of the module with `averaged` weights, in evaluation mode."""
         copied = copy.deepcopy(self.module).eval().requires_grad_(False)
         copied.load_state_dict(self.averaged())
@@ -60,7 +64,7 @@ class Learner:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that `load` needs, by name."""
         named = {f"module.{k}": v for k, v in self.module.state_dict().items()}
-        named |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.module, self.optimizer).items()}
+        named |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.module, self.optimizers).items()}
         if self.ema is not None:
             named |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
         return named
@@ -68,7 +72,7 @@ class Learner:
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         """Go on from what `tensors` gave after `step` updates."""
         self.module.load_state_dict(part(tensors, "module."))
-        load_optimizer_tensors(self.module, self.optimizer, part(tensors, "optimizer."))
+        load_optimizer_tensors(self.module, self.optimizers, part(tensors, "optimizer."))
         if self.ema is not None:
             self.ema.updates = step
             for name, value in part(tensors, "ema.").items():

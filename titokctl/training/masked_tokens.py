@@ -11,7 +11,7 @@ from titokctl.config.recipe import GeneratorRecipe
 from titokctl.data.tokens import TokenBatch, TokenRows
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.maskgit.mask_schedule import mask_ratio
-from titokctl.models.precision import precision
+from titokctl.models.precision import precision, training_attention
 from titokctl.training.learner import Learner, part
 from titokctl.training.loop import Metrics
 from titokctl.training.losses import masked_accuracy, masked_token_loss, masked_token_weights
@@ -65,7 +65,7 @@ class MaskedTokens:
         for first in range(0, len(batch.ids), micro):
             rows = slice(first, first + micro)
             torch.manual_seed(key(training.seed, "dropout", step, first))
-            with precision(training.precision, total.device):
+            with precision(training.precision, total.device), training_attention(total.device):
                 logits = self.model(batch.inputs[rows], batch.labels[rows])
             part_loss = masked_token_loss(logits, batch.ids[rows], weights[rows], self.recipe.loss.label_smoothing)
             (part_loss / total).backward()

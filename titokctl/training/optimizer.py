@@ -1,53 +1,77 @@
-"""AdamW with the published exclusions from weight decay, and its state as named tensors."""
+"""AdamW with the published exclusions, Muon where a recipe wants it, and their state by name."""
+
+import re
 
 import torch
 from torch import nn
 
 from titokctl.config.training import OptimizerConfig
+from titokctl.training.muon import Muon
 
-_NOT_DECAYED = ("latent_tokens", "mask_token", "embed")
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_NOT_DECAYED = ("latent_tokens", "mask_token", "embed", "codebook")
+_BLOCK_MATRIX = re.compile(r"\.(attention\.(qkv|out)|mlp\.(up|down)|mlp_(in|out))\.weight$")
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, norms, latent and mask tokens, nor to anything named "embed".
+    """Whether weight decay applies: not to biases, norms, latent and mask tokens, codes, nor to embeddings.
 
-    Source: bytedance/1d-tokenizer, commit 942a96f (the rule goes by dimension and name there too).
+    Source: bytedance/1d-tokenizer, commit 942a96f (the rule goes by dimension and by "embed" in the name, which its
+    codebook has).
     """
     return parameter.ndim > 1 and not any(part in name for part in _NOT_DECAYED)
 
 
-def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters of `module` that want gradients, fused where the device has it."""
+def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon may update it: the matrices of attention and MLP in the blocks, neither tables nor heads."""
+    return parameter.ndim == 2 and _BLOCK_MATRIX.search(name) is not None
+
+
+def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over the parameters that want gradients (fused), and Muon over block matrices if the recipe names its rate.
+
+    Every group carries `base_lr`, the rate that the schedule scales.
+    """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in named if config.muon_learning_rate is not None and is_block_matrix(n, p)]
+    others = [(n, p) for n, p in named if not any(p is m for m in matrices)]
     groups = [
-        {"params": [p for n, p in named if is_decayed(n, p)], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in named if not is_decayed(n, p)], "weight_decay": 0.0},
+        {"params": [p for n, p in others if is_decayed(n, p)], "weight_decay": config.weight_decay},
+        {"params": [p for n, p in others if not is_decayed(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=True
-    )
+    filled = [group for group in groups if group["params"]]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(filled, lr=config.learning_rate, betas=config.betas, fused=True)
+    ]
+    if matrices and config.muon_learning_rate is not None:
+        optimizers.append(Muon(matrices, config.muon_learning_rate, config.muon_momentum))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimizers
 
 
-def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's moments and step counts, named after the parameters they belong to."""
+def optimizer_tensors(module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """All state of the optimizers, named after the parameters it belongs to."""
     return {
-        f"{name}.{moment}": torch.as_tensor(optimizer.state[p][moment])
+        f"{name}.{key}": torch.as_tensor(value)
         for name, p in module.named_parameters()
-        if p in optimizer.state
-        for moment in _MOMENTS
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(p, {}).items()
     }
 
 
 def load_optimizer_tensors(
-    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+    module: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave. Raises KeyError when a parameter's moments are missing."""
-    if not tensors:
-        return
-    for name, p in module.named_parameters():
-        if not p.requires_grad:
-            continue
-        state = {moment: tensors[f"{name}.{moment}"] for moment in _MOMENTS}
-        # Step counts live where the fused kernel wants them: beside the parameter.
-        optimizer.state[p] = {k: v.to(p.device).clone() for k, v in state.items()}
+    """Put back what `optimizer_tensors` gave."""
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition(".")
+        states.setdefault(name, {})[key] = value
+    parameters = dict(module.named_parameters())
+    for optimizer in optimizers:
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, state in states.items():
+            p = parameters[name]
+            if id(p) in owned:
+                optimizer.state[p] = {key: value.to(p.device).clone() for key, value in state.items()}

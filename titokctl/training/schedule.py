@@ -5,15 +5,15 @@ import math
 from titokctl.config.training import ScheduleConfig
 
 
-def learning_rate(step: int, base: float, schedule: ScheduleConfig, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (0-based): base x step / warm-up at first, then the schedule.
+def learning_rate_scale(step: int, schedule: ScheduleConfig, total_steps: int) -> float:
+    """What the recipe's learning rates are multiplied by at optimizer step `step` (0-based).
 
-    The first of the warm-up steps therefore has 0, as in the official code. From `total_steps` on the rate stays at
-    its end.
+    step / warm-up at first, so that the first step has 0 as in the official code, then the schedule towards
+    `end_fraction`, where it stays from `total_steps` on.
     """
     if step < schedule.warmup_steps:
-        return base * step / schedule.warmup_steps
+        return step / schedule.warmup_steps
     if schedule.kind == "constant":
-        return base
+        return 1.0
     done = min(1.0, (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps))
-    return schedule.end_learning_rate + (base - schedule.end_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+    return schedule.end_fraction + (1 - schedule.end_fraction) * (1 + math.cos(math.pi * done)) / 2

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from titokctl.config.recipe import SingleStageLossConfig, TokenizerRecipe
-from titokctl.models.precision import precision
+from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.quantizers import QuantizerOutput
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.codebook import kmeans, reseed
@@ -62,7 +62,7 @@ class SingleStage:
             self._seed_codebook(step)
         outputs = [self._micro_step(m, step) for m in self._images.split(self._micro_batch)]
         metrics = self.learner.update(step)
-        if self._quantizes(step) and self.usage is not None:
+        if self._quantizes(step) and self.recipe.model.is_discrete:
             self._reseed(torch.cat([o["latents"] for o in outputs]), torch.cat([o["ids"] for o in outputs]))
         mse = torch.stack([o["mse"] for o in outputs]).mean()
         loss = torch.stack([o["loss"] for o in outputs]).sum()
@@ -102,7 +102,7 @@ class SingleStage:
 
     def _micro_step(self, images: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         share = len(images) / self.recipe.training.global_batch_size
-        with precision(self.recipe.training.precision, self._device):
+        with precision(self.recipe.training.precision, self._device), training_attention(self._device):
             latents = self.tokenizer.encode(images)  # (b, K, C)
             quantized = self.tokenizer.quantizer(latents) if self._quantizes(step) else None
             vectors = quantized.vectors if quantized else self._on_sphere(latents)
@@ -115,8 +115,10 @@ class SingleStage:
         return found
 
     def _reseed(self, latents: torch.Tensor, ids: torch.Tensor) -> None:
-        quantizer, decay = self.tokenizer.quantizer, self.recipe.codebook.reseed_decay
-        reseed(quantizer.codebook.data, self.usage, latents, ids, decay, self.recipe.model.normalize_codes)
+        decay = self.recipe.codebook.reseed_decay
+        if self.usage is not None and decay is not None:
+            codebook = self.tokenizer.quantizer.codebook.data
+            reseed(codebook, self.usage, latents, ids, decay, self.recipe.model.normalize_codes)
 
     @torch.no_grad()
     def _seed_codebook(self, step: int) -> None:

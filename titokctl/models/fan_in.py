@@ -1,0 +1,47 @@
+"""Other first values for small models: those of `initialization` suit widths of 512 and more.
+
+At width 128 a deviation of 0.02 makes every block nearly zero: a small tokenizer then shows its mean colour for
+hundreds of steps. Here a linear layer starts with deviation 1/sqrt(inputs), pictures are centred before the first
+layer, and the last convolution starts as the identity on the mean colour. Letters: D width.
+"""
+
+import torch
+from torch import nn
+
+from titokctl.models.initialization import initialize
+from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.titok.decoder import PixelHead
+from titokctl.models.titok.tokenizer import TiTok
+
+_HEAD_DEVIATION = 0.02
+
+
+@torch.no_grad()
+def initialize_fan_in(module: TiTok | MaskGit, pixel_mean: float = 0.5) -> None:
+    """Give all of `module` its first values, in place, with draws from torch's default generator.
+
+    Args:
+        module: a tokenizer or a generator.
+        pixel_mean: mean of the training images in [0, 1]; only tokenizers have a use for it.
+    """
+    initialize(module)
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear) and not name.endswith("qkv"):
+            nn.init.trunc_normal_(part.weight, std=part.in_features**-0.5)
+        elif isinstance(part, nn.Embedding):
+            nn.init.trunc_normal_(part.weight, std=part.embedding_dim**-0.5)
+    if isinstance(module, TiTok):
+        _center(module, pixel_mean)
+    else:
+        nn.init.trunc_normal_(module.head.weight, std=_HEAD_DEVIATION)
+
+
+def _center(tokenizer: TiTok, pixel_mean: float) -> None:
+    """Let the encoder see pictures around zero, and the decoder start at their mean."""
+    patches = tokenizer.encoder.patch_embed
+    patches.bias.copy_(-pixel_mean * patches.weight.flatten(1).sum(1))
+    head = tokenizer.decoder.head
+    if isinstance(head, PixelHead):
+        nn.init.trunc_normal_(head.to_pixels.weight, std=_HEAD_DEVIATION)
+        nn.init.dirac_(head.smooth.weight)
+        nn.init.constant_(head.smooth.bias, pixel_mean)

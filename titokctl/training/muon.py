@@ -1,0 +1,70 @@
+"""Muon: momentum whose direction is made orthogonal, for the matrices inside transformer blocks.
+
+Small models on few images are far from converged when an hour of CPU time is over; this reaches the same loss in about
+half the steps of AdamW there. Published recipes don't use it. Source: Jordan et al. 2024 (Muon), with the scaling by
+0.2 x sqrt(larger side) of Liu et al. 2025 (arXiv 2502.16982), so that rates are those of AdamW.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+# Of the quintic iteration in the source: it brings all singular values near 1 in five rounds.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_ROUNDS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Updates matrices only; matrices of one shape are orthogonalised in one batch.
+
+    Args:
+        matrices: parameters of two dimensions.
+        lr: learning rate, of AdamW's size.
+        momentum: of the running mean of gradients (Nesterov's form).
+    """
+
+    def __init__(self, matrices: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(list(matrices), {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of all matrices that have a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for same in by_shape.values():
+                self._update(same, group["lr"], group["momentum"])
+
+    def _update(self, matrices: list[torch.nn.Parameter], lr: float, momentum: float) -> None:
+        gradients = [p.grad for p in matrices if p.grad is not None]
+        means = [self._mean(p) for p in matrices]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, means, momentum)
+        directions = orthogonal(torch.stack(ahead))
+        scale = 0.2 * max(matrices[0].shape) ** 0.5
+        torch._foreach_add_(list[torch.Tensor](matrices), list(directions.unbind()), alpha=-lr * scale)
+
+    def _mean(self, p: torch.nn.Parameter) -> torch.Tensor:
+        state = self.state[p]
+        if "mean" not in state:
+            state["mean"] = torch.zeros_like(p)
+        return state["mean"]
+
+
+def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+    """(n, rows, columns) to matrices with the same singular vectors and all singular values near 1 (0.7 to 1.2).
+
+    Works in bfloat16, which the iteration forgives; gives the type it got.
+    """
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(_ROUNDS):
+        square = x @ x.mT
+        x = _A * x + (_B * square + _C * square @ square) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
