@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _FILES: dict[str, type[ImageFile.ImageFile]] = {"jpg": JpegImageFile, "png": PngImageFile, "webp": WebPImageFile}
+_TOO_SHORT = (EOFError, struct.error)
 _TURN = Image.Transpose
 _TURNS = {
     2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
@@ -67,7 +68,7 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, exif: bool = False
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on broken files
         text = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, (EOFError, struct.error)):
+        if isinstance(error, _TOO_SHORT) or isinstance(error.__cause__, _TOO_SHORT):
             raise BadImage("truncated", "the file ends too early") from error
         raise BadImage("truncated" if "truncated" in text.lower() else "unreadable", text) from error
 

@@ -39,7 +39,8 @@ def batch_positions(seed: int, step: int, global_batch_size: int, count: int) ->
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """(count,) int64, read-only: the permutation of samples that epoch `epoch` follows."""
-    bits = np.random.Philox(key=[seed & _MASK, epoch & _MASK], counter=[0, 0, 0, _ORDER]).random_raw(count)
+    key, counter = np.array([seed & _MASK, epoch], _U64), np.array([0, 0, 0, _ORDER], _U64)
+    bits = np.random.Philox(key=key, counter=counter).random_raw(count)
     order = np.argsort(bits, kind="stable")
     order.setflags(write=False)
     return order

@@ -5,7 +5,9 @@ beside them, as `titokctl shard` writes it, gives the class names and the counts
 """
 
 import hashlib
+import math
 import os
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -107,6 +109,12 @@ def expand(pattern: str) -> list[Path]:
     """The paths a brace pattern stands for, in its order; a path without braces is itself."""
     from braceexpand import braceexpand
 
+    # Ranges are written out at once: their lengths must be known before.
+    lengths = (
+        abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", pattern)
+    )
+    if math.prod(lengths) > _MAX_SHARDS:
+        raise UserError(f"{pattern!r} stands for more than {_MAX_SHARDS:,} shards")
     try:
         found = [Path(p) for p in islice(braceexpand(pattern), _MAX_SHARDS + 1)]
     except ValueError as error:

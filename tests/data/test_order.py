@@ -1,0 +1,60 @@
+"""Order and chance by arithmetic: every epoch holds every sample once, and nothing depends on what came before."""
+
+import numpy as np
+import pytest
+
+from titokctl.data.order import batch_positions, epoch_order, uniform
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 3), (7, 7), (5, 12), (100, 32), (1, 4)])
+def test_every_epoch_holds_every_sample_once(count: int, batch: int) -> None:
+    steps = 4 * count
+    drawn = [batch_positions(5, step, batch, count) for step in range(steps)]
+    epochs, positions = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    assert (np.diff(epochs) >= 0).all()
+    for epoch in range(int(epochs[-1])):
+        assert sorted(positions[epochs == epoch]) == list(range(count))
+
+
+def test_a_batch_needs_no_replay() -> None:
+    replayed = [batch_positions(3, step, 16, 1000)[1] for step in range(200)]
+    epoch_order.cache_clear()
+    np.testing.assert_array_equal(batch_positions(3, 199, 16, 1000)[1], replayed[199])
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [tuple(epoch_order(seed, epoch, 50)) for seed in (0, 1, -1) for epoch in (0, 1)]
+    assert len(set(orders)) == 6
+
+
+def test_the_order_never_changes() -> None:
+    assert epoch_order(0, 0, 8).tolist() == [7, 4, 2, 6, 5, 0, 1, 3]
+    assert uniform(1, 2, np.array([3]), np.array([4])).tolist() == [0.5573661009846101]
+
+
+def test_an_order_is_not_to_be_written_to() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        epoch_order(0, 0, 5)[0] = 1
+
+
+@pytest.mark.parametrize("wrong", [(0, -1, 4, 4), (0, 0, 0, 4), (0, 0, 4, 0)])
+def test_impossible_batches(wrong: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="no batch"):
+        batch_positions(*wrong)
+
+
+def test_uniform_numbers_are_uniform_and_independent() -> None:
+    positions = np.arange(20_000)
+    u = uniform(7, 1, np.zeros_like(positions), positions)
+    assert 0 <= u.min() < 0.001
+    assert 0.999 < u.max() < 1
+    assert np.abs(np.histogram(u, 20, (0, 1))[0] - 1000).max() < 150
+    others = [
+        uniform(7, 1, np.ones_like(positions), positions),
+        uniform(7, 2, np.zeros_like(positions), positions),
+        uniform(8, 1, np.zeros_like(positions), positions),
+        np.roll(u, 1),
+    ]
+    assert max(abs(np.corrcoef(u, other)[0, 1]) for other in others) < 0.03
+    chosen = uniform(7, 1, np.zeros(3, int), np.array([5, 900, 5]))
+    np.testing.assert_array_equal(chosen, u[[5, 900, 5]])

@@ -1,0 +1,203 @@
+"""Sources: recognised by what lies there, stable in order, exact about what is missing."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import class_folders, encoded, noise
+
+from titokctl.data.sources import Source, open_source
+from titokctl.data.sources.source import units_of
+from titokctl.errors import UsageError, UserError
+from titokctl.formats.shard_set import ShardSample, write_set_index, write_shard
+
+
+def contents(source: Source) -> dict[str, tuple[int, bytes]]:
+    return {s.key: (s.label, s.data) for unit in source.units for s in source.read(unit)}
+
+
+def make_shards(folder: Path, counts: tuple[int, ...] = (3, 2)) -> list[Path]:
+    folder.mkdir(parents=True)
+    paths, n = [], 0
+    for i, count in enumerate(counts):
+        part = [ShardSample(f"k{n + j}", "png", encoded(noise(4, 4, seed=n + j)), (n + j) % 2) for j in range(count)]
+        paths.append(folder / f"s-{i}.tar")
+        write_shard(paths[-1], part)
+        n += count
+    return paths
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    files = class_folders(tmp_path / "in", ("dog", "cat"))
+    (tmp_path / "in/cat/notes.txt").write_text("no image")
+    (tmp_path / "in/cat/._0.png").write_bytes(b"resource fork")
+    (tmp_path / "in/empty").mkdir()
+    source = open_source([tmp_path / "in"])
+    assert source.class_names == ["cat", "dog"]
+    assert len(source) == 10
+    found = contents(source)
+    expected = {name.rpartition(".")[0]: (int(name[:3] == "dog"), data) for name, data in files.items()}
+    assert found == expected
+    assert list(found) == sorted(found)
+    assert source.labels().tolist() == [0] * 5 + [1] * 5
+    assert source.sizes().tolist() == [len(data) for _, data in found.values()]
+    assert source.keys() == list(found)
+    assert source.sample(7) == source.read_many([3, 7])[1]
+
+
+def test_deeper_folders_belong_to_their_class(tmp_path: Path) -> None:
+    (tmp_path / "a/x/y").mkdir(parents=True)
+    (tmp_path / "a/x/y/1.png").write_bytes(encoded(noise(3, 3)))
+    (tmp_path / "a/0.png").write_bytes(encoded(noise(3, 3)))
+    assert open_source([tmp_path]).keys() == ["a/0", "a/x/y/1"]
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a.PNG", "c.tar.webp"):
+        (tmp_path / name).write_bytes(b"x")
+    source = open_source([tmp_path])
+    assert (source.class_names, source.labels().tolist()) == ([], [-1, -1, -1])
+    assert source.keys() == ["a", "b", "c.tar"]
+
+
+def test_names_that_differ_in_their_extension_alone(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).write_bytes(b"x")
+    assert open_source([tmp_path]).keys() == ["a", "a.png"]
+
+
+def test_train_is_meant_where_there_is_train(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train")
+    class_folders(tmp_path / "val", each=2)
+    assert len(open_source([tmp_path])) == 10
+    assert len(open_source([tmp_path / "val"])) == 4
+
+
+def test_a_class_named_train_is_a_class(tmp_path: Path) -> None:
+    class_folders(tmp_path, ("train", "bus"))
+    assert open_source([tmp_path]).class_names == ["bus", "train"]
+
+
+def test_the_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
+    class_folders(tmp_path / "a")
+    class_folders(tmp_path / "b")
+    first, second = (open_source([tmp_path / name]).description for name in "ab")
+    assert first["fingerprint"] == second["fingerprint"]
+    assert first["paths"] == [str((tmp_path / "a").resolve())]
+    (tmp_path / "b/cat/9.png").write_bytes(b"x")
+    assert open_source([tmp_path / "b"]).description["fingerprint"] != first["fingerprint"]
+
+
+def test_shards_by_folder_pattern_and_path_are_the_same(tmp_path: Path) -> None:
+    paths = make_shards(tmp_path / "shards")
+    sources = [open_source(given) for given in ([tmp_path / "shards"], [f"{tmp_path}/shards/s-{{0..1}}.tar"], paths)]
+    assert len({s.description["fingerprint"] for s in sources}) == 1
+    for source in sources:
+        assert source.keys() == ["k0", "k1", "k2", "k3", "k4"]
+        assert source.labels().tolist() == [0, 1, 0, 1, 0]
+        assert source.sample(3).data == encoded(noise(4, 4, seed=3))
+        assert [s.key for s in source.read_many([4, 0, 4])] == ["k4", "k0", "k4"]
+        assert [(u.first, u.count) for u in source.units] == [(0, 3), (3, 2)]
+
+
+def test_a_shard_source_goes_to_another_process(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards")
+    source = open_source([tmp_path / "shards"])
+    source.sample(0)
+    assert contents(pickle.loads(pickle.dumps(source))) == contents(source)
+
+
+def test_class_names_come_from_index_json(tmp_path: Path) -> None:
+    paths = make_shards(tmp_path / "shards")
+    infos = [write_shard(p, [ShardSample("a", "png", b"1", 1)]) for p in paths]
+    write_set_index(tmp_path / "shards", infos, ["cat", "dog"])
+    assert open_source([tmp_path / "shards"]).class_names == ["cat", "dog"]
+    write_set_index(tmp_path / "shards", infos, ["cat"])
+    with pytest.raises(UserError, match="holds the label 1, but there are 1 class names"):
+        open_source([tmp_path / "shards"])
+
+
+def test_a_count_that_differs_from_index_json_is_refused(tmp_path: Path) -> None:
+    paths = make_shards(tmp_path / "shards")
+    infos = [write_shard(p, [ShardSample("a", "png", b"1", 0)]) for p in paths]
+    write_set_index(tmp_path / "shards", infos, [])
+    write_shard(paths[1], [])
+    with pytest.raises(UserError, match=r"s-1\.tar holds 0 images where index\.json says 1"):
+        open_source([tmp_path / "shards"])
+
+
+def test_an_accepted_cut_shard_is_recorded(tmp_path: Path) -> None:
+    paths = make_shards(tmp_path / "shards")
+    paths[1].write_bytes(paths[1].read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"s-1\.tar is incomplete"):
+        open_source([tmp_path / "shards"])
+    source = open_source([tmp_path / "shards"], accept_cut=True)
+    assert len(source) == 4
+    assert source.description["accepted_cut_shards"] == [str(paths[1])]
+
+
+def test_positions_outside_are_refused(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards")
+    class_folders(tmp_path / "folder")
+    for source in (open_source([tmp_path / "shards"]), open_source([tmp_path / "folder"])):
+        for position in (-1, len(source)):
+            with pytest.raises(IndexError):
+                source.sample(position)
+
+
+def test_units_hold_at_most_1024_and_span_no_two_parts() -> None:
+    units = units_of([("a", 2500), ("b", 0), ("c", 10)])
+    assert [(u.index, u.first, u.count) for u in units] == [
+        (0, 0, 1024),
+        (1, 1024, 1024),
+        (2, 2048, 452),
+        (3, 2500, 10),
+    ]
+    assert units[1].name == "a[1024:2048]"
+
+
+BAD = {
+    "missing": "no such file or folder: .*missing",
+    "empty": "the folder .*empty is empty",
+    "texts": "no images in .*texts",
+    "both": "holds 1 images itself and others in 1 folders",
+    "mixed": "holds both tar shards and images",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_source(tmp_path: Path, name: str) -> None:
+    for folder in ("empty", "texts", "both/cat", "mixed"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "texts/a.txt").write_text("x")
+    for image in ("both/a.png", "both/cat/b.png", "mixed/a.png"):
+        (tmp_path / image).write_bytes(b"x")
+    (tmp_path / "mixed/a.tar").write_bytes(bytes(1024))
+    with pytest.raises(UserError, match=BAD[name]):
+        open_source([tmp_path / name])
+
+
+def test_one_image_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="is no tar shard"):
+        open_source([tmp_path / "a.png"])
+
+
+def test_wrong_words(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no kind of source named 'zip'"):
+        open_source([tmp_path], kind="zip")
+    with pytest.raises(UsageError, match="no source is named"):
+        open_source([])
+    with pytest.raises(UserError, match="braces"):
+        open_source([f"{tmp_path}/{{0..3.tar"])
+    with pytest.raises(UserError, match="more than 1,000,000 shards"):
+        open_source([f"{tmp_path}/{{0..999999999}}.tar"])
+    path = make_shards(tmp_path / "s")[0]
+    with pytest.raises(UserError, match="named twice"):
+        open_source([path, path])
+
+
+def test_labels_fit_into_int32(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards")
+    assert open_source([tmp_path / "shards"]).labels().dtype == np.int32

@@ -1,0 +1,193 @@
+"""The offset index of tar shards: what it finds, what it refuses, and when it is made anew."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import encoded, noise, webdataset_samples
+
+from titokctl.errors import UserError
+from titokctl.formats.shard_index import FOLDER, build_index, open_index, problem_counts
+
+PNG = encoded(noise(4, 4))
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]], **options: object) -> Path:
+    with tarfile.open(path, "w", **options) as tar:  # type: ignore[call-overload]
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def samples(n: int) -> list[tuple[str, bytes]]:
+    pairs = [(f"a/{i:04d}.png", PNG + bytes(i)) for i in range(n)]
+    return [part for i, pair in enumerate(pairs) for part in (pair, (f"a/{i:04d}.cls", str(i % 3).encode()))]
+
+
+def test_finds_what_webdataset_finds(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "s.tar", samples(20))
+    index = build_index(path)
+    data = path.read_bytes()
+    expected = webdataset_samples(path)
+    assert [index.key(i) for i in range(len(index))] == [s["__key__"] for s in expected]
+    for i, sample in enumerate(expected):
+        begin, size = int(index.offsets[i]), int(index.sizes[i])
+        assert data[begin : begin + size] == sample["png"]
+        assert index.labels[i] == int(sample["cls"])
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names(tmp_path: Path, format: int) -> None:
+    names = ["d" * 60 + "/" + "f" * 80, "größe/файл"]
+    if format != tarfile.USTAR_FORMAT:
+        names.append("x" * 300)
+    index = build_index(tar_of(tmp_path / "s.tar", [(f"{n}.png", PNG) for n in names], format=format))
+    assert [index.key(i) for i in range(len(index))] == names
+
+
+def test_every_cut_is_noticed(tmp_path: Path) -> None:
+    data = tar_of(tmp_path / "whole.tar", samples(3)).read_bytes()
+    end = data.rstrip(b"\0")
+    content_end = (len(end) + 511) // 512 * 512
+    cuts = [*range(0, content_end, 256), content_end, content_end + 512, content_end + 1023]
+    for cut in cuts:
+        path = tmp_path / f"cut{cut}.tar"
+        path.write_bytes(data[:cut])
+        with pytest.raises(UserError, match=path.name):
+            open_index(path)
+    whole = tmp_path / "end.tar"
+    whole.write_bytes(data[: content_end + 1024])
+    assert len(open_index(whole)) == 3
+
+
+def test_a_cut_shard_can_be_accepted(tmp_path: Path) -> None:
+    data = tar_of(tmp_path / "whole.tar", samples(3)).read_bytes()
+    path = tmp_path / "cut.tar"
+    path.write_bytes(data[:2600])
+    with pytest.raises(UserError, match="is incomplete: cut after"):
+        open_index(path)
+    assert len(open_index(path, accept_cut=True)) == 1
+    with pytest.raises(UserError, match="is incomplete"):  # also when the index is the kept one
+        open_index(path)
+
+
+def test_two_tars_in_one_file_are_refused(tmp_path: Path) -> None:
+    data = tar_of(tmp_path / "a.tar", samples(2)).read_bytes()
+    (tmp_path / "b.tar").write_bytes(data + data)
+    with pytest.raises(UserError, match="more after its end"):
+        open_index(tmp_path / "b.tar")
+
+
+@pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, b"\x1f\x8b" + bytes(2000)])
+def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is not a whole tar file"):
+        open_index(path)
+
+
+def test_problems_are_counted_by_kind(tmp_path: Path) -> None:
+    members = [
+        ("good.png", PNG), ("good.cls", b"1"),
+        ("twice.jpg", PNG), ("twice.png", PNG),
+        ("alone.cls", b"4"),
+        ("words.png", PNG), ("words.cls", b"cat"),
+        ("negative.png", PNG), ("negative.cls", b"-3"),
+        ("contradiction.png", PNG), ("contradiction.cls", b"1"), ("contradiction.json", b'{"label": 2}'),
+        ("code.pyd", b"\x80\x04evil"), ("code.pickle", b"\x80\x04evil"), ("code.png", PNG),
+        ("many.dots.in.png", PNG), ("many.png", PNG),
+    ]  # fmt: skip
+    index = build_index(tar_of(tmp_path / "s.tar", members))
+    assert [index.key(i) for i in range(len(index))] == [
+        "good", "twice", "words", "negative", "contradiction", "code", "many",
+    ]  # fmt: skip
+    assert index.labels.tolist() == [1, -1, -1, -1, 1, -1, -1]
+    assert problem_counts([index]) == {"bad-label": 3, "duplicate": 1, "no-image": 1, "unlabelled": 5}
+
+
+def test_labels_in_json(tmp_path: Path) -> None:
+    bodies = [
+        b'{"label": 7}',
+        b'{"cls": 8, "url": "x"}',
+        b'{"caption": "none"}',
+        b"{broken",
+        b'{"label": "cat"}',
+        b"[" * 99999,
+    ]
+    members = [part for i, body in enumerate(bodies) for part in ((f"{i}.json", body), (f"{i}.JPG", PNG))]
+    index = build_index(tar_of(tmp_path / "s.tar", members))
+    assert index.labels.tolist() == [7, 8, -1, -1, -1, -1]
+    assert problem_counts([index]) == {"bad-label": 3, "unlabelled": 4}
+
+
+def test_a_member_above_the_limit_is_left_out(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "s.tar", [("a.png", bytes(5000)), ("b.png", PNG)])
+    index = build_index(path, max_image_bytes=4000)
+    assert [index.key(i) for i in range(len(index))] == ["b"]
+    assert problem_counts([index]) == {"too-large": 1, "unlabelled": 1}
+
+
+def test_links_and_devices_are_no_samples(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, kind in (("l.png", tarfile.SYMTYPE), ("h.png", tarfile.LNKTYPE), ("d.png", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+    assert len(build_index(tmp_path / "s.tar")) == 0
+
+
+def test_names_that_leave_the_folder_are_only_names(tmp_path: Path) -> None:
+    index = build_index(tar_of(tmp_path / "s.tar", [("../../x.png", PNG), ("/etc/y.png", PNG)]))
+    assert [index.key(i) for i in range(len(index))] == ["../../x", "/etc/y"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.tar"]
+
+
+def test_the_kept_index_is_used_until_the_shard_changes(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "s.tar", samples(4))
+    assert len(open_index(path)) == 4
+    kept = tmp_path / FOLDER / "s.tar.npz"
+    before = kept.read_bytes()
+    again = open_index(path)
+    np.testing.assert_array_equal(again.labels, [0, 1, 2, 0])
+    assert again.key(3) == "a/0003"
+    assert kept.read_bytes() == before
+    tar_of(path, samples(5))
+    assert len(open_index(path)) == 5
+    os.utime(path, ns=(1, 1))
+    assert open_index(path).mtime_ns == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04nothing", b"\x93NUMPY"])
+def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: bytes) -> None:
+    path = tar_of(tmp_path / "s.tar", samples(3))
+    open_index(path)
+    (tmp_path / FOLDER / "s.tar.npz").write_bytes(damage)
+    assert len(open_index(path)) == 3
+
+
+def test_an_index_that_points_outside_is_made_anew(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "s.tar", samples(3))
+    open_index(path)
+    kept = tmp_path / FOLDER / "s.tar.npz"
+    with np.load(kept) as stored:
+        arrays = dict(stored)
+    arrays["offsets"] = arrays["offsets"] + np.uint64(1 << 40)
+    np.savez(kept, **arrays)
+    assert int(open_index(path).offsets.max()) < path.stat().st_size
+
+
+def test_beside_a_folder_that_takes_no_index_the_users_cache_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "shards").mkdir()
+    path = tar_of(tmp_path / "shards/s.tar", samples(3))
+    (tmp_path / "shards" / FOLDER).write_text("in the way")  # also for root, whom no permission stops
+    assert len(open_index(path)) == 3
+    assert len(list((tmp_path / "cache/titokctl/shard-index").glob("*-s.tar.npz"))) == 1
+    assert len(open_index(path)) == 3
