@@ -1,0 +1,242 @@
+"""fid and stats as commands' work: what is compared with what, what is kept, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UsageError, UserError
+from titokctl.evaluation.extractors import open_extractor
+from titokctl.evaluation.features import extract_all
+from titokctl.evaluation.frechet import frechet_distance, gaussian_of
+from titokctl.evaluation.kernel_distance import kernel_distance
+from titokctl.formats.statistics import read_statistics
+from titokctl.jobs.fid import fid, stats
+from titokctl.jobs.tokenize import tokenize
+
+
+class Remarks:
+    """Progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def start(self, what, total, unit="images", done=0) -> None:
+        self.said.append(f"start {what}")
+
+    def advance(self, n=1, note="") -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def say(self, text) -> None:
+        self.said.append(text)
+
+    def heard(self, words: str) -> bool:
+        return any(words in text for text in self.said)
+
+
+def noise(n: int, seed: int, size: int = 24) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
+    return coarse.repeat(size // 4, 1).repeat(size // 4, 2)
+
+
+def png_folder(path, images: np.ndarray):
+    path.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(path / f"{i:03d}.png")
+    return path
+
+
+def judge(samples, reference, tmp_path, remarks=None, **settings):
+    settings = {"features": "lite0", "metrics": ["fid", "kid"]} | settings
+    reference = None if reference is None else str(reference)
+    with StopRequest() as stop:
+        return fid(str(samples), reference, tmp_path / "runs", progress=remarks or Remarks(), stop=stop, **settings)
+
+
+def make_stats(data, output, tmp_path, **settings):
+    with StopRequest() as stop:
+        return stats(
+            [str(data)], output, tmp_path / "runs", features="lite0", progress=Remarks(), stop=stop, **settings
+        )
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return open_extractor("lite0")
+
+
+def test_numbers_are_those_of_the_images_features(tmp_path, extractor):
+    a, b = noise(12, 0), noise(10, 1)
+    np.savez(tmp_path / "a.npz", a)
+    remarks = Remarks()
+    found = judge(tmp_path / "a.npz", png_folder(tmp_path / "b", b), tmp_path, remarks)
+    x, y = extract_all(extractor, [a])["pool"], extract_all(extractor, [b])["pool"]
+    assert found.metrics["fd-lite0"] == pytest.approx(frechet_distance(gaussian_of(x), gaussian_of(y)), rel=1e-5)
+    assert found.metrics["kid-lite0_all_pairs"] == pytest.approx(kernel_distance(x, y), rel=1e-5)
+    assert not any(name.startswith("fid") for name in found.metrics)
+    assert (found.samples["count"], found.reference["count"]) == (12, 10)
+    assert remarks.heard("fewer than the 1,280 features")
+    kept = json.loads((tmp_path / "a.evaluation-lite0.json").read_text())
+    assert kept["metrics"] == found.metrics
+    assert kept["extractor"]["resize"]
+    assert len(kept["reference"]["sha256"]) == 64
+
+
+def test_statistics_of_a_reference_are_computed_once(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(8, 0))
+    folder = png_folder(tmp_path / "b", noise(8, 1))
+    first, second = Remarks(), Remarks()
+    a = judge(tmp_path / "a.npz", folder, tmp_path, first)
+    b = judge(tmp_path / "a.npz", folder, tmp_path, second)
+    assert a.metrics == b.metrics
+    assert first.heard("start features of the reference")
+    assert not second.heard("start features of the reference")
+    assert second.heard("runs/statistics/")
+    Image.fromarray(noise(1, 9)[0]).save(folder / "999.png")
+    third = Remarks()
+    assert judge(tmp_path / "a.npz", folder, tmp_path, third).metrics != a.metrics
+    assert third.heard("start features of the reference")
+
+
+def test_a_set_against_itself_is_at_distance_zero(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(8, 0))
+    found = judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path)
+    assert found.metrics["fd-lite0"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_statistics_file_gives_what_its_images_give(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(9, 0))
+    folder = png_folder(tmp_path / "b", noise(8, 1))
+    made = make_stats(folder, tmp_path / "ref.npz", tmp_path)
+    assert made.images == 8
+    direct = judge(tmp_path / "a.npz", folder, tmp_path)
+    through = judge(tmp_path / "a.npz", tmp_path / "ref.npz", tmp_path)
+    assert through.metrics == pytest.approx(direct.metrics, rel=1e-6)
+    assert through.reference["sha256"] == made.sha256
+    with pytest.raises(UserError, match="exists already"):
+        make_stats(folder, tmp_path / "ref.npz", tmp_path)
+
+
+def test_stats_brings_images_to_a_size(tmp_path, extractor):
+    folder = tiny.class_folder(tmp_path / "photos", per_class=4)
+    with pytest.raises(UserError, match="different sizes"):
+        make_stats(folder, tmp_path / "ref.npz", tmp_path)
+    assert not (tmp_path / "ref.npz").exists()
+    make_stats(folder, tmp_path / "ref.npz", tmp_path, preprocessing=PreprocessingConfig(size=24))
+    found = read_statistics(tmp_path / "ref.npz")
+    assert (found.count, found.about["image_size"], found.features.shape) == (8, 24, (8, 1280))
+    assert found.about["source"]["preprocessing"]["size"] == 24
+    np.savez(tmp_path / "a.npz", noise(5, 0, size=32))
+    remarks = Remarks()
+    judge(tmp_path / "a.npz", tmp_path / "ref.npz", tmp_path, remarks)
+    assert remarks.heard("samples are of 32 px, the reference of 24 px")
+
+
+def test_a_token_cache_is_decoded_and_compared_with_its_own_source(tmp_path, extractor):
+    model = tiny.tokenizer(tmp_path / "tok.safetensors")
+    folder = tiny.class_folder(tmp_path / "photos", per_class=5)
+    with StopRequest() as stop:
+        cache = tmp_path / "tokens.h5"
+        tokenize([folder], cache, str(tmp_path / "tok.safetensors"), tmp_path / "runs", progress=Remarks(), stop=stop)
+    remarks = Remarks()
+    found = judge(cache, None, tmp_path, remarks, tokenizer=str(tmp_path / "tok.safetensors"))
+    assert found.samples["kind"] == "reconstructions"
+    assert found.reference["preprocessing"]["size"] == model.config.image_size
+    assert (found.samples["count"], found.reference["count"]) == (10, 10)
+    assert remarks.heard("what the samples' token cache was made from")
+    (folder / "cat" / "0000.jpg").unlink()
+    with pytest.raises(UserError, match="not those that were tokenized"):
+        judge(cache, None, tmp_path, tokenizer=str(tmp_path / "tok.safetensors"))
+
+
+def test_floats_in_0_to_1_are_rounded_and_others_refused(tmp_path):
+    images = noise(6, 0)
+    np.savez(tmp_path / "bytes.npz", images)
+    np.savez(tmp_path / "floats.npz", images.astype(np.float32) / 255)
+    np.savez(tmp_path / "wide.npz", images.astype(np.float32))
+    np.savez(tmp_path / "signed.npz", images.astype(np.int16))
+    reference = png_folder(tmp_path / "b", noise(8, 1))
+    as_bytes, as_floats = (judge(tmp_path / f"{n}.npz", reference, tmp_path) for n in ("bytes", "floats"))
+    assert as_bytes.metrics == as_floats.metrics
+    assert "rounded" in as_floats.samples["rounding"]
+    with pytest.raises(UserError, match="holds floats from 0 to 255"):
+        judge(tmp_path / "wide.npz", reference, tmp_path)
+    with pytest.raises(UserError, match="int16; expected"):
+        judge(tmp_path / "signed.npz", reference, tmp_path)
+
+
+def test_a_corrupt_file_is_named_and_refused_unless_skipped(tmp_path):
+    np.savez(tmp_path / "ref.npz", noise(8, 1))
+    folder = png_folder(tmp_path / "a", noise(6, 0))
+    whole = (folder / "003.png").read_bytes()
+    (folder / "003.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"1 of 6 images .* can't be read: 003"):
+        judge(folder, tmp_path / "ref.npz", tmp_path)
+    assert not (folder / "evaluation-lite0.json").exists()
+    remarks = Remarks()
+    found = judge(folder, tmp_path / "ref.npz", tmp_path, remarks, skip_bad=True)
+    assert (found.samples["count"], found.samples["skipped"]) == (5, 1)
+    assert remarks.heard("warning: 1 of 6 images")
+    assert (folder / "evaluation-lite0.json").is_file()
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    reference = png_folder(tmp_path / "b", noise(4, 1))
+    np.savez(tmp_path / "stats_only.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+    np.savez(tmp_path / "no_sigma.npz", mu=np.zeros(1280))
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez(tmp_path / "one.npz", noise(1, 0))
+    np.savez(tmp_path / "a.npz", noise(5, 0))
+    refused = [
+        ("stats_only.npz", reference, "arr_0 is missing, found mu, sigma", UserError),
+        ("a.npz", tmp_path / "no_sigma.npz", "but no sigma", UserError),
+        ("a.npz", tmp_path / "wide.npz", "2048 features", UserError),
+        ("one.npz", reference, "need at least 2", UserError),
+        ("a.npz", tmp_path / "nowhere", "no such file", UserError),
+        ("nowhere.npz", reference, "no such file", UserError),
+        ("a.npz", None, "does not say what it should be compared with", UsageError),
+        ("a.npz", tmp_path / "stats_only.npz", "kid can't be computed: the reference holds neither", UserError),
+    ]
+    for samples, ref, message, kind in refused:
+        with pytest.raises(kind, match=message):
+            judge(tmp_path / samples, ref, tmp_path)
+
+
+def test_metrics_by_name(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(6, 0))
+    np.savez(tmp_path / "gaussian.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+    with pytest.raises(UsageError, match="no metric named 'fids'"):
+        judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, metrics=["fids"])
+    with pytest.raises(UsageError, match="needs Inception"):
+        judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, metrics=["is"])
+    remarks = Remarks()
+    found = judge(tmp_path / "a.npz", tmp_path / "gaussian.npz", tmp_path, remarks, metrics=None)
+    assert list(found.metrics) == ["fd-lite0"]
+    assert remarks.heard("no kid: the reference holds neither images nor features")
+    everything = judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, metrics=None).metrics
+    assert (everything["precision-lite0"], everything["recall-lite0"]) == (1, 1)
+
+
+def test_without_inception_weights_it_says_how_to_get_them(run_cli, tmp_path):
+    np.savez(tmp_path / "a.npz", noise(4, 0))
+    found = run_cli("fid", "a.npz", "--ref", "a.npz", env={"TORCH_HOME": str(tmp_path / "torch")}, code=1)
+    assert "weights-inception-2015-12-05-6726825d.pth" in found.stderr
+    assert "--inception-weights" in found.stderr
+    assert not found.stdout
+
+
+def test_the_command_prints_json(run_cli, tmp_path):
+    np.savez(tmp_path / "a.npz", noise(6, 0))
+    shutil.copy(tmp_path / "a.npz", tmp_path / "b.npz")
+    found = run_cli("fid", "a.npz", "--ref", "b.npz", "--features", "lite0", "--json", "--quiet", code=0)
+    assert found.json["metrics"]["fd-lite0"] == pytest.approx(0, abs=1e-6)
+    assert found.json["extractor"]["name"] == "lite0"
+    assert not found.stderr

@@ -1,0 +1,104 @@
+"""reconstruct: the picture and the numbers are those of the tokenizer."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.data.images import preprocess, to_bytes, to_float
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UsageError, UserError
+from titokctl.jobs.reconstruct import picture, reconstruct
+from titokctl.progress import SilentProgress
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    return tiny.tokenizer(root / "tok.safetensors"), root / "tok.safetensors", tiny.class_folder(root / "photos", 10)
+
+
+def go(made, output, **settings):
+    _, weights, folder = made
+    with StopRequest() as stop:
+        return reconstruct([str(settings.pop("data", folder))], str(weights), output, output.parent / "runs",
+                           progress=SilentProgress(), stop=stop, **settings)  # fmt: skip
+
+
+def expected(made):
+    model, _, folder = made
+    files = sorted(folder.rglob("*.jpg"))
+    originals = np.stack([preprocess(f.read_bytes(), PreprocessingConfig(size=tiny.SIZE)) for f in files])
+    ids = model.tokenize(to_float(torch.from_numpy(originals)))
+    return originals, ids.numpy(), to_bytes(model.detokenize(ids)).numpy()
+
+
+def test_numbers_are_those_of_all_images(made, tmp_path):
+    originals, ids, reconstructions = expected(made)
+    found = go(made, tmp_path / "out")
+    error = ((originals.astype(float) - reconstructions) ** 2).mean()
+    assert found.images == 20
+    assert found.psnr_pooled == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
+    assert found.codes_used == len(np.unique(ids))
+    assert found.codebook_size == tiny.CODES
+    kept = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+    assert kept["psnr_pooled"] == found.psnr_pooled
+    assert kept["about"]["source"]["num_samples"] == 20
+
+
+def test_the_picture_shows_originals_over_reconstructions(made, tmp_path):
+    originals, _, reconstructions = expected(made)
+    go(made, tmp_path / "out")
+    with Image.open(tmp_path / "out" / "reconstructions.png") as image:
+        shown = np.asarray(image)
+    size = tiny.SIZE
+    assert np.array_equal(shown[2 : 2 + size, 2 : 2 + size], originals[0])
+    below = shown[4 + size : 4 + 2 * size, 2 : 2 + size].astype(int)
+    assert np.abs(below - reconstructions[0]).max() <= 1
+    assert np.array_equal(shown[2 : 2 + size, 4 + size : 4 + 2 * size], originals[1])
+
+
+def test_a_part_is_spread_over_the_source(made, tmp_path):
+    originals, _, _ = expected(made)
+    found = go(made, tmp_path / "out", num_images=4)
+    assert found.images == 4
+    with Image.open(tmp_path / "out" / "reconstructions.png") as image:
+        shown = np.asarray(image)
+    size = tiny.SIZE
+    assert np.array_equal(shown[2 : 2 + size, 4 + size : 4 + 2 * size], originals[5])
+
+
+def test_pairs_fill_rows_and_the_last_one_is_padded_with_white():
+    pairs = [(np.full((4, 4, 3), i, np.uint8), np.full((4, 4, 3), 100 + i, np.uint8)) for i in range(3)]
+    shown = picture(pairs, columns=2)
+    assert shown.shape == (2 * 14, 14, 3)
+    assert [shown[3, 3, 0], shown[9, 3, 0], shown[3, 9, 0], shown[17, 3, 0]] == [0, 100, 1, 2]
+    assert shown[17, 9, 0] == 255
+
+
+def test_existing_results_and_wrong_numbers_are_refused(made, tmp_path):
+    go(made, tmp_path / "out", num_images=2)
+    with pytest.raises(UserError, match="exists already"):
+        go(made, tmp_path / "out")
+    go(made, tmp_path / "out", num_images=3, overwrite=True)
+    with pytest.raises(UsageError, match="at least 1"):
+        go(made, tmp_path / "other", num_images=0)
+
+
+def test_a_corrupt_image_is_named(made, tmp_path):
+    folder = tiny.class_folder(tmp_path / "photos", 3)
+    (folder / "dog" / "0001.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    with pytest.raises(UserError, match="1 images can't be read: dog/0001"):
+        go(made, tmp_path / "out", data=folder)
+    assert not (tmp_path / "out").exists()
+    assert go(made, tmp_path / "out", data=folder, skip_bad=True).skipped == 1
+
+
+def test_the_command(run_cli, made, tmp_path):
+    done = run_cli("reconstruct", made[2], "--tokenizer", made[1], "-o", "out", "--json", "-n", 2, code=0)
+    assert done.json["images"] == 2
+    assert (tmp_path / "out" / "reconstructions.png").is_file()

@@ -1,0 +1,57 @@
+"""`titokctl reconstruct`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from titokctl.cli import console
+from titokctl.cli.options import Json, Overwrite, Quiet, RunsDir
+
+EXAMPLE = "Example: titokctl reconstruct imagenet/val/ -n 1000 -o reconstructed/"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=EXAMPLE)(reconstruct)
+
+
+def reconstruct(
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="A folder of images, or tar shards.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", metavar="NAME|PATH", help="By default the newest trained one, else titok-l-32."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where picture and numbers go.")] = Path(
+        "reconstructed"
+    ),
+    num_images: Annotated[
+        int | None, typer.Option("-n", "--num-images", help="So many, spread over DATA; all by default.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that can't be read.")] = False,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    overwrite: Overwrite = False,
+    runs_dir: RunsDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Show images above their reconstructions, and measure them: PSNR, SSIM, use of the codebook."""
+    from titokctl.distributed.stop import StopRequest
+    from titokctl.formats.run_folder import runs_root
+    from titokctl.jobs.reconstruct import reconstruct as job
+    from titokctl.models.device import best_device
+
+    with StopRequest() as stop:
+        result = job(
+            data,
+            tokenizer,
+            output,
+            runs_root(runs_dir),
+            num_images=num_images,
+            skip_bad=skip_bad,
+            overwrite=overwrite,
+            device=device or best_device(),
+            progress=console.progress(quiet),
+            stop=stop,
+        )
+    console.result(result, as_json, "reconstructions")
