@@ -62,7 +62,7 @@ def pixels_of(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_what_it_makes(sample, networks, run_cli: RunCli):
+def test_what_it_makes(networks, run_cli: RunCli):
     done = run_cli("sample", "--cfg", "4.0", "-n", 50, "--runs-dir", networks, "--device", "cpu", "--json", code=0)
     assert "guidance s = 4 (w = 5 as DiT and diffusers count), linear" in done.stderr
     assert f"generator: {networks}/generator/gen" in done.stderr
