@@ -57,4 +57,5 @@ def shuffle(x: torch.Tensor) -> torch.Tensor:
     weights only work with it.
     """
     batch, count, width = x.shape
-    return x.reshape(batch, width, count).transpose(1, 2)
+    # Contiguous, because a linear layer over strided rows rounds otherwise for one image than for several.
+    return x.reshape(batch, width, count).transpose(1, 2).contiguous()

@@ -22,4 +22,5 @@ class ProxyPixels(nn.Module):
         """Logits (B, N, proxy codes) of a square grid to pixels (B, 3, H, W), not clamped."""
         grid = round(logits.shape[1] ** 0.5)
         mixture = torch.softmax(logits.float(), -1).to(self.codebook.dtype) @ self.codebook  # (B, N, C)
-        return self.decoder(mixture.unflatten(1, (grid, grid)).movedim(-1, 1))
+        # Contiguous: GroupNorm over channels-last memory rounds by how threads share a batch.
+        return self.decoder(mixture.mT.unflatten(2, (grid, grid)).contiguous())

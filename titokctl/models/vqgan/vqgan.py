@@ -80,4 +80,5 @@ class MaskGitVqgan(nn.Module):
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Proxy codes (B, h, w) int64 to pixels (B, 3, H, W), not clamped."""
-        return self.decoder(F.embedding(codes, self.codebook).movedim(-1, 1))
+        # Contiguous: GroupNorm over channels-last memory rounds by how threads share a batch.
+        return self.decoder(F.embedding(codes, self.codebook).movedim(-1, 1).contiguous())

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from titokctl.config.base import Config
@@ -57,9 +58,14 @@ def _named(model: str) -> tuple[str, Config]:
 def _same_shapes(kind: str, found: Shapes) -> Config | None:
     """The known configuration whose tensors these are: the same counts, widths and code sizes."""
     for known in of_kind(kind):
-        if _signature(official_shapes(kind, known.config)) == _signature(found):
+        if _signature_of(known.name) == _signature(found):
             return known.config
     return None
+
+
+@cache
+def _signature_of(name: str) -> tuple[object, ...]:
+    return _signature(official_shapes(BY_NAME[name].kind, BY_NAME[name].config))
 
 
 _TELLING = (
