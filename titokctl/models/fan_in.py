@@ -14,6 +14,8 @@ from titokctl.models.titok.decoder import PixelHead
 from titokctl.models.titok.tokenizer import TiTok
 
 _HEAD_DEVIATION = 0.02
+_TABLE_SCALE = 4.0  # places must be told apart before anything else can be learned
+_TABLES = ("positional_embedding", "latent_tokens")
 
 
 @torch.no_grad()
@@ -37,11 +39,14 @@ def initialize_fan_in(module: TiTok | MaskGit, pixel_mean: float = 0.5) -> None:
 
 
 def _center(tokenizer: TiTok, pixel_mean: float) -> None:
-    """Let the encoder see pictures around zero, and the decoder start at their mean."""
+    """Let the encoder see pictures around zero, and the decoder start at their mean; make places stand out."""
+    for name, table in tokenizer.named_parameters():
+        if name.endswith(_TABLES):
+            table.mul_(_TABLE_SCALE)
     patches = tokenizer.encoder.patch_embed
     patches.bias.copy_(-pixel_mean * patches.weight.flatten(1).sum(1))
     head = tokenizer.decoder.head
     if isinstance(head, PixelHead):
         nn.init.trunc_normal_(head.to_pixels.weight, std=_HEAD_DEVIATION)
         nn.init.dirac_(head.smooth.weight)
-        nn.init.constant_(head.smooth.bias, pixel_mean)
+        head.smooth.bias.data.fill_(pixel_mean)

@@ -1,0 +1,174 @@
+"""`titokctl demo`: the whole chain on real pictures, from tiles of the Earth to a scored report.
+
+Everything lies in one folder, in the same forms as any other run's; the same command goes on with what is there.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from titokctl.config import recipe_files
+from titokctl.data.earth import CLASS_NAMES, SPLITS, TILE, write_earth_shards
+from titokctl.data.sources import open_source
+from titokctl.data.training_images import TrainingImages
+from titokctl.distributed.stop import StopRequest
+from titokctl.evaluation.extractors import open_extractor
+from titokctl.formats.atomic import write_json
+from titokctl.formats.folder_lock import folder_lock
+from titokctl.formats.token_cache import TokenCache
+from titokctl.jobs import demo_scores as scores
+from titokctl.jobs.demo_report import draw_pictures, write_report
+from titokctl.jobs.image_sets import Opening, open_images
+from titokctl.jobs.sample import sample
+from titokctl.jobs.tokenize import tokenize
+from titokctl.jobs.train_generator import TrainedGenerator, train_generator
+from titokctl.jobs.train_tokenizer import TrainedTokenizer, train_tokenizer
+from titokctl.progress import Progress
+from titokctl.weights.hashes import encoder_sha256
+from titokctl.weights.load import load_tokenizer
+
+_PCA_NUMBERS = 32
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Where everything is, the numbers of every step, and how long each took in this run (seconds)."""
+
+    folder: Path
+    report: Path
+    tiles: dict[str, int]
+    tokenizer: dict[str, Any]
+    generator: dict[str, Any]
+    scores: scores.DemoScores
+    seconds: dict[str, float]
+
+
+class Clock:
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+
+
+def demo(folder: Path, *, seed: int = 0, device: str = "cpu", progress: Progress, stop: StopRequest) -> DemoResult:
+    """Run the chain in `folder`: shards, tokenizer, token caches, generator, samples, scores, report.
+
+    Raises: UserError when the packages of the demo extra are missing; Stopped after a signal, with finished steps kept.
+    """
+    extractor = open_extractor("lite0")  # before minutes of training: is the extra there?
+    clock, runs = Clock(), folder / "runs"
+    with folder_lock(folder):
+        with clock.step("shards"):
+            tiles = write_earth_shards(folder / "shards", progress)
+        stop.check("The shards are kept.")
+        train, held_out = (folder / "shards" / split for split in SPLITS)
+        with clock.step("train-tokenizer"):
+            recipe = recipe_files.load("tiny", "tokenizer", [f"training.seed={seed}"])
+            trained = train_tokenizer(
+                [train], recipe, "tiny", runs, validation=[held_out], device=device, progress=progress, stop=stop
+            )
+        with clock.step("tokenize"):
+            cache = _tokenized(train, folder / "tokens.h5", trained, runs, device, progress, stop)
+            judged = _tokenized(held_out, folder / "heldout.h5", trained, runs, device, progress, stop)
+        with clock.step("train-gen"):
+            generator = train_generator(
+                cache.path, None, runs, overrides=[f"training.seed={seed}"], validation=judged.path, device=device,
+                progress=progress, stop=stop,
+            )  # fmt: skip
+        with clock.step("sample"):
+            labels = [int(label) for label in judged.labels]
+            drawn = sample(
+                runs, generator=str(generator.run), tokenizer=str(trained.run), num_images=len(labels), classes=labels,
+                changes={"seed": seed}, device=device, progress=progress, stop=stop,
+            )  # fmt: skip
+        stop.check("The samples are kept.")
+        with clock.step("evaluate"):
+            images = _images(train, held_out, cache, judged, trained, drawn.samples, runs, progress)
+            found = scores.score(images, extractor, progress)
+            yardsticks = {
+                "psnr_mean_colour": scores.mean_colour_psnr(images.sets[scores.HELD_OUT]),
+                f"psnr_pca_{_PCA_NUMBERS}": scores.pca_psnr(
+                    images.training, images.sets[scores.HELD_OUT], _PCA_NUMBERS
+                ),
+            }
+        return _finish(folder, tiles, trained, generator, found, images, yardsticks, clock)
+
+
+def _tokenized(
+    shards: Path,
+    output: Path,
+    trained: TrainedTokenizer,
+    runs: Path,
+    device: str,
+    progress: Progress,
+    stop: StopRequest,
+) -> TokenCache:
+    """The cache of `shards` by the trained tokenizer; one that is there already is used."""
+    if output.exists():
+        cache = TokenCache.open(output)
+        if cache.header.weights_sha256 == trained.weights_sha256:
+            return cache
+    tokenize([shards], output, str(trained.run), runs, overwrite=True, device=device, progress=progress, stop=stop)
+    return TokenCache.open(output)
+
+
+def _images(
+    train: Path,
+    held_out: Path,
+    cache: TokenCache,
+    judged: TokenCache,
+    trained: TrainedTokenizer,
+    samples: Path,
+    runs: Path,
+    progress: Progress,
+) -> scores.DemoImages:
+    """All pictures that are compared; the yardsticks have as many as the held-out set."""
+    tokenizer = load_tokenizer(trained.run)
+    assert encoder_sha256(tokenizer) == cache.header.encoder_sha256
+    count, codes = len(judged), cache.codebook_size
+    drawn = open_images(samples, Opening(runs, progress.say))
+    pixels = {
+        scores.HELD_OUT: _real(held_out),
+        scores.RECONSTRUCTIONS: scores.decoded(tokenizer, judged.ids),
+        scores.SAMPLES: np.concatenate(list(drawn.batches())),
+        scores.SHUFFLED: scores.decoded(tokenizer, scores.shuffled_ids(cache.ids, count)),
+        scores.NOISE: scores.decoded(tokenizer, scores.noise_ids(count, cache.num_latent_tokens, codes)),
+    }
+    return scores.DemoImages(_real(train), cache.labels, pixels, judged.labels, judged.labels)
+
+
+def _real(shards: Path) -> np.ndarray:
+    images = TrainingImages(open_source([shards]), TILE, crop="center", flip=False)
+    return images.batch(np.zeros(len(images), np.int64), np.arange(len(images))).numpy()
+
+
+def _finish(
+    folder: Path,
+    tiles: dict[str, int],
+    trained: TrainedTokenizer,
+    generator: TrainedGenerator,
+    found: scores.DemoScores,
+    images: scores.DemoImages,
+    yardsticks: dict[str, float],
+    clock: Clock,
+) -> DemoResult:
+    """Pictures, results.json and report.html."""
+    draw_pictures(folder, images, CLASS_NAMES)
+    result = DemoResult(
+        folder, folder / "report.html", tiles, trained.metrics | yardsticks, generator.metrics, found, clock.seconds
+    )
+    record = asdict(result) | {"folder": str(folder), "report": str(result.report), "kid_ratio": found.kid_ratio}
+    write_json(folder / "results.json", record)
+    write_report(result, trained.run, generator.run)
+    return result

@@ -1,0 +1,153 @@
+"""How good the demo's samples are, beside yardsticks on the same number of images.
+
+All distances are to the training tiles, on EfficientNet-Lite0 features: the Fréchet distance is called fd-lite0, never
+FID, and with so few images the kernel distance (KID) is the fair one. Letters: n images, K latent tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from titokctl.data.images import to_bytes
+from titokctl.evaluation.extractors import Extractor
+from titokctl.evaluation.features import extract
+from titokctl.evaluation.frechet import Gaussian, GaussianSums, frechet_distance
+from titokctl.evaluation.kernel_distance import kernel_distance
+from titokctl.evaluation.linear_probe import fit_probe
+from titokctl.evaluation.nearest import CloserThanHeldOut, closer_than_held_out
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.progress import Progress
+
+_DECODE_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """One set of images against the training tiles."""
+
+    name: str
+    images: int
+    fd_lite0: float
+    kid_lite0: float
+
+
+@dataclass(frozen=True)
+class DemoScores:
+    """The samples and their yardsticks, what the class probe reads, and how near samples lie to training tiles."""
+
+    yardsticks: list[Yardstick]
+    probe_samples: float
+    probe_held_out: float
+    chance: float
+    closer: list[CloserThanHeldOut]
+
+    @property
+    def kid_ratio(self) -> float:
+        """KID of the shuffled ids over KID of the samples: how many times nearer to real the samples are."""
+        kid = {y.name: y.kid_lite0 for y in self.yardsticks}
+        return kid[SHUFFLED] / max(kid[SAMPLES], 1e-9)
+
+
+HELD_OUT = "held-out tiles (real)"
+RECONSTRUCTIONS = "their reconstructions"
+SAMPLES = "samples"
+SHUFFLED = "ids shuffled within each position"
+NOISE = "uniform random ids"
+
+
+@dataclass(frozen=True)
+class DemoImages:
+    """Pixels (n, S, S, 3) uint8 by the names above, the training tiles, and labels (n,) of those that have them."""
+
+    training: np.ndarray
+    training_labels: np.ndarray
+    sets: dict[str, np.ndarray]
+    held_out_labels: np.ndarray
+    sample_labels: np.ndarray
+
+
+def score(images: DemoImages, extractor: Extractor, progress: Progress) -> DemoScores:
+    """Compare every set with the training tiles, and read the classes of the samples by a linear probe."""
+    everything = [images.training, *images.sets.values()]
+    progress.start("features", sum(map(len, everything)))
+    features = [_features(extractor, pixels, progress) for pixels in everything]
+    progress.close()
+    training, by_name = features[0], dict(zip(images.sets, features[1:], strict=True))
+    gaussian = _gaussian(training)
+    yardsticks = [
+        Yardstick(name, len(f), frechet_distance(_gaussian(f), gaussian), kernel_distance(f, training))
+        for name, f in by_name.items()
+    ]
+    classes = int(images.training_labels.max()) + 1
+    probe = fit_probe(training, images.training_labels, classes)
+    return DemoScores(
+        yardsticks,
+        probe_samples=probe.accuracy(by_name[SAMPLES], images.sample_labels),
+        probe_held_out=probe.accuracy(by_name[HELD_OUT], images.held_out_labels),
+        chance=1 / classes,
+        closer=closer_than_held_out(by_name[SAMPLES], by_name[HELD_OUT], training),
+    )
+
+
+def noise_ids(count: int, num_tokens: int, codebook_size: int, seed: int = 0) -> np.ndarray:
+    """(count, K) int64, every code equally likely: images without any structure."""
+    return np.random.default_rng(seed).integers(0, codebook_size, (count, num_tokens))
+
+
+def shuffled_ids(ids: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """(count, K) int64: `ids` with every position shuffled by itself: the same marginals, no structure."""
+    rng = np.random.default_rng(seed)
+    return rng.permuted(ids.astype(np.int64), axis=0)[:count]
+
+
+@torch.inference_mode()
+def decoded(tokenizer: TiTok, ids: np.ndarray) -> np.ndarray:
+    """(n, K) ids to pixels (n, S, S, 3) uint8."""
+    pieces = torch.from_numpy(ids.astype(np.int64)).split(_DECODE_AT_ONCE)
+    return np.concatenate([to_bytes(tokenizer.detokenize(piece)).numpy() for piece in pieces])
+
+
+def mean_colour_psnr(pixels: np.ndarray) -> float:
+    """PSNR in dB, pooled, of showing each tile of (n, S, S, 3) uint8 as its mean colour."""
+    tiles = pixels.astype(np.float64)
+    return _psnr(tiles - tiles.mean(axis=(1, 2), keepdims=True))
+
+
+def pca_psnr(training: np.ndarray, pixels: np.ndarray, numbers: int) -> float:
+    """PSNR in dB, pooled, of keeping `numbers` floats a tile: PCA fitted on `training`, by randomised projection.
+
+    Args:
+        training, pixels: (n, S, S, 3) uint8.
+    """
+    x = torch.from_numpy(training.reshape(len(training), -1)).float()
+    y = torch.from_numpy(pixels.reshape(len(pixels), -1)).float()
+    mean = x.mean(0)
+    torch.manual_seed(0)
+    _, _, axes = torch.svd_lowrank(x - mean, q=numbers + 16, niter=4)
+    centred, axes = y - mean, axes[:, :numbers]
+    return _psnr((centred - centred @ axes @ axes.T).numpy())
+
+
+def _psnr(error: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean(np.square(error))))
+
+
+def _gaussian(features: np.ndarray) -> Gaussian:
+    sums = GaussianSums(features.shape[1])
+    sums.add(features)
+    return sums.gaussian()
+
+
+def _features(extractor: Extractor, pixels: np.ndarray, progress: Progress) -> np.ndarray:
+    def counted() -> Iterator[np.ndarray]:
+        for batch in extract(extractor, _blocks(pixels, extractor.batch_size)):
+            progress.advance(len(batch["pool"]))
+            yield batch["pool"]
+
+    return np.concatenate(list(counted()))
+
+
+def _blocks(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    yield from (pixels[i : i + size] for i in range(0, len(pixels), size))
