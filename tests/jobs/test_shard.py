@@ -165,7 +165,7 @@ def test_what_is_not_ours_is_never_replaced(tmp_path: Path, overwrite: bool) -> 
     assert (tmp_path / "out/thesis.txt").read_text() == "precious"
 
 
-def test_the_command(tmp_path: Path, run_cli) -> None:  # type: ignore[no-untyped-def]
+def test_the_command(tmp_path: Path, run_cli) -> None:
     class_folders(tmp_path / "in")
     done = run_cli("shard", "in", "-o", "out", "--json", "--quiet", code=0)
     assert done.json["samples"] == 10

@@ -65,36 +65,34 @@ def resize(
     top, left, rows, columns = window or (0, 0, height, width)
     if min(height, width, rows, columns) < 1 or top < 0 or left < 0 or top + rows > height or left + columns > width:
         raise ValueError(f"the window {window} does not lie in a result of {size} (height, width)")
-    channels = pixels.shape[2]
-    used = slice(0, pixels.shape[0])
+    used, vertical = slice(top, top + rows), None
     if height != pixels.shape[0]:
-        used = _rows_used(pixels.shape[0], height, top, rows, kind)
-        across = _across(pixels[used], width, left, columns, kind)
         vertical = _blocks(pixels.shape[0], height, top, rows, kind)
-        flat = across.reshape(across.shape[0], columns * channels)
-        return _apply(flat, vertical, used.start, rows).reshape(rows, columns, channels)
-    return np.ascontiguousarray(_across(pixels[top : top + rows], width, left, columns, kind))
+        used = slice(*_span(vertical))
+    across = _across(pixels[used], width, left, columns, kind)
+    down = across if vertical is None else _apply(across, vertical, used.start, rows)
+    return np.ascontiguousarray(down.transpose(0, 2, 1))
 
 
+# Between the passes an image is (H, C, W) or (W, C, H): copies between such layouts have long inner loops, while moving
+# (H, W, C) pixels about three bytes at a time would cost as much as the arithmetic.
 def _across(pixels: np.ndarray, width: int, left: int, columns: int, kind: str) -> np.ndarray:
-    """The horizontal pass: (H, W, C) -> (H, columns, C) uint8, contiguous."""
-    height, source, channels = pixels.shape
-    if width == source:
-        return np.ascontiguousarray(pixels[:, left : left + columns])
-    blocks = _blocks(source, width, left, columns, kind)
+    """The horizontal pass: (H, W, C) -> (H, C, columns) uint8."""
+    if width == pixels.shape[1]:
+        return np.ascontiguousarray(pixels[:, left : left + columns].transpose(0, 2, 1))
+    blocks = _blocks(pixels.shape[1], width, left, columns, kind)
     first, end = _span(blocks)
-    # Columns become rows, so that one product serves all rows of the image and all channels.
-    turned = np.ascontiguousarray(pixels[:, first:end].transpose(1, 0, 2)).reshape(end - first, height * channels)
-    result = _apply(turned, blocks, first, columns).reshape(columns, height, channels)
-    return np.ascontiguousarray(result.transpose(1, 0, 2))
+    turned = np.ascontiguousarray(pixels[:, first:end].transpose(1, 2, 0))
+    return np.ascontiguousarray(_apply(turned, blocks, first, columns).transpose(2, 1, 0))
 
 
 def _apply(inputs: np.ndarray, blocks: tuple[_Block, ...], offset: int, count: int) -> np.ndarray:
-    """(n, M) uint8, the inputs from `offset` on, -> (count, M) uint8: one pass along the first axis."""
-    columns = inputs.shape[1]
+    """(n, C, M) uint8, the inputs from `offset` on, -> (count, C, M) uint8: one pass along the first axis."""
+    flat = inputs.reshape(len(inputs), -1)
+    columns = flat.shape[1]
     result = np.empty((count, columns), np.uint8)
     for c in range(0, columns, _MAX_COLUMNS):
-        part = inputs[:, c : c + _MAX_COLUMNS]
+        part = flat[:, c : c + _MAX_COLUMNS]
         for block in blocks:
             start, (n, span) = block.start - offset, block.weights.shape
             sums = block.weights @ part[start : start + span].astype(np.float64)
@@ -102,11 +100,7 @@ def _apply(inputs: np.ndarray, blocks: tuple[_Block, ...], offset: int, count: i
             np.clip(sums, 0.0, 255.5, out=sums)
             # Casting drops the fraction: round half up, as the integer shift in Pillow does.
             result[block.first : block.first + n, c : c + _MAX_COLUMNS] = sums
-    return result
-
-
-def _rows_used(source: int, target: int, first: int, count: int, kind: str) -> slice:
-    return slice(*_span(_blocks(source, target, first, count, kind)))
+    return result.reshape(count, *inputs.shape[1:])
 
 
 def _span(blocks: tuple[_Block, ...]) -> tuple[int, int]:
