@@ -34,15 +34,20 @@ def tokenizer_run(runs: Path, name: str = "tok", seed: int = 0, **changes: objec
     return hashes
 
 
-def generator_run(runs: Path, tokenizer: dict[str, str], name: str = "gen", **changes: object) -> Path:
-    """Write a generator run that was trained on ids of the tokenizer with these hashes; returns its folder."""
+def generator_run(
+    runs: Path, tokenizer: dict[str, str], name: str = "gen", source: dict | None = None, **changes: object
+) -> Path:
+    """Write a generator run that was trained on ids of the tokenizer with these hashes; returns its folder.
+
+    `source` describes the images that were tokenized; by default a folder that is not there.
+    """
     fields: dict = {"num_latent_tokens": TOKENS, "codebook_size": CODES, "num_classes": CLASSES, "width": 16,
                     "num_layers": 2, "num_heads": 2, "mlp_width": 32}  # fmt: skip
     torch.manual_seed(1)
     model = MaskGit(GeneratorConfig(**(fields | changes)))
     _initialize(model)
     inputs = {
-        "cache": "/somewhere/tokens.h5", "source": {"kind": "folder", "paths": ["/somewhere"]},
+        "cache": "/somewhere/tokens.h5", "source": source or {"kind": "folder", "paths": ["/somewhere"]},
         "preprocessing": {"size": SIZE}, "class_names": ["ant", "bee", "cat"], **tokenizer,
     }  # fmt: skip
     run = RunFolder(path=runs / "generator" / name, kind="generator", inputs=inputs)

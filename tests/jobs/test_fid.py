@@ -6,9 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+import trained
 from PIL import Image
 
+from titokctl.cli.app import run
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.data.sources import open_source
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import open_extractor
@@ -240,3 +243,47 @@ def test_the_command_prints_json(run_cli, tmp_path):
     assert found.json["metrics"]["fd-lite0"] == pytest.approx(0, abs=1e-6)
     assert found.json["extractor"]["name"] == "lite0"
     assert not found.stderr
+
+
+@pytest.fixture
+def sampled(tmp_path, capsys):
+    """A runs folder with a sample set whose generator learnt from tmp_path/photos, and how to call the command."""
+    folder = tiny.class_folder(tmp_path / "photos", per_class=6)
+    source = open_source([folder]).description
+    trained.generator_run(tmp_path / "runs", trained.tokenizer_run(tmp_path / "runs"), source=source)
+
+    def call(code: int, *words: object) -> tuple[dict, str]:
+        assert run([*map(str, words), "--runs-dir", str(tmp_path / "runs"), "--json", "--device", "cpu"]) == code
+        out, err = capsys.readouterr()
+        return json.loads(out) if out else {}, err
+
+    call(0, "sample", "-n", 10)
+    return call
+
+
+def test_nothing_named_takes_the_newest_samples_and_what_they_learnt_from(sampled, tmp_path):
+    found, said = sampled(0, "fid", "--features", "lite0")
+    assert "samples: " in said
+    assert "(12 images, what the samples' token cache was made from)" in said
+    assert (found["samples"]["count"], found["reference"]["count"]) == (10, 12)
+    assert found["reference"]["preprocessing"]["size"] == trained.SIZE
+    folder = next((tmp_path / "runs" / "samples").iterdir())
+    assert json.loads((folder / "evaluation-lite0.json").read_text())["metrics"] == found["metrics"]
+    assert [p.suffix for p in (tmp_path / "runs" / "statistics").iterdir()] == [".npz"]
+    assert "equally frequent" not in said
+
+
+def test_samples_are_the_same_images_in_every_form(sampled, tmp_path):
+    sampled(0, "sample", "-n", 10, "--format", "png", "-o", tmp_path / "pngs")
+    as_set = next(p.parent for p in (tmp_path / "runs" / "samples").rglob("images.npz"))
+    forms = [as_set, as_set / "images.npz", tmp_path / "pngs", tmp_path / "pngs" / "images", as_set / "ids.h5"]
+    words = ("--ref", tmp_path / "photos", "--features", "lite0")
+    metrics = [sampled(0, "fid", form, *words)[0]["metrics"] for form in forms]
+    assert all(found == metrics[0] for found in metrics)
+
+
+def test_lost_originals_are_said(sampled, tmp_path):
+    shutil.rmtree(tmp_path / "photos")
+    _, said = sampled(1, "fid", "--features", "lite0")
+    assert "not where they were" in said
+    assert "--ref" in said

@@ -185,7 +185,12 @@ def from_source(source: Source, path: Path, preprocessing: PreprocessingConfig |
 def from_origin(origin: dict[str, Any]) -> ImageSet:
     """The images that something was made from, as it recorded them. Raises UserError when they changed or are gone."""
     source, preprocessing = origin["source"], PreprocessingConfig.model_validate(origin["preprocessing"])
-    found = open_source(source["paths"], source.get("kind"))
+    try:
+        found = open_source(source["paths"], source.get("kind"))
+    except UserError as error:
+        raise UserError(
+            f"the images to compare with are not where they were: {error.message}", "name the reference with --ref"
+        ) from error
     if found.description["fingerprint"] != source["fingerprint"]:
         raise UserError(
             f"the images in {source['paths'][0]} are not those that were tokenized: names or sizes changed",
