@@ -43,5 +43,5 @@ $(VENV)/.installed-dev: $(BIN)/pip $(WHAT_IS_INSTALLED)
 
 # pip is the last thing venv writes: an interrupted venv is made again.
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("titokctl needs Python 3.11 or newer; $(PYTHON) is %d.%d.\nhint: make PYTHON=python3.12 ..." % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("error: titokctl needs Python 3.11 or newer; $(PYTHON) is %d.%d\nhint: make PYTHON=python3.12 ..." % v[:2])'
 	$(PYTHON) -m venv $(VENV)

@@ -163,14 +163,11 @@ def wait():
         ("wait", signal.SIGINT, 130, "interrupted.\n"),
     ],
 )
-def test_signals_end_a_command_with_their_code(words, number, code, said):
+def test_signals_end_a_command_with_their_code(start, words, number, code, said):
     # A shell that starts tests in the background has Ctrl-C ignored, and that is inherited.
-    start = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    start += f"import sys\nfrom titokctl.cli.app import app, run\n{WORKING}\nsys.exit(run([{words!r}]))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    assert process.stdout is not None
+    script = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += f"import sys\nfrom titokctl.cli.app import app, run\n{WORKING}\nsys.exit(run([{words!r}]))"
+    process = start([sys.executable, "-c", script], env=environment())
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -1,7 +1,6 @@
 """Real signals in real processes."""
 
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -29,29 +28,32 @@ except KeyboardInterrupt:
 """
 
 
-def start(finishes: bool) -> subprocess.Popen:
-    code = WORKER.replace("FINISHES", str(finishes))
-    # Without a terminal, and with Ctrl-C not ignored, however the tests were started.
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+@pytest.fixture
+def work(start):
+    """Start the worker and wait until it is at work."""
+
+    def call(finishes: bool):
+        # In a session of its own, without a terminal that could send signals, too.
+        process = start([sys.executable, "-c", WORKER.replace("FINISHES", str(finishes))], start_new_session=True)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    return call
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, "130"), (signal.SIGTERM, "75"), (signal.SIGUSR1, "75")], ids=str
 )
-def test_a_signal_ends_work_in_order(number, code):
-    process = start(finishes=True)
+def test_a_signal_ends_work_in_order(work, number, code):
+    process = work(finishes=True)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert out == f"{code} three steps are kept\n"
 
 
-def test_a_second_ctrl_c_ends_at_once():
-    process = start(finishes=False)
+def test_a_second_ctrl_c_ends_at_once(work):
+    process = work(finishes=False)
     process.send_signal(signal.SIGINT)
-    assert process.stdout is not None
     assert process.stdout.readline() == "asked\n"
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
