@@ -1,9 +1,11 @@
 """From weights to a network, without a second copy of them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from titokctl.errors import UserError
 from titokctl.models.maskgit.generator import MaskGit
@@ -16,9 +18,19 @@ _SHOWN = 5
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+class _NoFirstValues(TorchFunctionMode):
+    """Leaves out the random numbers layers start with: there is nothing to fill, and normal_ on the meta device would
+    import torch's compiler, which takes longer than loading."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def skeleton(kind: str, config: object) -> nn.Module:
     """The network without values, on the meta device."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoFirstValues():
         return _MODULES[kind](config)
 
 

@@ -1,6 +1,7 @@
 """Old .bin files: pickles, read without ever running what is in them."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
         UserError: truncated, holding code or objects, or no mapping from names to tensors.
     """
     try:
-        # Memory-mapped where the format allows it: only zip archives can be.
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other programs, which are refused or read all the same
+            # Memory-mapped where the format allows it: only zip archives can be.
+            loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: its pickle holds more than tensors, which could run code",
             "use the model.safetensors of the same model",
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError, AttributeError) as error:
+    # A damaged pickle can fail in any way: whatever it is, the file is at fault.
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "it may be truncated: fetch it again"
         raise UserError(f"{path} cannot be read as a file of weights ({reason})", hint) from error

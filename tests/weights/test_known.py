@@ -1,0 +1,196 @@
+"""Known names: looked up on this machine, fetched when that is wanted, otherwise one clear error."""
+
+import hashlib
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from networks import GENERATOR, tiny_generator, tiny_tokenizer
+
+from titokctl import load_generator, load_tokenizer
+from titokctl.errors import UserError
+from titokctl.weights.hashes import encoder_sha256, weights_sha256
+from titokctl.weights.known import BY_NAME
+from titokctl.weights.local import is_here, name_with_encoder
+from titokctl.weights.official.files import write_official
+from titokctl.weights.store import Weights, save_tokenizer
+
+NAME = "maskgit-vit-l-32"
+REPOSITORY = "yucornetto/generator_titok_l32_imagenet"
+COMMIT = "0" * 40
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder of ours and an empty one of the Hub."""
+    monkeypatch.setenv("TITOKCTL_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def official(tmp_path) -> Path:
+    """The official folder of a tiny generator, which stands for the big one."""
+    folder = tmp_path / "hub" / REPOSITORY
+    write_official(folder, Weights("generator", GENERATOR, dict(tiny_generator().state_dict())))
+    return folder
+
+
+def test_offline_without_it(monkeypatch, caches):
+    with pytest.raises(UserError) as caught:
+        load_tokenizer("titok-l-32")
+    assert "titok-l-32 is not on this machine (TITOKCTL_OFFLINE is set)" in caught.value.message
+    for words in (
+        "config.json and model.safetensors",
+        "yucornetto/tokenizer_titok_l32_imagenet",
+        str(caches / "weights/titok-l-32"),
+    ):
+        assert words in caught.value.hint
+    monkeypatch.delenv("TITOKCTL_OFFLINE")
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        load_tokenizer("titok-l-32")
+
+
+def test_in_our_folder(caches, official):
+    shutil.copytree(official, caches / "weights" / NAME)
+    assert is_here(NAME)
+    assert load_generator(NAME).config == GENERATOR
+
+
+def test_in_the_cache_of_the_hub(caches, official):
+    repository = caches / "huggingface/hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    shutil.copytree(official, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(COMMIT)
+    assert load_generator(NAME).config == GENERATOR
+
+
+def test_a_folder_with_a_file_missing_is_not_it(caches, official):
+    shutil.copytree(official, caches / "weights" / NAME)
+    (caches / "weights" / NAME / "config.json").unlink()
+    assert not is_here(NAME)
+
+
+def test_a_tokenizer_is_found_by_the_hash_of_its_encoder(caches):
+    tokenizer = tiny_tokenizer()
+    assert name_with_encoder(encoder_sha256(tokenizer)) is None
+    save_tokenizer(caches / "weights/titok-s-128.safetensors", tokenizer)
+    assert name_with_encoder(encoder_sha256(tokenizer)) == "titok-s-128"
+    assert name_with_encoder("0" * 64) is None
+
+
+def test_weights_ls(run_cli, caches, official):
+    shutil.copytree(official, caches / "weights" / NAME)
+    listed = run_cli("weights", "ls", "--json", code=0).json
+    assert [model["name"] for model in listed["models"]] == list(BY_NAME)
+    here = {model["name"]: model["path"] for model in listed["models"] if model["path"]}
+    assert here == {NAME: str(caches / "weights" / NAME)}
+    text = run_cli("weights", "ls", code=0).stdout
+    assert "quoted" in text
+    assert text.count("not here") >= len(BY_NAME) - 1
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hub as a download needs: /<repository>/resolve/<revision>/<file>."""
+
+    root: Path
+    requests: list[str]
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        self.requests.append(f"{self.command} {self.path}")
+        owner, name, _, _, file = (*self.path.lstrip("/").split("/", 4), "", "", "", "")[:5]
+        path = self.root / owner / name / file
+        if not path.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data = path.read_bytes()
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path) -> Iterator[tuple[str, list[str]]]:
+    """A server on 127.0.0.1 that plays the Hub: its address, and the requests it saw."""
+    handler = type("ThisHub", (Hub,), {"root": tmp_path / "hub", "requests": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler.requests
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def load_online(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Load NAME in a process of its own, since the Hub's client reads its settings once."""
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "from titokctl import UserError, load_generator\n"
+        "from titokctl.weights.hashes import weights_sha256\n"
+        "try:\n"
+        f"    print(weights_sha256(load_generator({NAME!r})))\n"
+        "except UserError as error:\n"
+        "    raise SystemExit(str(error))\n"
+    )
+    online = {"TITOKCTL_OFFLINE": "", "HF_HUB_OFFLINE": "", "HF_ENDPOINT": address, "NO_PROXY": "127.0.0.1"}
+    online |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **online, **environment}, capture_output=True, text=True
+    )
+
+
+def test_download(hub, official, monkeypatch):
+    """The first time it is fetched; from then on it is here, and nobody is asked."""
+    address, requests = hub
+    expected = weights_sha256(tiny_generator())
+    first = load_online(address)
+    assert first.stdout.strip() == expected, first.stderr
+    assert {f"GET /{REPOSITORY}/resolve/main/{f}" for f in ("config.json", "model.safetensors")} <= set(requests)
+    seen = len(requests)
+    assert load_online(address).stdout.strip() == expected
+    assert len(requests) == seen
+    assert weights_sha256(load_generator(NAME)) == expected  # offline, as all tests are
+
+
+@pytest.mark.parametrize("switch", ["TITOKCTL_OFFLINE", "HF_HUB_OFFLINE"])
+def test_nothing_is_asked_when_offline(hub, official, switch):
+    address, requests = hub
+    done = load_online(address, **{switch: "1"})
+    assert done.returncode == 1
+    assert f"{switch} is set" in done.stderr
+    assert requests == []
+
+
+def test_download_that_fails(hub, caches):
+    """An empty Hub: one error, with the repository, the files and where to put them."""
+    done = load_online(hub[0])
+    assert done.returncode == 1
+    assert f"{NAME} is not on this machine (the download failed" in done.stderr
+    assert f"https://huggingface.co/{REPOSITORY}" in done.stderr
+    assert str(caches / "weights" / NAME) in done.stderr
+    assert "Traceback" not in done.stderr
