@@ -52,6 +52,7 @@ def _register() -> None:
     from importlib import import_module
 
     for name in (
+        "demo",
         "shard",
         "train_tokenizer",
         "tokenize",
