@@ -14,6 +14,9 @@ from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.weights.store import Weights
 
 _MODULES: dict[str, type[nn.Module]] = {"tokenizer": TiTok, "generator": MaskGit, "proxy": MaskGitVqgan}
+_RANDOM = (
+    nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.uniform_,
+)  # fmt: skip
 _SHOWN = 5
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -23,9 +26,10 @@ class _NoFirstValues(TorchFunctionMode):
     import torch's compiler, which takes longer than loading."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def skeleton(kind: str, config: object) -> nn.Module:
