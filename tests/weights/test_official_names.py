@@ -8,7 +8,7 @@ from titokctl.config.models import GeneratorConfig, TokenizerConfig, Transformer
 from titokctl.errors import UserError
 from titokctl.models.initialization import initialize
 from titokctl.weights.build import build, shapes, skeleton
-from titokctl.weights.known import BY_NAME
+from titokctl.weights.known import BY_NAME, released
 from titokctl.weights.official.config import read_config, write_config
 from titokctl.weights.official.layout import from_official, official_shapes, to_official
 from titokctl.weights.official.recognise import recognise
@@ -67,6 +67,12 @@ def test_recognised_by_names_and_shapes(name):
 def test_official_configuration_both_ways(name):
     known = BY_NAME[name]
     assert read_config(known.kind, write_config(known.kind, known.config), "config.json") == known.config
+
+
+def test_a_released_generator_is_known_whatever_its_dropout():
+    known = BY_NAME["maskgit-uvit-s-128"]
+    assert released(known.config.model_copy(update={"dropout": 0.0})) is known
+    assert released(known.config.model_copy(update={"num_classes": 10})) is None
 
 
 def test_stage_one_is_recognised_without_its_pixel_decoder():

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path
+from titokctl.formats.atomic import atomic_path, disk_errors
 
 FORMAT = "titokctl/weights"
 FORMAT_VERSION = 1
@@ -65,7 +65,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     encoded += b" " * (-(len(encoded) + 8) % _ALIGNMENT)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in names:

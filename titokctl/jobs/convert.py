@@ -11,7 +11,7 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.progress import Progress
 from titokctl.weights.build import compare, shapes, skeleton
-from titokctl.weights.known import BY_NAME
+from titokctl.weights.known import released
 from titokctl.weights.official.files import CONFIG, TENSORS, tensor_file, write_official
 from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights, save
@@ -108,7 +108,8 @@ def _sha256(file: Path, progress: Progress, stop: StopRequest) -> str:
 
 
 def _known_name(weights: Weights) -> str | None:
-    return next((known.name for known in BY_NAME.values() if known.config == weights.config), None)
+    known = released(weights.config)
+    return known.name if known else None
 
 
 def _has_pixels(weights: Weights) -> bool:

@@ -16,7 +16,7 @@ from titokctl.models.titok.tokenizer import TiTok
 from titokctl.sampling.plan import classes_of
 from titokctl.weights.build import build
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
-from titokctl.weights.known import of_kind
+from titokctl.weights.known import released
 from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights
 
@@ -72,9 +72,9 @@ def find_tokenizer(named: str | None, generator: Given, runs: Path, say: Say) ->
     Raises UserError when there is none, or when number of tokens or codes differ.
     """
     recorded = lineage(generator)
-    released = released_as(generator.config)
-    if named is None and released is not None and not recorded:
-        named = released
+    partner = released_as(generator.config)
+    if named is None and partner is not None and not recorded:
+        named = partner
         say(f"tokenizer: {named} (the one this generator was released with)")
     if named is None and not recorded:
         raise UserError(f"{generator.path} does not say which tokenizer its ids belong to", "name it with --tokenizer")
@@ -133,10 +133,8 @@ def lineage(generator: Given) -> dict[str, Any]:
 
 def released_as(config: GeneratorConfig) -> str | None:
     """The name of the released tokenizer (and preset) that belongs to a released generator's configuration."""
-    for known in of_kind("generator"):
-        if known.config == config:
-            return "titok-" + known.name.split("-", 2)[2]
-    return None
+    known = released(config)
+    return "titok-" + known.name.split("-", 2)[2] if known else None
 
 
 def _given(name: str, kind: str) -> Given:
@@ -152,9 +150,9 @@ def _preset(generator: Given) -> tuple[SamplingConfig, str]:
     recorded = generator.weights.extra.get("sampling")
     if recorded:
         return recipe_files.validate(SamplingConfig, json.loads(recorded), str(generator.path)), "the generator's own"
-    released = released_as(generator.config)
-    if released is not None:
-        return recipe_files.load(released, "sampling"), f"sampling/{released}, as published"
+    preset = released_as(generator.config)
+    if preset is not None:
+        return recipe_files.load(preset, "sampling"), f"sampling/{preset}, as published"
     return SamplingConfig(), "defaults (the generator records none)"
 
 

@@ -100,3 +100,14 @@ BY_NAME = {known.name: known for known in _ALL}
 def of_kind(kind: str) -> Iterator[Known]:
     """The released models of a kind, in the order of the table."""
     return (known for known in _ALL if known.kind == kind)
+
+
+def released(config: Config) -> Known | None:
+    """The released model with this configuration, or None. Dropout may differ: weights do not depend on it."""
+    return next((known for known in _ALL if _lasting(known.config) == _lasting(config)), None)
+
+
+def _lasting(config: Config) -> Config:
+    if not isinstance(config, GeneratorConfig):
+        return config
+    return config.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path, read_json, write_json
+from titokctl.formats.atomic import atomic_path, disk_errors, read_json, write_json
 from titokctl.formats.weights_file import read_tensors, write_tensors
 from titokctl.weights.build import shapes
 from titokctl.weights.official.config import write_config
@@ -58,7 +58,8 @@ def write_official(folder: Path, weights: Weights) -> None:
     config = write_config(weights.kind, weights.config)
     config = _merged(json.loads(weights.extra.get(_KEPT, "{}")), config)
     tensors = to_official(weights.kind, weights.config, weights.tensors)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write_json(temporary / CONFIG, config)
