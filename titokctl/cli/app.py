@@ -72,6 +72,9 @@ def _register() -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line (`sys.argv` by default) and return the exit code. Never raises for a user's mistake."""
+    from titokctl.distributed import worker
+
+    worker.started()
     stdout = _duplicate_stdout()
     try:
         _register()
@@ -79,12 +82,12 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return _ended(code)
     except UserError as error:
-        console.error(error.message, error.hint)
         _traceback_if_wanted()
-        return error.exit_code
+        return _failed(error.message, error.hint, error.exit_code)
     except Stopped as stopped:
-        console.say(f"stopped. {stopped.message} Run the same command again to go on.".replace("  ", " "))
-        return stopped.exit_code
+        if not worker.has_launcher():
+            console.say(f"stopped. {stopped.message} Run the same command again to go on.".replace("  ", " "))
+        return worker.ended(stopped.exit_code, stopped.message)
     except typer.Exit as leave:
         return _ended(leave.exit_code)
     except _WrongWords as error:
@@ -95,7 +98,7 @@ def run(arguments: list[str] | None = None) -> int:
         # Click and rich turn a broken pipe into SystemExit themselves.
         if _nobody_reads(stdout):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return EXIT_OK
+            return worker.ended(EXIT_OK)
         return _unexpected(error.__context__ or error)
     except Exception as error:
         return _unexpected(error)
@@ -103,9 +106,20 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _ended(code: object) -> int:
     """The exit code of a command that returned `code`; Ctrl-C is the only end that wants a remark."""
-    if code == EXIT_INTERRUPTED:
+    from titokctl.distributed import worker
+
+    if code == EXIT_INTERRUPTED and not worker.has_launcher():
         console.say("interrupted.")
-    return code if isinstance(code, int) else EXIT_OK
+    return worker.ended(code if isinstance(code, int) else EXIT_OK)
+
+
+def _failed(message: str, hint: str, code: int = EXIT_FAILED) -> int:
+    """Show an error; one of several processes leaves that to its launcher, so that it is shown once."""
+    from titokctl.distributed import worker
+
+    if not worker.has_launcher():
+        console.error(message, hint)
+    return worker.ended(code, message, hint)
 
 
 def _show_wrong_words(error: Any) -> int:
@@ -118,18 +132,17 @@ def _show_wrong_words(error: Any) -> int:
     hint = f"`{context.command_path if context else 'titokctl'} --help` says what it takes"
     if guess := _GUESS.search(message):
         message, hint = message[: guess.start()], f"did you mean {guess.group('names')}? {hint}"
-    console.error(message[:1].lower() + message[1:], hint)
-    return int(error.exit_code)
+    return _failed(message[:1].lower() + message[1:], hint, int(error.exit_code))
 
 
 def _unexpected(error: BaseException) -> int:
     """Show an error that nobody foresaw, or a machine that was too small."""
     if isinstance(error, MemoryError) or _MEMORY.search(f"{type(error).__name__}: {error}"):
-        console.error("not enough memory", "use a smaller batch, or a machine with more of it")
+        message, hint = "not enough memory", "use a smaller batch, or a machine with more of it"
     else:
-        console.error(f"unexpected {type(error).__name__}: {error}", "`titokctl --debug ...` shows the traceback")
+        message, hint = f"unexpected {type(error).__name__}: {error}", "`titokctl --debug ...` shows the traceback"
     _traceback_if_wanted()
-    return EXIT_FAILED
+    return _failed(message, hint)
 
 
 def _duplicate_stdout() -> int:

@@ -16,3 +16,10 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe; repeatable.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
+Gpus = Annotated[str | None, typer.Option("--gpus", metavar="N|all", help="One process per GPU, this many.")]
+Procs = Annotated[int | None, typer.Option("--procs", help="This many processes on the CPU.")]
+NumNodes = Annotated[int, typer.Option("--nodes", help="Machines on which this same command is started.")]
+NodeRank = Annotated[int | None, typer.Option("--node-rank", help="Which of them this is, from 0.")]
+Endpoint = Annotated[
+    str | None, typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where the machines meet: on the first.")
+]

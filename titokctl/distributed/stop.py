@@ -36,6 +36,15 @@ class StopRequest:
         """True once a signal came."""
         return self._exit_code is not None
 
+    @property
+    def exit_code(self) -> int:
+        """What a signal asked to leave with; 0 while none came."""
+        return self._exit_code or 0
+
+    def adopt(self, exit_code: int) -> None:
+        """Stop because another process was asked to, with its exit code."""
+        self._exit_code = exit_code
+
     def check(self, saved: str = "") -> None:
         """Raise Stopped if a signal came; `saved` says in one sentence what is kept."""
         if self._exit_code is not None:

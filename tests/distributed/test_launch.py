@@ -1,0 +1,160 @@
+"""Several processes: they find each other, leave together, and nothing stays behind when one of them goes."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import titokctl
+from titokctl.distributed.launch import relaunch, run_workers
+from titokctl.errors import UsageError, UserError
+
+ROOT = Path(titokctl.__file__).resolve().parents[1]
+
+WORKER = """
+import os, signal, sys, time
+from titokctl.distributed import worker
+worker.started()
+import torch
+from titokctl.distributed.group import process_group
+from titokctl.distributed.reduce import StopAgreement, gathered, sum_gradients, summed
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import Stopped, UserError
+
+def work(group, stop):
+    how, folder = sys.argv[1], sys.argv[2]
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.full((3,), group.rank + 1.0)
+    sum_gradients([parameter], group)
+    assert parameter.grad.tolist() == [3.0, 3.0, 3.0]
+    assert summed({"a": torch.tensor(group.rank + 0.5)}, group)["a"] == 2.0
+    assert gathered(torch.tensor([group.rank]), group).tolist() == [0, 1]
+    assert group.from_main({"from": group.rank}) == {"from": 0}
+    claimed = group.shared_store("queue").add("next", 1)
+    open(os.path.join(folder, f"{group.rank}-{claimed}-{os.getpid()}"), "w").close()
+    if how == "fail" and group.rank == 1:
+        raise UserError("the second process found a fault", "mend it")
+    if how == "die" and group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how in ("fail", "die"):
+        group.barrier()
+    agreed, step = StopAgreement(stop, group), 0
+    while how == "wait" and not agreed.reached():
+        step += 1
+        time.sleep(0.01)
+    agreed.close()
+    if how == "wait":
+        assert group.from_main(step) == step, "all leave after the same step"
+        stop.check("Saved.")
+
+ending = (0,)
+try:
+    with StopRequest() as stop, process_group("cpu") as group:
+        work(group, stop)
+except UserError as error:
+    ending = (error.exit_code, error.message, error.hint)
+except Stopped as stopped:
+    ending = (stopped.exit_code, stopped.message)
+sys.exit(worker.ended(*ending))
+"""
+
+PARENT = """
+import sys
+from titokctl.distributed.launch import run_workers
+from titokctl.errors import Stopped
+try:
+    run_workers(sys.argv[1:], 2)
+except Stopped as stopped:
+    print(stopped)
+    sys.exit(stopped.exit_code)
+"""
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    path = tmp_path / "worker.py"
+    path.write_text(WORKER)
+    (tmp_path / "seen").mkdir()
+    return path
+
+
+def ready(script):
+    return sorted(path.name for path in (script.parent / "seen").iterdir())
+
+
+def test_processes_find_each_other_and_share_a_queue(script):
+    run_workers([str(script), "work", str(script.parent / "seen")], 2)
+    seen = [name.split("-")[:2] for name in ready(script)]
+    assert [rank for rank, _ in seen] == ["0", "1"]
+    assert sorted(claimed for _, claimed in seen) == ["1", "2"], "each item is claimed once"
+
+
+def test_an_error_of_one_process_ends_all_and_is_told_in_its_words(script):
+    with pytest.raises(UserError, match="the second process found a fault") as caught:
+        run_workers([str(script), "fail", str(script.parent / "seen")], 2)
+    assert caught.value.hint == "mend it"
+    assert_nobody_is_left(script)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named(script):
+    with pytest.raises(UserError, match="process 1 of 2 ended without a word"):
+        run_workers([str(script), "die", str(script.parent / "seen")], 2)
+    assert_nobody_is_left(script)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+     pytest.param(signal.SIGUSR1, marks=pytest.mark.slow), pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_signals_reach_the_workers_and_nobody_is_left(script, start, how):
+    parent = start([sys.executable, "-c", PARENT, str(script), "wait", str(script.parent / "seen")])
+    wait_for(lambda: len(ready(script)) == 2)
+    parent.send_signal(how)
+    said, complaints = parent.communicate(timeout=120)
+    assert parent.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}.get(how, 75), complaints
+    assert said.strip() == ("" if how == signal.SIGKILL else "Saved.")
+    assert_nobody_is_left(script)
+
+
+def test_a_launched_process_does_not_launch_again(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert not relaunch(None, 4)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "procs", "message"),
+    [("2", 2, "exclude each other"), (None, 0, "at least one"), ("two", None, "neither a number nor all"),
+     ("4096", None, "this machine has")],
+)  # fmt: skip
+def test_what_cannot_be_started_is_said(gpus, procs, message):
+    with pytest.raises(UsageError, match=message):
+        relaunch(gpus, procs)
+
+
+def test_one_process_is_no_launch():
+    assert not relaunch(None, None)
+    assert not relaunch(None, 1)
+
+
+def assert_nobody_is_left(script):
+    pids = [int(name.split("-")[2]) for name in ready(script)]
+    wait_for(lambda: not any(map(alive, pids)))
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.02)

@@ -1,0 +1,56 @@
+"""Which of several processes this one is, from the environment that its launcher gave it; nothing heavy is imported.
+
+torchrun sets RANK and its companions. Under SLURM's srun with several tasks and no torchrun, every task is a process,
+and the same variables are derived from SLURM's.
+"""
+
+import os
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+_PORTS = (20_000, 40_000)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Process `rank` of `world_size`; `local_rank` among those of its machine."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """True for the one process that writes and talks."""
+        return self.rank == 0
+
+
+def place() -> Place:
+    """This process's place; the only one of 1 when no launcher said otherwise."""
+    rank, size, local = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if rank is None or size is None:
+        return Place()
+    return Place(int(rank), int(size), int(local or 0))
+
+
+def adopt_slurm(environment: MutableMapping[str, str]) -> None:
+    """Let the tasks of one srun step be the processes: set in `environment` what torchrun would have set.
+
+    Nothing happens outside a step of several tasks (a batch script itself is none), or where RANK is set already.
+    """
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "RANK" in environment or tasks < 2 or "SLURM_PROCID" not in environment:
+        return
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = str(tasks)
+    environment["LOCAL_RANK"] = environment.get("SLURM_LOCALID", "0")
+    environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")))
+    span = _PORTS[1] - _PORTS[0]
+    environment.setdefault("MASTER_PORT", str(_PORTS[0] + int(environment.get("SLURM_JOB_ID", "0")) % span))
+
+
+def first_host(nodes: str) -> str:
+    """The first name of a SLURM node list: "gpu[03-05,9],cpu1" gives "gpu03"."""
+    found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,]*))?", nodes)
+    return f"{found[1]}{found[2] or ''}{found[3] or ''}" if found else nodes

@@ -1,0 +1,104 @@
+"""Sums and agreements over the processes of a group. With one process each of them is nothing, bit for bit."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from titokctl.distributed.group import Group
+from titokctl.distributed.stop import StopRequest
+
+_BUCKET_BYTES = 64 << 20
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[torch.nn.Parameter], group: Group) -> None:
+    """Replace every gradient by its sum over all processes, in buckets that travel while the next is packed.
+
+    A gradient that is missing here counts as missing everywhere: processes run the same code.
+    """
+    if group.is_single:
+        return
+    waiting = []
+    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+        flat = _flatten_dense_tensors(bucket)
+        waiting.append((dist.all_reduce(flat, async_op=True), flat, bucket))
+    for work, flat, bucket in waiting:
+        work.wait()
+        torch._foreach_copy_(bucket, list(_unflatten_dense_tensors(flat, bucket)))
+
+
+def summed(values: Mapping[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
+    """Scalars by name, each summed over all processes; one message for all of them."""
+    if group.is_single or not values:
+        return dict(values)
+    stacked = torch.stack([value.detach().double() for value in values.values()])
+    dist.all_reduce(stacked)
+    return dict(zip(values, stacked.unbind(), strict=True))
+
+
+def gathered(rows: torch.Tensor, group: Group) -> torch.Tensor:
+    """The rows of all processes in the order of their ranks; each brings equally many. (n, ...) -> (n x size, ...)."""
+    if group.is_single:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(group.world_size)]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+class StopAgreement:
+    """Lets all processes leave after the same step, without waiting for each other in any.
+
+    Each step a message goes out with what this process was asked, and the message of the step before is read; so all
+    of them see a request one step later, and at the same step.
+    """
+
+    def __init__(self, stop: StopRequest, group: Group) -> None:
+        self._stop, self._group = stop, group
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+
+    def reached(self) -> bool:
+        """Once a step, on every process: whether to leave now."""
+        if self._group.is_single:
+            return self._stop.requested
+        asked = self._answer()
+        if asked:
+            self._stop.adopt(asked)
+            return True
+        flag = torch.tensor([self._stop.exit_code])
+        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True)
+        self._pending = (work, flag)
+        return False
+
+    def close(self) -> None:
+        """Read what is still on its way; no process may leave the last one alone with it."""
+        self._answer()
+
+    def _answer(self) -> int:
+        if self._pending is None:
+            return 0
+        work, flag = self._pending
+        self._pending = None
+        work.wait()
+        return int(flag)
+
+
+def slice_of(count: int, group: Group) -> slice:
+    """This process's share of `count` rows, which are a multiple of the number of processes."""
+    share = count // group.world_size
+    return slice(group.rank * share, (group.rank + 1) * share)
+
+
+def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The tensors in order, in lists of one type and about `_BUCKET_BYTES`."""
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and (size > _BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
