@@ -7,6 +7,7 @@ is computed here.
 
 import io
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,8 +76,13 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, exif: bool = False
 
 def preprocess(data: bytes, config: PreprocessingConfig) -> np.ndarray:
     """An image file as the (S, S, 3) uint8 square of `config`. Raises BadImage as `decode` does."""
-    pixels = decode(data, config.max_pixels, config.exif)
-    return adm_crop(pixels, config.size) if config.crop == "adm" else center_crop(pixels, config.size)
+    return squares(data, [config])[0]
+
+
+def squares(data: bytes, configs: Sequence[PreprocessingConfig]) -> list[np.ndarray]:
+    """An image file as several squares (S, S, 3) uint8; it is decoded once, as the first config says."""
+    pixels = decode(data, configs[0].max_pixels, configs[0].exif)
+    return [(adm_crop if config.crop == "adm" else center_crop)(pixels, config.size) for config in configs]
 
 
 def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -4,17 +4,17 @@ Specification: the index of `<name>.tar` is `.titokctl-index/<name>.tar.npz` in 
 written, `$XDG_CACHE_HOME/titokctl/shard-index/<start of the SHA-256 of the shard's path>-<name>.tar.npz`. It is a NumPy
 .npz without pickled objects:
 
-    header    (n,) uint8     JSON: format "titokctl/shard-index", format_version 1, the shard's `size` and `mtime_ns`,
-                             `cut` ("" or how the tar ends too early), `problems` [[key, kind, text], ...]
+    header    (n,) uint8     JSON: format "titokctl/shard-index", format_version 2, the shard's `size` and `mtime_ns`,
+                             `cut` ("" or how the tar ends too early), `problems` [[key, kind, text], ...], `layout`
+                             ("samples", or "class-tars" of a tar of class tars), `names` {label: name} as far as known
     offsets   (N,) uint64    first byte of each image in the tar
     sizes     (N,) uint64    its bytes
     labels    (N,) int32     from the `cls` or `json` member, -1 for none
     keys      (m,) uint8     the UTF-8 keys, one after the other
     key_ends  (N,) uint64    where each key ends in `keys`
 
-A sample is what WebDataset takes for one: members that share a name up to the first dot of its last part; that is the
-key, the rest the kind. A sample has one image (jpg, jpeg, png, webp, in any case) and at most one label. Other members
-are never read. An index whose `size` or `mtime_ns` differs from the shard's is made anew.
+What a sample is, and what its problems are: `shard_scan`. An index whose `size` or `mtime_ns` differs from the shard's
+is made anew.
 """
 
 import hashlib
@@ -25,22 +25,19 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import write_bytes
-from titokctl.formats.tar_headers import BrokenTar, Member, members
+from titokctl.formats.class_tars import scan_class_tars
+from titokctl.formats.shard_scan import MAX_IMAGE_BYTES, Scan, scan
+from titokctl.formats.tar_headers import BrokenTar
 
 FORMAT = "titokctl/shard-index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FOLDER = ".titokctl-index"
-MAX_IMAGE_BYTES = 256 << 20
-_MAX_LABEL_BYTES = 1 << 20
-_IMAGES = ("jpg", "jpeg", "png", "webp")
-_LABELS = ("cls", "json")
-_JSON_KEYS = ("label", "cls", "class_id")
+SAMPLES, CLASS_TARS = "samples", "class-tars"
 _ARRAYS = {"offsets": "<u8", "sizes": "<u8", "labels": "<i4", "keys": "|u1", "key_ends": "<u8"}
 
 
@@ -57,6 +54,8 @@ class ShardIndex:
     labels: np.ndarray
     keys: np.ndarray
     key_ends: np.ndarray
+    layout: str = SAMPLES
+    names: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -67,15 +66,7 @@ class ShardIndex:
         return self.keys[begin : int(self.key_ends[i])].tobytes().decode("utf-8", "backslashreplace")
 
 
-@dataclass
-class _Sample:
-    image: Member | None = None
-    label: int | None = None
-    problem: tuple[str, str] | None = None
-    extra: list[tuple[str, str]] = field(default_factory=list)
-
-
-def open_index(shard: Path, accept_cut: bool = False, keep: bool = True) -> ShardIndex:
+def open_index(shard: Path, accept_cut: bool = False, keep: bool = True, layout: str = SAMPLES) -> ShardIndex:
     """The index of `shard`: the kept one when it fits, else made by a pass over the headers and, with `keep`, kept.
 
     Raises:
@@ -85,9 +76,9 @@ def open_index(shard: Path, accept_cut: bool = False, keep: bool = True) -> Shar
         state = shard.stat()
     except OSError as error:
         raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
-    index = _kept(shard, state)
+    index = _kept(shard, state, layout)
     if index is None:
-        index = build_index(shard)
+        index = build_index(shard, layout=layout)
         if keep:
             _keep(shard, index)
     if index.cut and not accept_cut:
@@ -97,29 +88,18 @@ def open_index(shard: Path, accept_cut: bool = False, keep: bool = True) -> Shar
     return index
 
 
-def build_index(shard: Path, max_image_bytes: int = MAX_IMAGE_BYTES) -> ShardIndex:
+def build_index(shard: Path, max_image_bytes: int = MAX_IMAGE_BYTES, layout: str = SAMPLES) -> ShardIndex:
     """The index of `shard` by one pass over its headers; labels are read, images are not.
 
     A cut tar gives the index of its whole members and says so in `cut`. Raises UserError for what is no tar.
     """
-    samples: dict[str, _Sample] = {}
-    cut = ""
     try:
-        with shard.open("rb") as file:
-            state = os.fstat(file.fileno())
-            try:
-                for member in members(file, state.st_size):
-                    _take(samples, member, file, max_image_bytes)
-            except BrokenTar as error:
-                if not error.cut or state.st_size == 0:
-                    raise
-                cut = str(error)
+        return _from_class_tars(shard) if layout == CLASS_TARS else _from_samples(shard, max_image_bytes)
     except BrokenTar as error:
-        what = "the file is empty" if state.st_size == 0 else str(error)
+        what = "the file is empty" if shard.stat().st_size == 0 else str(error)
         raise UserError(f"{shard} is not a whole tar file: {what}", "compressed tars must be unpacked first") from error
     except OSError as error:
         raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
-    return _assemble(samples, state, cut)
 
 
 def write_index(shard: Path, index: ShardIndex) -> None:
@@ -129,72 +109,39 @@ def write_index(shard: Path, index: ShardIndex) -> None:
     write_bytes(target, _serialize(index))
 
 
-def _take(samples: dict[str, _Sample], member: Member, file: BinaryIO, max_image_bytes: int) -> None:
-    folder, slash, base = member.name.rpartition("/")
-    stem, _, kind = base.partition(".")
-    kind = kind.lower()
-    if not stem or kind not in _IMAGES + _LABELS:
-        return
-    sample = samples.setdefault(folder + slash + stem, _Sample())
-    if kind in _LABELS:
-        file.seek(member.offset)
-        label = _label(kind, file.read(member.size)) if member.size <= _MAX_LABEL_BYTES else "a label of that size"
-        if isinstance(label, str):
-            sample.extra.append(("bad-label", f"{member.name}: {label}"))
-        elif label is not None and sample.label not in (None, label):
-            sample.extra.append(("bad-label", f"{member.name}: the labels {sample.label} and {label}"))
-        elif label is not None:
-            sample.label = label
-    elif sample.image is not None:
-        sample.extra.append(("duplicate", f"{member.name}: the key has an image already"))
-    elif member.size > max_image_bytes:
-        sample.problem = ("too-large", f"{member.name}: {member.size:,} bytes, more than {max_image_bytes:,}")
-    else:
-        sample.image = member
+def _from_class_tars(shard: Path) -> ShardIndex:
+    """The index of a tar of class tars: every image is a sample, its class the class tar it lies in."""
+    with shard.open("rb") as file:
+        state = os.fstat(file.fileno())
+        return _assemble(scan_class_tars(file, state.st_size), state, CLASS_TARS)
 
 
-def _label(kind: str, data: bytes) -> int | str | None:
-    """The label in a cls or json member, None where a json has none, or what is wrong with it."""
-    try:
-        value: Any = int(data) if kind == "cls" else json.loads(data)
-    except (ValueError, RecursionError):
-        return f"no {'whole number' if kind == 'cls' else 'JSON'}: {data[:20]!r}"
-    if kind == "json":
-        value = next((value[k] for k in _JSON_KEYS if k in value), None) if isinstance(value, dict) else None
-        if value is None:
-            return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        return f"no class index: {str(value)[:20]!r}"
-    return value
+def _from_samples(shard: Path, max_image_bytes: int) -> ShardIndex:
+    with shard.open("rb") as file:
+        state = os.fstat(file.fileno())
+        return _assemble(scan(file, state.st_size, max_image_bytes), state, SAMPLES)
 
 
-def _assemble(samples: dict[str, _Sample], state: os.stat_result, cut: str) -> ShardIndex:
-    problems: list[tuple[str, str, str]] = []
-    found: list[tuple[int, int, int, bytes]] = []
-    for key, sample in samples.items():
-        problems += [(key, kind, text) for kind, text in sample.extra]
-        if sample.image is not None:
-            label = -1 if sample.label is None else sample.label
-            found.append((sample.image.offset, sample.image.size, label, key.encode("utf-8", "backslashreplace")))
-        else:
-            problems.append((key, *(sample.problem or ("no-image", "a label without an image"))))
-    found.sort(key=lambda s: s[0])
+def _assemble(scan: Scan, state: os.stat_result, layout: str) -> ShardIndex:
+    keys = [one.key.encode("utf-8", "backslashreplace") for one in scan.found]
     return ShardIndex(
         size=state.st_size,
         mtime_ns=state.st_mtime_ns,
-        cut=cut,
-        problems=problems,
-        offsets=np.array([s[0] for s in found], "<u8"),
-        sizes=np.array([s[1] for s in found], "<u8"),
-        labels=np.array([s[2] for s in found], "<i4"),
-        keys=np.frombuffer(b"".join(s[3] for s in found), "|u1"),
-        key_ends=np.cumsum([len(s[3]) for s in found], dtype="<u8"),
+        cut=scan.cut,
+        problems=scan.problems,
+        offsets=np.array([one.offset for one in scan.found], "<u8"),
+        sizes=np.array([one.size for one in scan.found], "<u8"),
+        labels=np.array([one.label for one in scan.found], "<i4"),
+        keys=np.frombuffer(b"".join(keys), "|u1"),
+        key_ends=np.cumsum([len(key) for key in keys], dtype="<u8"),
+        layout=layout,
+        names=scan.names,
     )
 
 
 def _serialize(index: ShardIndex) -> bytes:
     header = {"format": FORMAT, "format_version": FORMAT_VERSION}
-    header |= {name: getattr(index, name) for name in ("size", "mtime_ns", "cut", "problems")}
+    header |= {name: getattr(index, name) for name in ("size", "mtime_ns", "cut", "problems", "layout", "names")}
     out = io.BytesIO()
     arrays = {name: getattr(index, name) for name in _ARRAYS}
     np.savez_compressed(out, header=np.frombuffer(json.dumps(header).encode(), "|u1"), **arrays)
@@ -212,8 +159,10 @@ def _deserialize(data: bytes) -> ShardIndex | None:
         if any(array.dtype != _ARRAYS[name] or array.ndim != 1 for name, array in arrays.items()):
             return None
         problems = [(str(key), str(kind), str(text)) for key, kind, text in header["problems"]]
-        index = ShardIndex(int(header["size"]), int(header["mtime_ns"]), str(header["cut"]), problems, **arrays)
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile):
+        names = {int(label): str(name) for label, name in header["names"].items()}
+        facts = int(header["size"]), int(header["mtime_ns"]), str(header["cut"])
+        index = ShardIndex(*facts, problems, **arrays, layout=str(header["layout"]), names=names)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile):
         return None
     return index if _consistent(index) else None
 
@@ -238,13 +187,15 @@ def _places(shard: Path) -> tuple[Path, Path]:
     return shard.parent / FOLDER / f"{shard.name}.npz", cache / f"{digest}-{shard.name}.npz"
 
 
-def _kept(shard: Path, state: os.stat_result) -> ShardIndex | None:
+def _kept(shard: Path, state: os.stat_result, layout: str) -> ShardIndex | None:
     for place in _places(shard):
         try:
             index = _deserialize(place.read_bytes())
         except OSError:
             continue
-        if index is not None and (index.size, index.mtime_ns) == (state.st_size, state.st_mtime_ns):
+        if index is None or index.layout != layout:
+            continue
+        if (index.size, index.mtime_ns) == (state.st_size, state.st_mtime_ns):
             return index
     return None
 

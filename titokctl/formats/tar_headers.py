@@ -37,21 +37,22 @@ class Member:
     size: int
 
 
-def members(file: BinaryIO, length: int) -> Iterator[Member]:
-    """The regular files of the tar in `file`, `length` bytes long, in order.
+def members(file: BinaryIO, length: int, begin: int = 0) -> Iterator[Member]:
+    """The regular files of the tar that fills `file` from byte `begin` to byte `length`, in order.
 
-    Members given out are whole. Raises BrokenTar at the place where the tar stops being one.
+    `file` is only ever sought forwards, so a stream that can skip will do. Members given out are whole. Raises
+    BrokenTar at the place where the tar stops being one.
     """
-    position = 0
+    position = begin
     long_name: str | None = None
     pax: dict[str, str] = {}
     while True:
-        header = _read(file, position, BLOCK)
+        header = _read(file, position, min(BLOCK, length - position))
         if len(header) < BLOCK:
             what = "its end marker is missing" if not header else "it ends inside a header"
             raise BrokenTar(f"cut after {position:,} bytes: {what}", cut=True)
         if header == _ZEROS:
-            return _check_end(file, position + BLOCK)
+            return _check_end(file, position + BLOCK, length)
         kind, size = header[156:157], _check_header(header, position)
         # A pax size stands for sizes the header's field can't hold.
         size = _number(pax["size"], position) if "size" in pax and kind in _REGULAR else size
@@ -74,6 +75,8 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
 
 
 def _read(file: BinaryIO, position: int, count: int) -> bytes:
+    if count <= 0:
+        return b""
     file.seek(position)
     return file.read(count)
 
@@ -93,14 +96,16 @@ def _check_header(header: bytes, position: int) -> int:
     return int(digits or b"0", 8)
 
 
-def _check_end(file: BinaryIO, position: int) -> None:
+def _check_end(file: BinaryIO, position: int, length: int) -> None:
     """A second zero block must follow, and nothing but zeros after it."""
-    second = _read(file, position, BLOCK)
+    second = _read(file, position, min(BLOCK, length - position))
     if len(second) < BLOCK:
         raise BrokenTar(f"cut after {position + len(second):,} bytes: it ends inside its end marker", cut=True)
     if second != _ZEROS:
         raise BrokenTar(f"a lone block of zeros at byte {position - BLOCK:,}", cut=False)
-    while chunk := file.read(1 << 20):
+    rest = length - position - BLOCK
+    while chunk := file.read(min(1 << 20, rest)):
+        rest -= len(chunk)
         if chunk.strip(b"\0"):
             raise BrokenTar(
                 f"there is more after its end at byte {position + BLOCK:,} (several tars in one?)", cut=False

@@ -14,7 +14,7 @@ import torch
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import BadImage, decode, preprocess, to_bytes
-from titokctl.data.sources import Rejected, Source, open_source
+from titokctl.data.sources import Rejected, Source, open_source, reopen_source
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
 from titokctl.formats.npz_reader import NpzReader
@@ -186,7 +186,7 @@ def from_origin(origin: dict[str, Any]) -> ImageSet:
     """The images that something was made from, as it recorded them. Raises UserError when they changed or are gone."""
     source, preprocessing = origin["source"], PreprocessingConfig.model_validate(origin["preprocessing"])
     try:
-        found = open_source(source["paths"], source.get("kind"))
+        found = reopen_source(source)
     except UserError as error:
         raise UserError(
             f"the images to compare with are not where they were: {error.message}", "name the reference with --ref"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from titokctl.data.sources import open_source
+from titokctl.data.sources import reopen_source
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
@@ -49,8 +49,7 @@ def _against_source(cache: TokenCache) -> tuple[list[str], list[str]]:
     if rejected is None or not isinstance(paths, list) or not paths:
         return [], ["the cache does not say which images it was made of"]
     try:
-        accept_cut = bool(recorded.get("accepted_cut_shards"))
-        source = open_source([str(p) for p in paths], recorded.get("kind"), accept_cut)
+        source = reopen_source(recorded)
     except UserError as error:
         return [], [f"the source can't be read: {error.message}"]
     if source.description.get("fingerprint") != recorded.get("fingerprint"):

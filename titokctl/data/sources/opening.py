@@ -2,29 +2,70 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from titokctl.data.sources.folder import KIND as FOLDER
 from titokctl.data.sources.folder import open_folder, recognises
+from titokctl.data.sources.label_file import with_labels
+from titokctl.data.sources.parquet import KIND as PARQUET
+from titokctl.data.sources.parquet import open_parquet, parquet_in
+from titokctl.data.sources.remote import KIND as REMOTE
+from titokctl.data.sources.remote import expand_urls, is_url, open_remote
 from titokctl.data.sources.shards import KIND as SHARDS
 from titokctl.data.sources.shards import expand, open_shards, shards_in
 from titokctl.data.sources.source import Source
 from titokctl.errors import UsageError, UserError
+from titokctl.formats.shard_index import CLASS_TARS
 
-KINDS = (FOLDER, SHARDS)
+KINDS = (FOLDER, SHARDS, CLASS_TARS, PARQUET, REMOTE)
 _TRAIN = "train"
+_IMAGENET_TRAIN = "ILSVRC2012_img_train.tar"
 
 
-def open_source(paths: Sequence[Path | str], kind: str | None = None, accept_cut: bool = False) -> Source:
-    """The source at `paths`: a folder of images or of class folders, a folder of tar shards, shards, or patterns.
+def open_source(
+    paths: Sequence[Path | str],
+    kind: str | None = None,
+    accept_cut: bool = False,
+    labels: Path | None = None,
+    label_table: Path | None = None,
+) -> Source:
+    """The source at `paths`, whatever it is made of.
 
-    Where a folder holds `train/` and no images or shards of its own, `train/` is read. `kind` settles what can't be
-    told from the files ("folder", "shards"); `accept_cut` takes the whole members of shards that were cut.
+    A folder of images or of class folders, a folder of tar shards, shards, patterns or URLs of shards, parquet files,
+    or the tar of class tars in which ImageNet is handed out. Where a folder holds `train/` and nothing of its own,
+    `train/` is read; so is ILSVRC2012_img_train.tar.
+
+    Args:
+        paths: files, folders, brace patterns or URLs.
+        kind: one of KINDS, where it can't be told from the files.
+        accept_cut: take the whole members of shards that were cut.
+        labels: a text file with the labels of images that carry none (`label_file`).
+        label_table: synset and ILSVRC2012_ID, for labels that are such IDs.
 
     Raises:
         UserError: something is missing, empty, or not a source.
     """
     if kind not in (None, *KINDS):
         raise UsageError(f"there is no kind of source named {kind!r}", f"one of: {', '.join(KINDS)}")
+    if label_table is not None and labels is None:
+        raise UsageError("a table of labels is of no use without a file of labels", "name it with --labels")
+    source = _open(paths, kind, accept_cut)
+    return source if labels is None else with_labels(source, labels, label_table)
+
+
+def reopen_source(description: dict[str, Any]) -> Source:
+    """The source that a recorded `Source.description` tells of. Raises UserError when it is gone or no longer fits."""
+    files = [Path(description[name]) if name in description else None for name in ("labels", "label_table")]
+    accept_cut = bool(description.get("accepted_cut_shards"))
+    return open_source(description["paths"], description.get("kind"), accept_cut, *files)
+
+
+def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool) -> Source:
+    urls = [str(path) for path in paths if is_url(str(path))]
+    if urls:
+        if len(urls) < len(paths) or kind not in (None, REMOTE, SHARDS):
+            raise UsageError("URLs and local paths make no source together", "name either")
+        return open_remote(expand_urls(urls), accept_cut)
     given = [p for path in paths for p in _expanded(path)]
     if not given:
         raise UsageError("no source is named", "name a folder of images, or shards")
@@ -32,6 +73,8 @@ def open_source(paths: Sequence[Path | str], kind: str | None = None, accept_cut
     if missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
         raise UserError(f"no such file or folder: {missing[0]}{more}")
+    if kind == PARQUET or (kind is None and all(p.suffix == ".parquet" for p in given)):
+        return open_parquet([file for path in given for file in (parquet_in(path) if path.is_dir() else [path])])
     if len(given) == 1 and given[0].is_dir():
         return _open_one_folder(given[0], kind, accept_cut)
     shards = [shard for path in given for shard in (shards_in(path) if path.is_dir() else [path])]
@@ -44,13 +87,17 @@ def open_source(paths: Sequence[Path | str], kind: str | None = None, accept_cut
 
 def _open_one_folder(path: Path, kind: str | None, accept_cut: bool) -> Source:
     path = _train_folder(path)
+    if (path / _IMAGENET_TRAIN).is_file() and kind in (None, CLASS_TARS):
+        return open_shards([path / _IMAGENET_TRAIN], accept_cut)
     shards = shards_in(path)
     if shards and kind is None and recognises(path):
         raise UserError(f"{path} holds both tar shards and images", "say which with --source shards or --source folder")
-    if kind == SHARDS or (shards and kind is None):
+    if kind in (SHARDS, CLASS_TARS) or (shards and kind is None):
         if not shards:
             raise UserError(f"no .tar shards in {path}")
         return open_shards(shards, accept_cut)
+    if kind is None and parquet_in(path):
+        return open_parquet(parquet_in(path))
     if not any(path.iterdir()):
         raise UserError(f"the folder {path} is empty", "name a folder of images, or of tar shards")
     return open_folder(path)

@@ -1,7 +1,8 @@
 """WebDataset tar shards, read by position through an index of where their samples lie.
 
 Shards come as a folder of .tar files, as brace patterns (train-{0000..0146}.tar), or as several paths. `index.json`
-beside them, as `titokctl shard` writes it, gives the class names and the counts they are checked against.
+beside them, as `titokctl shard` writes it, gives the class names; counts in it and in other tools' files are checked.
+A single tar whose members are tars of a class each (ILSVRC2012_img_train.tar) is read as it is.
 """
 
 import hashlib
@@ -17,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from titokctl.data.sources.shard_checks import check_counts, check_samples, contiguous_names, joined_names
 from titokctl.data.sources.source import Rejected, Sample, Source, units_of
 from titokctl.errors import UserError
-from titokctl.formats.shard_index import ShardIndex, open_index
-from titokctl.formats.shard_set import INDEX_NAME, read_set_index
+from titokctl.formats.class_tars import is_class_tars
+from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, open_index
+from titokctl.formats.shard_set import read_set_index
 
 KIND = "shards"
 _MAX_OPEN = 256
@@ -66,6 +69,7 @@ class ShardSource(Source):
 
     paths: list[Path] = field(default_factory=list)
     indices: list[ShardIndex] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._ends = np.cumsum([len(index) for index in self.indices], dtype=np.int64)
@@ -82,10 +86,13 @@ class ShardSource(Source):
         return np.concatenate([index.labels for index in self.indices]).astype(np.int32)
 
     def keys(self) -> list[str]:
-        return [index.key(i) for index in self.indices for i in range(len(index))]
+        return [self._key(shard, i) for shard, index in enumerate(self.indices) for i in range(len(index))]
 
     def sizes(self) -> np.ndarray:
         return np.concatenate([index.sizes for index in self.indices]).astype(np.int64)
+
+    def _key(self, shard: int, i: int) -> str:
+        return (self.prefixes[shard] if self.prefixes else "") + self.indices[shard].key(i)
 
     def _read(self, shard: int, position: int) -> Sample:
         index = self.indices[shard]
@@ -97,7 +104,7 @@ class ShardSource(Source):
             raise UserError(f"cannot read the shard {self.paths[shard]}: {error.strerror}") from error
         if len(data) != size:
             raise UserError(f"the shard {self.paths[shard]} became shorter while it was read")
-        return Sample(index.key(i), int(index.labels[i]), data)
+        return Sample(self._key(shard, i), int(index.labels[i]), data)
 
 
 def shards_in(path: Path) -> list[Path]:
@@ -107,6 +114,11 @@ def shards_in(path: Path) -> list[Path]:
 
 def expand(pattern: str) -> list[Path]:
     """The paths a brace pattern stands for, in its order; a path without braces is itself."""
+    return [Path(one) for one in expand_pattern(pattern)]
+
+
+def expand_pattern(pattern: str) -> list[str]:
+    """What a brace pattern stands for, in its order. Raises UserError when that is none or too many."""
     from braceexpand import braceexpand
 
     # Ranges are written out at once: their lengths must be known before.
@@ -116,7 +128,7 @@ def expand(pattern: str) -> list[Path]:
     if math.prod(lengths) > _MAX_SHARDS:
         raise UserError(f"{pattern!r} stands for more than {_MAX_SHARDS:,} shards")
     try:
-        found = [Path(p) for p in islice(braceexpand(pattern), _MAX_SHARDS + 1)]
+        found = list(islice(braceexpand(pattern), _MAX_SHARDS + 1))
     except ValueError as error:
         raise UserError(f"the braces in {pattern!r} don't match", "e.g. shards/train-{0000..0146}.tar") from error
     if len(found) > _MAX_SHARDS:
@@ -128,22 +140,30 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
     """The samples of the shards `paths`, in that order.
 
     Raises:
-        UserError: a shard is missing, no tar, or cut; a count differs from index.json; there is no image at all.
+        UserError: a shard is missing, no tar, or cut; a count differs from what a file beside it says; shards call one
+            label by two names; no image can be used.
     """
     twice = sorted({str(p) for p in paths if list(paths).count(p) > 1}) if len(set(paths)) < len(paths) else []
     if twice:
         raise UserError(f"the shard {twice[0]} is named twice")
-    indices = [open_index(path, accept_cut) for path in paths]
-    class_names = _class_names(paths, indices)
-    problems = [Rejected(*problem) for index in indices for problem in index.problems]
+    layout = CLASS_TARS if len(paths) == 1 and is_class_tars(paths[0]) else SAMPLES
+    found = [open_index(path, accept_cut, layout=layout) for path in paths]
+    check_counts(paths, found)
+    names = joined_names([str(path) for path in paths], found)
+    class_names = _class_names(paths) or contiguous_names(names)
+    files = _OpenShards(paths)
+    checked = check_samples(
+        [path.name for path in paths],
+        found,
+        len(class_names),
+        lambda shard, i: files.read(shard, int(found[shard].offsets[i]), int(found[shard].sizes[i])),
+    )
+    indices = checked.indices
     units = units_of([(path.name, len(index)) for path, index in zip(paths, indices, strict=True)])
     if not units:
-        raise UserError(
-            f"no images in {len(paths)} shards ({paths[0]} ...)", "looked for jpg, jpeg, png and webp members"
-        )
-    _check_labels(paths, indices, class_names)
+        raise _nothing(paths, checked.problems)
     description = {
-        "kind": KIND,
+        "kind": CLASS_TARS if layout == CLASS_TARS else KIND,
         "paths": [str(p.resolve()) for p in paths],
         "num_samples": units[-1].first + units[-1].count,
         "fingerprint": _fingerprint(paths, indices),
@@ -151,29 +171,33 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
     cut = [str(path) for path, index in zip(paths, indices, strict=True) if index.cut]
     if cut:
         description["accepted_cut_shards"] = cut
-    return ShardSource(class_names, description, units, problems, paths=list(paths), indices=indices)
+    return ShardSource(
+        class_names,
+        description,
+        units,
+        checked.problems,
+        paths=list(paths),
+        indices=indices,
+        prefixes=checked.prefixes,
+    )
 
 
-def _class_names(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> list[str]:
-    """Class names of the index.json files beside the shards, whose counts are checked on the way."""
-    records = {folder: read_set_index(folder) for folder in dict.fromkeys(path.parent for path in paths)}
-    found = {folder: record for folder, record in records.items() if record is not None}
-    for path, index in zip(paths, indices, strict=True):
-        shards = {s["name"]: s for s in found.get(path.parent, {}).get("shards", [])}
-        if path.name in shards and shards[path.name]["samples"] != len(index):
-            expected = shards[path.name]["samples"]
-            raise UserError(f"{path} holds {len(index):,} images where {INDEX_NAME} says {expected:,}", "copy it again")
-    lists = [record.get("class_names", []) for record in found.values()]
+def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:
+    if problems:
+        first = problems[0]
+        text = f"none of the {len(problems):,} samples in {len(paths)} shards can be used: {first.key} ({first.text})"
+        return UserError(text, "labels are class indices from 0 on")
+    text = f"no images in {len(paths)} shards ({paths[0]} ...)"
+    return UserError(text, "looked for jpg, jpeg, png and webp members")
+
+
+def _class_names(paths: Sequence[Path]) -> list[str]:
+    """Class names of the index.json files beside the shards."""
+    records = [read_set_index(folder) for folder in dict.fromkeys(path.parent for path in paths)]
+    lists = [record.get("class_names", []) for record in records if record is not None]
     if any(names != lists[0] for names in lists):
         raise UserError("the shards' folders name different classes", "take shards that were made together")
     return [str(name) for name in lists[0]] if lists else []
-
-
-def _check_labels(paths: Sequence[Path], indices: Sequence[ShardIndex], class_names: list[str]) -> None:
-    for path, index in zip(paths, indices, strict=True):
-        highest = int(index.labels.max(initial=-1))
-        if class_names and highest >= len(class_names):
-            raise UserError(f"{path} holds the label {highest}, but there are {len(class_names):,} class names")
 
 
 def _pread(descriptor: int, size: int, offset: int) -> bytes:

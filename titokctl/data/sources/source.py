@@ -82,6 +82,10 @@ class Source(ABC):
         for position in range(unit.first, unit.first + unit.count):
             yield self.sample(position)
 
+    def read_unit(self, unit: Unit) -> tuple[list[Sample], list[Rejected]]:
+        """The samples of one unit, and those of it that turned out unusable only now: `unit.count` of both."""
+        return list(self.read(unit)), []
+
     def sample(self, position: int) -> Sample:
         """The sample at `position`."""
         return self.read_many([position])[0]

@@ -1,0 +1,128 @@
+"""Hugging Face data sets in parquet files."""
+
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import encoded, noise
+
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.data.pipeline import decode_unit
+from titokctl.data.sources import open_source
+from titokctl.errors import UserError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+CLASSES = ["cat", "dog", "fish"]
+
+
+def picture(seed: int) -> bytes:
+    return encoded(noise(6, 5, seed=seed))
+
+
+def write(
+    path: Path,
+    seeds: range,
+    *,
+    classes: list[str] | None = CLASSES,
+    group: int = 4,
+    names: bool = True,
+    labels: list[int | None] | None = None,
+) -> Path:
+    """A file as the `datasets` library writes it: picture number i has label i % 3."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"bytes": picture(i), "path": f"img_{i:03d}.png" if names else None} for i in seeds]
+    image = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    label = pa.array(labels if labels is not None else [i % 3 for i in seeds], pa.int64())
+    table = pa.table({"image": image, "label": label})
+    if classes is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": classes, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+def test_rows_are_read_by_position(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.parquet", range(10)), write(tmp_path / "b.parquet", range(10, 13))]
+    source = open_source(paths)
+    assert source.class_names == CLASSES
+    assert source.labels().tolist() == [i % 3 for i in range(13)]
+    assert source.keys() == [f"img_{i:03d}" for i in range(13)]
+    assert [(u.first, u.count) for u in source.units] == [(0, 10), (10, 3)]
+    for order in (range(13), [12, 0, 9, 3, 4, 12], []):
+        samples = source.read_many(order)
+        assert [(s.key, s.label, s.data) for s in samples] == [(f"img_{i:03d}", i % 3, picture(i)) for i in order]
+    assert source.sizes().tolist() == [len(picture(i)) for i in range(13)]
+    for position in (-1, 13):
+        with pytest.raises(IndexError):
+            source.sample(position)
+
+
+def test_a_data_set_folder_means_its_training_files(tmp_path: Path) -> None:
+    for name, seeds in (("test", range(2)), ("train", range(5)), ("validation", range(3))):
+        write(tmp_path / f"data/{name}-00000-of-00001.parquet", seeds)
+    assert len(open_source([tmp_path])) == 5
+    assert len(open_source([tmp_path / "data/validation-00000-of-00001.parquet"])) == 3
+    assert open_source([tmp_path]).description["kind"] == "parquet"
+
+
+def test_it_goes_through_the_pipeline_and_to_another_process(tmp_path: Path) -> None:
+    source = open_source([write(tmp_path / "a.parquet", range(40))])
+    config = PreprocessingConfig(size=4)
+    unit = decode_unit(pickle.loads(pickle.dumps(source)), source.units[0], config, workers=3)
+    assert unit.keys == source.keys()
+    np.testing.assert_array_equal(unit.pixels, decode_unit(source, source.units[0], config).pixels)
+
+
+def test_without_names_and_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", range(3), classes=None, names=False, labels=[None, -1, 4])
+    source = open_source([path])
+    assert source.keys() == ["a/00000000", "a/00000001", "a/00000002"]
+    assert (source.labels().tolist(), source.class_names) == ([-1, -1, 4], [])
+
+
+def test_an_image_that_is_missing_is_rejected_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", range(3))
+    table = pq.read_table(path)
+    rows = table.column("image").to_pylist()
+    rows[1] = None
+    pq.write_table(table.set_column(0, "image", pa.array(rows, table.schema.field("image").type)), path)
+    unit = decode_unit(open_source([path]), open_source([path]).units[0], PreprocessingConfig(size=4))
+    assert [r.kind for r in unit.rejected] == ["empty"]
+    assert len(unit.pixels) == 2
+
+
+def test_the_fingerprint_follows_labels_and_files(tmp_path: Path) -> None:
+    prints = [
+        open_source([write(tmp_path / f"{n}/a.parquet", range(3), labels=labels)]).description["fingerprint"]
+        for n, labels in enumerate(([0, 1, 2], [0, 1, 2], [0, 1, 1]))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.parquet", range(3))
+    other = write(tmp_path / "b.parquet", range(3), classes=["cat", "fish", "dog"])
+    with pytest.raises(UserError, match=r"b\.parquet has other classes or columns than .*a\.parquet"):
+        open_source([first, other])
+    with pytest.raises(UserError, match="hold the label 7, but there are 3 class names"):
+        open_source([write(tmp_path / "c.parquet", range(3), labels=[0, 7, 1])])
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "d.parquet")
+    with pytest.raises(UserError, match=r"d\.parquet: no column of it holds images"):
+        open_source([tmp_path / "d.parquet"])
+    (tmp_path / "e.parquet").write_bytes(first.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"e\.parquet can't be read as parquet"):
+        open_source([tmp_path / "e.parquet"])
+    with pytest.raises(UserError, match="no images in 1 parquet files"):
+        open_source([write(tmp_path / "f.parquet", range(0))])
+
+
+def test_without_pyarrow_the_hint_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.parquet", range(3))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match="need the package pyarrow") as caught:
+        open_source([path])
+    assert "titokctl[parquet]" in caught.value.hint

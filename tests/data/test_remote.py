@@ -1,0 +1,309 @@
+"""Shards on a server: a real one on 127.0.0.1 that breaks connections, forgets ranges, and says no."""
+
+import json
+import os
+import pickle
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from image_files import encoded, noise, webdataset_samples
+from tar_files import tar_bytes
+
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.data.pipeline import decode_unit, decode_units
+from titokctl.data.sources import Source, open_source, remote_stream, reopen_source
+from titokctl.data.sources.remote_stream import RemoteStream, fetch
+from titokctl.errors import UsageError, UserError
+from titokctl.formats.shard_set import ShardSample, write_set_index, write_shard
+
+CONFIG = PreprocessingConfig(size=8)
+
+
+class Server:
+    """Serves `files`; `broken[name]` answers break off after so many bytes, `refused[name]` ones say 503."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.broken: dict[str, list[int]] = {}
+        self.refused: Counter[str] = Counter()
+        self.ranges = self.lengths = True
+        self.asked: list[tuple[str, str | None]] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def close(self) -> None:
+        """Stop; a second time does nothing."""
+        if not self._thread.is_alive():
+            return
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        name, wanted = request.path.lstrip("/"), request.headers.get("Range")
+        self.asked.append((name, wanted))
+        if self.refused[name] > 0 or name not in self.files:
+            request.send_error(503 if self.refused[name] > 0 else 404)
+            self.refused[name] -= 1
+            return
+        body = self.files[name]
+        begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
+        request.send_response(206 if begin else 200)
+        if begin:
+            request.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        if self.lengths:
+            request.send_header("Content-Length", str(len(body) - begin))
+        request.send_header("ETag", f'"{hash(body)}"')
+        request.end_headers()
+        breaks = self.broken.get(name, [])
+        request.wfile.write(body[begin : begin + breaks.pop(0)] if breaks else body[begin:])
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(remote_stream, "PAUSES", (0.0, 0.01, 0.01, 0.01))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    running = Server()
+    yield running
+    running.close()
+
+
+def shard(seeds: range) -> bytes:
+    pairs = [((f"{i:04d}.png", encoded(noise(40, 30, seed=i))), (f"{i:04d}.cls", str(i % 3).encode())) for i in seeds]
+    return tar_bytes(member for pair in pairs for member in pair)
+
+
+def contents(source: Source) -> list[tuple[str, int, bytes]]:
+    return [(s.key, s.label, s.data) for unit in source.units for s in source.read(unit)]
+
+
+@pytest.fixture
+def two(server: Server) -> Server:
+    server.files = {"s-0.tar": shard(range(5)), "s-1.tar": shard(range(5, 8))}
+    return server
+
+
+def open_two(server: Server, **options: bool) -> Source:
+    return open_source([f"{server.url}/s-{{0..1}}.tar"], **options)
+
+
+def test_remote_shards_hold_what_local_ones_do(two: Server, tmp_path: Path) -> None:
+    for name, data in two.files.items():
+        (tmp_path / name).write_bytes(data)
+    local, remote = open_source(sorted(tmp_path.glob("*.tar"))), open_two(two)
+    assert contents(remote) == contents(local)
+    assert [(u.name, u.first, u.count) for u in remote.units] == [("s-0.tar", 0, 5), ("s-1.tar", 5, 3)]
+    theirs = [s for name in two.files for s in webdataset_samples(tmp_path / name)]
+    assert [(k, d) for k, _, d in contents(remote)] == [(s["__key__"], s["png"]) for s in theirs]
+    assert reopen_source(remote.description).description == remote.description
+    assert contents(pickle.loads(pickle.dumps(remote))) == contents(local)
+
+
+def test_they_go_through_the_pipeline(two: Server) -> None:
+    source = open_two(two)
+    units = list(decode_units(source, source.units, CONFIG, workers=2))
+    assert [k for u in units for k in u.keys] == [f"{i:04d}" for i in range(8)]
+    assert [u.labels.tolist() for u in units] == [[0, 1, 2, 0, 1], [2, 0, 1]]
+    assert np.concatenate([u.positions for u in units]).tolist() == list(range(8))
+    np.testing.assert_array_equal(decode_unit(source, source.units[1], CONFIG).pixels, units[1].pixels)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_connection_that_breaks_is_taken_up_again(two: Server, ranges: bool) -> None:
+    expected = contents(open_two(two))
+    source, size = open_two(two), len(two.files["s-0.tar"])
+    two.ranges = ranges
+    two.asked.clear()
+    two.broken["s-0.tar"] = [size // 3, size // 2 if not ranges else 1000, size - 1 if not ranges else 7]
+    assert contents(source) == expected
+    asked = [wanted for name, wanted in two.asked if name == "s-0.tar"]
+    assert asked == [None, f"bytes={size // 3}-", *asked[2:]]
+    assert len(asked) == 4
+
+
+def test_a_busy_server_is_asked_again(two: Server) -> None:
+    two.refused.update({"s-0.tar": 3, "index.json": 1})
+    assert len(contents(open_two(two))) == 8
+
+
+def test_in_the_end_it_gives_up(two: Server) -> None:
+    source = open_two(two)
+    two.refused["s-0.tar"] = 99
+    with pytest.raises(UserError, match="the server says 503"):
+        contents(source)
+    two.refused.clear()
+    two.broken["s-0.tar"] = [0] * 99
+    with pytest.raises(UserError, match=r"s-0\.tar can't be read"):
+        contents(source)
+
+
+def test_a_server_that_is_not_there(server: Server) -> None:
+    url = server.url
+    server.close()
+    with pytest.raises(UserError, match=r"a\.tar can't be read|json can't be read"):
+        open_source([f"{url}/a.tar"])
+
+
+def test_a_file_that_changes_on_the_way_is_refused(two: Server) -> None:
+    with RemoteStream(f"{two.url}/s-0.tar") as stream:
+        stream.read(100)
+        two.files["s-0.tar"] = shard(range(50, 55))
+        stream._stream.close()
+        with pytest.raises(UserError, match="changed while it was read"):
+            stream.read(10_000_000)
+
+
+def test_what_is_not_there_is_named(two: Server) -> None:
+    with pytest.raises(UserError, match=r"there is no .*/s-7\.tar"):
+        open_source([f"{two.url}/s-0.tar", f"{two.url}/s-7.tar"])
+    assert fetch(f"{two.url}/nothing.json") is None
+
+
+def test_a_cut_shard_is_an_error_unless_it_is_accepted(two: Server) -> None:
+    whole = two.files["s-1.tar"]
+    two.files["sizes.json"] = json.dumps({"s-0.tar": 5, "s-1.tar": 3}).encode()
+    second = whole.index(b"0006.png")
+    for cut in (second, second + 100, second + 600):
+        two.files["s-1.tar"] = whole[:cut]
+        source = open_two(two)
+        with pytest.raises(UserError, match=r"s-1\.tar is incomplete: cut after"):
+            contents(source)
+        accepted = open_two(two, accept_cut=True)
+        samples, rejected = accepted.read_unit(accepted.units[1])
+        assert [s.key for s in samples] == ["0005"]
+        assert [r.kind for r in rejected] == ["cut", "cut"]
+        assert reopen_source(accepted.description).accept_cut  # type: ignore[attr-defined]
+
+
+def test_recorded_counts_spare_the_first_pass(two: Server) -> None:
+    two.files["_info.json"] = json.dumps(
+        {"splits": {"train": {"filenames": ["s-0.tar", "s-1.tar"], "shard_lengths": [5, 3]}}}
+    ).encode()
+    assert len(open_two(two)) == 8
+    assert not [name for name, _ in two.asked if name.endswith(".tar")]
+    two.files["s-0.tar"] = shard(range(4))
+    with pytest.raises(UserError, match="holds 4 samples where 5 are recorded"):
+        contents(open_two(two))
+
+
+def test_a_shard_is_counted_once(two: Server) -> None:
+    open_two(two)
+    two.asked.clear()
+    assert len(open_two(two)) == 8
+    assert Counter(name for name, _ in two.asked)["s-0.tar"] == 1  # its version was asked for
+    two.files["s-0.tar"] = shard(range(4))
+    assert len(open_two(two)) == 7
+
+
+def test_without_a_length_the_end_marker_tells_the_end(two: Server) -> None:
+    two.lengths = False
+    assert len(contents(open_two(two))) == 8
+    two.files["s-1.tar"] = two.files["s-1.tar"][:1500]
+    with pytest.raises(UserError, match="is incomplete"):
+        contents(open_two(two))
+
+
+def test_what_is_wrong_with_samples_is_counted_by_kind(server: Server) -> None:
+    members = [
+        ("a.png", encoded(noise(9, 9))), ("a.cls", b"0"),
+        ("b.png", encoded(noise(9, 9))), ("b.cls", b"5"),
+        ("c.png", encoded(noise(9, 9))),
+        ("d.png", b"no picture"), ("d.cls", b"1"),
+        ("e.cls", b"1"),
+        ("f.png", encoded(noise(9, 9))), ("f.cls", b"cat"),
+    ]  # fmt: skip
+    server.files["x.tar"] = tar_bytes(members)
+    record = {"format": "titokctl/shards", "format_version": 1, "class_names": ["u", "v"], "shards": []}
+    server.files["index.json"] = json.dumps(record).encode()
+    source = open_source([f"{server.url}/x.tar"])
+    unit = decode_unit(source, source.units[0], CONFIG)
+    assert (unit.keys, source.class_names) == (["a"], ["u", "v"])
+    assert Counter(r.kind for r in unit.rejected) == {
+        "label-range": 1, "no-label": 1, "format": 1, "no-image": 1, "bad-label": 1,
+    }  # fmt: skip
+    assert len(unit.keys) + len(unit.rejected) == source.units[0].count == 6
+
+
+def test_a_label_map_that_changes_is_an_error(server: Server) -> None:
+    for i, name in enumerate(("cat", "dog")):
+        label = json.dumps({"label": 0, "class_name": name}).encode()
+        server.files[f"s-{i}.tar"] = tar_bytes([(f"{i}.png", encoded(noise(9, 9))), (f"{i}.json", label)])
+    with pytest.raises(UserError, match=r"label 0 is 'cat' in .*s-0\.tar and 'dog' in .*s-1\.tar"):
+        contents(open_two(server))
+
+
+def test_a_folder_is_listed_by_its_index(server: Server, tmp_path: Path) -> None:
+    infos = []
+    for i in range(2):
+        samples = [ShardSample(f"{2 * i + j}", "png", encoded(noise(9, 9, seed=2 * i + j)), j) for j in range(2)]
+        infos.append(write_shard(tmp_path / f"t-{i}.tar", samples))
+    write_set_index(tmp_path, infos, ["cat", "dog"])
+    for name in ("t-0.tar", "t-1.tar", "index.json"):
+        server.files[f"in/{name}"] = (tmp_path / name).read_bytes()
+    source = open_source([f"{server.url}/in/"])
+    assert source.class_names == ["cat", "dog"]
+    assert contents(source) == contents(open_source([tmp_path]))
+    with pytest.raises(UserError, match="can't be listed"):
+        open_source([f"{server.url}/other/"])
+
+
+def test_other_schemes_are_opened_by_fsspec(two: Server) -> None:
+    memory = fsspec.filesystem("memory")
+    for name, data in two.files.items():
+        memory.pipe(f"/bucket/{name}", data)
+    try:
+        source = open_source(["memory://bucket/"])
+        assert contents(source) == contents(open_two(two))
+        with pytest.raises(UserError, match=r"there is no memory://bucket/none\.tar"):
+            open_source(["memory://bucket/none.tar"])
+        with pytest.raises(UserError, match=r"no \.tar shards in memory://empty/"):
+            open_source(["memory://empty/"])
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_no_address_runs_anything(tmp_path: Path) -> None:
+    for url in ("pipe://touch ran", "shell://touch ran", "simplecache::memory://a.tar", "http::memory://x.tar"):
+        with pytest.raises(UserError):
+            open_source([url])
+    with pytest.raises(UserError, match="no such file"):
+        open_source([f"pipe:touch {tmp_path}/ran"])
+    assert not os.path.exists(tmp_path / "ran")
+
+
+def test_remote_shards_have_no_positions(two: Server, tmp_path: Path) -> None:
+    source = open_two(two)
+    for ask in (source.labels, source.keys, source.sizes, lambda: source.sample(0)):
+        with pytest.raises(UserError, match="only be read from front to end") as caught:
+            ask()
+        assert "titokctl tokenize" in caught.value.hint
+    with pytest.raises(UsageError, match="no source together"):
+        open_source([f"{two.url}/s-0.tar", tmp_path])
+    with pytest.raises(UserError, match="is named twice"):
+        open_source([f"{two.url}/s-0.tar"] * 2)
+    two.files["s-0.tar"] = b"<html>" * 200
+    with pytest.raises(UserError, match="is not a whole tar file"):
+        open_two(two)

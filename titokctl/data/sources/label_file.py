@@ -1,0 +1,173 @@
+"""Labels in a text file beside images that carry none, such as ILSVRC2012_img_val.tar.
+
+A line is a label, in the order of the sorted image names (`ILSVRC2012_val_00000042` takes line 42); or an image name
+and its label, apart by blanks, tabs or a comma (the first word of a label counts, a line whose label is none is a
+heading). A label is a synset name, or the index of its synset in sorted order. The devkit's
+ILSVRC2012_validation_ground_truth.txt holds neither but ILSVRC2012_IDs, which count from 1 in an order of their own:
+such numbers are taken only with a table of synset and ILSVRC2012_ID (two columns in either order, made from the
+devkit's meta.mat), and never as indices.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from titokctl.data.sources.source import Sample, Source
+from titokctl.data.synsets import is_synset
+from titokctl.errors import UserError
+
+_MAX_BYTES = 256 << 20
+_LEAVES = 1000  # the devkit's table goes on with inner nodes of the tree, which no image is labelled with
+_NUMBERED = re.compile(r"(?:.*/)?ILSVRC2012_(?:val|test)_(\d{8})")
+_ID_HINT = (
+    "ILSVRC2012_IDs are no class indices; give a file of synset names, or the devkit's table of synset and "
+    "ILSVRC2012_ID (from meta.mat) with --label-table"
+)
+
+
+@dataclass
+class LabelledSource(Source):
+    """The samples of `images` with the labels (len,) int32 of a file in place of their own."""
+
+    images: Source = field(kw_only=True)
+    given: np.ndarray = field(kw_only=True)
+
+    def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
+        samples = self.images.read_many(positions)
+        return [replace(s, label=int(self.given[p])) for s, p in zip(samples, positions, strict=True)]
+
+    def labels(self) -> np.ndarray:
+        return self.given.copy()
+
+    def keys(self) -> list[str]:
+        return self.images.keys()
+
+    def sizes(self) -> np.ndarray:
+        return self.images.sizes()
+
+
+def with_labels(source: Source, labels: Path, table: Path | None = None) -> LabelledSource:
+    """`source` with the labels of a text file.
+
+    Raises:
+        UserError: the images have labels already, the file does not fit them, or it holds ILSVRC2012_IDs and there is
+            no table to map them with.
+    """
+    if (source.labels() >= 0).any():
+        raise UserError(f"the images have labels already, and {labels} holds others", "leave out --labels")
+    words = _label_words(labels, source)
+    ids = _read_table(table) if table is not None else {}
+    numbers, class_names = _as_indices(labels, words, ids)
+    description = source.description | {"labels": str(labels.resolve())}
+    if table is not None:
+        description["label_table"] = str(table.resolve())
+    digest = _digest(source.description["fingerprint"], numbers, class_names)
+    return LabelledSource(
+        class_names,
+        description | {"fingerprint": digest},
+        source.units,
+        source.problems,
+        source.can_seek,
+        images=source,
+        given=numbers,
+    )
+
+
+def _digest(fingerprint: str, numbers: np.ndarray, class_names: list[str]) -> str:
+    parts = (fingerprint.encode(), numbers.astype("<i4").tobytes(), "\n".join(class_names).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _label_words(path: Path, source: Source) -> list[str]:
+    """The label of every image as it is written, in the order of the source."""
+    lines = [line.replace(",", " ").replace("\t", " ").split() for line in _text(path).splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} holds no labels")
+    keys = source.keys()
+    if any(len(words) > 1 for words in lines):
+        named = {_stem(words[0]): words[1] for words in lines if len(words) > 1 and _is_label(words[1])}
+        missing = [key for key in keys if _stem(key) not in named]
+        if missing:
+            raise UserError(f"{path} has no label for {missing[0]} (and {len(missing) - 1:,} more)")
+        return [named[_stem(key)] for key in keys]
+    plain = [words[0] for words in lines]
+    matches = [_NUMBERED.fullmatch(key) for key in keys]
+    numbers = [int(match[1]) for match in matches if match is not None]
+    if len(numbers) == len(keys):
+        if max(numbers) > len(plain) or min(numbers) < 1:
+            raise UserError(f"{path} has {len(plain):,} lines, but there is an image number {max(numbers):,}")
+        return [plain[number - 1] for number in numbers]
+    if len(plain) != len(keys):
+        raise UserError(f"{path} has {len(plain):,} lines for {len(keys):,} images", "one label a line is expected")
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    words_at = dict(zip(order, plain, strict=True))
+    return [words_at[i] for i in range(len(keys))]
+
+
+def _as_indices(path: Path, words: list[str], ids: dict[int, str]) -> tuple[np.ndarray, list[str]]:
+    """(n,) int32 labels, and class names as far as they are known."""
+    in_table = sorted(ids.values())
+    if all(map(is_synset, words)):
+        class_names = in_table or sorted(set(words))
+        unknown = set(words) - set(class_names)
+        if unknown:
+            raise UserError(f"{path} names the synset {min(unknown)}, which is not in the table")
+    else:
+        wrong = next((word for word in words if not word.isdecimal()), None)
+        if wrong is not None:
+            raise UserError(f"{path}: {wrong!r} is no label", "synset names (n01440764) or class indices are expected")
+        numbers = [int(word) for word in words]
+        if ids:
+            unknown_ids = set(numbers) - set(ids)
+            if unknown_ids:
+                raise UserError(f"{path} holds the ILSVRC2012_ID {min(unknown_ids)}, which is not in the table")
+            words, class_names = [ids[number] for number in numbers], in_table
+        elif 0 not in numbers:
+            # Indices of a whole validation set begin with 0; the devkit's IDs never hold one.
+            raise UserError(f"{path} seems to hold ILSVRC2012_IDs: its numbers count from {min(numbers)}", _ID_HINT)
+        else:
+            return np.array(numbers, np.int32), []
+    index = {name: i for i, name in enumerate(class_names)}
+    return np.array([index[word] for word in words], np.int32), class_names
+
+
+def _read_table(path: Path) -> dict[int, str]:
+    """Synset by ILSVRC2012_ID, from lines that hold both."""
+    ids: dict[int, str] = {}
+    for line in _text(path).splitlines():
+        words = line.replace(",", " ").replace("\t", " ").split()
+        synset = next((word for word in words if is_synset(word)), None)
+        number = next((int(word) for word in words if word.isdecimal()), None)
+        if synset is None or number is None or not 1 <= number <= _LEAVES:
+            continue
+        if ids.setdefault(number, synset) != synset:
+            raise UserError(f"{path} maps the ILSVRC2012_ID {number} to {ids[number]} and to {synset}")
+    if not ids or len(set(ids.values())) < len(ids):
+        raise UserError(f"{path} is no table of synset and ILSVRC2012_ID", "a line is e.g. `n02119789 1`")
+    return ids
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError(f"{path} is {path.stat().st_size:,} bytes: no list of labels is that large")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read the labels {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text: {error.reason}") from error
+
+
+def _stem(name: str) -> str:
+    """An image's name without folder and extension."""
+    base = name.rpartition("/")[2]
+    stem, dot, extension = base.rpartition(".")
+    return stem if dot and extension.lower() in ("jpg", "jpeg", "png", "webp") else base
+
+
+def _is_label(word: str) -> bool:
+    return is_synset(word) or word.isdecimal()

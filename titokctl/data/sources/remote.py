@@ -1,0 +1,255 @@
+"""WebDataset shards on a server, each read once from front to end.
+
+A shard is a unit: what a server sends can't be sought, so work is claimed, and resumed, by whole shards. How many
+samples each holds must be known before: files beside the shards tell it (`formats/shard_counts`), or a first pass over
+a shard counts them, once, and keeps the number in the user's cache. The count is checked when the shard is read.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from titokctl.data.sources.remote_stream import (
+    Gone,
+    RemoteFile,
+    RemoteStream,
+    check_url,
+    fetch,
+    file_system_of,
+    scheme_of,
+)
+from titokctl.data.sources.shard_checks import NO_LABEL, out_of_range
+from titokctl.data.sources.shards import expand_pattern
+from titokctl.data.sources.source import Rejected, Sample, Source, Unit
+from titokctl.data.workers import in_order
+from titokctl.errors import UserError
+from titokctl.formats.atomic import write_json
+from titokctl.formats.shard_counts import recorded_counts
+from titokctl.formats.shard_scan import BESIDE, Scan, scan
+from titokctl.formats.tar_headers import BrokenTar
+
+KIND = "remote"
+_ENDLESS = 1 << 62
+_AT_ONCE = 8
+_HINT = "copy the shards to a disk here, or make a token cache of them with titokctl tokenize"
+
+
+@dataclass
+class RemoteShardSource(Source):
+    """Samples of shards on a server; only `read_unit` and `read` work, by whole shards."""
+
+    urls: list[str] = field(default_factory=list)
+    accept_cut: bool = False
+
+    def __post_init__(self) -> None:
+        self._names: dict[int, tuple[str, str]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, unit: Unit) -> Iterator[Sample]:
+        yield from self.read_unit(unit)[0]
+
+    def read_unit(self, unit: Unit) -> tuple[list[Sample], list[Rejected]]:
+        """One shard. Raises UserError when it is cut, or holds another number of samples than it should."""
+        url = self.urls[unit.index]
+        images: dict[int, bytes] = {}
+        _, found = _scan(url, images)
+        if found.cut and not self.accept_cut:
+            raise UserError(f"the shard {url} is incomplete: {found.cut}", "--accept-cut takes what it still holds")
+        self._check_names(url, found)
+        rejected = [Rejected(*problem) for problem in found.problems]
+        bad = {key for key, kind, _ in found.problems if kind == "bad-label"}
+        labelled = any(one.label >= 0 for one in found.found)
+        samples = []
+        for one in found.found:
+            if one.key in bad:
+                continue
+            if labelled and one.label < 0:
+                rejected.append(Rejected(one.key, "no-label", NO_LABEL))
+            elif self.class_names and one.label >= len(self.class_names):
+                rejected.append(Rejected(one.key, "label-range", out_of_range(one.label, len(self.class_names))))
+            else:
+                samples.append(Sample(one.key, one.label, images[one.offset]))
+        return samples, rejected + self._missing(unit, url, found)
+
+    def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
+        raise self._not_by_position()
+
+    def labels(self) -> np.ndarray:
+        raise self._not_by_position()
+
+    def keys(self) -> list[str]:
+        raise self._not_by_position()
+
+    def sizes(self) -> np.ndarray:
+        raise self._not_by_position()
+
+    def _not_by_position(self) -> UserError:
+        return UserError(f"shards on a server ({self.urls[0]} ...) can only be read from front to end", _HINT)
+
+    def _missing(self, unit: Unit, url: str, found: Scan) -> list[Rejected]:
+        """What an accepted cut took away. Raises UserError where a whole shard has another count than it should."""
+        count = _samples(found)
+        if count == unit.count or len(found.found) == unit.count:
+            return []
+        if not found.cut or count > unit.count:
+            raise UserError(f"{url} holds {count:,} samples where {unit.count:,} are recorded", "run the command again")
+        return [Rejected(f"{unit.name}[{i}]", "cut", found.cut) for i in range(count, unit.count)]
+
+    def _check_names(self, url: str, found: Scan) -> None:
+        with self._lock:
+            for label, name in found.names.items():
+                other, said_by = self._names.setdefault(label, (name, url))
+                if other != name:
+                    text = f"the label {label} is {other!r} in {said_by} and {name!r} in {url}"
+                    raise UserError(text, "take shards that were made together")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_names")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+
+def is_url(path: str) -> bool:
+    """True for scheme://..., false for a path."""
+    return scheme_of(path) != ""
+
+
+def expand_urls(urls: Sequence[str]) -> list[str]:
+    """The shards that URLs and brace patterns stand for; a URL ending in a slash is a folder of shards."""
+    return [
+        shard for url in urls for one in expand_pattern(url) for shard in (_listed(one) if one[-1:] == "/" else [one])
+    ]
+
+
+def open_remote(urls: Sequence[str], accept_cut: bool = False) -> RemoteShardSource:
+    """The samples of shards on a server, in the order given.
+
+    Raises:
+        UserError: a shard is missing, can't be reached, is no tar, or is cut and `accept_cut` is False.
+    """
+    for url in urls:
+        check_url(url)
+    if len(set(urls)) < len(urls):
+        raise UserError(f"the shard {max(urls, key=list(urls).count)} is named twice")
+    counts = _counts(urls)
+    units: list[Unit] = []
+    first = 0
+    for url in urls:
+        if counts[url]:
+            units.append(Unit(len(units), first, counts[url], url.rpartition("/")[2]))
+        first += counts[url]
+    if not units:
+        raise UserError(f"no images in {len(urls)} shards ({urls[0]} ...)")
+    description = {
+        "kind": KIND,
+        "paths": list(urls),
+        "num_samples": first,
+        "fingerprint": hashlib.sha256("".join(f"{url}\0{counts[url]}\n" for url in urls).encode()).hexdigest(),
+    }
+    if accept_cut:
+        description["accepted_cut_shards"] = list(urls)
+    full = [url for url in urls if counts[url]]
+    return RemoteShardSource(_class_names(urls), description, units, can_seek=False, urls=full, accept_cut=accept_cut)
+
+
+def _counts(urls: Sequence[str]) -> dict[str, int]:
+    """The number of samples of each shard, from files beside them, else by a pass over the shard."""
+    counts: dict[str, int] = {}
+    for folder in dict.fromkeys(url.rpartition("/")[0] for url in urls):
+        names = [url.rpartition("/")[2] for url in urls if url.rpartition("/")[0] == folder]
+        found = recorded_counts(names, partial(_beside, folder))
+        counts |= {f"{folder}/{name}": count.samples for name, count in found.items()}
+    left = [url for url in urls if url not in counts]
+    return counts | dict(in_order(_counted, left, min(len(left), _AT_ONCE), ahead=2 * _AT_ONCE))
+
+
+def _beside(folder: str, name: str) -> bytes | None:
+    return fetch(f"{folder}/{name}")
+
+
+def _counted(url: str) -> int:
+    """The samples of a shard that nothing is recorded of."""
+    kept = _kept_at(url)
+    try:
+        with RemoteStream(url) as stream:
+            facts = {"url": url, "size": stream.file.size, "version": stream.file.version}
+    except Gone:
+        raise UserError(f"there is no {url}") from None
+    try:
+        record = json.loads(kept.read_bytes())
+        if stream.file.version and {name: record.get(name) for name in facts} == facts:
+            return int(record["samples"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    file, found = _scan(url)
+    # A cut shard's count may be another one tomorrow.
+    if not found.cut and file.version:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept, facts | {"samples": _samples(found)})
+        except (OSError, UserError):
+            pass  # without a place for it, it is counted again next time
+    return _samples(found)
+
+
+def _scan(url: str, images: dict[int, bytes] | None = None) -> tuple[RemoteFile, Scan]:
+    """What a shard holds; with `images`, they are put there by offset."""
+    try:
+        with RemoteStream(url) as stream:
+            length = _ENDLESS if stream.file.size is None else stream.file.size
+            collect = None if images is None else images.__setitem__
+            return stream.file, scan(stream, length, collect=collect)  # type: ignore[arg-type]
+    except Gone:
+        raise UserError(f"there is no {url}") from None
+    except BrokenTar as error:
+        raise UserError(f"{url} is not a whole tar file: {error}", "compressed tars must be unpacked first") from error
+
+
+def _samples(found: Scan) -> int:
+    return len(found.found) + sum(kind not in BESIDE for _, kind, _ in found.problems)
+
+
+def _kept_at(url: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titokctl" / "remote-counts"
+    return cache / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+
+
+def _class_names(urls: Sequence[str]) -> list[str]:
+    """The class names of an index.json of ours beside the first shard."""
+    record = _index_json(urls[0].rpartition("/")[0])
+    names = record.get("class_names") if record else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _listed(url: str) -> list[str]:
+    """The shards of a folder on a server: those of its index.json, else what can be listed."""
+    record = _index_json(url.rstrip("/"))
+    if record and isinstance(record.get("shards"), list):
+        return [f"{url}{shard['name']}" for shard in record["shards"] if isinstance(shard, dict) and "name" in shard]
+    if scheme_of(url) in ("http", "https"):
+        raise UserError(f"{url} can't be listed", "name the shards, e.g. https://host/train-{0000..0146}.tar")
+    check_url(url)
+    file_system, path = file_system_of(url)
+    names = sorted(str(name).rpartition("/")[2] for name in file_system.glob(f"{path.rstrip('/')}/*.tar"))
+    if not names:
+        raise UserError(f"no .tar shards in {url}")
+    return [f"{url}{name}" for name in names]
+
+
+def _index_json(folder: str) -> dict[str, Any] | None:
+    check_url(f"{folder}/")
+    try:
+        record = json.loads(fetch(f"{folder}/index.json") or b"null")
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.get("format") == "titokctl/shards" else None

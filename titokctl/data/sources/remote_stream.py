@@ -1,0 +1,217 @@
+"""Files on a server, read from front to end however often the connection breaks.
+
+http and https need nothing but Python; other schemes (s3, gs, hf, ...) are opened by fsspec and its plug-ins. After a
+failure the stream goes on where it was: by a request for the rest where the server knows ranges, else by reading again
+and dropping what was had. Pauses between tries grow; progress resets them. No address is ever given to a shell.
+"""
+
+import http.client
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from titokctl import __version__
+from titokctl.errors import UserError
+
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further try
+_TIMEOUT_S = 60.0
+_WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
+_HTTP = ("http", "https")
+_SCHEMES = (*_HTTP, "s3", "gs", "gcs", "hf", "az", "abfs", "memory", "file")
+_EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
+_PIECE = 1 << 20
+
+
+class Gone(Exception):
+    """The server says that there is no such file."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the server describes it: `size` in bytes or None, `version` (its ETag or date) or ""."""
+
+    url: str
+    size: int | None
+    version: str
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a URL; "" for a path."""
+    found = re.match(r"([a-z][a-z0-9+.-]*)://", url)
+    return found[1] if found else ""
+
+
+def check_url(url: str) -> None:
+    """Raise UserError for a scheme that is not read."""
+    if scheme_of(url) not in _SCHEMES or "::" in url:
+        raise UserError(f"{url} can't be read from here", f"known are URLs with {', '.join(_SCHEMES)}")
+
+
+class RemoteStream:
+    """A file on a server as a binary file that is only read forwards.
+
+    Raises UserError when it is missing, changes while it is read, or can't be reached after several tries.
+    """
+
+    def __init__(self, url: str) -> None:
+        check_url(url)
+        self._opened = _http_at if scheme_of(url) in _HTTP else _fsspec_at
+        self._position = 0
+        self._stream, self.file = self._reopen(url)
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes; fewer only at the end."""
+        parts = []
+        while count > 0 and (part := self._some(min(count, _PIECE))):
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def seek(self, position: int) -> int:
+        """Go on at `position`, which must not lie behind."""
+        if position < self._position:
+            raise ValueError(f"a stream at byte {self._position} can't go back to {position}")
+        while self._position < position and self._some(min(position - self._position, _PIECE)):
+            pass
+        return self._position
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._stream.close()
+
+    def __enter__(self) -> "RemoteStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _some(self, count: int) -> bytes:
+        """At least one byte, or none at the end; as many tries as there are pauses, without any progress."""
+        problem: Exception = http.client.IncompleteRead(b"")
+        for pause in (*PAUSES, None):
+            try:
+                data = self._stream.read(count)
+            except Exception as error:
+                if not _is_passing(error):
+                    raise _in_words(self.file.url, error) from error
+                problem = error
+            else:
+                if data or self.file.size is None or self._position >= self.file.size:
+                    self._position += len(data)
+                    return data
+            if pause is not None:
+                time.sleep(pause)
+                self._go_on()
+        raise _in_words(self.file.url, problem)
+
+    def _go_on(self) -> None:
+        """Open the file again where the stream was."""
+        self._stream.close()
+        self._stream, now = self._reopen(self.file.url)
+        if (now.size, now.version) != (self.file.size, self.file.version):
+            raise UserError(f"{self.file.url} changed while it was read", "run the same command again")
+
+    def _reopen(self, url: str) -> tuple[BinaryIO, RemoteFile]:
+        return with_tries(url, lambda: self._opened(url, self._position))
+
+
+def with_tries(url: str, make: Callable[[], Any]) -> Any:
+    """`make()`, again after a pause while the failure may pass. Raises UserError in the end; Gone passes through."""
+    for pause in (*PAUSES, None):
+        try:
+            return make()
+        except Exception as error:
+            if isinstance(error, UserError | Gone):
+                raise
+            if pause is None or not _is_passing(error):
+                raise _in_words(url, error) from error
+            time.sleep(pause)
+    raise AssertionError("not reached")
+
+
+def fetch(url: str, max_bytes: int = 64 << 20) -> bytes | None:
+    """A small file; None when there is none. Raises UserError when the server can't be reached."""
+    try:
+        with RemoteStream(url) as stream:
+            data = stream.read(max_bytes + 1)
+    except Gone:
+        return None
+    if len(data) > max_bytes:
+        raise UserError(f"{url} is larger than the {max_bytes:,} bytes expected at most")
+    return data
+
+
+def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
+    """The response to a request for the file from `position` on."""
+    # Identity: of a body compressed on the way, neither size nor place would be the file's.
+    headers = {"User-Agent": f"titokctl/{__version__}", "Accept-Encoding": "identity"}
+    if position:
+        headers["Range"] = f"bytes={position}-"
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (404, 410):
+            raise Gone(url) from error
+        raise
+    length = response.headers.get("Content-Length")
+    version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    size = int(length) if length and length.isdecimal() else None
+    if position and response.status == 206:
+        whole = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if whole is None or int(whole[1]) != position:
+            raise UserError(f"{url}: the server answers another range than was asked for")
+        return response, RemoteFile(url, int(whole[2]), version)
+    skipped = 0
+    while skipped < position:
+        piece = response.read(min(position - skipped, _PIECE))
+        if not piece:
+            raise http.client.IncompleteRead(b"")
+        skipped += len(piece)
+    return response, RemoteFile(url, size, version)
+
+
+def _fsspec_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
+    file_system, path = file_system_of(url)
+    try:
+        facts = file_system.info(path)
+        stream = file_system.open(path, "rb")
+    except FileNotFoundError as error:
+        raise Gone(url) from error
+    stream.seek(position)
+    version = next(
+        (str(facts[name]) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if name in facts), ""
+    )
+    return stream, RemoteFile(url, facts.get("size"), version)
+
+
+def file_system_of(url: str) -> tuple[Any, str]:
+    """fsspec's file system and path of a URL. Raises UserError when its plug-in is missing."""
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        extra = _EXTRAS.get(scheme_of(url))
+        hint = f"pip install 'titokctl[{extra}]'" if extra else f"install fsspec's plug-in for {scheme_of(url)}"
+        raise UserError(f"{scheme_of(url)}:// needs a package that is not installed ({error})", hint) from error
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether trying again may help."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in _WORTH_ANOTHER_TRY
+    if isinstance(error, FileNotFoundError | PermissionError | UserError):
+        return False
+    return isinstance(error, OSError | http.client.HTTPException)
+
+
+def _in_words(url: str, error: Exception) -> UserError:
+    if isinstance(error, urllib.error.HTTPError):
+        return UserError(f"{url}: the server says {error.code} {error.reason}", "check the address and your access")
+    text = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{url} can't be read: {text}", "finished parts are kept: run the same command again later")

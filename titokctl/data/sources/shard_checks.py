@@ -1,0 +1,178 @@
+"""What must hold over all shards of a source: counts, label maps, labels, and keys.
+
+A wrong count and labels that mean different classes make the whole source an error. A sample that alone is wrong is
+left out and named: no label where others have one, a label that is none or out of range, the same image under the same
+key in two shards.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from titokctl.data.sources.source import Rejected
+from titokctl.errors import UserError
+from titokctl.formats.shard_counts import Count, recorded_counts
+from titokctl.formats.shard_index import ShardIndex
+from titokctl.formats.shard_scan import BESIDE
+
+NO_LABEL = "no label, where other samples have one"
+
+ReadImage = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Indices of what is left, the samples left out, and for each shard what stands before its keys ("" mostly)."""
+
+    indices: list[ShardIndex]
+    problems: list[Rejected]
+    prefixes: list[str]
+
+
+def check_counts(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> None:
+    """Raise UserError when a shard holds another number of samples than the files beside it say."""
+    for folder in dict.fromkeys(path.parent for path in paths):
+        here = [(path, index) for path, index in zip(paths, indices, strict=True) if path.parent == folder]
+        counts = recorded_counts([path.name for path, _ in here], partial(_content, folder))
+        for path, index in here:
+            if path.name in counts and not index.cut:
+                check_count(str(path), index, counts[path.name])
+
+
+def check_count(shard: str, index: ShardIndex, count: Count) -> None:
+    """Raise UserError when `count` is not what `index` found: its images, or its samples with those without one."""
+    if count.samples in (len(index), len(index) + left_out(index)):
+        return
+    text = f"{shard} holds {len(index):,} images where {count.file} says {count.samples:,}"
+    raise UserError(text, f"copy it again, or remove {count.file} if that is what is wrong")
+
+
+def left_out(index: ShardIndex) -> int:
+    """The samples of a shard that have no image in its index."""
+    return sum(kind not in BESIDE for _, kind, _ in index.problems)
+
+
+def joined_names(shards: Sequence[str], indices: Sequence[ShardIndex]) -> dict[int, str]:
+    """What labels are called. Raises UserError when two shards, or two samples of one, call a label differently."""
+    names: dict[int, str] = {}
+    said_by: dict[int, str] = {}
+    for shard, index in zip(shards, indices, strict=True):
+        own = [text for _, kind, text in index.problems if kind == "label-map"]
+        if own:
+            raise UserError(f"{shard} contradicts itself: {own[0]}", "take shards that were made together")
+        for label, name in index.names.items():
+            if names.setdefault(label, name) != name:
+                raise UserError(
+                    f"the label {label} is {names[label]!r} in {said_by[label]} and {name!r} in {shard}",
+                    "take shards that were made together",
+                )
+            said_by.setdefault(label, shard)
+    return names
+
+
+def check_samples(shards: Sequence[str], indices: Sequence[ShardIndex], num_classes: int, read: ReadImage) -> Checked:
+    """Leave out the samples that can't be used; `num_classes` is 0 where any label will do.
+
+    `read(shard, i)` gives the bytes of image i of a shard; it is asked only for images that may be the same.
+    """
+    labelled = any(int(index.labels.max(initial=-1)) >= 0 for index in indices)
+    kept = [np.ones(len(index), bool) for index in indices]
+    problems: list[Rejected] = []
+    for index, keep in zip(indices, kept, strict=True):
+        problems += [Rejected(*problem) for problem in index.problems]
+        bad = {key for key, kind, _ in index.problems if kind == "bad-label"}
+        if bad:
+            keep &= np.array([index.key(i) not in bad for i in range(len(index))], bool)
+        for i in np.flatnonzero(keep & (index.labels < 0)).tolist() if labelled else []:
+            problems.append(Rejected(index.key(i), "no-label", NO_LABEL))
+        for i in np.flatnonzero(keep & (index.labels >= num_classes)).tolist() if num_classes else []:
+            problems.append(Rejected(index.key(i), "label-range", out_of_range(int(index.labels[i]), num_classes)))
+        keep &= (index.labels >= 0) | (not labelled)
+        keep &= (index.labels < num_classes) | (not num_classes)
+    same = _same_images(indices, kept, read) if len(indices) > 1 else _Same([], set())
+    for shard, i, other in same.doubles:
+        kept[shard][i] = False
+        problems.append(Rejected(indices[shard].key(i), "duplicate", f"also in {shards[other]}, byte for byte"))
+    prefixes = [f"{Path(name).stem}/" if shard in same.ambiguous else "" for shard, name in enumerate(shards)]
+    return Checked([_kept(*pair) for pair in zip(indices, kept, strict=True)], problems, prefixes)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """`doubles`: (shard, image, the shard that has it first); `ambiguous`: shards whose keys other shards use, too."""
+
+    doubles: list[tuple[int, int, int]]
+    ambiguous: set[int]
+
+
+def _same_images(indices: Sequence[ShardIndex], kept: Sequence[np.ndarray], read: ReadImage) -> _Same:
+    # 64-bit hashes of the keys find the few that may agree; only those are compared.
+    hashes = np.concatenate([_key_hashes(index) for index in indices])
+    ends = np.cumsum([len(index) for index in indices])
+    alive = np.flatnonzero(np.concatenate(kept))
+    order = alive[np.argsort(hashes[alive], kind="stable")]
+    equal = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    groups: dict[str, list[tuple[int, int]]] = {}
+    for at in np.unique(order[np.concatenate([equal, equal + 1])]).tolist():
+        shard = int(np.searchsorted(ends, at, side="right"))
+        i = at - (int(ends[shard]) - len(indices[shard]))
+        groups.setdefault(indices[shard].key(i), []).append((shard, i))
+    doubles, ambiguous = [], set()
+    for group in groups.values():
+        different: list[tuple[int, int]] = []
+        for shard, i in group:
+            first = next((o for o in different if _equal(indices, read, o, (shard, i))), None)
+            if first is None:
+                different.append((shard, i))
+            else:
+                doubles.append((shard, i, first[0]))
+        if len(different) > 1:
+            ambiguous |= {shard for shard, _ in different}
+    return _Same(doubles, ambiguous)
+
+
+def _key_hashes(index: ShardIndex) -> np.ndarray:
+    data, ends = index.keys.tobytes(), index.key_ends.tolist()
+    return np.fromiter((hash(data[a:b]) for a, b in zip([0, *ends], ends, strict=False)), np.int64, len(ends))
+
+
+def _equal(indices: Sequence[ShardIndex], read: ReadImage, a: tuple[int, int], b: tuple[int, int]) -> bool:
+    facts = [(indices[s].sizes[i], indices[s].labels[i]) for s, i in (a, b)]
+    return bool(facts[0] == facts[1]) and read(*a) == read(*b)
+
+
+def _kept(index: ShardIndex, keep: np.ndarray) -> ShardIndex:
+    if keep.all():
+        return index
+    keys = [index.key(int(i)).encode("utf-8", "backslashreplace") for i in np.flatnonzero(keep)]
+    return replace(
+        index,
+        offsets=index.offsets[keep],
+        sizes=index.sizes[keep],
+        labels=index.labels[keep],
+        keys=np.frombuffer(b"".join(keys), "|u1"),
+        key_ends=np.cumsum([len(key) for key in keys], dtype="<u8"),
+    )
+
+
+def out_of_range(label: int, num_classes: int) -> str:
+    """What to say of a label that has no class."""
+    return f"the label {label} is out of range: there are {num_classes:,} classes"
+
+
+def contiguous_names(names: dict[int, str]) -> list[str]:
+    """Class names by label where every label from 0 on has one, else none."""
+    counts = Counter(names.values())
+    whole = sorted(names) == list(range(len(names))) and all(n == 1 for n in counts.values())
+    return [names[label] for label in range(len(names))] if whole else []
+
+
+def _content(folder: Path, name: str) -> bytes | None:
+    try:
+        return (folder / name).read_bytes()
+    except OSError:
+        return None

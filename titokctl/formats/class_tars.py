@@ -1,0 +1,75 @@
+"""A tar of class tars, as ImageNet is handed out (ILSVRC2012_img_train.tar), read without unpacking anything.
+
+Every member `<class>.tar` holds the images of one class. Labels are the places of the class names in sorted order,
+which for ImageNet's synset names is the order that every model uses.
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+from titokctl.formats.shard_scan import IMAGES, MAX_IMAGE_BYTES, Found, Scan
+from titokctl.formats.tar_headers import BrokenTar, Member, members
+
+_SUFFIX = ".tar"
+
+
+def is_class_tars(path: Path) -> bool:
+    """Whether the first member of a tar is a tar itself."""
+    try:
+        with path.open("rb") as file:
+            first = next(members(file, path.stat().st_size), None)
+    except (OSError, BrokenTar):
+        return False
+    return first is not None and first.name.endswith(_SUFFIX)
+
+
+def scan_class_tars(file: BinaryIO, length: int) -> Scan:
+    """All images of all class tars in `file`, `length` bytes long, in the order they lie in.
+
+    Of a cut file the whole class tars count. Raises BrokenTar for what is no tar, also inside.
+    """
+    result = Scan()
+    classes: list[Member] = []
+    try:
+        for member in members(file, length):
+            if member.name.endswith(_SUFFIX):
+                classes.append(member)
+    except BrokenTar as error:
+        if not error.cut or length == 0:
+            raise
+        result.cut = str(error)
+    names = [_class_name(member) for member in classes]
+    for name in names:
+        if names.count(name) > 1:
+            raise BrokenTar(f"the class {name} is in it twice", cut=False)
+    result.names = dict(enumerate(sorted(names)))
+    label_of = {name: label for label, name in result.names.items()}
+    for member, name in zip(classes, names, strict=True):
+        _scan_class(file, member, name, label_of[name], result)
+    return result
+
+
+def _class_name(member: Member) -> str:
+    return member.name.rpartition("/")[2].removesuffix(_SUFFIX)
+
+
+def _scan_class(file: BinaryIO, outer: Member, name: str, label: int, result: Scan) -> None:
+    taken: set[str] = set()
+    try:
+        for member in members(file, outer.offset + outer.size, outer.offset):
+            base = member.name.rpartition("/")[2]
+            stem, _, kind = base.rpartition(".")
+            key = f"{name}/{stem}"
+            if not stem or stem.startswith(".") or kind.lower() not in IMAGES:
+                continue
+            if key in taken:
+                result.problems.append((key, "duplicate", f"{outer.name}: {member.name} is in it twice"))
+            elif member.size > MAX_IMAGE_BYTES:
+                result.problems.append((key, "too-large", f"{member.name}: {member.size:,} bytes"))
+            else:
+                taken.add(key)
+                result.found.append(Found(member.offset, member.size, label, key))
+    except BrokenTar as error:
+        if not error.cut:
+            raise BrokenTar(f"{outer.name}: {error}", cut=False) from error
+        result.cut = result.cut or f"{outer.name}: {error}"

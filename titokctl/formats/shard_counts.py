@@ -1,0 +1,81 @@
+"""How many samples each shard should hold, as the tools that wrote the shards say in files beside them.
+
+Read are `index.json` (ours, see shard_set), `_info.json` or `info.json` (timm: splits with filenames and
+shard_lengths), `sizes.json` (open_clip: {shard: samples}) and `<shard>_stats.json` (img2dataset: successes). Files of
+other shapes under these names are passed over. How a file is read is the caller's business.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Read = Callable[[str], bytes | None]
+_TIMM = ("_info.json", "info.json")
+_OPEN_CLIP = "sizes.json"
+_OURS = "index.json"
+
+
+@dataclass(frozen=True)
+class Count:
+    """`samples` a shard should hold; `file` says so."""
+
+    samples: int
+    file: str
+
+
+def recorded_counts(shards: Sequence[str], read: Read) -> dict[str, Count]:
+    """What the files beside shards say, by shard name; only shards that are spoken of.
+
+    Args:
+        shards: the file names of the shards of one folder.
+        read: the content of a file in that folder, None when it is not there.
+    """
+    found: dict[str, Count] = {}
+    for file, of in ((_OURS, _of_ours), *((name, _of_timm) for name in _TIMM), (_OPEN_CLIP, _of_open_clip)):
+        for shard, samples in of(_parsed(read(file))).items():
+            found.setdefault(shard, Count(samples, file))
+    left = [shard for shard in shards if shard not in found]
+    # img2dataset writes one file a shard: where the first has none, the others are not asked for.
+    for i, shard in enumerate(left):
+        file = f"{shard.removesuffix('.tar')}_stats.json"
+        record = _parsed(read(file))
+        if isinstance(record, dict) and _is_count(record.get("successes")):
+            found[shard] = Count(record["successes"], file)
+        elif i == 0:
+            break
+    return {shard: found[shard] for shard in shards if shard in found}
+
+
+def _parsed(data: bytes | None) -> Any:
+    try:
+        return None if data is None else json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _of_ours(record: Any) -> dict[str, int]:
+    shards = record.get("shards") if isinstance(record, dict) else None
+    rows = shards if isinstance(shards, list) else []
+    infos = [s for s in rows if isinstance(s, dict) and isinstance(s.get("name"), str) and _is_count(s.get("samples"))]
+    return {s["name"]: s["samples"] for s in infos}
+
+
+def _of_timm(record: Any) -> dict[str, int]:
+    splits = record.get("splits") if isinstance(record, dict) else None
+    found: dict[str, int] = {}
+    for split in splits.values() if isinstance(splits, dict) else ():
+        names, lengths = (split.get("filenames"), split.get("shard_lengths")) if isinstance(split, dict) else (0, 0)
+        if isinstance(names, list) and isinstance(lengths, list) and len(names) == len(lengths):
+            pairs = zip(names, lengths, strict=True)
+            found |= {name.rpartition("/")[2]: n for name, n in pairs if isinstance(name, str) and _is_count(n)}
+    return found
+
+
+def _of_open_clip(record: Any) -> dict[str, int]:
+    pairs = record.items() if isinstance(record, dict) else ()
+    return {name: n for name, n in pairs if name.endswith(".tar") and _is_count(n)}

@@ -1,0 +1,159 @@
+"""The samples of a tar shard, found by one pass over its headers: what is an image, what a label, what is wrong.
+
+A sample is what WebDataset takes for one: members that share a name up to the first dot of its last part; that is the
+key, the rest the kind. It has one image (jpg, jpeg, png, webp, in any case) and at most one label, in a `cls` or `json`
+member. Other members are never read. The pass only goes forwards, so that a stream from a server will do.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from titokctl.formats.tar_headers import BrokenTar, Member, members
+
+MAX_IMAGE_BYTES = 256 << 20
+IMAGES = ("jpg", "jpeg", "png", "webp")
+_MAX_LABEL_BYTES = 1 << 20
+_LABELS = ("cls", "json")
+_JSON_KEYS = ("label", "cls", "class_id")
+_JSON_NAMES = ("class_name", "label_name", "classname", "synset", "wnid")
+# Problems that are told beside a sample which stays; all others stand for a sample that is left out.
+BESIDE = ("bad-label", "duplicate", "label-map")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One image: `size` bytes at `offset`; label -1 for none."""
+
+    offset: int
+    size: int
+    label: int
+    key: str
+
+
+@dataclass
+class Scan:
+    """What a shard holds, in the order of the images.
+
+    `problems` are (key, kind, text); `names` says what labels are called where json members tell; `cut` says how the
+    tar ends too early, "" when it is whole.
+    """
+
+    found: list[Found] = field(default_factory=list)
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    cut: str = ""
+
+
+@dataclass
+class _Sample:
+    image: Member | None = None
+    label: int | None = None
+    problem: tuple[str, str] | None = None
+    extra: list[tuple[str, str]] = field(default_factory=list)
+
+
+def scan(
+    file: BinaryIO,
+    length: int,
+    max_image_bytes: int = MAX_IMAGE_BYTES,
+    collect: Callable[[int, bytes], None] | None = None,
+) -> Scan:
+    """Go through the shard in `file`, `length` bytes long.
+
+    Labels are read; images only for `collect`, which is called with the offset and the bytes of each. A cut tar gives
+    its whole members. Raises BrokenTar for what is no tar.
+    """
+    samples: dict[str, _Sample] = {}
+    result = Scan()
+    try:
+        for member in members(file, length):
+            is_image = _take(samples, member, file, max_image_bytes, result.names)
+            if is_image and collect is not None:
+                file.seek(member.offset)
+                data = file.read(member.size)
+                if len(data) < member.size:
+                    samples[_split(member.name)[0]].image = None
+                    raise BrokenTar(f"cut after {member.offset + len(data):,} bytes: it ends inside a member", cut=True)
+                collect(member.offset, data)
+    except BrokenTar as error:
+        if not error.cut or length == 0:
+            raise
+        result.cut = str(error)
+    for key, sample in samples.items():
+        result.problems += [(key, *problem) for problem in _once(sample.extra)]
+        if sample.image is not None:
+            label = -1 if sample.label is None else sample.label
+            result.found.append(Found(sample.image.offset, sample.image.size, label, key))
+        else:
+            result.problems.append((key, *(sample.problem or ("no-image", "a label without an image"))))
+    result.found.sort(key=lambda one: one.offset)
+    return result
+
+
+def _once(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A sample whose label is wrong in two members is still one sample."""
+    bad = [problem for problem in problems if problem[0] == "bad-label"]
+    return [problem for problem in problems if problem not in bad[1:]]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and kind of a member."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    return (folder + slash + stem if stem else ""), kind.lower()
+
+
+def _take(
+    samples: dict[str, _Sample], member: Member, file: BinaryIO, max_image_bytes: int, names: dict[int, str]
+) -> bool:
+    """Note what a member adds to its sample; True when it is the sample's image."""
+    key, kind = _split(member.name)
+    if not key or kind not in IMAGES + _LABELS:
+        return False
+    sample = samples.setdefault(key, _Sample())
+    if kind in _LABELS:
+        _take_label(sample, member, kind, file, names)
+    elif sample.image is not None:
+        sample.extra.append(("duplicate", f"{member.name}: the key has an image already"))
+    elif member.size > max_image_bytes:
+        sample.problem = ("too-large", f"{member.name}: {member.size:,} bytes, more than {max_image_bytes:,}")
+    else:
+        sample.image = member
+        return True
+    return False
+
+
+def _take_label(sample: _Sample, member: Member, kind: str, file: BinaryIO, names: dict[int, str]) -> None:
+    if member.size > _MAX_LABEL_BYTES:
+        sample.extra.append(("bad-label", f"{member.name}: a label of {member.size:,} bytes"))
+        return
+    file.seek(member.offset)
+    label, name = _label(kind, file.read(member.size))
+    if isinstance(label, str):
+        sample.extra.append(("bad-label", f"{member.name}: {label}"))
+    elif label is not None and sample.label not in (None, label):
+        sample.extra.append(("bad-label", f"{member.name}: the labels {sample.label} and {label}"))
+    elif label is not None:
+        sample.label = label
+        if name and names.setdefault(label, name) != name:
+            sample.extra.append(("label-map", f"the label {label} is {names[label]!r} and {name!r}"))
+
+
+def _label(kind: str, data: bytes) -> tuple[int | str | None, str]:
+    """The label in a cls or json member, None where a json has none, or what is wrong with it; and its name or ""."""
+    try:
+        value: Any = int(data) if kind == "cls" else json.loads(data)
+    except (ValueError, RecursionError):
+        return f"no {'whole number' if kind == 'cls' else 'JSON'}: {data[:20]!r}", ""
+    name = ""
+    if kind == "json":
+        fields = value if isinstance(value, dict) else {}
+        value = next((fields[k] for k in _JSON_KEYS if k in fields), None)
+        name = next((fields[k] for k in _JSON_NAMES if isinstance(fields.get(k), str)), "")
+        if value is None:
+            return None, ""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        return f"no class index: {str(value)[:20]!r}", ""
+    return value, name
