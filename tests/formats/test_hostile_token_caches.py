@@ -140,7 +140,7 @@ def test_what_is_no_hdf5_file_at_all(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "block", "w", userblock_size=512):
         pass
     for name, message in {
-        "missing": "not found", "text": "not an HDF5 file", "empty": "empty", ".": "not a file",
+        "missing": "not found", "text": "not an HDF5 file", "empty": "empty", ".": "a folder, but not a token cache",
         "cut": "damaged or was never finished", "block": "user block",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message):

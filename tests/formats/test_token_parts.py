@@ -12,7 +12,7 @@ from test_token_cache import header, ids_for
 
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
-from titokctl.formats.token_merge import Tally, all_parts, merge, write_rejected
+from titokctl.formats.token_merge import Tally, merge, summaries, write_rejected
 from titokctl.formats.token_parts import PartsFolder, TokenPart
 
 SIZES = (5, 0, 3)
@@ -66,7 +66,7 @@ def test_every_flipped_byte_of_a_part_is_noticed(tmp_path: Path) -> None:
 def test_parts_are_merged_in_the_order_of_the_source(tmp_path: Path) -> None:
     parts = begun(tmp_path)
     tally = Tally()
-    for one in all_parts(parts, 3):
+    for one in summaries(parts, 3):
         tally.add(one)
     assert (tally.rows, tally.rejected, tally.samples, tally.by_kind) == (8, 3, 11, {"truncated": 3})
     seen: list[int] = []

@@ -218,6 +218,9 @@ def test_a_damaged_part_is_made_again(place: Place) -> None:
     [
         ({"paths": ["nowhere"]}, UserError, "nowhere"),
         ({"views": ("ten",)}, UsageError, "'ten'"),
+        ({"part": "9/8"}, UsageError, "9/8"),
+        ({"part": "1/8", "overwrite": True}, UsageError, "exclude"),
+        ({"device": "cuda"}, UsageError, "GPU"),
         ({"precision_name": "int3"}, UsageError, "int3"),
         ({"precision_name": "fp16"}, UsageError, "fp16"),
         ({"tokenizer": None}, UserError, "no tokenizer was named"),
@@ -230,7 +233,83 @@ def test_mistakes_are_named_before_any_work(place: Place, settings: dict, error:
     assert not place.output.parent.exists()
 
 
-def test_gaussian_tokenizers_have_no_ids(place: Place) -> None:
-    tiny.tokenizer(place.root / "vae.safetensors", quantizer="gaussian", codebook_size=None)
-    with pytest.raises(UserError, match="Gaussian"):
-        place.run(tokenizer=str(place.root / "vae.safetensors"))
+def test_gaussian_tokenizers_are_cached_as_latents(place: Place) -> None:
+    model = tiny.tokenizer(place.root / "vae.safetensors", quantizer="gaussian", codebook_size=None)
+    place.run(tokenizer=str(place.root / "vae.safetensors"))
+    cache = TokenCache.open(place.output)
+    images = to_float(torch.from_numpy(pictures(place)))
+    assert (cache.latents.dtype, cache.latents.shape) == (np.float16, (40, tiny.TOKENS, 4))
+    np.testing.assert_array_equal(cache.latents, model.tokenize(images).numpy().astype(np.float16))
+    np.testing.assert_array_equal(cache.view("flip"), model.tokenize(images.flip(-1)).numpy().astype(np.float16))
+    assert (cache.codebook_size, cache.header.token_size) == (0, 4)
+    with pytest.raises(UserError, match="latents of a Gaussian tokenizer"):
+        _ = cache.ids
+
+
+def pictures(place: Place, config: PreprocessingConfig | None = None) -> np.ndarray:
+    """All pictures in the order of the source, (n, S, S, 3) uint8."""
+    config = config or PreprocessingConfig(size=tiny.SIZE)
+    return np.stack([preprocess(f.read_bytes(), config) for f in sorted(place.images.rglob("*.jpg"))])
+
+
+def test_ten_crops_are_corners_and_middle_of_a_larger_square_and_their_mirror_images(place: Place) -> None:
+    place.run(views=("flip", "ten-crop"))
+    cache = TokenCache.open(place.output)
+    assert len(cache.views) == 12
+    larger = int(1.1 * tiny.SIZE)  # 35
+    config = PreprocessingConfig(size=larger, crop="adm")
+    images = to_float(torch.from_numpy(pictures(place, config)))
+    size, free = tiny.SIZE, larger - tiny.SIZE
+    for name, (top, left) in {"ten-top-left": (0, 0), "ten-bottom-right": (free, free), "ten-center": (2, 2)}.items():
+        cut = images[..., top : top + size, left : left + size].contiguous()
+        np.testing.assert_array_equal(cache.view(name), place.model.tokenize(cut))
+        np.testing.assert_array_equal(cache.view(f"{name}-flip"), place.model.tokenize(cut.flip(-1)))
+    assert (cache.view("ten-top-left") != cache.view("ten-bottom-right")).any()
+    record = cache.header.views["ten-top-right"]
+    assert (record["crop"], record["square"], record["size"], record["ten_crop"]) == ("adm", 35, 32, "top-right")
+    assert record["flip"] is False
+
+
+def test_one_of_the_ten_crops_can_be_named(place: Place) -> None:
+    place.run(views=("ten-center", "flip", "ten-center"))
+    assert TokenCache.open(place.output).views == ("plain", "flip", "ten-center")
+
+
+def test_a_folder_keeps_the_parts_and_reads_like_the_file(place: Place) -> None:
+    result, kept = place.run(), place.run(output=place.root / "kept", keep_parts=True)
+    assert kept.sha256 == result.sha256
+    assert sorted(p.name for p in (place.root / "kept").iterdir()) == [
+        ".lock", "manifest.json", "unit-00000000.safetensors",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="exists already"):
+        place.run(output=place.root / "kept", keep_parts=True)
+    assert place.run(output=place.root / "kept", keep_parts=True, overwrite=True).sha256 == result.sha256
+    file, folder = TokenCache.open(place.output), TokenCache.open(place.root / "kept")
+    assert (file.sha256, file.header) == (folder.sha256, folder.header)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(place: Place) -> None:
+    (place.root / "kept").mkdir()
+    (place.root / "kept" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not empty"):
+        place.run(output=place.root / "kept", keep_parts=True)
+
+
+def test_compressed_rows_are_the_same(place: Place) -> None:
+    result = place.run()
+    assert place.run(output=place.root / "small.h5", compress=True).sha256 == result.sha256
+    np.testing.assert_array_equal(TokenCache.open(place.root / "small.h5").ids, TokenCache.open(place.output).ids)
+    with pytest.raises(UsageError, match="one file"):
+        place.run(output=place.root / "kept", keep_parts=True, compress=True)
+
+
+def test_a_damaged_part_that_is_met_while_merging_is_deleted(place: Place) -> None:
+    from titokctl.formats.token_merge import all_parts
+    from titokctl.formats.token_parts import PartsFolder
+
+    begun(place)
+    part = next(place.parts.glob("unit-*"))
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"damaged.*deleted"):
+        list(all_parts(PartsFolder(place.output), 1))
+    assert not part.exists()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Json, Overwrite, Quiet, RunsDir
+from titokctl.cli.options import Endpoint, Gpus, Json, NodeRank, NumNodes, Overwrite, Procs, Quiet, RunsDir
 from titokctl.errors import UsageError
 
 EXAMPLE = "Example: titokctl tokenize imagenet/ -o tokens.h5"
@@ -19,14 +19,19 @@ def register(app: typer.Typer) -> None:
 
 
 def tokenize(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="A folder of images, or tar shards.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The token cache to make.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Images in folders, tar shards, parquet, or URLs of shards.")
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE|FOLDER/", help="The token cache; FOLDER/ keeps its parts.")
+    ],
     tokenizer: Annotated[
         str | None,
         typer.Option("--tokenizer", metavar="NAME|PATH", help="By default the newest trained one, else titok-l-32."),
     ] = None,
     views: Annotated[
-        str, typer.Option("--views", metavar="flip|none", help="Further views of each image, kept beside it.")
+        str,
+        typer.Option("--views", metavar="LIST|none", help="Further views: flip, ten-crop, or names of these, commas."),
     ] = "flip",
     batch_size: Annotated[
         int | None,
@@ -37,23 +42,46 @@ def tokenize(
     ] = "float32",
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Decoding threads [default: one per core].", show_default=False),
+        typer.Option(
+            "--workers", min=1, help="Decoding threads of a process [default: its cores].", show_default=False
+        ),
     ] = None,
     max_rejected: Annotated[
         float, typer.Option("--max-rejected", min=0, max=1, help="Largest share of images that may be unusable.")
     ] = 0.001,
     source: Annotated[
-        str | None, typer.Option("--source", metavar="folder|shards", help="What PATH is, when it can't be told.")
+        str | None, typer.Option("--source", metavar="KIND", help="What PATH is, when it can't be told: folder, ...")
     ] = None,
     accept_cut: Annotated[
         bool, typer.Option("--accept-cut", help="Take the whole images of shards that were cut; recorded.")
     ] = False,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE", help="Labels of images that carry none, a line each.")
+    ] = None,
+    label_table: Annotated[
+        Path | None, typer.Option("--label-table", metavar="FILE", help="Synset and ILSVRC2012_ID, a line each.")
+    ] = None,
     crop: Annotated[
         str,
         typer.Option("--crop", metavar="center|adm", help="adm halves large images first, as guided-diffusion does."),
     ] = "center",
     exif: Annotated[bool, typer.Option("--exif", help="Turn images as their EXIF tag says; recorded.")] = False,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Images of more pixels are rejected.")
+    ] = 178_956_970,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Deflate the rows: smaller, but read into memory.")
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="I/N", help="One of N jobs that share only the output's folder."),
+    ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    gpus: Gpus = None,
+    procs: Procs = None,
+    nodes: NumNodes = 1,
+    node_rank: NodeRank = None,
+    rdzv_endpoint: Endpoint = None,
     overwrite: Overwrite = False,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,
@@ -65,31 +93,53 @@ def tokenize(
     """
     if crop not in _CROPS:
         raise UsageError(f"there is no crop named {crop!r}", f"one of: {', '.join(_CROPS)}")
+    target, keep = Path(output), output.endswith("/") or Path(output).is_dir()
+    wanted = () if views == "none" else tuple(views.split(","))
+    from titokctl.distributed.group import process_group
+    from titokctl.distributed.launch import Nodes, relaunch
+    from titokctl.distributed.place import place
     from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
+    from titokctl.jobs.tokenize import check_request
     from titokctl.jobs.tokenize import tokenize as job
-    from titokctl.models.device import best_device
+    from titokctl.models.device import best_device, gpus_to_use
 
-    with StopRequest() as stop:
+    device = device or ("cpu" if procs is not None else best_device())
+    if place().is_main:
+        check_request(target, wanted, overwrite, keep, compress, part, precision, device)  # type: ignore[arg-type]
+    if gpus is None and procs is None:
+        gpus = gpus_to_use(device)
+    if relaunch(gpus, procs, Nodes(nodes, node_rank, rdzv_endpoint)):
+        return
+    with StopRequest() as stop, process_group(device) as group:
         result = job(
             paths,
-            output,
+            target,
             tokenizer,
             runs_root(runs_dir),
-            views=() if views == "none" else tuple(views.split(",")),
+            views=wanted,
             batch_size=batch_size,
             precision_name=precision,  # type: ignore[arg-type]
             workers=workers,
             max_rejected=max_rejected,
             source_kind=source,
             accept_cut=accept_cut,
+            labels=labels,
+            label_table=label_table,
             crop=crop,
             exif=exif,
+            max_pixels=max_pixels,
             overwrite=overwrite,
-            device=device or best_device(),
-            progress=console.progress(quiet),
+            keep_parts=keep,
+            compress=compress,
+            part=part,
+            device=device,
+            group=group,
+            progress=console.progress(quiet or not group.is_main),
             stop=stop,
         )
-    if not quiet:
+    if result is None:
+        return
+    if not quiet and result.finished:
         console.say(f"{result.rows:,} rows + {result.rejected:,} rejected = {result.samples:,} images in the source")
     console.result(result, as_json, "token cache")

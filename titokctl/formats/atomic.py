@@ -54,6 +54,22 @@ def write_json(target: Path, value: Any) -> None:
     write_bytes(target, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def write_new_json(target: Path, value: Any) -> bool:
+    """Write JSON to `target` unless it exists; of several processes exactly one writes. Returns True for that one."""
+    temporary = target.with_name(f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with disk_errors(target):
+            temporary.write_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+            _flush_entry(temporary)
+            os.link(temporary, target)
+            _flush_entry(target.parent)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        _remove(temporary)
+
+
 def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
     """The value in a JSON file. Raises UserError when it is missing, too large, or not JSON."""
     try:

@@ -1,7 +1,7 @@
 """One writer per folder: an advisory lock that the operating system releases when its holder dies.
 
-Specification: `<folder>/.lock` is an empty file, locked with flock while a command works in the folder. The file stays
-behind; only the lock counts.
+Specification: `<folder>/.lock` is an empty file, locked with flock while a command works in the folder: exclusively, or
+shared by several that have other means to keep out of each other's way. The file stays behind; only the lock counts.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ from titokctl.errors import UserError
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`. Raises UserError when another process holds it."""
+def folder_lock(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of `folder`, alone or `shared`. Raises UserError when another process's lock is in the way."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _lock(descriptor, folder)
+        _lock(descriptor, folder, shared)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path, shared: bool) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(
             f"another titokctl is at work in {folder}", "wait for it, or stop it, and run the same command again"

@@ -1,8 +1,10 @@
 """The token cache: one HDF5 file with the ids of every image, its label, its key, and what made them.
 
-Specification (the full text with an example is docs/formats.md). N images, K latent tokens, V codebook size.
+Specification (the full text with an example is docs/formats.md). N images, K latent tokens, V codebook size, C token
+size.
 
     /tokens              (N, K) uint16, uint32 when V > 65,536; contiguous, little-endian; row i is image i's plain crop
+    /latents             instead of /tokens, of a Gaussian tokenizer: (N, K, C) float16, the means
     /views/<name>        same shape and type: other crops of the same images; attribute `preprocessing` (JSON)
     /labels              (N,) int32, contiguous; -1 for none
     /keys                (N,) fixed-length UTF-8 bytes, padded with zero bytes; chunked, gzip + fletcher32
@@ -11,15 +13,16 @@ Specification (the full text with an example is docs/formats.md). N images, K la
                          of the same path: (ceil(N / 65,536),) uint32, the CRC-32 of every 65,536 rows
 
 Root attributes: format "titokctl/token-cache", format_version 1, tokenizer (config, JSON), encoder_sha256,
-weights_sha256, codebook_size, num_latent_tokens, image_size, preprocessing (JSON), source (JSON), created_by, and
-complete = 1, which is written after everything else; made_with (JSON) and num_rejected may be there. `sha256` covers
-the contents: the SHA-256 of one line a dataset, sorted by path, "<path> <numpy type> <n,n> <sha256 of its bytes>\\n".
-A writer (`token_cache_writer`) works under a temporary name and renames the finished file; the target itself is never
-opened for writing.
+weights_sha256, codebook_size (0 with /latents), num_latent_tokens, image_size, preprocessing (JSON), source (JSON),
+created_by, with /latents token_size, and complete = 1, which is written after everything else; made_with (JSON) and
+num_rejected may be there. `sha256` covers the contents: the SHA-256 of one line a dataset, sorted by path,
+"<path> <numpy type> <n,n> <sha256 of its bytes>\\n". A writer (`token_cache_writer`) works under a temporary name and
+renames the finished file; the target itself is never opened for writing.
+A collection too large for one file stays a folder of parts (`token_folder`).
 """
 
-import json
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,131 +32,124 @@ import numpy as np
 
 from titokctl.errors import UserError
 from titokctl.formats import hdf5_checks
+from titokctl.formats.token_header import WHAT, CacheHeader, read_header, text_dataset
 
-FORMAT = "titokctl/token-cache"
-FORMAT_VERSION = 1
+__all__ = ["PLAIN", "CacheHeader", "TokenCache"]
+
 PLAIN = "plain"  # the name of the view that /tokens itself is
 _ROWS_AT_ONCE = 1 << 18
-_WHAT = "a token cache"
-
-
-@dataclass(frozen=True)
-class CacheHeader:
-    """What a token cache says about itself.
-
-    Args:
-        tokenizer: the tokenizer's configuration, plain JSON values.
-        encoder_sha256: what decides the ids (64 hex digits).
-        weights_sha256: the whole tokenizer (64 hex digits).
-        codebook_size: V.
-        num_latent_tokens: K.
-        image_size: edge of the square crop in pixels.
-        preprocessing: how an image became that crop, plain JSON values.
-        source: where the images came from, plain JSON values.
-        views: name of each further view -> its own preprocessing.
-        class_names: name of each label from 0 on; () when there are none.
-        created_by: program and version.
-        made_with: versions, device kind, precision and tile; {} when not recorded.
-        num_rejected: images of the source that have no row; None when not recorded.
-    """
-
-    tokenizer: dict[str, Any]
-    encoder_sha256: str
-    weights_sha256: str
-    codebook_size: int
-    num_latent_tokens: int
-    image_size: int
-    preprocessing: dict[str, Any]
-    source: dict[str, Any]
-    views: dict[str, dict[str, Any]] = field(default_factory=dict)
-    class_names: tuple[str, ...] = ()
-    created_by: str = ""
-    made_with: dict[str, Any] = field(default_factory=dict)
-    num_rejected: int | None = None
-
-    @property
-    def id_dtype(self) -> np.dtype:
-        """The type of an id on disk: two bytes as long as they suffice."""
-        return id_dtype(self.codebook_size)
-
-
-def id_dtype(codebook_size: int) -> np.dtype:
-    """Little-endian uint16 for V up to 65,536, else uint32."""
-    return np.dtype("<u2" if codebook_size <= 1 << 16 else "<u4")
 
 
 class TokenCache:
     """A finished token cache, checked and memory-mapped; safe to use on a file of unknown origin.
 
     `ids` (N, K) and every view are maps of the file, shared by all processes and not limited by memory; writing to
-    them never reaches the file. Nothing of the file stays open but these maps.
+    them never reaches the file. Nothing of the file stays open but these maps. Of a folder of parts they are arrays
+    that read a part when its rows are asked for (`token_folder.PartedRows`).
     """
 
     def __init__(
         self,
         path: Path,
         header: CacheHeader,
-        ids: np.ndarray,
+        rows: np.ndarray,
         views: dict[str, np.ndarray],
-        labels: np.ndarray,
+        read_labels: Callable[[], np.ndarray],
+        read_keys: Callable[[], np.ndarray],
         sha256: str,
     ) -> None:
         self.path, self.header, self.sha256 = path, header, sha256
-        self.ids, self.labels = ids, labels
-        self._views = views
+        self.rows, self._views = rows, views
+        self._read_labels, self._read_keys = read_labels, read_keys
 
     @classmethod
     def open(cls, path: Path | str, check_ids: bool = True) -> "TokenCache":
         """Open `path` and check its structure, types, sizes and attributes.
 
         Args:
-            path: a token cache.
+            path: a token cache: a file, or a folder of parts.
             check_ids: also read all ids once and refuse any that is not below V.
 
         Raises UserError with one sentence for anything that is not a whole, well-formed cache of a known version.
         """
         path = Path(path)
-        with hdf5_checks.opened(path, _WHAT) as file:
-            header = _read_header(file)
-            ids = _read_ids(path, file, "tokens", header)
-            views = {name: _read_ids(path, file["views"], name, header) for name in header.views}
-            wrong = [name for name, view in views.items() if len(view) != len(ids)]
-            if wrong:
-                raise UserError(f"/views/{wrong[0]} of {path} has {len(views[wrong[0]]):,} rows, /tokens {len(ids):,}")
-            labels = _read_labels(path, file, len(ids), len(header.class_names))
-            _text_dataset(file, "keys", len(ids))
-            checksums = hdf5_checks.subgroup(file, "checksums")
-            if checksums is None:
-                raise UserError(f"/checksums of {path} is missing")
-            cache = cls(path, header, ids, views, labels, str(hdf5_checks.attribute(checksums, "sha256", str)))
+        if path.is_dir():
+            from titokctl.formats.token_folder import open_folder
+
+            cache = open_folder(path)
+        else:
+            cache = cls._open_file(path)
         if check_ids:
             cache.check_ids()
         return cache
 
+    @classmethod
+    def _open_file(cls, path: Path) -> "TokenCache":
+        with hdf5_checks.opened(path, WHAT) as file:
+            header = read_header(file)
+            rows = _read_rows(path, file, header.main, header)
+            views = {name: _read_rows(path, file["views"], name, header) for name in header.views}
+            wrong = [name for name, view in views.items() if len(view) != len(rows)]
+            if wrong:
+                many = f"{len(views[wrong[0]]):,} rows, /{header.main} {len(rows):,}"
+                raise UserError(f"/views/{wrong[0]} of {path} has {many}")
+            labels = _read_labels(path, file, len(rows), len(header.class_names))
+            text_dataset(file, "keys", len(rows))
+            checksums = hdf5_checks.subgroup(file, "checksums")
+            if checksums is None:
+                raise UserError(f"/checksums of {path} is missing")
+            sha256 = str(hdf5_checks.attribute(checksums, "sha256", str))
+        return cls(path, header, rows, views, lambda: labels, lambda: _read_keys(path, len(rows)), sha256)
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows)
 
     def __repr__(self) -> str:
         return f"TokenCache({str(self.path)!r}, rows={len(self)}, views={list(self.views)})"
 
     @property
+    def is_discrete(self) -> bool:
+        """True when rows are ids, False when they are latents."""
+        return self.header.token_size == 0
+
+    @property
+    def ids(self) -> np.ndarray:
+        """/tokens (N, K). Raises UserError for a cache of latents."""
+        if not self.is_discrete:
+            raise UserError(
+                f"{self.path} holds latents of a Gaussian tokenizer, not ids", "make it with a tokenizer that has codes"
+            )
+        return self.rows
+
+    @property
+    def latents(self) -> np.ndarray:
+        """/latents (N, K, C) float16. Raises UserError for a cache of ids."""
+        if self.is_discrete:
+            raise UserError(f"{self.path} holds ids, not latents", "make it with a Gaussian tokenizer")
+        return self.rows
+
+    @property
     def views(self) -> tuple[str, ...]:
-        """Names of the views, "plain" (that is /tokens) first."""
+        """Names of the views, "plain" (that is /tokens or /latents) first."""
         return (PLAIN, *self._views)
 
     def view(self, name: str) -> np.ndarray:
-        """The ids (N, K) of one view; "plain" is /tokens. Raises UserError for a view that is not there."""
+        """The rows of one view; "plain" is /tokens or /latents. Raises UserError for a view that is not there."""
         if name == PLAIN:
-            return self.ids
+            return self.rows
         if name not in self._views:
             raise UserError(f"{self.path} has no view {name!r}; it has {', '.join(self.views)}")
         return self._views[name]
 
     @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels (N,) int32, -1 for none."""
+        return self._read_labels()
+
+    @cached_property
     def keys(self) -> np.ndarray:
         """Keys (N,) as UTF-8 bytes (numpy type S), read at first use."""
-        with hdf5_checks.opened(self.path, _WHAT) as file:
-            return np.asarray(_text_dataset(file, "keys", len(self))[...])
+        return self._read_keys()
 
     def key(self, row: int) -> str:
         """The key of one row as text."""
@@ -180,77 +176,33 @@ class TokenCache:
         return self.header.num_latent_tokens
 
     def check_ids(self) -> None:
-        """Read every id once. Raises UserError when one is not below the codebook size."""
+        """Read every row once. Raises UserError when an id is not below the codebook size, or a latent not finite."""
         for name in self.views:
-            ids = self.view(name)
-            if self.codebook_size > np.iinfo(ids.dtype).max:
+            rows = self.view(name)
+            if self.is_discrete and self.codebook_size > np.iinfo(rows.dtype).max:
                 continue
-            for first in range(0, len(ids), _ROWS_AT_ONCE):
-                block = ids[first : first + _ROWS_AT_ONCE]
-                if block.max() >= self.codebook_size:
-                    row = first + int((block >= self.codebook_size).any(axis=1).argmax())
-                    raise UserError(
-                        f"row {row} of view {name!r} in {self.path} holds the id {int(ids[row].max())}, but the "
-                        f"codebook has only {self.codebook_size} codes"
-                    )
+            for first in range(0, len(rows), _ROWS_AT_ONCE):
+                self._check_block(name, first, rows[first : first + _ROWS_AT_ONCE])
+
+    def _check_block(self, name: str, first: int, block: np.ndarray) -> None:
+        if not self.is_discrete:
+            if not np.isfinite(block).all():
+                row = first + int((~np.isfinite(block)).any(axis=(1, 2)).argmax())
+                raise UserError(f"row {row} of view {name!r} in {self.path} holds a latent that is no number")
+        elif block.max() >= self.codebook_size:
+            i = int((block >= self.codebook_size).any(axis=1).argmax())
+            raise UserError(
+                f"row {first + i} of view {name!r} in {self.path} holds the id {int(block[i].max())}, but the "
+                f"codebook has only {self.codebook_size} codes"
+            )
 
 
-def _read_header(file: h5py.File) -> CacheHeader:
-    path = file.filename
-    if file.attrs.get("format") is None:
-        raise UserError(f"{path} is an HDF5 file, but not {_WHAT}")
-    found = hdf5_checks.attribute(file, "format", str)
-    if found != FORMAT:
-        raise UserError(f"{path} holds {found!r}, not {_WHAT}")
-    version = int(hdf5_checks.attribute(file, "format_version", int))
-    if version > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer titokctl (token cache {version})", "upgrade titokctl")
-    if "complete" not in file.attrs or not hdf5_checks.attribute(file, "complete", int):
-        raise UserError(f"{path} was never finished", "make it again with `titokctl tokenize`")
-    hdf5_checks.names_of(file)
-    views = hdf5_checks.subgroup(file, "views")
-    names = [] if views is None else hdf5_checks.names_of(views)
-    return CacheHeader(
-        tokenizer=_json_attribute(file, "tokenizer"),
-        encoder_sha256=str(hdf5_checks.attribute(file, "encoder_sha256", str)),
-        weights_sha256=str(hdf5_checks.attribute(file, "weights_sha256", str)),
-        codebook_size=_positive(file, "codebook_size"),
-        num_latent_tokens=_positive(file, "num_latent_tokens"),
-        image_size=_positive(file, "image_size"),
-        preprocessing=_json_attribute(file, "preprocessing"),
-        source=_json_attribute(file, "source"),
-        views={name: _json_attribute(hdf5_checks.dataset(views, name), "preprocessing") for name in names},
-        class_names=_class_names(file),
-        created_by=str(hdf5_checks.attribute(file, "created_by", str)),
-        made_with=_json_attribute(file, "made_with") if "made_with" in file.attrs else {},
-        num_rejected=int(hdf5_checks.attribute(file, "num_rejected", int)) if "num_rejected" in file.attrs else None,
-    )
-
-
-def _positive(file: h5py.File, name: str) -> int:
-    value = int(hdf5_checks.attribute(file, name, int))
-    if value < 1:
-        raise UserError(f"attribute {name} of {file.filename} is {value}, expected at least 1")
-    return value
-
-
-def _json_attribute(owner: h5py.Group | h5py.Dataset, name: str) -> dict[str, Any]:
-    text = str(hdf5_checks.attribute(owner, name, str))
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"attribute {name} of {owner.file.filename} is not JSON") from error
-    if not isinstance(value, dict):
-        raise UserError(f"attribute {name} of {owner.file.filename} is not a JSON object")
-    return value
-
-
-def _read_ids(path: Path, group: h5py.Group, name: str, header: CacheHeader) -> np.ndarray:
+def _read_rows(path: Path, group: h5py.Group, name: str, header: CacheHeader) -> np.ndarray:
     found = hdf5_checks.dataset(group, name)
-    if found.dtype != header.id_dtype:
-        raise UserError(f"{found.name} of {path} is of type {found.dtype.str}, expected {header.id_dtype.str}")
-    if len(found.shape) != 2 or found.shape[0] < 1 or found.shape[1] != header.num_latent_tokens:
-        wanted = f"(rows, {header.num_latent_tokens}) with at least one row"
+    if found.dtype != header.row_dtype:
+        raise UserError(f"{found.name} of {path} is of type {found.dtype.str}, expected {header.row_dtype.str}")
+    if found.shape[1:] != header.row_shape or len(found.shape) < 2 or found.shape[0] < 1:
+        wanted = f"(rows, {', '.join(map(str, header.row_shape))}) with at least one row"
         raise UserError(f"{found.name} of {path} has the shape {found.shape}, expected {wanted}")
     return hdf5_checks.rows(path, found)
 
@@ -261,26 +213,20 @@ def _read_labels(path: Path, file: h5py.File, num_rows: int, num_classes: int) -
         got = f"{found.dtype.str} {found.shape}"
         raise UserError(f"/labels of {path} is {got}, expected <i4 ({num_rows},)")
     labels = hdf5_checks.rows(path, found)
+    check_labels(path, labels, num_classes)
+    return labels
+
+
+def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
+    """Raises UserError when labels (n,) are below -1, or have no name where there are names."""
+    if not len(labels):
+        return
     least, most = int(labels.min()), int(labels.max())
     if least < -1 or (num_classes and most >= num_classes):
         limit = f"-1 to {num_classes - 1}" if num_classes else "-1 or more"
         raise UserError(f"/labels of {path} reach from {least} to {most}, expected {limit}")
-    return labels
 
 
-def _text_dataset(group: h5py.Group, name: str, num_rows: int | None) -> h5py.Dataset:
-    found = hdf5_checks.dataset(group, name)
-    if found.dtype.kind != "S" or len(found.shape) != 1 or num_rows not in (None, found.shape[0]):
-        rows = "n" if num_rows is None else num_rows
-        got = f"{found.dtype.str} {found.shape}"
-        raise UserError(f"/{name} of {group.file.filename} is {got}, expected fixed-length text ({rows},)")
-    return found
-
-
-def _class_names(file: h5py.File) -> tuple[str, ...]:
-    if "class_names" not in file:
-        return ()
-    try:
-        return tuple(name.decode() for name in _text_dataset(file, "class_names", None)[...])
-    except UnicodeDecodeError as error:
-        raise UserError(f"/class_names of {file.filename} is not UTF-8") from error
+def _read_keys(path: Path, num_rows: int) -> np.ndarray:
+    with hdf5_checks.opened(path, WHAT) as file:
+        return np.asarray(text_dataset(file, "keys", num_rows)[...])

@@ -19,8 +19,8 @@ import numpy as np
 
 from titokctl import __version__
 from titokctl.formats.atomic import atomic_path
-from titokctl.formats.token_cache import FORMAT, FORMAT_VERSION, CacheHeader
 from titokctl.formats.token_checksums import ROWS_PER_CRC, RunningChecksum, contents_sha256
+from titokctl.formats.token_header import FORMAT, FORMAT_VERSION, CacheHeader
 
 _CHUNK_ROWS = 8192
 _CHUNK_BYTES = 1 << 19
@@ -35,14 +35,17 @@ class TokenCacheWriter:
         header: what the file says about itself; its `views` are the views every append must bring.
         num_rows: N, at least 1.
         key_bytes: length of the longest key in UTF-8 bytes.
+        compress: store rows in chunks, shuffled and deflated; smaller, but read into memory instead of mapped.
     """
 
-    def __init__(self, path: Path | str, header: CacheHeader, *, num_rows: int, key_bytes: int) -> None:
+    def __init__(
+        self, path: Path | str, header: CacheHeader, *, num_rows: int, key_bytes: int, compress: bool = False
+    ) -> None:
         if num_rows < 1 or key_bytes < 1:
             raise ValueError(f"num_rows and key_bytes must be at least 1, got {num_rows} and {key_bytes}")
         self._path, self._header = Path(path), header
         self._num_rows, self._key_bytes = num_rows, key_bytes
-        self._done = 0
+        self._done, self._compress = 0, compress
 
     def __enter__(self) -> "TokenCacheWriter":
         with contextlib.ExitStack() as stack:
@@ -78,10 +81,10 @@ class TokenCacheWriter:
         """Write the next n rows.
 
         Args:
-            ids: (n, K) integers in [0, V).
+            ids: (n, K) integers in [0, V), or latents (n, K, C) of a Gaussian tokenizer.
             labels: (n,) integers, -1 for none.
             keys: n names, text or UTF-8 bytes.
-            views: ids (n, K) of every view of the header.
+            views: the same of every view of the header.
 
         Raises ValueError when shapes, views, ids or keys do not fit.
         """
@@ -92,8 +95,8 @@ class TokenCacheWriter:
         if len(labels) != n or self._done + n > self._num_rows:
             raise ValueError(f"got {n} keys and {len(labels)} labels after {self._done} of {self._num_rows} rows")
         for name in self._id_paths:
-            block = ids if name == "tokens" else views[name.removeprefix("views/")]
-            self._write(name, self._checked_ids(block, n))
+            block = ids if name == self._header.main else views[name.removeprefix("views/")]
+            self._write(name, self._checked_rows(block, n))
         self._write("labels", np.ascontiguousarray(labels, dtype="<i4"))
         self._write("keys", _as_bytes(keys, self._key_bytes))
         self._done += n
@@ -108,15 +111,15 @@ class TokenCacheWriter:
 
     def _bytes_at_most(self) -> int:
         header = self._header
-        row = (1 + len(header.views)) * header.num_latent_tokens * header.id_dtype.itemsize + 4 + self._key_bytes
+        row = header.row_bytes + 4 + self._key_bytes
         return self._num_rows * row + 4 * _PAGE * (4 + len(header.views)) + (1 << 18)
 
     def _create(self) -> None:
         header, n = self._header, self._num_rows
-        self._id_paths = ["tokens", *(f"views/{view}" for view in header.views)]
+        self._id_paths = [header.main, *(f"views/{view}" for view in header.views)]
         self._hashes = {name: RunningChecksum() for name in (*self._id_paths, "labels", "keys")}
         for name in self._id_paths:
-            self._contiguous(name, (n, header.num_latent_tokens), header.id_dtype)
+            self._rows_dataset(name, (n, *header.row_shape), header.row_dtype)
         self._contiguous("labels", (n,), np.dtype("<i4"))
         self._text("keys", n, self._key_bytes)
         if header.class_names:
@@ -129,6 +132,15 @@ class TokenCacheWriter:
         self._text("class_names", len(names), max(width, 1))
         self._hashes["class_names"] = RunningChecksum()
         self._write("class_names", _as_bytes(names, width))
+
+    def _rows_dataset(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if not self._compress:
+            self._contiguous(name, shape, dtype)
+            return
+        rows = max(1, min(shape[0], _CHUNK_ROWS, _CHUNK_BYTES // (int(np.prod(shape[1:])) * dtype.itemsize)))
+        self._file.create_dataset(
+            name, shape, dtype, chunks=(rows, *shape[1:]), compression="gzip", shuffle=True, fletcher32=True
+        )
 
     def _contiguous(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -148,14 +160,20 @@ class TokenCacheWriter:
         chunks = (min(rows, _CHUNK_ROWS, max(_CHUNK_BYTES // width, 1)),)
         self._file.create_dataset(name, (rows,), kind, chunks=chunks, compression="gzip", fletcher32=True)
 
-    def _checked_ids(self, block: np.ndarray, n: int) -> np.ndarray:
-        if block.shape != (n, self._header.num_latent_tokens) or block.dtype.kind not in "iu":
-            wanted = (n, self._header.num_latent_tokens)
-            raise ValueError(f"expected integer ids of shape {wanted}, got {block.dtype} {block.shape}")
-        if n and not 0 <= int(block.min()) <= int(block.max()) < self._header.codebook_size:
+    def _checked_rows(self, block: np.ndarray, n: int) -> np.ndarray:
+        header, wanted = self._header, (n, *self._header.row_shape)
+        kinds, what = ("f", "float latents") if header.token_size else ("iu", "integer ids")
+        if block.shape != wanted or block.dtype.kind not in kinds:
+            raise ValueError(f"expected {what} of shape {wanted}, got {block.dtype} {block.shape}")
+        if header.token_size:
+            block = np.ascontiguousarray(block, dtype=header.row_dtype)
+            if not np.isfinite(block).all():
+                raise ValueError("latents must be finite in float16")
+            return block
+        if n and not 0 <= int(block.min()) <= int(block.max()) < header.codebook_size:
             low, high = int(block.min()), int(block.max())
-            raise ValueError(f"ids reach from {low} to {high}, outside [0, {self._header.codebook_size})")
-        return np.ascontiguousarray(block, dtype=self._header.id_dtype)
+            raise ValueError(f"ids reach from {low} to {high}, outside [0, {header.codebook_size})")
+        return np.ascontiguousarray(block, dtype=header.row_dtype)
 
     def _write(self, name: str, block: np.ndarray) -> None:
         self._file[name][self._done : self._done + len(block)] = block
@@ -175,6 +193,8 @@ class TokenCacheWriter:
             root[name] = json.dumps(getattr(header, name), ensure_ascii=False)
         for name in ("encoder_sha256", "weights_sha256", "codebook_size", "num_latent_tokens", "image_size"):
             root[name] = getattr(header, name)
+        if header.token_size:
+            root["token_size"] = header.token_size
         root["created_by"] = header.created_by or f"titokctl {__version__}"
         if header.num_rejected is not None:
             root["num_rejected"] = header.num_rejected

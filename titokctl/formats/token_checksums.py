@@ -65,7 +65,10 @@ def damaged_places(path: Path, advance: Callable[[int], None]) -> list[str]:
     with hdf5_checks.opened(path, "a token cache") as file:
         checksums = file["checksums"]
         views = hdf5_checks.subgroup(file, "views")
-        ids = ["tokens", *(f"views/{name}" for name in (hdf5_checks.names_of(views) if views else ()))]
+        ids = [
+            "latents" if "latents" in file else "tokens",
+            *(f"views/{name}" for name in (hdf5_checks.names_of(views) if views else ())),
+        ]
         problems: list[str] = []
         sums = {}
         for name in (*ids, "labels", *(name for name in _TEXT if name in file)):

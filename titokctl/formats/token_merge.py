@@ -7,9 +7,9 @@ from pathlib import Path
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path
-from titokctl.formats.token_cache import CacheHeader
 from titokctl.formats.token_cache_writer import TokenCacheWriter
-from titokctl.formats.token_parts import PartsFolder, TokenPart
+from titokctl.formats.token_header import CacheHeader
+from titokctl.formats.token_parts import PartsFolder, PartSummary, TokenPart
 
 _EXAMPLES = 5
 
@@ -25,11 +25,11 @@ class Tally:
     by_kind: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
-    def add(self, part: TokenPart) -> None:
+    def add(self, part: PartSummary) -> None:
         """Count one part."""
         self.units += 1
-        self.rows += len(part)
-        self.key_bytes = max(self.key_bytes, part.keys.dtype.itemsize)
+        self.rows += part.rows
+        self.key_bytes = max(self.key_bytes, part.key_bytes)
         self.reject(part.rejected)
 
     def reject(self, rejected: Iterable[Mapping[str, str]]) -> None:
@@ -47,7 +47,12 @@ class Tally:
 
 
 def merge(
-    folder: PartsFolder, header: CacheHeader, num_units: int, tally: Tally, advance: Callable[[int], None]
+    folder: PartsFolder,
+    header: CacheHeader,
+    num_units: int,
+    tally: Tally,
+    advance: Callable[[int], None],
+    compress: bool = False,
 ) -> None:
     """Write the output of `folder` from all its parts.
 
@@ -56,23 +61,49 @@ def merge(
         header: of the output; the number of rejected images is filled in.
         tally: of exactly these parts.
         advance: called with the number of rows written since.
+        compress: as `TokenCacheWriter`.
 
     Raises UserError when a part is missing or damaged; the output is then untouched.
     """
     header = replace(header, num_rejected=tally.rejected)
-    with TokenCacheWriter(folder.output, header, num_rows=tally.rows, key_bytes=tally.key_bytes) as writer:
+    size = {"num_rows": tally.rows, "key_bytes": tally.key_bytes}
+    with TokenCacheWriter(folder.output, header, **size, compress=compress) as writer:
         for part in all_parts(folder, num_units):
             writer.append(part.ids, part.labels, part.keys, part.views)
             advance(len(part))
 
 
 def all_parts(folder: PartsFolder, num_units: int) -> Iterator[TokenPart]:
-    """Every part in the order of the source. Raises UserError when one is missing or damaged."""
+    """Every part in the order of the source, checked.
+
+    Raises UserError when one is missing, or damaged; a damaged one is deleted, so that it is made again.
+    """
     for unit in range(num_units):
-        part = folder.read(unit)
+        try:
+            part = folder.read(unit)
+        except UserError as error:
+            folder.discard(unit)
+            raise UserError(f"{error.message}; it was deleted", "run the same command again to make it anew") from error
         if part is None:
-            raise UserError(f"the part of unit {unit} is missing from {folder.path}", "run the same command again")
+            raise _missing(folder, unit)
         yield part
+
+
+def summaries(folder: PartsFolder, num_units: int) -> Iterator[PartSummary]:
+    """What every part says of itself, in the order of the source. Raises UserError as `all_parts` does."""
+    for unit in range(num_units):
+        try:
+            summary = folder.summary(unit)
+        except UserError as error:
+            folder.discard(unit)
+            raise UserError(f"{error.message}; it was deleted", "run the same command again to make it anew") from error
+        if summary is None:
+            raise _missing(folder, unit)
+        yield summary
+
+
+def _missing(folder: PartsFolder, unit: int) -> UserError:
+    return UserError(f"the part of unit {unit} is missing from {folder.path}", "run the same command again")
 
 
 def write_rejected(target: Path, rejected: Iterable[Mapping[str, str]]) -> None:

@@ -1,13 +1,15 @@
 """Parts of a token cache: what is finished of a long job, one file per unit of its source.
 
 Specification: beside an output `tokens.h5` the folder `tokens.h5.parts/` holds `manifest.json` and, for every finished
-unit, `unit-<8 digits>.safetensors`. The manifest is JSON with format "titokctl/token-parts", format_version 1,
-num_units and `header`: the root attributes of the cache as they will be. A part is safetensors with the datasets of
-the cache under their paths ("tokens", "views/<name>", "labels") and "keys" as (n, width) uint8, padded with zero
-bytes; its metadata has format "titokctl/token-part", format_version "1", unit, first (position of the unit's first
-sample in the source), count (samples of the unit), name, rejected (a JSON list of {"key", "kind", "reason"}) and
-sha256 over all of the above. rows + rejected = count. Parts and manifest are written atomically, so what is there is
-whole; it is checked all the same before it is used. `.lock` is locked by the process that works in the folder.
+unit, `unit-<8 digits>.safetensors`. An output that is itself a folder keeps its parts for good (`token_folder`). The
+manifest is JSON with format "titokctl/token-parts", format_version 1, num_units and `header`: the root attributes of
+the cache as they will be. A part is safetensors with the datasets of the cache under their paths ("tokens" or
+"latents", "views/<name>", "labels") and "keys" as (n, width) uint8, padded with zero bytes; its metadata has format
+"titokctl/token-part", format_version "1", unit, first (position of the unit's first sample in the source), count
+(samples of the unit), name, rejected (a JSON list of {"key", "kind", "reason"}) and sha256 over all of the above.
+rows + rejected = count. Parts and manifest are written atomically, so what is there is whole; it is checked all the
+same before it is used. `.lock` is locked by the process that works in the folder;
+processes that share no process group share the lock and claim units through files (`unit_claims`).
 """
 
 import contextlib
@@ -24,14 +26,17 @@ from safetensors.numpy import load, save
 
 from titokctl.config.recipe_files import flat_differences
 from titokctl.errors import UserError
-from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json
+from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json, write_new_json
 from titokctl.formats.folder_lock import folder_lock
-from titokctl.formats.token_cache import CacheHeader
+from titokctl.formats.token_header import CacheHeader
+from titokctl.formats.unit_claims import FOLDER as CLAIMS
 
 FORMAT = "titokctl/token-parts"
 PART_FORMAT = "titokctl/token-part"
 FORMAT_VERSION = 1
 _MAX_PART_BYTES = 1 << 30
+_MAX_HEADER_BYTES = 64 << 20
+MANIFEST = "manifest.json"
 _LINE = 160
 
 
@@ -44,10 +49,10 @@ class TokenPart:
         first: position of its first sample in the source.
         count: samples in the unit; rows + rejected.
         name: what the unit is called in messages.
-        ids: (n, K) of the cache's id type.
+        ids: (n, K) of the cache's id type; of a Gaussian tokenizer latents (n, K, C) float16.
         labels: (n,) int32.
         keys: (n,) UTF-8 bytes, numpy type S.
-        views: ids (n, K) of each further view.
+        views: the same of each further view.
         rejected: {"key", "kind", "reason"} of each sample without a row.
     """
 
@@ -65,39 +70,53 @@ class TokenPart:
         return len(self.ids)
 
 
-class PartsFolder:
-    """The folder of parts that belongs to one output."""
+@dataclass(frozen=True)
+class PartSummary:
+    """What the first bytes of a part say: its rows, their longest key, and what has no row. Not checked further."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.path = output.with_name(output.name + ".parts")
+    rows: int
+    count: int
+    key_bytes: int
+    name: str
+    rejected: list[dict[str, str]]
+
+
+class PartsFolder:
+    """The folder of parts that belongs to one output.
+
+    Args:
+        output: the file that the parts become.
+        keep: `output` is a folder, and the parts stay in it.
+    """
+
+    def __init__(self, output: Path, keep: bool = False) -> None:
+        self.output, self.keep = output, keep
+        self.path = output if keep else output.with_name(output.name + ".parts")
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Be the only process at work here; ends with the process, however it ends."""
+    def locked(self, shared: bool = False) -> Iterator[None]:
+        """Be the only process at work here, or one of several that claim units; ends with the process."""
         with contextlib.ExitStack() as stack:
             with disk_errors(self.path):
-                stack.enter_context(folder_lock(self.path))
+                stack.enter_context(folder_lock(self.path, shared))
             yield
 
-    def begin(self, header: CacheHeader, num_units: int, afresh: bool = False) -> bool:
+    def begin(self, header: CacheHeader, num_units: int, afresh: bool = False, shared: bool = False) -> bool:
         """Start, or go on with what an earlier run left. Call it with the lock held.
 
-        Returns True when going on. When the earlier run was another one, its parts are deleted if `afresh`.
+        Returns True when going on. When the earlier run was another one, its parts are deleted if `afresh`; when the
+        lock is `shared`, nothing is ever deleted.
 
         Raises UserError that lists the differences otherwise.
         """
         manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "num_units": num_units}
         manifest["header"] = json.loads(json.dumps(asdict(header)))
-        place = self.path / "manifest.json"
-        if not place.exists():
-            write_json(place, manifest)
+        place = self.path / MANIFEST
+        if not place.exists() and write_new_json(place, manifest):
             return False
-        found = read_json(place)
-        if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("header"), dict):
-            raise UserError(f"{place} was not written by titokctl", "choose another -o")
+        found = self.manifest()
         changes = differences(found, manifest)
-        if changes and afresh:
+        if (changes or "complete" in found) and afresh and not shared:
             self._empty()
             write_json(place, manifest)
             return False
@@ -106,17 +125,34 @@ class PartsFolder:
                 f"{self.output} was begun with other settings: {'; '.join(changes)}",
                 "repeat the earlier command to go on with it, or start afresh with --overwrite",
             )
-        for left in ("manifest.json", "unit-*"):
-            remove_leftovers(self.path, left)
+        if not shared:
+            for left in (MANIFEST, "unit-*"):
+                remove_leftovers(self.path, left)
         return True
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest. Raises UserError when it is missing or not ours."""
+        place = self.path / MANIFEST
+        found = read_json(place)
+        if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("header"), dict):
+            raise UserError(f"{place} was not written by titokctl", "choose another -o")
+        version = found.get("format_version")
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise UserError(f"{place} was written by a newer titokctl (token parts {version})", "upgrade titokctl")
+        return found
 
     def write(self, part: TokenPart) -> None:
         """Write one part atomically."""
-        write_bytes(self._place(part.unit), _pack(part))
+        write_bytes(self.place(part.unit), _pack(part))
+
+    def finished(self) -> set[int]:
+        """Numbers of the units that have a part, whatever is in it."""
+        names = (path.stem.removeprefix("unit-") for path in self.path.glob("unit-*.safetensors"))
+        return {int(name) for name in names if name.isdigit()}
 
     def read(self, unit: int) -> TokenPart | None:
         """The part of `unit`, checked; None when it is not there. Raises UserError when it is damaged."""
-        place = self._place(unit)
+        place = self.place(unit)
         try:
             if place.stat().st_size > _MAX_PART_BYTES:
                 raise UserError(f"{place} is too large for a part of a token cache")
@@ -126,6 +162,34 @@ class PartsFolder:
         except OSError as error:
             raise UserError(f"cannot read {place}: {error.strerror}") from error
 
+    def summary(self, unit: int) -> PartSummary | None:
+        """What the header of `unit`'s part says; None when it is not there. Raises UserError when it is damaged."""
+        place = self.place(unit)
+        try:
+            with place.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                head = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+            about, (rows, key_bytes) = head["__metadata__"], head["keys"]["shape"]
+            summary = PartSummary(rows, int(about["count"]), key_bytes, about["name"], json.loads(about["rejected"]))
+            if rows + len(summary.rejected) != summary.count:
+                raise ValueError
+            return summary
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{place} is damaged ({type(error).__name__})") from error
+        except OSError as error:
+            raise UserError(f"cannot read {place}: {error.strerror}") from error
+
+    def discard(self, unit: int) -> None:
+        """Delete the part of `unit`, so that it is made again."""
+        self.place(unit).unlink(missing_ok=True)
+
+    def complete(self, record: dict[str, Any]) -> None:
+        """Say in the manifest that every part is there: `record` is what `token_folder` specifies. Claims go."""
+        write_json(self.path / MANIFEST, self.manifest() | record | {"complete": 1})
+        self._remove_claims()
+
     def remove(self) -> None:
         """Delete the folder and everything in it that is ours."""
         self._empty()
@@ -133,14 +197,23 @@ class PartsFolder:
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
+    def place(self, unit: int) -> Path:
+        """The file of `unit`'s part."""
+        return self.path / f"unit-{unit:08d}.safetensors"
+
     def _empty(self) -> None:
+        self._remove_claims()
         # The manifest goes last: without it, parts of unknown origin would remain.
-        for pattern in ("unit-*.safetensors", ".*.tmp-*", "manifest.json"):
+        for pattern in ("unit-*.safetensors", ".*.tmp-*", MANIFEST):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 
-    def _place(self, unit: int) -> Path:
-        return self.path / f"unit-{unit:08d}.safetensors"
+    def _remove_claims(self) -> None:
+        folder = self.path / CLAIMS
+        for path in [*folder.glob("*.claim"), *folder.glob("*.owner")]:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -155,12 +228,16 @@ def _decisive(manifest: dict[str, Any]) -> dict[str, Any]:
     fields = {k: v for k, v in header.items() if k not in ("created_by", "num_rejected")} if header else {}
     if isinstance(fields.get("source"), dict):
         fields["source"] = {k: v for k, v in fields["source"].items() if k != "paths"}
-    return {k: v for k, v in manifest.items() if k != "header"} | fields
+    return {k: v for k, v in manifest.items() if k in ("format", "format_version", "num_units")} | fields
+
+
+def _main(rows: np.ndarray) -> str:
+    return "latents" if rows.ndim == 3 else "tokens"
 
 
 def _pack(part: TokenPart) -> bytes:
     n = len(part)
-    tensors = {"tokens": part.ids, "labels": part.labels.astype("<i4")}
+    tensors = {_main(part.ids): part.ids, "labels": part.labels.astype("<i4")}
     tensors |= {f"views/{name}": ids for name, ids in part.views.items()}
     tensors["keys"] = np.frombuffer(part.keys.tobytes(), np.uint8).reshape(n, part.keys.dtype.itemsize)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
@@ -183,7 +260,7 @@ def _unpack(place: Path, data: bytes) -> TokenPart:
             first=int(about["first"]),
             count=int(about["count"]),
             name=about["name"],
-            ids=tensors["tokens"],
+            ids=tensors["latents" if "latents" in tensors else "tokens"],
             labels=tensors["labels"],
             keys=np.frombuffer(keys.tobytes(), f"S{keys.shape[1]}"),
             views={k.removeprefix("views/"): v for k, v in tensors.items() if k.startswith("views/")},

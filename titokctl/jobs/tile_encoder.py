@@ -12,14 +12,12 @@ import PIL
 import torch
 from PIL import features
 
+from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import to_float
-from titokctl.formats.token_cache import id_dtype
+from titokctl.formats.token_header import CacheHeader
+from titokctl.jobs.views import View, squares_of, view
 from titokctl.models.titok.tokenizer import TiTok
 
-# Other views of the same crop: name -> (what it adds to the preprocessing record, what it does to (B, 3, S, S)).
-VIEWS: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor], torch.Tensor]]] = {
-    "flip": ({"flip": True}, lambda images: images.flip(-1)),
-}
 _CPU_TILE = 16
 _GPU_TILE = 128
 
@@ -43,31 +41,47 @@ def made_with(tile: int, precision_name: str, device: str) -> dict[str, Any]:
 
 
 class TileEncoder:
-    """Pixels to ids, a tile at a time.
+    """Pixels to ids, or to the latents of a Gaussian tokenizer, a tile at a time.
 
     Args:
-        model: a discrete tokenizer on `device`.
-        views: names of VIEWS to make beside the plain one.
+        model: a tokenizer on `device`.
+        header: of the cache the rows are for; it says their type and the views to make beside the plain one.
+        preprocessing: of the plain crop.
         tile: images of a tile; the last one of a call is padded.
         device: where the model is.
     """
 
-    def __init__(self, model: TiTok, views: Sequence[str], tile: int, device: str) -> None:
-        self._model, self._views, self._tile, self._device = model, tuple(views), tile, device
-        self._dtype, self._k = id_dtype(model.config.codebook_size or 0), model.config.num_latent_tokens
+    def __init__(
+        self, model: TiTok, header: CacheHeader, preprocessing: PreprocessingConfig, tile: int, device: str
+    ) -> None:
+        self._model, self._tile, self._device = model, tile, device
+        self._dtype, self._row_shape = header.row_dtype, header.row_shape
+        self._views = [view(name, preprocessing) for name in header.views]
+        self.squares = squares_of(self._views)
 
-    def ids(self, pixels: np.ndarray, advance: Callable[[int], None]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(n, S, S, 3) uint8 -> ids (n, K), and the same of each view; `advance` is told of every finished tile."""
-        plain = np.empty((len(pixels), self._k), self._dtype)
-        views = {name: np.empty_like(plain) for name in self._views}
+    def rows(
+        self, pixels: np.ndarray, further: Sequence[np.ndarray], advance: Callable[[int], None]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The rows of the plain crops (n, K) or (n, K, C), and the same of each view.
+
+        Args:
+            pixels: (n, S, S, 3) uint8, plain crops.
+            further: (n, S', S', 3) uint8 for each of `squares`.
+            advance: told of every finished tile.
+        """
+        plain = np.empty((len(pixels), *self._row_shape), self._dtype)
+        views = {one.name: np.empty_like(plain) for one in self._views}
         for first in range(0, len(pixels), self._tile):
             rows = slice(first, min(first + self._tile, len(pixels)))
-            images = self._images(pixels[rows])
-            plain[rows] = self._tokenize(images, rows)
-            for name, ids in views.items():
-                ids[rows] = self._tokenize(VIEWS[name][1](images), rows)
+            squares = [self._images(array[rows]) for array in (pixels, *further)]
+            plain[rows] = self._encoded(squares[0], rows)
+            for one in self._views:
+                views[one.name][rows] = self._encoded(one.cut(self._square(one, squares)), rows)
             advance(rows.stop - rows.start)
         return plain, views
+
+    def _square(self, one: View, squares: list[torch.Tensor]) -> torch.Tensor:
+        return squares[0 if one.square is None else 1 + self.squares.index(one.square)]
 
     def _images(self, pixels: np.ndarray) -> torch.Tensor:
         """(n, S, S, 3) uint8 -> (tile, 3, S, S) in [0, 1], black where there is no image."""
@@ -75,5 +89,5 @@ class TileEncoder:
         padded[: len(pixels)] = torch.from_numpy(pixels)
         return to_float(padded.to(self._device))
 
-    def _tokenize(self, images: torch.Tensor, rows: slice) -> np.ndarray:
+    def _encoded(self, images: torch.Tensor, rows: slice) -> np.ndarray:
         return self._model.tokenize(images)[: rows.stop - rows.start].cpu().numpy()

@@ -1,0 +1,137 @@
+"""`titokctl tokenize` in several processes: the same bytes whatever their number, and no hang when one of them dies."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import ROOT, RunCli
+
+from titokctl.cli.app import run
+from titokctl.formats.token_cache import TokenCache
+
+SHARDS, PER_SHARD = 10, 6
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("source")
+    tiny.tokenizer(root / "tokenizer.safetensors")
+    tiny.tokenizer(root / "deep.safetensors", layers=60)
+    tiny.shards(root / "shards", SHARDS, PER_SHARD)
+    return root
+
+
+def words(source: Path, output: Path, *more: str, tokenizer: str = "tokenizer") -> list[str]:
+    weights = str(source / f"{tokenizer}.safetensors")
+    return ["tokenize", str(source / "shards"), "-o", str(output), "--tokenizer", weights, *more]
+
+
+@pytest.mark.parametrize("procs", [pytest.param("2", marks=pytest.mark.slow), "3"])
+def test_bytes_do_not_depend_on_the_number_of_processes(
+    source: Path, run_cli: RunCli, tmp_path: Path, procs: str
+) -> None:
+    assert run([*words(source, tmp_path / "one.h5"), "--quiet"]) == 0
+    done = run_cli(*words(source, tmp_path / "many.h5", "--procs", procs, "--views", "flip"), "--json", code=0)
+    assert done.json["rows"] == SHARDS * PER_SHARD
+    assert "60 rows + 0 rejected = 60 images" in done.stderr
+    assert (tmp_path / "many.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
+
+
+def children(process: int) -> list[int]:
+    """All processes below `process`, the workers last."""
+    below = [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return below + [deeper for child in below for deeper in children(child)]
+
+
+def ended(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_for_end(processes: list[int]) -> None:
+    until = time.monotonic() + 60
+    while not all(ended(process) for process in processes):
+        assert time.monotonic() < until, "processes were left behind"
+        time.sleep(0.05)
+
+
+SLOW = ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), ("parent", -9))
+
+
+@pytest.mark.parametrize("endings", [(("worker", 1),), pytest.param(SLOW, marks=pytest.mark.slow)], ids=["1", "all"])
+def test_killed_workers_and_signals_and_a_killed_parent(source: Path, start, tmp_path: Path, endings) -> None:
+    """One output, begun again and again: each ending leaves whole parts only, and in the end the right bytes."""
+    output = tmp_path / "tokens.h5"
+    command = [sys.executable, "-m", "titokctl", *words(source, output, "--procs", "2", tokenizer="deep")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for ending, code in endings:
+        for part in list(tmp_path.rglob("unit-*"))[1:]:
+            part.unlink()
+        finished = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("unit-*")}
+        process = start(command, env=environment)
+        folder = tmp_path / "tokens.h5.parts"
+        until = time.monotonic() + 60
+        while len(list(folder.glob("unit-*"))) < len(finished) + 2:
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.005)
+        below = children(process.pid)
+        if ending == "worker":
+            os.kill(below[-1], signal.SIGKILL)
+        elif ending == "parent":
+            process.kill()
+        else:
+            process.send_signal(ending)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        assert ("without a word" in err) == (ending == "worker"), err
+        wait_for_end(below)
+        assert not output.exists()
+        assert all(p.stat().st_mtime_ns == changed for p, changed in finished.items()), "finished parts are kept"
+    assert run([*words(source, output, tokenizer="deep"), "--quiet", "--json"]) == 0
+    assert run([*words(source, tmp_path / "undisturbed.h5", tokenizer="deep"), "--quiet"]) == 0
+    assert output.read_bytes() == (tmp_path / "undisturbed.h5").read_bytes()
+
+
+def test_mistakes_end_it_before_any_process_is_started(source: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "there.h5").write_bytes(b"x")
+    assert run(words(source, tmp_path / "there.h5", "--procs", "2")) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert run(words(source, tmp_path / "new.h5", "--procs", "2", "--views", "nine")) == 2
+    assert run(words(source, tmp_path / "new.h5", "--procs", "2", "--gpus", "2")) == 2
+
+
+@pytest.mark.slow
+def test_an_error_of_a_process_is_told_once(source: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    done = run_cli("tokenize", tmp_path, "-o", "t.h5", "--tokenizer", source / "tokenizer.safetensors", "--procs", 2)
+    assert done.code == 1
+    assert done.stderr.count("error:") == 1
+    assert "is empty" in done.stderr
+
+
+@pytest.mark.parametrize("last", [[], pytest.param(["--procs", "2"], marks=pytest.mark.slow)], ids=["1", "2"])
+def test_jobs_without_a_group_share_the_work(source: Path, start, tmp_path: Path, last: list[str]) -> None:
+    """Jobs at once that know of each other only through the folder; the last one with one or two processes."""
+    output = tmp_path / "tokens.h5"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    jobs = []
+    for i, more in enumerate(([], last)):
+        line = [*words(source, output, "--part", f"{i}/2", *more, tokenizer="deep"), "--quiet", "--json"]
+        jobs.append(start([sys.executable, "-m", "titokctl", *line], env=environment))
+    results = []
+    for job in jobs:
+        out, err = job.communicate(timeout=120)
+        assert job.returncode == 0, err
+        results.append(json.loads(out))
+    assert any(result["finished"] for result in results)
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5"]
+    assert run([*words(source, tmp_path / "one.h5", tokenizer="deep"), "--quiet"]) == 0
+    assert TokenCache.open(output).sha256 == TokenCache.open(tmp_path / "one.h5").sha256
+    assert output.read_bytes() == (tmp_path / "one.h5").read_bytes()
