@@ -141,6 +141,8 @@ def _run(folder: Path, count: int, arguments: list[str]) -> list[int]:
                 failed_at, silent = time.monotonic(), [] if _failures(folder) else _gone(folder)
             if failed_at and time.monotonic() - failed_at > _FAILURE_GRACE_S:
                 _signal_workers(folder, signal.SIGKILL)
+    if not failed_at and not (folder / STOP).exists() and not _failures(folder):
+        silent = _gone(folder)  # torchrun was quicker: it has told the others to stop
     return silent
 
 
@@ -204,7 +206,8 @@ def _raise_for(folder: Path, count: int, silent: list[int]) -> None:
     failures = _failures(folder)
     if failures and not silent:
         raise UserError(failures[0]["message"], failures[0]["hint"], failures[0]["code"])
-    for record in _records(folder):
+    # When one is gone unasked, the others were told to stop because of it.
+    for record in _records(folder) if asked is not None or not silent else ():
         if record["code"] in (EXIT_STOPPED, EXIT_INTERRUPTED):
             raise Stopped(record["code"], record["message"])
     if len(told) == count:
