@@ -20,7 +20,7 @@ from titokctl.formats.token_merge import Tally
 from titokctl.formats.token_parts import PartsFolder
 from titokctl.formats.unit_claims import MERGE, UnitClaims
 from titokctl.jobs.tile_encoder import TileEncoder
-from titokctl.jobs.token_output import TokenOutput
+from titokctl.jobs.token_output import TokenOutput, check_space, finished_before
 from titokctl.jobs.token_team import Share, TeamProgress, claimed, queued, unfinished
 from titokctl.jobs.unit_work import SAVED, UnitWork
 from titokctl.progress import Progress
@@ -64,14 +64,18 @@ class TokenJob:
 
     def lead(self, workers: int, max_rejected: float, overwrite: bool, compress: bool) -> TokenizeResult:
         """Say what is to be done, do a share of it, wait for the others, and make the output."""
-        began = time.monotonic()
         shared = self.share is not None
+        if shared and (found := finished_before(self.folder.output, self.header)) is not None:
+            self._begin([])
+            return _existing(found)
+        check_space(self.folder.output, self.header, len(self.source))
+        began = time.monotonic()
         output = TokenOutput(self.folder, self.source, self.header, compress, self.progress)
         with self.folder.locked(shared), contextlib.ExitStack() as stack:
             resumed = self.folder.begin(self.header, len(self.source.units), overwrite, shared)
             todo = self._todo(resumed)
             claims = stack.enter_context(UnitClaims(self.folder.path, str(self.share))) if shared else None
-            self.board.tell("begin", {"todo": [unit.index for unit in todo], "header": _digest(self.header)})
+            self._begin(todo)
             self.progress.start("tokenize", len(self.source), done=len(self.source) - _samples(todo))
             counted = self._work(todo, workers, claims)
             self.board.wait_for("finished", self.group.world_size - 1, lambda: self._look(counted))
@@ -87,9 +91,9 @@ class TokenJob:
         reused = len(self.source.units) - len(todo)
         return self._result(made, reused, time.monotonic() - began, speed)
 
-    def nothing_to_do(self) -> None:
-        """Tell the others that the output is there already."""
-        self.board.tell("begin", {"todo": [], "header": _digest(self.header)})
+    def _begin(self, todo: list[Unit]) -> None:
+        """Tell the others what is to be done."""
+        self.board.tell("begin", {"todo": [unit.index for unit in todo], "header": _digest(self.header)})
 
     def follow(self, workers: int) -> None:
         """Do a share of what the leader says is to be done."""
@@ -161,7 +165,7 @@ class TokenJob:
         )
 
 
-def existing(cache: TokenCache) -> TokenizeResult:
+def _existing(cache: TokenCache) -> TokenizeResult:
     """The result for a job of several that comes when the others have finished."""
     rejected = cache.header.num_rejected or 0
     return TokenizeResult(

@@ -24,8 +24,8 @@ from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
 from titokctl.jobs.chain import pick_tokenizer
 from titokctl.jobs.tile_encoder import TileEncoder, default_tile, made_with
-from titokctl.jobs.token_job import TokenizeResult, TokenJob, existing
-from titokctl.jobs.token_output import check_output, check_space, finished_before
+from titokctl.jobs.token_job import TokenizeResult, TokenJob
+from titokctl.jobs.token_output import check_output
 from titokctl.jobs.token_team import Share
 from titokctl.jobs.views import names_of, view
 from titokctl.models.precision import Precision, precision
@@ -90,34 +90,27 @@ def tokenize(
     group = group or single_group()
     if group.is_main:  # the output may be there when another process comes
         check_request(output, views, overwrite, keep_parts, compress, part, precision_name, device)
-    share = Share.parse(part) if part else None
     board = Board(group.shared_store("tokenize/board"), stop.check)
+    # Rank 0 decides about the tokenizer, and makes the source's index while the others wait.
+    name = pick_tokenizer(tokenizer, runs, progress.say) if group.is_main else board.hear("tokenizer")
+    source = open_source(paths, source_kind, accept_cut, labels, label_table)
     if group.is_main:
-        name = pick_tokenizer(tokenizer, runs, progress.say)
-        source = open_source(paths, source_kind, accept_cut, labels, label_table)
-        board.tell("tokenizer", name)  # and the source has its index now
-    else:
-        name = board.hear("tokenizer")
-        source = open_source(paths, source_kind, accept_cut, labels, label_table)
+        board.tell("tokenizer", name)
     model = load_tokenizer(name, device)
     squared = {"size": model.config.image_size, "crop": crop, "exif": exif, "max_pixels": max_pixels}
     preprocessing = PreprocessingConfig.model_validate(squared)
     tile = batch_size or default_tile(device)
     header = _header(source, model, preprocessing, names_of(views), made_with(tile, precision_name, device))
     encoder = TileEncoder(model, header, preprocessing, tile, device)
-    folder = PartsFolder(output, keep_parts)
+    share, folder = Share.parse(part) if part else None, PartsFolder(output, keep_parts)
     job = TokenJob(source, preprocessing, encoder, header, folder, group, board, share, progress, stop)
     # Two threads at least: with one, decoding would wait for the encoder.
     workers = workers or max(available_cores() // group.world_size, 2)
     with precision(precision_name, device):
-        if not group.is_main:
-            job.follow(workers)
-            return None
-        if share is not None and (found := finished_before(output, header)) is not None:
-            job.nothing_to_do()
-            return existing(found)
-        check_space(output, header, len(source))
-        return job.lead(workers, max_rejected, overwrite, compress)
+        if group.is_main:
+            return job.lead(workers, max_rejected, overwrite, compress)
+        job.follow(workers)
+        return None
 
 
 def _header(
