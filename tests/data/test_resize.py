@@ -2,12 +2,14 @@
 
 import hashlib
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from image_files import noise
 from PIL import Image
 
+from titokctl.data.bicubic_passes import across_pass, run_across
 from titokctl.data.resize import resize
 
 KINDS = {"bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
@@ -66,6 +68,31 @@ def test_strided_input() -> None:
     pixels = noise(60, 50)
     flipped = pixels[::-1, ::-1]
     np.testing.assert_array_equal(resize(flipped, (32, 27)), resize(np.ascontiguousarray(flipped), (32, 27)))
+
+
+def test_sums_that_float32_can_not_decide_are_settled() -> None:
+    pixels = noise(300, 301)
+    plan = across_pass(301, 97, 0, 97, 3)
+    tight = replace(plan, margin=0.0)
+    wide = replace(plan, margin=0.4)
+    exact = run_across(plan, pixels)
+    expected = np.asarray(Image.fromarray(pixels).resize((97, 300), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(exact.reshape(300, 97, 3), expected)
+    np.testing.assert_array_equal(run_across(wide, pixels), exact)
+    doubtful = np.abs(run_across(tight, pixels) - exact)
+    assert 0 < plan.margin < 1e-3
+    assert doubtful.max() <= 1
+    # Every border is met: two levels in a row of equal pixels lie at every distance from each other.
+    steps = np.repeat(np.arange(256, dtype=np.uint8), 2)[None, :, None].repeat(3, axis=2)
+    halved = np.asarray(Image.fromarray(steps).resize((1024, 1), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(resize(steps, (1, 1024)), halved)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_any_number_of_channels(channels: int) -> None:
+    pixels = noise(40, 50, channels)
+    planes = [resize(pixels[..., c : c + 1], (31, 77)) for c in range(channels)]
+    np.testing.assert_array_equal(resize(pixels, (31, 77)), np.concatenate(planes, axis=2))
 
 
 @pytest.mark.parametrize("window", [(0, 0, 65, 64), (-1, 0, 3, 3), (0, 60, 3, 5), (0, 0, 0, 4)])

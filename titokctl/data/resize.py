@@ -3,33 +3,21 @@
 Pillow (Resample.c) resizes in two passes with rounding to bytes between them, and its releases differ in which pass
 comes first: pixels of tall images then differ by many levels, and so would cached ids. Here the horizontal pass always
 comes first. Coefficients are Pillow's: double precision, divided by their sum, rounded to multiples of 2^-22; a pass
-rounds half up and clips to a byte. Sums are taken in float64, where such products (8 + 22 bits) add without any
-rounding, so that the result does not depend on the order of summation, the processor, or a matrix library.
+rounds half up and clips to a byte. Sums are exact, so that the result does not depend on the order of summation, the
+processor, or a matrix library: those of the box filter are taken in float64, where such products (8 + 22 bits) add
+without any rounding; those of the bicubic one in float32 where that decides (`bicubic_passes`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-_PRECISION_BITS = 22
+from titokctl.data.bicubic_passes import across_pass, down_pass, run_across, run_down
+from titokctl.data.resize_coefficients import ONE, coefficients
+
 _BLOCK = 8  # outputs of one small matrix product: more would multiply more zeros, fewer would be too small
 _MAX_COLUMNS = 1536  # columns per product, so that a block's inputs stay in the processor's second-level cache
-
-
-def _bicubic(x: np.ndarray) -> np.ndarray:
-    x = np.abs(x)
-    near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * -0.5
-    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-
-
-def _box(x: np.ndarray) -> np.ndarray:
-    return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
-
-
-_FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {"bicubic": (_bicubic, 2.0), "box": (_box, 0.5)}
 
 
 @dataclass(frozen=True)
@@ -65,6 +53,8 @@ def resize(
     top, left, rows, columns = window or (0, 0, height, width)
     if min(height, width, rows, columns) < 1 or top < 0 or left < 0 or top + rows > height or left + columns > width:
         raise ValueError(f"the window {window} does not lie in a result of {size} (height, width)")
+    if kind == "bicubic":
+        return _bicubic(pixels, size, (top, left, rows, columns))
     used, vertical = slice(top, top + rows), None
     if height != pixels.shape[0]:
         vertical = _blocks(pixels.shape[0], height, top, rows, kind)
@@ -72,6 +62,19 @@ def resize(
     across = _across(pixels[used], width, left, columns, kind)
     down = across if vertical is None else _apply(across, vertical, used.start, rows)
     return np.ascontiguousarray(down.transpose(0, 2, 1))
+
+
+def _bicubic(pixels: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
+    """As `resize`, with both passes in float32."""
+    top, left, rows, columns = window
+    down = down_pass(pixels.shape[0], size[0], top, rows) if size[0] != pixels.shape[0] else None
+    used = pixels[top : top + rows] if down is None else pixels[down.first : down.first + down.used]
+    if size[1] == pixels.shape[1]:
+        across = used[:, left : left + columns].reshape(len(used), -1).astype(np.float32)
+    else:
+        across = run_across(across_pass(pixels.shape[1], size[1], left, columns, pixels.shape[2]), used)
+    result = across if down is None else run_down(down, across)
+    return result.astype(np.uint8).reshape(rows, columns, -1)
 
 
 # Between the passes an image is (H, C, W) or (W, C, H): copies between such layouts have long inner loops, while moving
@@ -121,32 +124,5 @@ def _blocks(source: int, target: int, first: int, count: int, kind: str) -> tupl
         for row, (start, w) in enumerate(zip(s, weights[i : i + _BLOCK], strict=True)):
             matrix[row, start - begin : start - begin + taps] = w
         # What was cut off are zeros: taps beyond the last input have no weight.
-        blocks.append(_Block(i, begin, np.ascontiguousarray(matrix[:, :span]) / (1 << _PRECISION_BITS)))
+        blocks.append(_Block(i, begin, np.ascontiguousarray(matrix[:, :span]) / ONE))
     return tuple(blocks)
-
-
-def coefficients(source: int, target: int, first: int, count: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pillow's integer coefficients (`precompute_coeffs` and `normalize_coeffs_8bpc` of Resample.c).
-
-    Returns:
-        starts (count,) int64: the first input of each output; weights (count, taps) float64 holding whole numbers, in
-        units of 2^-22, zero where an output has fewer taps.
-    """
-    function, support = _FILTERS[kind]
-    scale = source / target
-    stretch = max(scale, 1.0)
-    support *= stretch
-    center = (np.arange(first, first + count) + 0.5) * scale
-    starts = np.maximum((center - support + 0.5).astype(np.int64), 0)
-    ends = np.minimum((center + support + 0.5).astype(np.int64), source)
-    taps = int((ends - starts).max())
-    at = np.arange(taps) + starts[:, None]
-    weights = function((at - center[:, None] + 0.5) * (1.0 / stretch))
-    weights[at >= ends[:, None]] = 0.0
-    # Added one after the other, as a loop does: another order would change the last bit of some sums.
-    total = np.zeros(count)
-    for column in weights.T:
-        total += column
-    weights /= np.where(total == 0.0, 1.0, total)[:, None]
-    whole = weights * (1 << _PRECISION_BITS)
-    return starts, np.trunc(np.where(whole < 0, whole - 0.5, whole + 0.5))
