@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def export(
     path: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.")],
-    to: Annotated[str, typer.Option("--to", metavar="jsonl|npy|safetensors", help="The form to write.")],
+    to: Annotated[str, typer.Option("--to", metavar="jsonl|npy|safetensors|wds", help="The form to write.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="By default TOKENS with the form's ending.")
     ] = None,
@@ -29,7 +29,8 @@ def export(
 ) -> None:
     """Write the ids of a token cache for other programs.
 
-    jsonl has one {"class_id", "tokens"} a line, npy the ids alone, safetensors ids, labels and where they come from.
+    jsonl has one {"class_id", "tokens"} a line, npy the ids alone, safetensors ids, labels and where they come from;
+    wds is a folder of WebDataset shards with a sample a row.
     """
     from titokctl.distributed.stop import StopRequest
     from titokctl.jobs.export import export as job
@@ -37,7 +38,7 @@ def export(
     with StopRequest() as stop:
         result = job(
             path,
-            output or path.with_suffix(f".{to}"),
+            output or path.with_name(f"{path.stem}-wds" if to == "wds" else f"{path.stem}.{to}"),
             to,
             view=view,
             overwrite=overwrite,

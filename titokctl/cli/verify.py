@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Json, Quiet
+from titokctl.cli.options import Json, Quiet, RunsDir, Seed
 from titokctl.errors import EXIT_FAILED
 
 EXAMPLE = "Example: titokctl verify tokens.h5"
@@ -19,15 +19,36 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     path: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.")],
+    sample: Annotated[int, typer.Option("--sample", min=0, help="Random images to encode again and compare.")] = 0,
+    seed: Seed = 0,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="NAME|PATH", help="What encodes them; found by its hash.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    runs_dir: RunsDir = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Check a token cache: structure, ids, labels, checksums, and the number of rows against its source."""
+    """Check a token cache: structure, ids, labels, checksums, and the number of rows against its source.
+
+    With --sample, random images of the source are encoded again and compared with their rows.
+    """
     from titokctl.distributed.stop import StopRequest
+    from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.verify import verify as job
+    from titokctl.models.device import best_device
 
     with StopRequest() as stop:
-        result = job(path, progress=console.progress(quiet), stop=stop)
+        result = job(
+            path,
+            sample=sample,
+            seed=seed,
+            tokenizer=tokenizer,
+            runs=runs_root(runs_dir),
+            device=device or best_device(),
+            progress=console.progress(quiet),
+            stop=stop,
+        )
     console.result(result, as_json, "verified")
     if not quiet:
         for remark in result.remarks:

@@ -73,7 +73,6 @@ def token_cache(path: Path) -> Inspection:
     """Provenance, rows, classes, and how much of the codebook is used."""
     cache = TokenCache.open(path)
     head, tokenizer = cache.header, cache.header.tokenizer
-    ids_bytes = sum(cache.view(name).nbytes for name in cache.views)
     facts: dict[str, Any] = {
         "rows": len(cache),
         "rejected": head.num_rejected,
@@ -84,8 +83,8 @@ def token_cache(path: Path) -> Inspection:
         "views": ", ".join(cache.views),
         "classes": len(head.class_names),
         "rows without a label": int((cache.labels < 0).sum()),
-        "bytes a row": round(ids_bytes / len(cache), 1),
-        "file bytes": path.stat().st_size,
+        "bytes a row": head.row_bytes,
+        "file bytes": path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir()),
         "encoder_sha256": head.encoder_sha256,
         "weights_sha256": head.weights_sha256,
         "contents_sha256": cache.sha256,
@@ -95,14 +94,15 @@ def token_cache(path: Path) -> Inspection:
         "made with": head.made_with,
     }
     positions: list[dict[str, Any]] = []
-    if head.codebook_size * head.num_latent_tokens <= MAX_COUNTS:
+    if cache.is_discrete and head.codebook_size * head.num_latent_tokens <= MAX_COUNTS:
         usage = codebook_usage(cache.ids, head.codebook_size)
         facts["codes used"] = usage.codes_used
         facts["share of codes used"] = usage.codes_used / head.codebook_size
         facts["perplexity"] = usage.perplexity
         pairs = zip(usage.codes_used_by_position, usage.perplexity_by_position, strict=True)
         positions = [{"position": i, "codes used": n, "perplexity": p} for i, (n, p) in enumerate(pairs)]
-    return Inspection(path, "token cache", facts, _by_class(np.asarray(cache.labels), cache.class_names), positions)
+    what = "token cache" if path.is_file() else "token cache in parts"
+    return Inspection(path, what, facts, _by_class(np.asarray(cache.labels), cache.class_names), positions)
 
 
 def _by_class(labels: np.ndarray, names: list[str]) -> dict[str, int]:
@@ -134,6 +134,8 @@ def _run(path: Path) -> Inspection:
 
 
 def _parts(path: Path, manifest: dict[str, Any]) -> Inspection:
+    if manifest.get("complete"):
+        return token_cache(path)
     finished = sum(1 for _ in path.glob("unit-*.safetensors"))
     facts = {"finished parts": finished, "parts": manifest.get("num_units")} | (manifest.get("header") or {})
     return Inspection(path, "unfinished token cache", facts)

@@ -62,7 +62,14 @@ class TokenJob:
     progress: Progress
     stop: StopRequest
 
-    def lead(self, workers: int, max_rejected: float, overwrite: bool, compress: bool) -> TokenizeResult:
+    def run(self, workers: int, max_rejected: float, overwrite: bool, compress: bool) -> TokenizeResult | None:
+        """Lead in the first process of the group, which alone has a result; follow in the others."""
+        if self.group.is_main:
+            return self._lead(workers, max_rejected, overwrite, compress)
+        self._follow(workers)
+        return None
+
+    def _lead(self, workers: int, max_rejected: float, overwrite: bool, compress: bool) -> TokenizeResult:
         """Say what is to be done, do a share of it, wait for the others, and make the output."""
         shared = self.share is not None
         if shared and (found := finished_before(self.folder.output, self.header)) is not None:
@@ -95,7 +102,7 @@ class TokenJob:
         """Tell the others what is to be done."""
         self.board.tell("begin", {"todo": [unit.index for unit in todo], "header": _digest(self.header)})
 
-    def follow(self, workers: int) -> None:
+    def _follow(self, workers: int) -> None:
         """Do a share of what the leader says is to be done."""
         try:
             begun = self.board.hear("begin")

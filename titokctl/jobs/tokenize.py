@@ -107,10 +107,7 @@ def tokenize(
     # Two threads at least: with one, decoding would wait for the encoder.
     workers = workers or max(available_cores() // group.world_size, 2)
     with precision(precision_name, device):
-        if group.is_main:
-            return job.lead(workers, max_rejected, overwrite, compress)
-        job.follow(workers)
-        return None
+        return job.run(workers, max_rejected, overwrite, compress)
 
 
 def _header(

@@ -1,0 +1,51 @@
+"""`titokctl diff`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from titokctl.cli import console
+from titokctl.cli.options import Json, Quiet, RunsDir
+
+EXAMPLE = "Example: titokctl diff float32.h5 bf16.h5"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=EXAMPLE)(diff)
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A token cache.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another cache of the same images.")],
+    view: Annotated[str, typer.Option("--view", help="plain, or a further view such as flip.")] = "plain",
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="NAME|PATH", help="What decodes them; found by its hash.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    runs_dir: RunsDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Say how far two caches of the same images agree: in ids, by position, and decoded, in dB."""
+    from titokctl.distributed.stop import StopRequest
+    from titokctl.formats.run_folder import runs_root
+    from titokctl.jobs.diff import diff as job
+    from titokctl.models.device import best_device
+
+    with StopRequest() as stop:
+        found = job(
+            first,
+            second,
+            runs_root(runs_dir),
+            view=view,
+            tokenizer=tokenizer,
+            device=device or best_device(),
+            progress=console.progress(quiet),
+            stop=stop,
+        )
+    if not as_json and not quiet:
+        for remark in found.remarks:
+            console.say(remark)
+    console.result(found, as_json, "difference")
