@@ -1,12 +1,18 @@
-"""What tests of training share."""
+"""What tests of training share: a small cache, a small recipe, and train-gen as a function."""
+
+from pathlib import Path
 
 import pytest
 from caches import write_cache
 
+from titokctl.distributed.stop import StopRequest
+from titokctl.jobs.train_generator import train_generator
+from titokctl.progress import SilentProgress
 
-@pytest.fixture
-def cache(tmp_path):
-    return write_cache(tmp_path / "tokens.h5", 200)
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return write_cache(tmp_path_factory.mktemp("cache") / "tokens.h5", 200)
 
 
 SMALL = """
@@ -16,12 +22,40 @@ model: {architecture: vit, num_latent_tokens: 8, codebook_size: 16, num_classes:
 views: [plain, flip]
 optimizer: {learning_rate: 1e-3, betas: [0.9, 0.96], weight_decay: 0.03}
 schedule: {warmup_steps: 5}
-training: {steps: 40, global_batch_size: 16, ema_decay: 0.9, log_every: 10, evaluate_every: 20, checkpoint_every: 10}
+training: {steps: 20, global_batch_size: 16, ema_decay: 0.9, log_every: 5, evaluate_every: 10, checkpoint_every: 5}
 """
 
 
-@pytest.fixture
-def recipe(tmp_path):
-    path = tmp_path / "small.yaml"
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
     path.write_text(SMALL)
     return path
+
+
+class Talk(SilentProgress):
+    """Progress that keeps what was said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def __contains__(self, text):
+        return any(text in line for line in self.said)
+
+
+@pytest.fixture
+def train(cache, recipe, runs):
+    """train-gen in this process: `train("field=value", name=..., cache=...)` returns its result and what was said."""
+
+    def call(*overrides, cache=cache, recipe=recipe, **options):
+        talk = Talk()
+        with StopRequest() as stop:
+            result = train_generator(
+                Path(cache), recipe and str(recipe), runs, overrides=overrides, progress=talk, stop=stop, **options
+            )
+        return result, talk
+
+    return call

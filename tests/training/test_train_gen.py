@@ -1,8 +1,7 @@
-"""train-gen as people use it: it learns, resumes bit for bit, and says what does not fit."""
+"""train-gen: it ends with a product, resumes bit for bit, and says what does not fit."""
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -12,83 +11,100 @@ from caches import write_cache
 from safetensors.torch import load_file
 
 from titokctl.config import recipe_files
-from titokctl.data.tokens import TokenRows, held_out
+from titokctl.errors import UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
-from titokctl.formats.token_cache import TokenCache
-from titokctl.models.initialization import initialize
-from titokctl.models.maskgit.generator import MaskGit
-from titokctl.training.masked_tokens import MaskedTokens
-
-
-def train(run_cli, cache, recipe, *more, code=0, **options):
-    return run_cli("train-gen", cache, "--recipe", recipe, "--json", *more, code=code, **options)
-
-
-def weights_of(run):
-    return load_file(open_run(run).product_path)
 
 
 def same(a, b):
+    a, b = (load_file(open_run(run).product_path) for run in (a, b))
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_run_ends_with_weights_metrics_and_lineage(run_cli, runs, cache, recipe):
-    result = train(run_cli, cache, recipe, "--name", "one").json
+def losses(run):
+    return {r["step"]: r["loss"] for r in MetricsLog(run / "metrics.jsonl").read() if "loss" in r}
+
+
+def refusal(train, *overrides, **options):
+    with pytest.raises(UserError) as caught:
+        train(*overrides, **options)
+    assert caught.value.hint
+    return caught.value.message
+
+
+def test_a_run_ends_with_weights_metrics_and_lineage(train, runs, cache):
+    result, talk = train(name="one")
     run = open_run(runs / "generator" / "one")
-    assert result["run"] == str(run.path)
+    assert result.run == run.path
     assert run.is_finished
-    assert run.product_path.is_file()
+    assert result.weights.is_file()
     assert run.inputs["encoder_sha256"] == "e" * 64
-    steps = [r["step"] for r in MetricsLog(run.path / "metrics.jsonl").read() if "loss" in r]
-    assert steps == [10, 20, 30, 40]
+    assert list(losses(run.path)) == [5, 10, 15, 20]
+    assert result.metrics["unigram_entropy"] == pytest.approx(2.75, abs=0.03), "nearly uniform over 16 codes"
+    before = result.weights.stat().st_mtime_ns
+    again, talk = train(name="one")
+    assert "finished already" in talk
+    assert again.weights.stat().st_mtime_ns == before
 
 
-def test_the_same_command_again_changes_nothing(run_cli, runs, cache, recipe):
-    train(run_cli, cache, recipe, "--name", "one")
-    before = (runs / "generator" / "one" / "weights.safetensors").stat()
-    again = train(run_cli, cache, recipe, "--name", "one")
-    assert "finished already" in again.stderr
-    assert (runs / "generator" / "one" / "weights.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+LONGER = ("training.steps=150", "training.log_every=1")
 
 
-LONGER = ("--set", "training.steps=200", "--set", "training.log_every=1")
-
-
-def test_a_stopped_run_goes_on_bit_for_bit(run_cli, runs, cache, recipe):
-    train(run_cli, cache, recipe, *LONGER, "--name", "whole")
+def test_a_stopped_run_goes_on_bit_for_bit(train, start, runs, cache, recipe):
+    whole, _ = train(*LONGER, name="whole")
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        stop_and_go_on(run_cli, runs, cache, recipe, how, f"cut-{how.name}")
+        run = runs / "generator" / f"cut-{how.name}"
+        stop_after_a_checkpoint(start, runs, run, how, cache, recipe)
+        assert not open_run(run).is_finished, "it was stopped before its end"
+        again, talk = train(*LONGER, name=run.name)
+        assert "going on from step" in talk
+        assert same(whole.run, again.run)
+        assert losses(again.run) == losses(whole.run), "every step is logged once"
 
 
-def stop_and_go_on(run_cli, runs, cache, recipe, how, name):
-    words = [sys.executable, "-m", "titokctl", "train-gen", cache, "--recipe", recipe, *LONGER, "--name", name]
-    child = subprocess.Popen(
-        list(map(str, words)), env={**os.environ, "TITOKCTL_RUNS": str(runs)}, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: any((runs / "generator" / name / "checkpoints").glob("step-*")), child)
+def stop_after_a_checkpoint(start, runs, run, how, cache, recipe, *more):
+    settings = [word for setting in LONGER for word in ("--set", setting)]
+    words = [sys.executable, "-m", "titokctl", "train-gen", cache, "--recipe", recipe, *settings, "--name", run.name]
+    child = start([*map(str, words), *more], env={**os.environ, "TITOKCTL_RUNS": str(runs)})
+    while not any((run / "checkpoints").glob("step-*")):
+        assert child.poll() is None, child.communicate()[1]
+        time.sleep(0.01)
     child.send_signal(how)
     talk = child.communicate()[1]
     assert child.returncode == {signal.SIGINT: 130, signal.SIGTERM: 75}.get(how, -how), talk
-    assert not open_run(runs / "generator" / name).is_finished, "it was stopped before its end"
-    again = train(run_cli, cache, recipe, *LONGER, "--name", name)
-    assert "going on from step" in again.stderr
-    assert same(weights_of(runs / "generator" / "whole"), weights_of(runs / "generator" / name))
-    logged = [r["step"] for r in MetricsLog(runs / "generator" / name / "metrics.jsonl").read() if "loss" in r]
-    assert logged == list(range(1, 201)), "every step is logged once"
 
 
-def wait_for(condition, child):
-    while not condition():
-        assert child.poll() is None, child.communicate()[1]
-        time.sleep(0.01)
+@pytest.mark.slow
+def test_two_processes_resume_bit_for_bit(train, run_cli, start, runs, cache, recipe):
+    settings = [word for setting in LONGER for word in ("--set", setting)]
+    words = ("train-gen", cache, "--recipe", recipe, *settings, "--procs", "2", "--name")
+    run_cli(*words, "whole", code=0)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        run = runs / "generator" / f"cut-{how.name}"
+        stop_after_a_checkpoint(start, runs, run, how, cache, recipe, "--procs", "2")
+        assert not open_run(run).is_finished
+        while "going on from step" not in (again := run_cli(*words, run.name)).stderr:
+            assert "at work in" in again.stderr, "the workers of a killed launcher save and leave by themselves"
+        assert again.code == 0
+        assert same(runs / "generator" / "whole", run)
 
 
-def test_changed_settings_of_a_named_run_are_refused_with_a_list(run_cli, cache, recipe):
-    train(run_cli, cache, recipe, "--name", "one")
-    refused = train(run_cli, cache, recipe, "--name", "one", "--set", "optimizer.learning_rate=0.5", code=1)
-    assert "optimizer.learning_rate: 0.001 -> 0.5" in refused.stderr
-    assert "hint:" in refused.stderr
+def test_changed_settings_of_a_named_run_are_refused_with_a_list(train):
+    train(name="one")
+    message = refusal(train, "optimizer.learning_rate=0.5", "training.steps=30", name="one")
+    assert "optimizer.learning_rate: 0.001 -> 0.5" in message
+    assert "training.steps: 20 -> 30" in message, "under a cosine the length decides every rate"
+
+
+def test_steps_may_grow_under_a_constant_schedule(train):
+    constant = "schedule.kind=constant"
+    whole, _ = train(constant, name="whole")
+    first, _ = train(constant, "training.steps=10")
+    second, talk = train(constant, "training.steps=20")
+    assert second.run == first.run
+    assert "going on from step 10 of 20" in talk
+    assert same(whole.run, second.run)
+    assert "training.steps: 20 -> 10" in refusal(train, constant, "training.steps=10", name=second.run.name)
 
 
 @pytest.mark.parametrize(
@@ -96,104 +112,52 @@ def test_changed_settings_of_a_named_run_are_refused_with_a_list(run_cli, cache,
     [
         ("model.num_latent_tokens=9", "model.num_latent_tokens: the recipe says 9, the cache has 8"),
         ("model.codebook_size=32", "model.codebook_size: the recipe says 32, the cache has 16"),
+        ("image_size=256", "image_size: the recipe says 256, the cache has 64"),
         ("model.num_classes=2", "model.num_classes: the recipe says 2, the cache's labels need 3"),
         ("views=[plain, ten]", "the recipe wants ten, the cache has plain, flip"),
         ("training.global_batch_size=500", "fewer than one global batch of 500"),
     ],
 )
-def test_what_does_not_fit_is_named(run_cli, cache, recipe, override, message):
-    refused = train(run_cli, cache, recipe, "--set", override, code=1)
-    assert message in " ".join(refused.stderr.split())
+def test_what_does_not_fit_is_named(train, override, message):
+    assert message in refusal(train, override)
+
+
+def test_a_cache_that_does_not_fit_is_one_sentence_on_the_command_line(run_cli, cache, recipe):
+    refused = run_cli("train-gen", cache, "--recipe", recipe, "--set", "model.codebook_size=32", code=1)
+    assert "the recipe says 32, the cache has 16" in " ".join(refused.stderr.split())
     assert "hint:" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def test_unlabelled_caches_train_unconditionally(run_cli, tmp_path, recipe):
-    cache = write_cache(tmp_path / "none.h5", 100, classes=0)
-    done = train(run_cli, cache, recipe, "--set", "training.steps=2")
-    assert "no labels" in done.stderr
+def test_unlabelled_caches_train_unconditionally(train, tmp_path):
+    _, talk = train("training.steps=2", cache=write_cache(tmp_path / "none.h5", 100, classes=0))
+    assert "no labels" in talk
 
 
-def test_a_recipe_is_found_by_tokens_codes_and_classes(run_cli, runs, tmp_path):
+def test_a_recipe_is_found_by_tokens_codes_and_classes(train, tmp_path):
     tiny = recipe_files.load("tiny", "generator").model
     cache = write_cache(tmp_path / "tiny.h5", 300, codes=tiny.codebook_size, tokens=tiny.num_latent_tokens, classes=5)
-    found = run_cli("train-gen", cache, "--set", "training.steps=1", "--json", code=0)
-    assert "recipe: generator/tiny" in found.stderr
-    assert open_run(next((runs / "generator").iterdir())).settings["model"]["num_classes"] == 5
+    small = ("training.steps=1", "model.width=32", "model.num_layers=2", "training.global_batch_size=4")
+    found, talk = train(*small, cache=cache, recipe=None)
+    assert "recipe: generator/tiny" in talk
+    assert open_run(found.run).settings["model"]["num_classes"] == 5
 
 
-def test_no_fitting_recipe_is_one_sentence(run_cli, cache):
-    refused = run_cli("train-gen", cache, code=1)
-    assert "no shipped generator recipe has the 8 tokens and 16 codes" in " ".join(refused.stderr.split())
-    assert "recipes cp" in refused.stderr
+def test_no_fitting_recipe_is_one_sentence(train):
+    assert "no shipped generator recipe has the 8 tokens and 16 codes" in refusal(train, recipe=None)
 
 
-def test_held_out_rows_are_never_trained_on_and_survive_reordering(cache):
-    keys = TokenCache.open(cache).keys
-    kept = held_out(keys, 0.25)
-    assert 20 < kept.sum() < 80
-    assert (held_out(keys[::-1], 0.25)[::-1] == kept).all()
+def test_a_loss_that_stays_infinite_ends_the_run(train):
+    wild = ("optimizer.learning_rate=1e30", "schedule={kind: constant, warmup_steps: 0}", "training.steps=60")
+    assert "not finite in 10 steps in a row" in refusal(train, *wild)
 
 
-def test_each_epoch_sees_every_row_once(cache):
-    rows = TokenRows(TokenCache.open(cache), ("plain",), None)
-    view = torch.zeros(16, dtype=torch.int64)
-    seen = torch.cat([rows.batch(0, step, 16, view).ids for step in range(25)])  # two epochs of 200
-    everything = rows.at(torch.arange(200), torch.zeros(200, dtype=torch.int64)).ids
-    assert torch.equal(unique_rows(seen[:200]), unique_rows(everything))
-    assert torch.equal(unique_rows(seen[200:]), unique_rows(everything))
-
-
-def unique_rows(ids):
-    return torch.unique(ids, dim=0)
-
-
-def test_views_and_the_memory_map_give_the_same_rows(cache, monkeypatch):
-    opened = TokenCache.open(cache)
-    positions, view = torch.arange(50), torch.arange(50) % 2
-    resident = TokenRows(opened, ("plain", "flip"), None).at(positions, view)
-    monkeypatch.setattr("titokctl.data.tokens._DEVICE_BUDGET_BYTES", 0)
-    mapped = TokenRows(opened, ("plain", "flip"), None).at(positions, view)
-    assert torch.equal(resident.ids, mapped.ids)
-    assert torch.equal(resident.labels, mapped.labels)
-    assert torch.equal(resident.ids[1], torch.from_numpy(opened.view("flip")[1].astype("int64")))
-
-
-def test_micro_batches_give_the_gradient_of_the_whole_batch(cache, recipe):
-    opened = TokenCache.open(cache)
-    finals = []
-    for micro in (16, 4):
-        settings = recipe_files.load(
-            str(recipe),
-            "generator",
-            [f"training.micro_batch_size={micro}", "model.dropout=0.0", "model.attention_dropout=0.0"],
-        )
-        torch.manual_seed(0)
-        model = MaskGit(settings.model)
-        initialize(model)
-        task = MaskedTokens(model, settings, TokenRows(opened, settings.views, None))
-        losses = []
-        for step in range(20):
-            task.prepare(step)
-            losses.append(task.step(step)["loss"])
-        finals.append(torch.stack(losses))
-    torch.testing.assert_close(finals[0], finals[1], rtol=1e-4, atol=0)
-
-
-def test_it_learns_what_the_label_decides(cache, recipe):
-    settings = recipe_files.load(
-        str(recipe),
-        "generator",
-        ["training.steps=300", "training.global_batch_size=64", "training.ema_decay=0.99", "views=[plain]"],
-    )
-    torch.manual_seed(0)
-    model = MaskGit(settings.model)
-    initialize(model)
-    task = MaskedTokens(model.train(), settings, TokenRows(TokenCache.open(cache), settings.views, None))
-    for step in range(300):
-        task.prepare(step)
-        task.step(step)
-    generator = task.averaged()
-    labels = torch.arange(3)
-    logits = generator(torch.full((3, 8), settings.model.mask_id), labels)
-    assert torch.equal(logits[:, 0].argmax(-1), labels), "the first id is the class"
+def test_a_dry_run_prints_a_recipe_and_what_it_takes(run_cli, runs, cache, recipe, tmp_path):
+    said = run_cli("train-gen", cache, "--recipe", recipe, "--measure", "--gpus", "1", "--device", "cpu", code=2)
+    assert "usable GPUs" in said.stderr
+    said = run_cli("train-gen", cache, "--recipe", recipe, "--measure", code=0)
+    assert "sees 320 images (2,560 tokens), which is 1.6 epochs" in said.stdout
+    assert "images/s measured" in said.stdout
+    (tmp_path / "printed.yaml").write_text(said.stdout)
+    assert recipe_files.load(str(tmp_path / "printed.yaml"), "generator").training.steps == 20
+    assert not runs.exists(), "nothing is written"

@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Json, Overrides, Overwrite, Quiet, RunsDir
+from titokctl.cli.options import (
+    Endpoint,
+    Gpus,
+    Json,
+    NodeRank,
+    NumNodes,
+    Overrides,
+    Overwrite,
+    Procs,
+    Quiet,
+    RunsDir,
+)
 
 EXAMPLE = "Example: titokctl train-tokenizer shards/ --recipe tiny --val heldout/"
 
@@ -26,6 +37,11 @@ def train_tokenizer(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and leave.")] = False,
+    gpus: Gpus = None,
+    procs: Procs = None,
+    nodes: NumNodes = 1,
+    node_rank: NodeRank = None,
+    endpoint: Endpoint = None,
     overwrite: Overwrite = False,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,
@@ -41,12 +57,18 @@ def train_tokenizer(
     if dry_run:
         print(recipe_files.to_yaml(resolved), end="")
         return
+    from titokctl.distributed import launch
+
+    if launch.relaunch(gpus, procs, launch.Nodes(nodes, node_rank, endpoint)):
+        return
+    from titokctl.distributed.group import process_group
     from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.train_tokenizer import train_tokenizer as job
     from titokctl.models.device import best_device
 
-    with StopRequest() as stop:
+    device = device or ("cpu" if procs else best_device())
+    with StopRequest() as stop, process_group(device) as group:
         result = job(
             data,
             resolved,
@@ -55,8 +77,10 @@ def train_tokenizer(
             validation=validation or (),
             name=name,
             overwrite=overwrite,
-            device=device or best_device(),
-            progress=console.progress(quiet),
+            device=device,
+            progress=console.progress(quiet or not group.is_main),
             stop=stop,
+            group=group,
         )
-    console.result(result, as_json, "trained tokenizer")
+        if group.is_main:
+            console.result(result, as_json, "trained tokenizer")

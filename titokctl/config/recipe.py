@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from titokctl.config.base import Config, Fraction, NonNegativeFloat, NonNegativeInt
+from titokctl.config.base import Config, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.config.sampling import SamplingConfig
-from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
+from titokctl.config.training import GeneratorTrainingConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 
 MaskScheduleName = Literal["arccos", "cosine", "linear", "root"]
 Initialization = Literal["published", "fan-in"]  # fan-in: for widths far below 512
@@ -70,10 +70,12 @@ class MaskedLossConfig(Config):
 class GeneratorRecipe(Config):
     """A run of train-gen. `views` names the datasets rows are drawn from; "plain" is /tokens.
 
-    `val_fraction` of the rows, chosen by a hash of their key, is never trained on.
+    `val_fraction` of the rows, chosen by a hash of their key, is never trained on. `image_size` is what the tokens
+    stand for, in pixels (null: any): caches of another size are refused, and recipes found by it.
     """
 
     kind: Literal["generator"]
+    image_size: PositiveInt | None = None
     model: GeneratorConfig
     initialization: Initialization = "published"
     loss: MaskedLossConfig = MaskedLossConfig()
@@ -81,7 +83,7 @@ class GeneratorRecipe(Config):
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
-    training: TrainingConfig
+    training: GeneratorTrainingConfig
     sampling: SamplingConfig = SamplingConfig()
 
     @model_validator(mode="after")

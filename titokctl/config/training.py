@@ -62,3 +62,15 @@ class TrainingConfig(Config):
             whole, part = self.global_batch_size, self.micro_batch_size
             raise ValueError(f"global_batch_size {whole} is not a multiple of micro_batch_size {part}")
         return self
+
+
+class GeneratorTrainingConfig(TrainingConfig):
+    """What training a generator has besides.
+
+    `compile` null means torch.compile on a GPU and none on a CPU, where starting takes longer than it saves.
+    `activation_checkpointing` computes the blocks a second time in the backward pass instead of keeping their
+    activations: a third more work for a fraction of the memory.
+    """
+
+    compile: bool | None = None
+    activation_checkpointing: bool = False

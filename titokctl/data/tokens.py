@@ -1,7 +1,8 @@
 """Cached ids on their way to a generator.
 
-The ids of all views are put beside the model once (ImageNet: 82 MB a view) and batches are gathered there; a cache
-that does not fit is gathered from the memory map, batch by batch. Letters: N images, K latent tokens, B global batch.
+For a GPU the ids of all views are put beside the model once (ImageNet: 82 MB a view) and batches are gathered there.
+What does not fit, and what is wanted on the CPU, is gathered from the memory map, which all processes of a machine
+share. Letters: N images, K latent tokens, B batch, V codebook size.
 """
 
 import zlib
@@ -14,6 +15,7 @@ from titokctl.data.order import batch_positions
 from titokctl.formats.token_cache import TokenCache
 
 _DEVICE_BUDGET_BYTES = 4 << 30
+_ENTROPY_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -32,39 +34,53 @@ class TokenRows:
         views: names of views; "plain" is /tokens. Each image is seen in one of them per epoch, drawn at random.
         rows: (n,) int64 positions in the cache, or None for all.
         device: where batches are wanted.
+        budget: bytes that may lie on the device; a larger cache is gathered from the memory map.
     """
 
     def __init__(
-        self, cache: TokenCache, views: tuple[str, ...], rows: np.ndarray | None, device: torch.device | str = "cpu"
+        self,
+        cache: TokenCache,
+        views: tuple[str, ...],
+        rows: np.ndarray | None,
+        device: torch.device | str = "cpu",
+        budget: int = _DEVICE_BUDGET_BYTES,
     ) -> None:
         self._views = [cache.view(name) for name in views]
+        self._codebook_size = cache.codebook_size
         self._rows = rows
         self.count = len(cache) if rows is None else len(rows)
         self._device = torch.device(device)
-        self._resident: torch.Tensor | None = None
         labels = np.asarray(cache.labels if rows is None else cache.labels[rows]).astype(np.int64)
-        self._labels = torch.from_numpy(labels).to(self._device)
-        if len(views) * self.count * self._views[0].shape[1] * self._views[0].itemsize <= _DEVICE_BUDGET_BYTES:
-            self._resident = self._load()
+        self._labels = torch.from_numpy(labels)
+        size = len(views) * self.count * self._views[0].shape[1] * self._views[0].itemsize
+        self._resident = self._load() if self._device.type != "cpu" and size <= budget else None
 
-    def batch(self, seed: int, step: int, size: int, view: torch.Tensor) -> TokenBatch:
-        """The global batch of `step`: a permutation of the images per epoch, keyed by `seed`.
-
-        Args:
-            view: (size,) int64, which view each row is taken from.
-        """
-        _, positions = batch_positions(seed, step, size, self.count)
-        return self.at(torch.from_numpy(positions), view)
+    def positions(self, seed: int, step: int, size: int) -> torch.Tensor:
+        """(size,) int64: the global batch of `step` among these rows, a permutation of them per epoch."""
+        return torch.from_numpy(batch_positions(seed, step, size, self.count)[1])
 
     def at(self, positions: torch.Tensor, view: torch.Tensor) -> TokenBatch:
-        """Rows at `positions` (B,) int64 among the chosen ones, each in the view numbered by `view` (B,)."""
-        labels = self._labels[positions.to(self._device)]
+        """Rows at `positions` (B,) int64 on the CPU among the chosen ones, each in the view numbered by `view` (B,)."""
+        labels = self._labels[positions].to(self._device, non_blocking=True)
         if self._resident is not None:
-            flat = view.to(self._device) * self.count + positions.to(self._device)
+            flat = (view * self.count + positions).to(self._device, non_blocking=True)
             return TokenBatch(_as_int64(self._resident[flat]), labels)
         rows = positions.numpy() if self._rows is None else self._rows[positions.numpy()]
-        gathered = np.stack([self._views[v][r] for v, r in zip(view.tolist(), rows, strict=True)])
+        gathered = np.empty((len(rows), self._views[0].shape[1]), self._views[0].dtype)
+        for number, ids in enumerate(self._views):
+            here = (view == number).numpy()
+            gathered[here] = ids[rows[here]]
         return TokenBatch(_as_int64(_signed(gathered)).to(self._device), labels)
+
+    def unigram_entropy(self) -> float:
+        """Entropy in nats of one id taken at random: what a model pays that knows how often each code occurs, no more.
+
+        Counted over the first view, evenly spread rows of it where there are many.
+        """
+        chosen = np.linspace(0, self.count - 1, min(self.count, _ENTROPY_ROWS)).astype(np.int64)
+        ids = self._views[0][chosen if self._rows is None else self._rows[chosen]]
+        share = np.bincount(ids.ravel(), minlength=self._codebook_size) / ids.size
+        return float(-(share[share > 0] * np.log(share[share > 0])).sum())
 
     def _load(self) -> torch.Tensor:
         """(views x n, K) on the device, signed of the cached width."""

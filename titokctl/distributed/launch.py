@@ -55,7 +55,7 @@ def relaunch(gpus: str | None, procs: int | None, nodes: Nodes | None = None) ->
         adopt_slurm(os.environ)
     if "RANK" in os.environ:
         return False
-    count = _processes_here(gpus, procs)
+    count = processes_here(gpus, procs)
     if count * nodes.count == 1:
         return False
     run_workers(["-m", "titokctl", *sys.argv[1:]], count, nodes)
@@ -76,7 +76,11 @@ def run_workers(command: list[str], count: int, nodes: Nodes | None = None) -> N
         _raise_for(folder, count, silent)
 
 
-def _processes_here(gpus: str | None, procs: int | None) -> int:
+def processes_here(gpus: str | None, procs: int | None) -> int:
+    """How many processes the two options ask for on this machine; 1 without them.
+
+    Raises: UsageError for options that exclude each other, are no numbers, or want more GPUs than there are.
+    """
     if gpus is not None and procs is not None:
         raise UsageError("--gpus and --procs exclude each other", "--procs is for processes on the CPU")
     if procs is not None:

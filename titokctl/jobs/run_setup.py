@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from titokctl.config.recipe_files import flat_differences, to_yaml
+from titokctl.distributed.group import Group
 from titokctl.errors import UserError
 from titokctl.formats.atomic import write_bytes
 from titokctl.formats.folder_lock import folder_lock
@@ -27,32 +28,62 @@ def training_run(
     identity: str,
     name: str | None,
     overwrite: bool,
+    group: Group,
 ) -> Iterator[RunFolder]:
     """The locked run folder of a training command.
 
     Without a `name` the folder is called after the recipe and a hash of the resolved recipe and of `identity` (what
-    the data are), so that the same command finds the same run, and another recipe another one.
+    the data are), so that the same command finds the same run, and another recipe another one. A constant schedule is
+    the same for any number of steps, so there the number may grow, and does not count in the hash.
+    The first process of the group owns the folder; the others only read.
 
     Raises UserError when a named run was made with other settings (they are listed), or is at work elsewhere.
     """
+    if not group.is_main:
+        yield open_run(Path(group.from_main(None)))
+        return
     settings = recipe.model_dump(mode="json")
-    folder = root / kind / (name or f"{stem}-{_digest([settings, identity])}")
+    folder = root / kind / (name or f"{stem}-{_digest([_lasting(settings), identity])}")
     with folder_lock(folder):
         if overwrite:
             _empty(folder)
         run = RunFolder(path=folder, kind=kind, settings=settings, inputs=inputs | {"identity": identity})
-        if (folder / "run.json").exists():
-            run = _reopened(run)
-        else:
+        is_new = not (folder / "run.json").exists()
+        run = run if is_new else _reopened(run)
+        if is_new or run.settings != settings:
+            run.settings = settings
             write_bytes(folder / "recipe.yaml", to_yaml(recipe).encode())
             run.save()
+        group.from_main(str(folder))
         yield run
 
 
+def check_division(global_batch_size: int, group: Group) -> None:
+    """Raise UserError when the processes can't share a batch evenly."""
+    if global_batch_size % group.world_size:
+        fitting = max(1, global_batch_size // group.world_size) * group.world_size
+        raise UserError(
+            f"training.global_batch_size {global_batch_size:,} is not a multiple of {group.world_size} processes",
+            f"use another number of processes, or --set training.global_batch_size={fitting}",
+        )
+
+
+def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without what may change while a run goes on."""
+    if settings["schedule"]["kind"] != "constant":
+        return settings
+    return settings | {"training": {k: v for k, v in settings["training"].items() if k != "steps"}}
+
+
 def _reopened(wanted: RunFolder) -> RunFolder:
-    """The run on disk, if it is the one that is wanted."""
+    """The run on disk, if it is the one that is wanted; longer than it was, if its schedule allows that."""
     found = open_run(wanted.path)
-    changed = flat_differences(found.settings, wanted.settings)
+    before, after = found.settings, wanted.settings
+    grows = "training" in before and before["training"].get("steps", 0) < after["training"]["steps"]
+    if grows and after["schedule"]["kind"] == "constant":
+        before, after = _lasting(before), _lasting(after)
+        found.status = "running"
+    changed = flat_differences(before, after)
     if found.inputs.get("identity") != wanted.inputs["identity"]:
         changed.append("data: not the ones this run was started with")
     if changed:

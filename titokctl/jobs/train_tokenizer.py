@@ -14,13 +14,15 @@ from titokctl.data.prefetch import Prefetch
 from titokctl.data.sources import open_source
 from titokctl.data.sources.source import Source
 from titokctl.data.training_images import TrainingImages
+from titokctl.distributed.group import Group, single_group
+from titokctl.distributed.reduce import slice_of, summed
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import grid, save_png
-from titokctl.formats.run_folder import RunFolder
-from titokctl.jobs.run_setup import training_run
+from titokctl.formats.run_folder import RunFolder, open_run
+from titokctl.jobs.run_setup import check_division, training_run
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
 from titokctl.models.titok.tokenizer import TiTok
@@ -59,6 +61,7 @@ def train_tokenizer(
     device: str = "cpu",
     progress: Progress,
     stop: StopRequest,
+    group: Group | None = None,
 ) -> TrainedTokenizer:
     """Train a tokenizer, or go on with the run that the same arguments started, or return it when it is finished.
 
@@ -69,28 +72,33 @@ def train_tokenizer(
         validation: held-out images in the same forms.
         name: the run's folder name; by default made from the recipe and the data.
         overwrite: start over.
+        group: the processes that train together; None means this one. Each returns the same.
 
     Raises: UserError for data that can't be read or are too few; Stopped after a signal, with everything saved.
     """
+    group = group or single_group()
+    check_division(recipe.training.global_batch_size, group)
     source = open_source(data)
     held_out = open_source(validation) if validation else None
     if len(source) < 1:
         raise UserError(f"no images in {data[0]}", "name a folder of images or of WebDataset shards")
     inputs = {"data": source.description, "validation": held_out.description if held_out else None}
     identity = "/".join(s.description["fingerprint"] for s in (source, held_out) if s)
-    with training_run(runs, "tokenizer", recipe_name, recipe, inputs, identity, name, overwrite) as run:
+    with training_run(runs, "tokenizer", recipe_name, recipe, inputs, identity, name, overwrite, group) as run:
         if run.is_finished:
             progress.say(f"{run.path} is finished already; --overwrite trains it again")
         else:
             progress.say(f"run: {run.path}")
-            _train(run, recipe, source, held_out, device, progress, stop)
-        return _result(run)
+            _train(run, recipe, source, held_out, device, progress, stop, group)
+        group.barrier()
+        return _result(open_run(run.path))
 
 
 class StepImages:
-    """The global batch of every step as floats: a permutation of the images per epoch, keyed by the seed."""
+    """This process's share of every step's batch as floats: a permutation of the images per epoch, by the seed."""
 
-    def __init__(self, source: Source, recipe: TokenizerRecipe) -> None:
+    def __init__(self, source: Source, recipe: TokenizerRecipe, group: Group) -> None:
+        self._share = slice_of(recipe.training.global_batch_size, group)
         self._seed, self._size = recipe.training.seed, recipe.training.global_batch_size
         augmentation = recipe.augmentation
         self._images = TrainingImages(
@@ -99,12 +107,12 @@ class StepImages:
         self._prefetch = Prefetch(self._make)
 
     def batch(self, step: int) -> torch.Tensor:
-        """(B, 3, S, S) float32 in [0, 1]."""
+        """(b, 3, S, S) float32 in [0, 1]."""
         return self._prefetch.get(step)
 
     def _make(self, step: int) -> torch.Tensor:
         epochs, positions = batch_positions(self._seed, step, self._size, len(self._images))
-        return to_float(self._images.batch(epochs, positions))
+        return to_float(self._images.batch(epochs[self._share], positions[self._share]))
 
 
 class Validation:
@@ -162,17 +170,21 @@ def _train(
     device: str,
     progress: Progress,
     stop: StopRequest,
+    group: Group,
 ) -> None:
-    images = StepImages(source, recipe)
+    images = StepImages(source, recipe, group)
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     tokenizer = TiTok(recipe.model)
     if recipe.initialization == "fan-in":
-        initialize_fan_in(tokenizer, pixel_mean=float(images.batch(0).mean()))
+        mean = summed({"mean": images.batch(0).mean() / group.world_size}, group)["mean"]
+        initialize_fan_in(tokenizer, pixel_mean=float(mean))
     else:
         initialize(tokenizer)
     validate = Validation(held_out, recipe.model.image_size, run.path) if held_out else None
-    task = SingleStage(tokenizer.to(device).train(), recipe, images, validate)
-    Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop).run()
+    task = SingleStage(tokenizer.to(device).train(), recipe, images, validate, group)
+    Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop, group).run()
+    if not group.is_main:
+        return
     trained = task.averaged().cpu()
     save_tokenizer(run.path / WEIGHTS, trained)
     run.finish(WEIGHTS, {"encoder_sha256": encoder_sha256(trained), "weights_sha256": weights_sha256(trained)})

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from titokctl.config.training import OptimizerConfig, ScheduleConfig
+from titokctl.distributed.group import Group
+from titokctl.distributed.reduce import sum_gradients
 from titokctl.training.ema import Ema
 from titokctl.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from titokctl.training.schedule import learning_rate_scale
@@ -17,11 +19,15 @@ M = TypeVar("M", bound=nn.Module)
 class Learner(Generic[M]):
     """Updates one module.
 
+    A step whose gradients are not all finite is skipped, on every process alike and without anybody waiting for the
+    device: the optimizers read a flag there, and counters of such steps stay there until metrics are read.
+
     Args:
-        module: the module in training mode.
+        module: the module in training mode, with the same weights on every process.
         optimizer, schedule: from the recipe.
         total_steps: length of the schedule.
         ema_decay: null keeps no EMA (discriminators).
+        group: the processes whose gradients are summed.
     """
 
     def __init__(
@@ -31,25 +37,49 @@ class Learner(Generic[M]):
         schedule: ScheduleConfig,
         total_steps: int,
         ema_decay: float | None,
+        group: Group,
     ) -> None:
-        self.module = module
+        self.module, self.group = module, group
         self.config, self.schedule, self.total_steps = optimizer, schedule, total_steps
         self.optimizers = build_optimizers(module, optimizer)
         self.ema = Ema(module, ema_decay) if ema_decay is not None else None
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._skips = torch.zeros(2, dtype=torch.int64, device=self._parameters[0].device)  # in all, in a row
+        self._most = torch.zeros((), dtype=torch.int64, device=self._skips.device)
 
     def update(self, step: int) -> dict[str, torch.Tensor | float]:
-        """Clip, step, clear the gradients, move the EMA. Returns the gradient norm (on the device) and the rate."""
+        """Sum gradients over processes, clip, step, clear the gradients, move the EMA.
+
+        Returns the gradient norm, the rate, and how many steps were skipped, in all and at most in a row; tensors are
+        on the device.
+        """
         scale = learning_rate_scale(step, self.schedule, self.total_steps)
+        sum_gradients(self._parameters, self.group)
         limit = self.config.clip_norm if self.config.clip_norm is not None else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        self.is_finite = norm.isfinite()
+        self._count()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
+            # What torch's GradScaler tells fused optimizers, which then leave everything as it is.
+            optimizer.found_inf = (~self.is_finite).float()  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.module)
-        return {"gradient_norm": norm, "learning_rate": self.config.learning_rate * scale}
+        return {
+            "gradient_norm": norm,
+            "learning_rate": self.config.learning_rate * scale,
+            "skipped_steps": self._skips[0],
+            "skipped_in_a_row": self._most,
+        }
+
+    def _count(self) -> None:
+        self._skips += 1
+        self._skips -= self.is_finite.long()
+        self._skips[1] *= (~self.is_finite).long()
+        torch.maximum(self._most, self._skips[1], out=self._most)
 
     def averaged(self) -> dict[str, torch.Tensor]:
         """The weights to keep: the EMA's, or the module's own without one."""
@@ -67,12 +97,13 @@ class Learner(Generic[M]):
         named |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.module, self.optimizers).items()}
         if self.ema is not None:
             named |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
-        return named
+        return named | {"skipped_steps": self._skips}
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         """Go on from what `tensors` gave after `step` updates."""
         self.module.load_state_dict(part(tensors, "module."))
         load_optimizer_tensors(self.module, self.optimizers, part(tensors, "optimizer."))
+        self._skips.copy_(tensors.get("skipped_steps", self._skips))
         if self.ema is not None:
             self.ema.updates = step
             for name, value in part(tensors, "ema.").items():

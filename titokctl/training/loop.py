@@ -2,7 +2,8 @@
 
 A task owns the modules and knows what one optimizer step does; the loop decides when to log, evaluate, save and stop.
 Batches and all other randomness are functions of (seed, step), so a checkpoint needs tensors and a step number only,
-and a resumed run continues bit for bit.
+and a resumed run continues bit for bit. With several processes all run the same loop; rank 0 writes, talks and
+evaluates.
 """
 
 import time
@@ -13,29 +14,34 @@ from typing import Protocol
 import torch
 
 from titokctl.config.training import TrainingConfig
+from titokctl.distributed.group import Group
+from titokctl.distributed.reduce import StopAgreement
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.progress import Progress
+from titokctl.training.speed import Cost, Recent
 
 Metrics = Mapping[str, torch.Tensor | float]
+_MOST_SKIPPED = 10
+_NOT_SHOWN = {"learning_rate", "gradient_norm", "skipped_in_a_row"}
 
 
 class Task(Protocol):
     """One thing that is trained."""
 
     def prepare(self, step: int) -> None:
-        """Fetch the batch of `step`; the time it takes is the data wait."""
+        """Fetch this process's share of the batch of `step`; the time it takes is the data wait."""
 
     def step(self, step: int) -> Metrics:
-        """One optimizer step. Metrics stay on the device until they are logged."""
+        """One optimizer step. Metrics are those of the global batch, and stay on the device until they are logged."""
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out numbers after `step` steps, with the averaged weights; pictures too. {} when there is nothing."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All state, by name."""
+        """All state, by name; the same on every process."""
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         """Put back what `tensors` gave after `step` steps."""
@@ -50,36 +56,49 @@ class Loop:
         folder: the run folder; checkpoints/ and metrics.jsonl are written in it.
         what: name of the phase on the progress line.
         progress, stop: as every job has them.
+        group: the processes that train together.
+        cost: what an image costs, for the share of the device's peak on the progress line; None leaves it out.
     """
 
     def __init__(
-        self, task: Task, config: TrainingConfig, folder: Path, what: str, progress: Progress, stop: StopRequest
+        self,
+        task: Task,
+        config: TrainingConfig,
+        folder: Path,
+        what: str,
+        progress: Progress,
+        stop: StopRequest,
+        group: Group,
+        cost: Cost | None = None,
     ) -> None:
         self.task, self.config, self.what = task, config, what
-        self.progress, self.stop = progress, stop
+        self.progress, self.stop, self.group, self.cost = progress, stop, group, cost
         self.checkpoints = folder / "checkpoints"
         self.log = MetricsLog(folder / "metrics.jsonl")
 
     def run(self) -> None:
         """Train to the end, or until a signal asks to stop (then Stopped is raised after saving)."""
         step = self._resume()
-        batch = self.config.global_batch_size
-        self.progress.start(self.what, self.config.steps * batch, "images", done=step * batch)
-        recent = _Recent()
-        while step < self.config.steps:
+        batch, total = self.config.global_batch_size, self.config.steps
+        self.progress.start(self.what, total * batch, "images", done=step * batch)
+        recent, stopping = Recent(), StopAgreement(self.stop, self.group)
+        while step < total:
             metrics = self._step(step, recent)
             step += 1
-            last = step == self.config.steps
+            last = step == total
             note = self._log(step, metrics, recent) if last or step % self.config.log_every == 0 else ""
             self.progress.advance(batch, note)
-            if last or step % self.config.evaluate_every == 0:
+            if self.group.is_main and (last or step % self.config.evaluate_every == 0):
                 self._evaluate(step)
-            if last or self.stop.requested or step % self.config.checkpoint_every == 0:
+            leaving = stopping.reached()
+            if self.group.is_main and (last or leaving or step % self.config.checkpoint_every == 0):
                 self._save(step)
-            self.stop.check(f"Step {step:,} of {self.config.steps:,} is saved.")
+            if leaving:
+                self.stop.check(f"Step {step:,} of {total:,} is saved.")
+        stopping.close()
         self.progress.close()
 
-    def _step(self, step: int, recent: "_Recent") -> Metrics:
+    def _step(self, step: int, recent: Recent) -> Metrics:
         began = time.perf_counter()
         self.task.prepare(step)
         ready = time.perf_counter()
@@ -89,11 +108,17 @@ class Loop:
 
     def _resume(self) -> int:
         saved = checkpoint.load_newest(self.checkpoints, self.progress.say)
+        found = saved.step if saved else 0
+        if self.group.from_main(found) != found:
+            raise UserError(
+                f"process {self.group.rank} finds step {found:,} in {self.checkpoints}, process 0 another one",
+                "all machines must see the same runs folder",
+            )
+        if self.group.is_main:
+            self.log.keep_until(found)
         if saved is None:
-            self.log.keep_until(0)
             return 0
         self.task.load(saved.tensors, saved.step)
-        self.log.keep_until(saved.step)
         if saved.step < self.config.steps:
             self.progress.say(f"going on from step {saved.step:,} of {self.config.steps:,}")
         return saved.step
@@ -102,40 +127,27 @@ class Loop:
         saved = checkpoint.Checkpoint(step, self.task.tensors(), {"steps": self.config.steps})
         checkpoint.save(self.checkpoints, saved, self.config.keep_checkpoints)
 
-    def _log(self, step: int, metrics: Metrics, recent: "_Recent") -> str:
+    def _log(self, step: int, metrics: Metrics, recent: Recent) -> str:
+        """Read the metrics from the device and write them down. Returns the note for the progress line."""
+        began = time.perf_counter()
         values = {name: float(value) for name, value in metrics.items()}
-        if not all(map(_is_finite, values.values())):
+        recent.add_waiting_for_device(time.perf_counter() - began)
+        if values.get("skipped_in_a_row", 0) >= _MOST_SKIPPED:
             raise UserError(
-                f"the loss is not finite at step {step:,}",
-                f"the newest checkpoint in {self.checkpoints} is from before; lower the learning rate with --set",
+                f"the loss was not finite in {_MOST_SKIPPED} steps in a row (found at step {step:,})",
+                f"the newest checkpoint in {self.checkpoints} has weights from before; lower the learning rate "
+                "with --set, or use training.precision=float32",
             )
-        images_per_s = recent.steps * self.config.global_batch_size / recent.seconds
-        self.log.append(step, values | {"images_per_s": images_per_s, "data_wait": recent.waited / recent.seconds})
-        recent.clear()
-        shown = [f"{name} {values[name]:.4g}" for name in values if name not in ("learning_rate", "gradient_norm")]
-        return ", ".join([f"step {step:,}", *shown])
+        speed = recent.take(self.config.global_batch_size, self.group.world_size, self.cost)
+        if self.group.is_main:
+            kept = {name: value for name, value in values.items() if name != "skipped_in_a_row"}
+            self.log.append(step, kept | speed.values())
+        hidden = _NOT_SHOWN | ({"skipped_steps"} if not values.get("skipped_steps") else set())
+        shown = [f"{name} {values[name]:.4g}" for name in values if name not in hidden]
+        return ", ".join([f"step {step:,}", *shown, *speed.shown()])
 
     def _evaluate(self, step: int) -> None:
         values = self.task.evaluate(step)
         if values:
             self.log.append(step, values)
             self.progress.say(f"step {step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
-
-
-class _Recent:
-    """Times since the last log line."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.steps, self.waited, self.seconds = 0, 0.0, 1e-9
-
-    def add(self, waited: float, worked: float) -> None:
-        self.steps += 1
-        self.waited += waited
-        self.seconds += waited + worked
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0

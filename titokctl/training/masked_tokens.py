@@ -1,14 +1,19 @@
 """Training of a generator: masked ids, and the cross-entropy of what they were (MaskGIT, arXiv 2202.04200).
 
-Letters: B global batch, K latent tokens, V codebook size.
+Letters: B global batch, b this process's share of it, K latent tokens, V codebook size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from titokctl.config.recipe import GeneratorRecipe
-from titokctl.data.tokens import TokenBatch, TokenRows
+from titokctl.data.prefetch import Prefetch
+from titokctl.data.tokens import TokenRows
+from titokctl.distributed.group import Group
+from titokctl.distributed.reduce import slice_of, summed
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.maskgit.mask_schedule import mask_ratio
 from titokctl.models.precision import precision, training_attention
@@ -22,13 +27,29 @@ _EVALUATION_ROWS = 1024
 
 
 @dataclass(frozen=True)
+class Draws:
+    """All that is random about this process's share of a batch, on the CPU.
+
+    positions, view (b,) int64; masked (b, K) bool; dropped (b,) bool: labels that are left out; total_weight: the sum
+    of the loss's weights over the global batch.
+    """
+
+    positions: torch.Tensor
+    view: torch.Tensor
+    masked: torch.Tensor
+    dropped: torch.Tensor
+    total_weight: float
+
+
+@dataclass(frozen=True)
 class MaskedBatch:
-    """One global batch as the generator sees it: ids, inputs (B, K) int64, masked (B, K) bool, labels (B,) int64."""
+    """A share of a batch as the generator sees it: ids, inputs (b, K) int64, masked (b, K) bool, labels (b,) int64."""
 
     ids: torch.Tensor
     inputs: torch.Tensor
     masked: torch.Tensor
     labels: torch.Tensor
+    total_weight: float
 
 
 class MaskedTokens:
@@ -39,52 +60,78 @@ class MaskedTokens:
         recipe: the resolved recipe.
         rows: training rows.
         held_out: rows for the held-out loss, or None.
+        group: the processes that share each batch.
+        preview: called with the averaged generator after some steps, e.g. to draw samples; or None.
     """
 
     def __init__(
-        self, model: MaskGit, recipe: GeneratorRecipe, rows: TokenRows, held_out: TokenRows | None = None
+        self,
+        model: MaskGit,
+        recipe: GeneratorRecipe,
+        rows: TokenRows,
+        held_out: TokenRows | None,
+        group: Group,
+        preview: Callable[[MaskGit, int], None] | None = None,
     ) -> None:
         self.model, self.recipe, self.rows, self.held_out = model, recipe, rows, held_out
+        self.group, self.preview = group, preview
         training = recipe.training
-        self.learner = Learner(model, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay)
+        self.learner = Learner(model, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group)
+        self._device = next(model.parameters()).device
+        on_gpu = self._device.type == "cuda"
+        model.body.recompute = training.activation_checkpointing
+        compiles = on_gpu if training.compile is None else training.compile
+        self._forward: Callable[..., torch.Tensor] = torch.compile(model) if compiles else model
+        # While a GPU computes, a core is idle; on a CPU a thread would only take it from the step.
+        self._draws = Prefetch(self._draw).get if on_gpu else self._draw
 
     def prepare(self, step: int) -> None:
-        """Gather and mask the global batch of `step`."""
-        training = self.recipe.training
-        size = training.global_batch_size
-        view = torch.randint(len(self.recipe.views), (size,), generator=generator(training.seed, "view", step))
-        self._batch = self._mask(self.rows.batch(training.seed, step, size, view), step)
+        """Gather and mask this process's share of the batch of `step`."""
+        draws = self._draws(step)
+        batch = self.rows.at(draws.positions, draws.view)
+        masked = draws.masked.to(self._device, non_blocking=True)
+        is_null = draws.dropped.to(self._device, non_blocking=True) | (batch.labels < 0)
+        labels = torch.where(is_null, self.recipe.model.num_classes, batch.labels)
+        inputs = torch.where(masked, self.recipe.model.mask_id, batch.ids)
+        self._batch = MaskedBatch(batch.ids, inputs, masked, labels, draws.total_weight)
 
     def step(self, step: int) -> Metrics:
         """One optimizer step; the loss is divided by the weights of the whole global batch."""
         training, batch = self.recipe.training, self._batch
-        weights = masked_token_weights(batch.masked, self.recipe.loss.unmasked_weight)
-        total = weights.sum()
-        micro = training.micro_batch_size or training.global_batch_size
-        loss = accuracy = torch.zeros((), device=total.device)
+        first_row = slice_of(training.global_batch_size, self.group).start
+        micro = training.micro_batch_size or len(batch.ids)
+        loss = accuracy = torch.zeros((), device=self._device)
         for first in range(0, len(batch.ids), micro):
             rows = slice(first, first + micro)
-            torch.manual_seed(key(training.seed, "dropout", step, first))
-            with precision(training.precision, total.device), training_attention(total.device):
-                logits = self.model(batch.inputs[rows], batch.labels[rows])
-            part_loss = masked_token_loss(logits, batch.ids[rows], weights[rows], self.recipe.loss.label_smoothing)
-            (part_loss / total).backward()
-            loss = loss + part_loss.detach() / total
-            share = len(logits) / len(batch.ids)
+            torch.manual_seed(key(training.seed, "dropout", step, first_row + first))
+            weights = masked_token_weights(batch.masked[rows], self.recipe.loss.unmasked_weight)
+            with training_attention(self._device):  # the backward pass, too: it may compute blocks again
+                with precision(training.precision, self._device):
+                    logits = self._forward(batch.inputs[rows], batch.labels[rows])
+                part_loss = masked_token_loss(logits, batch.ids[rows], weights, self.recipe.loss.label_smoothing)
+                (part_loss / batch.total_weight).backward()
+            loss = loss + part_loss.detach() / batch.total_weight
+            share = len(logits) / training.global_batch_size
             accuracy = accuracy + share * masked_accuracy(logits, batch.ids[rows], batch.masked[rows])
-        return {"loss": loss, "accuracy": accuracy, **self.learner.update(step)}
+        return summed({"loss": loss, "accuracy": accuracy}, self.group) | self.learner.update(step)
 
     @torch.inference_mode()
     def evaluate(self, step: int) -> dict[str, float]:
-        """Masked-token loss (nats, no smoothing) and accuracy at fixed mask ratios, training rows beside held-out."""
+        """Masked-token loss (nats, no smoothing) and accuracy at fixed mask ratios, training rows beside held-out.
+
+        The entropy of a single id stands beside them: a loss that is not below it has learnt nothing but how often each
+        code occurs.
+        """
         model = self.averaged()
+        if self.preview is not None:
+            self.preview(model, step)
         found: dict[str, float] = {}
         for name, rows in (("train", self.rows), ("held_out", self.held_out)):
             if rows is not None:
                 found |= {f"{name}_{k}": v for k, v in self._masked_numbers(model, rows).items()}
         if self.held_out is not None:
             found["gap"] = found["held_out_loss"] - found["train_loss"]
-        return found
+        return found | {"unigram_entropy": self._entropy}
 
     def averaged(self) -> MaskGit:
         """A copy of the generator with the averaged weights, in evaluation mode."""
@@ -98,17 +145,22 @@ class MaskedTokens:
         """Go on from a checkpoint."""
         self.learner.load(part(tensors, "generator."), step)
 
-    def _mask(self, batch: TokenBatch, step: int) -> MaskedBatch:
-        config, seed = self.recipe.loss, self.recipe.training.seed
-        device, null = batch.ids.device, self.recipe.model.num_classes
+    @cached_property
+    def _entropy(self) -> float:
+        return self.rows.unigram_entropy()
+
+    def _draw(self, step: int) -> Draws:
+        """Every process draws for the whole batch, so that nothing depends on their number, and keeps its share."""
+        config, seed, size = self.recipe.loss, self.recipe.training.seed, self.recipe.training.global_batch_size
+        tokens, mine = self.recipe.model.num_latent_tokens, slice_of(size, self.group)
+        view = torch.randint(len(self.recipe.views), (size,), generator=generator(seed, "view", step))
         draws = generator(seed, "mask", step)
-        rows, tokens = batch.ids.shape
-        ratio = mask_ratio(torch.rand(rows, generator=draws), config.mask_schedule)
-        masked = random_subset(masked_count(ratio, tokens), tokens, draws).to(device)
-        dropped = (torch.rand(rows, generator=draws) < config.label_dropout).to(device)
-        labels = torch.where(dropped | (batch.labels < 0), null, batch.labels)
-        inputs = torch.where(masked, self.recipe.model.mask_id, batch.ids)
-        return MaskedBatch(batch.ids, inputs, masked, labels)
+        ratio = mask_ratio(torch.rand(size, generator=draws), config.mask_schedule)
+        masked = random_subset(masked_count(ratio, tokens), tokens, draws)
+        dropped = torch.rand(size, generator=draws) < config.label_dropout
+        total = float(masked_token_weights(masked, config.unmasked_weight).sum())
+        positions = self.rows.positions(seed, step, size)
+        return Draws(positions[mine], view[mine], masked[mine], dropped[mine], total)
 
     def _masked_numbers(self, model: MaskGit, rows: TokenRows) -> dict[str, float]:
         """Mean over the fixed ratios; the same rows and masks every time."""
@@ -133,5 +185,6 @@ def masked_count(ratio: torch.Tensor, num_tokens: int) -> torch.Tensor:
 
 def random_subset(count: torch.Tensor, num_tokens: int, draws: torch.Generator) -> torch.Tensor:
     """(B, K) bool with exactly `count` (B,) true positions in each row, all subsets equally likely."""
-    ranks = torch.rand(len(count), num_tokens, generator=draws).argsort(dim=1).argsort(dim=1)
-    return ranks < count.unsqueeze(1)
+    order = torch.rand(len(count), num_tokens, generator=draws).argsort(dim=1)
+    first = torch.arange(num_tokens) < count.unsqueeze(1)
+    return torch.zeros_like(first).scatter_(1, order, first)

@@ -30,21 +30,32 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of all matrices that have a gradient."""
+        """One update of all matrices that have a gradient.
+
+        Nothing changes when `found_inf`, a device flag as fused optimizers of torch read it, is 1.
+        """
+        found_inf = getattr(self, "found_inf", None)
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
             for same in by_shape.values():
-                self._update(same, group["lr"], group["momentum"])
+                self._update(same, group["lr"], group["momentum"], found_inf)
 
-    def _update(self, matrices: list[torch.nn.Parameter], lr: float, momentum: float) -> None:
+    def _update(
+        self, matrices: list[torch.nn.Parameter], lr: float, momentum: float, found_inf: torch.Tensor | None
+    ) -> None:
         gradients = [p.grad for p in matrices if p.grad is not None]
         means = [self._mean(p) for p in matrices]
+        if found_inf is not None:
+            # A mean moved towards itself stays as it is.
+            gradients = [torch.where(found_inf == 0, g, m) for g, m in zip(gradients, means, strict=True)]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)
         directions = orthogonal(torch.stack(ahead))
+        if found_inf is not None:
+            directions.mul_(1 - found_inf)
         scale = 0.2 * max(matrices[0].shape) ** 0.5
         torch._foreach_add_(list[torch.Tensor](matrices), list(directions.unbind()), alpha=-lr * scale)
 

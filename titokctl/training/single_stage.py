@@ -10,6 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from titokctl.config.recipe import SingleStageLossConfig, TokenizerRecipe
+from titokctl.distributed.group import Group
+from titokctl.distributed.reduce import gathered, summed
 from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.quantizers import QuantizerOutput
 from titokctl.models.titok.tokenizer import TiTok
@@ -26,7 +28,7 @@ class ImageBatches(Protocol):
     """Where training images come from."""
 
     def batch(self, step: int) -> torch.Tensor:
-        """(B, 3, S, S) float32 in [0, 1]: the global batch of `step`, the same whenever it is asked for."""
+        """(b, 3, S, S) float32 in [0, 1]: this process's share of `step`'s batch, the same whenever it is asked for."""
 
 
 class SingleStage:
@@ -37,6 +39,7 @@ class SingleStage:
         recipe: the resolved recipe.
         images: the training images.
         validate: held-out numbers of an averaged tokenizer after some steps, or None.
+        group: the processes that share each batch.
     """
 
     def __init__(
@@ -45,12 +48,15 @@ class SingleStage:
         recipe: TokenizerRecipe,
         images: ImageBatches,
         validate: Callable[[TiTok, int], dict[str, float]] | None,
+        group: Group,
     ) -> None:
+        self.group = group
         self.tokenizer, self.recipe, self.images, self.validate = tokenizer, recipe, images, validate
         training = recipe.training
-        self.learner = Learner(tokenizer, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay)
-        codes = recipe.model.codebook_size
-        self.usage = torch.zeros(codes) if codes is not None and recipe.codebook.reseed_decay is not None else None
+        self.learner = Learner(tokenizer, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group)
+        codes = recipe.model.codebook_size or 0
+        reseeds = codes > 0 and recipe.codebook.reseed_decay is not None
+        self.usage = torch.zeros(codes, device=self._device) if reseeds else None
 
     def prepare(self, step: int) -> None:
         """Fetch the images of `step`."""
@@ -64,9 +70,10 @@ class SingleStage:
         metrics = self.learner.update(step)
         if self._quantizes(step) and self.recipe.model.is_discrete:
             self._reseed(torch.cat([o["latents"] for o in outputs]), torch.cat([o["ids"] for o in outputs]))
-        mse = torch.stack([o["mse"] for o in outputs]).mean()
+        mse = torch.stack([o["mse"] for o in outputs]).mean() / self.group.world_size
         loss = torch.stack([o["loss"] for o in outputs]).sum()
-        return {"loss": loss, "psnr": -10 * torch.log10(mse), **metrics}
+        total = summed({"loss": loss, "mse": mse}, self.group)
+        return {"loss": total["loss"], "psnr": -10 * torch.log10(total["mse"]), **metrics}
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out numbers with the averaged weights."""
@@ -95,7 +102,8 @@ class SingleStage:
 
     @property
     def _micro_batch(self) -> int:
-        return self.recipe.training.micro_batch_size or self.recipe.training.global_batch_size
+        training = self.recipe.training
+        return training.micro_batch_size or training.global_batch_size // self.group.world_size
 
     def _quantizes(self, step: int) -> bool:
         return step >= self.recipe.codebook.continuous_steps
@@ -116,16 +124,23 @@ class SingleStage:
 
     def _reseed(self, latents: torch.Tensor, ids: torch.Tensor) -> None:
         decay = self.recipe.codebook.reseed_decay
-        if self.usage is not None and decay is not None:
-            codebook = self.tokenizer.quantizer.codebook.data
-            reseed(codebook, self.usage, latents, ids, decay, self.recipe.model.normalize_codes)
+        if self.usage is None or decay is None:
+            return
+        codebook = self.tokenizer.quantizer.codebook.data
+        before = codebook.clone(), self.usage.clone()
+        latents, ids = gathered(latents, self.group), gathered(ids, self.group)
+        reseed(codebook, self.usage, latents, ids, decay, self.recipe.model.normalize_codes)
+        # A skipped step leaves the codes alone, too: its latents may be anything.
+        for tensor, old in zip((codebook, self.usage), before, strict=True):
+            tensor.copy_(torch.where(self.learner.is_finite, tensor, old))
 
     @torch.no_grad()
     def _seed_codebook(self, step: int) -> None:
         """k-means over the latents of the next batches gives the first codes."""
         codes = self.tokenizer.quantizer.codebook
-        batches = -(-len(codes) * _LATENTS_PER_CODE // (len(self._images) * self.recipe.model.num_latent_tokens))
-        found = [self._latents(self.images.batch(step + i)) for i in range(batches)]
+        latents_per_step = self.recipe.training.global_batch_size * self.recipe.model.num_latent_tokens
+        batches = -(-len(codes) * _LATENTS_PER_CODE // latents_per_step)
+        found = [gathered(self._latents(self.images.batch(step + i)), self.group) for i in range(batches)]
         draws = generator(self.recipe.training.seed, "k-means", step)
         codes.data.copy_(kmeans(torch.cat(found), len(codes), _KMEANS_ITERATIONS, draws))
         if self.learner.ema is not None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from titokctl.config.models import GeneratorConfig
 from titokctl.models.maskgit.attention import SelfAttention
+from titokctl.models.recompute import run_block
 
 
 class UvitBody(nn.Module):
@@ -16,6 +17,7 @@ class UvitBody(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
+        self.recompute = False  # blocks again in the backward pass, to save memory
         half = config.num_layers // 2
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.width)
         self.position_embedding = nn.Embedding(config.num_latent_tokens + 1, config.width)
@@ -30,12 +32,12 @@ class UvitBody(nn.Module):
         x = self.token_embedding(tokens) + self.position_embedding.weight  # (B, L, D)
         skips = []
         for block in self.in_blocks:
-            x = block(x)
+            x = run_block(block, x, self.recompute)
             skips.append(x)
-        x = self.mid_block(x)
+        x = run_block(self.mid_block, x, self.recompute)
         for join, block in zip(self.joins, self.out_blocks, strict=True):
             x = join(torch.cat([x, skips.pop()], dim=-1))  # (B, L, 2D) -> (B, L, D)
-            x = block(x)
+            x = run_block(block, x, self.recompute)
         return self.norm(x)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from titokctl.config.models import GeneratorConfig
 from titokctl.models.maskgit.attention import SelfAttention
+from titokctl.models.recompute import run_block
 
 _EPS = 1e-12
 
@@ -22,6 +23,7 @@ class VitBody(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
+        self.recompute = False  # blocks again in the backward pass, to save memory
         width = config.width
         self.token_embedding = nn.Embedding(config.vocabulary_size, width)
         self.position_embedding = nn.Embedding(config.num_latent_tokens + 1, width)
@@ -36,7 +38,7 @@ class VitBody(nn.Module):
         x = x + self.position_embedding.weight + self.type_embedding.weight[0]
         x = self.dropout(self.norm(x))
         for layer in self.layers:
-            x = layer(x)
+            x = run_block(layer, x, self.recompute)
         return x
 
 

@@ -1,0 +1,111 @@
+"""What a generator's training would take, before it is started: counted on the meta device, or measured in 20 steps."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from titokctl.config.recipe import GeneratorRecipe
+from titokctl.models.maskgit.generator import MaskGit
+from titokctl.training.masked_tokens import MaskedTokens
+
+_WARM_STEPS, _MEASURED_STEPS = 3, 20
+# Per parameter in float32: weight, gradient, two moments, average.
+_STATE_BYTES = 4 * (1 + 1 + 2 + 1)
+_ACTIVATION_TYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class GeneratorPlan:
+    """A run in numbers.
+
+    `memory_gb` is of one process and an estimate: weights, gradients, optimizer, average, ids, and what the backward
+    pass keeps of one micro batch. The last two are None unless they were measured.
+    """
+
+    recipe: str
+    parameters: int
+    images: int
+    epochs: float
+    tokens: int
+    operations: float
+    processes: int
+    images_per_process: int
+    memory_gb: float
+    images_per_s: float | None = None
+    seconds: float | None = None
+
+
+def plan_run(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int, processes: int) -> GeneratorPlan:
+    """The plan of `recipe` for a cache of `rows` images with ids of `id_bytes` bytes."""
+    with torch.device("meta"):
+        model = MaskGit(recipe.model)
+    training, parameters = recipe.training, num_parameters(model)
+    images = training.steps * training.global_batch_size
+    share = training.global_batch_size // processes
+    ids = len(recipe.views) * rows * recipe.model.num_latent_tokens * id_bytes
+    kept = _kept_bytes(model, recipe, min(share, training.micro_batch_size or share))
+    return GeneratorPlan(
+        recipe=Path(name).stem,
+        parameters=parameters,
+        images=images,
+        epochs=images / rows,
+        tokens=images * recipe.model.num_latent_tokens,
+        operations=6.0 * parameters * positions(recipe) * images,
+        processes=processes,
+        images_per_process=share,
+        memory_gb=(_STATE_BYTES * parameters + ids + kept) / 1e9,
+    )
+
+
+def measure(task: MaskedTokens) -> float:
+    """Images a second of the whole group, over 20 steps after a few to warm up. The task has been trained then."""
+    for step in range(_WARM_STEPS):
+        _step(task, step)
+    _finish(task)
+    began = time.perf_counter()
+    for step in range(_WARM_STEPS, _WARM_STEPS + _MEASURED_STEPS):
+        _step(task, step)
+    _finish(task)
+    return _MEASURED_STEPS * task.recipe.training.global_batch_size / (time.perf_counter() - began)
+
+
+def num_parameters(model: torch.nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def positions(recipe: GeneratorRecipe) -> int:
+    """Length of the generator's sequences: the label and the ids."""
+    return recipe.model.num_latent_tokens + 1
+
+
+def _step(task: MaskedTokens, step: int) -> None:
+    task.prepare(step)
+    task.step(step)
+
+
+def _finish(task: MaskedTokens) -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    task.group.barrier()
+
+
+def _kept_bytes(model: MaskGit, recipe: GeneratorRecipe, images: int) -> int:
+    """What autograd keeps of a forward pass over `images`, parameters left out, and the logits with their gradient."""
+    model = model.to(_ACTIVATION_TYPE.get(recipe.training.precision, torch.float32)).train()
+    model.body.recompute = recipe.training.activation_checkpointing
+    own = {id(p) for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        if id(base) not in own:
+            kept[id(base)] = base
+        return tensor
+
+    ids = torch.zeros(images, recipe.model.num_latent_tokens, dtype=torch.int64, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(ids, ids[:, 0])
+    return sum(t.nbytes for t in kept.values()) + 2 * logits.nbytes

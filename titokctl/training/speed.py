@@ -1,0 +1,93 @@
+"""How fast training goes: images a second, the share of time spent waiting for data, and of the device's peak."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+_SIDE, _PRODUCTS = 4096, 8
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training on one image costs, in operations, and what one device can do in a second at most."""
+
+    operations_per_image: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One stretch of training. `utilization` is the share of the devices' peak (MFU), None when that is unknown."""
+
+    images_per_s: float
+    data_wait: float
+    utilization: float | None
+    memory_gb: float | None
+
+    def values(self) -> dict[str, float]:
+        """For the log."""
+        found = {"images_per_s": self.images_per_s, "data_wait": self.data_wait}
+        return found | ({"mfu": self.utilization} if self.utilization is not None else {})
+
+    def shown(self) -> list[str]:
+        """For the progress line, which has images a second already."""
+        words = [f"data wait {self.data_wait:.1%}"]
+        if self.utilization is not None:
+            words.append(f"MFU {self.utilization:.0%}")
+        if self.memory_gb is not None:
+            words.append(f"memory {self.memory_gb:.1f} GB")
+        return words
+
+
+class Recent:
+    """Times since they were last taken."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def add(self, waited: float, worked: float) -> None:
+        """One step: seconds for its data, and for the rest."""
+        self._steps += 1
+        self._waited += waited
+        self._seconds += waited + worked
+
+    def add_waiting_for_device(self, seconds: float) -> None:
+        """Time in which the device finished steps that were counted when they were handed to it."""
+        self._seconds += seconds
+
+    def take(self, global_batch: int, devices: int, cost: Cost | None) -> Speed:
+        """The speed of the steps since the last time."""
+        rate = self._steps * global_batch / self._seconds
+        share = rate * cost.operations_per_image / (cost.peak * devices) if cost else None
+        memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_initialized() else None
+        speed = Speed(rate, self._waited / self._seconds, share, memory)
+        self._clear()
+        return speed
+
+    def _clear(self) -> None:
+        self._steps, self._waited, self._seconds = 0, 0.0, 1e-9
+
+
+def training_cost(parameters: int, positions: int, device: torch.device | str, precision: str) -> Cost | None:
+    """6 operations a parameter and position (forward 2, backward 4), against the peak measured on a GPU.
+
+    None on a CPU, whose peak nobody compares with and would cost seconds to measure.
+    """
+    if torch.device(device).type != "cuda":
+        return None
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    return Cost(6.0 * parameters * positions, _matrix_peak(torch.device(device), dtype))
+
+
+def _matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of square matrix products; takes a few milliseconds on a GPU."""
+    a = torch.randn(_SIDE, _SIDE, device=device, dtype=dtype)
+    for _ in range(2):
+        a @ a
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    for _ in range(_PRODUCTS):
+        a @ a
+    torch.cuda.synchronize(device)
+    return _PRODUCTS * 2 * _SIDE**3 / (time.perf_counter() - began)
