@@ -23,10 +23,11 @@ _MARK = ".tmp-"
 
 
 @contextlib.contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, is_replaceable: bool = False) -> Iterator[Path]:
     """A temporary path that becomes `target` when the block ends well, and vanishes when it does not.
 
-    Works for a file or a folder (create the folder yourself). A full disk becomes a UserError.
+    Works for a file or a folder (create the folder yourself). A full disk becomes a UserError. For what
+    `is_replaceable`, the name is not flushed: after a power failure it may be missing, but it is never half there.
     """
     temporary = target.with_name(f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
     replaced = temporary.with_name(f"{temporary.name}-replaced")
@@ -37,15 +38,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
             if temporary.is_dir() and target.is_dir():
                 os.replace(target, replaced)
             os.replace(temporary, target)
-            _flush_entry(target.parent)
+            if not is_replaceable:
+                _flush_entry(target.parent)
     finally:
         _remove(temporary)
         _remove(replaced)
 
 
-def write_bytes(target: Path, data: bytes) -> None:
-    """Write `data` to `target` atomically."""
-    with atomic_path(target) as temporary:
+def write_bytes(target: Path, data: bytes, is_replaceable: bool = False) -> None:
+    """Write `data` to `target` atomically; `is_replaceable` as for `atomic_path`."""
+    with atomic_path(target, is_replaceable) as temporary:
         temporary.write_bytes(data)
 
 

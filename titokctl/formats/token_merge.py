@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path
 from titokctl.formats.token_cache_writer import TokenCacheWriter
@@ -12,6 +14,7 @@ from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder, PartSummary, TokenPart
 
 _EXAMPLES = 5
+_ROWS_AT_ONCE = 16_384
 
 
 @dataclass
@@ -68,9 +71,25 @@ def merge(
     header = replace(header, num_rejected=tally.rejected)
     size = {"num_rows": tally.rows, "key_bytes": tally.key_bytes}
     with TokenCacheWriter(folder.output, header, **size, compress=compress) as writer:
-        for part in all_parts(folder, num_units):
-            writer.append(part.ids, part.labels, part.keys, part.views)
-            advance(len(part))
+        for parts in _blocks(all_parts(folder, num_units)):
+            views = {name: np.concatenate([part.views[name] for part in parts]) for name in header.views}
+            ids, labels, keys = (
+                np.concatenate([getattr(p, name) for p in parts]) for name in ("ids", "labels", "keys")
+            )
+            writer.append(ids, labels, keys, views)
+            advance(len(ids))
+
+
+def _blocks(parts: Iterable[TokenPart]) -> Iterator[list[TokenPart]]:
+    """Several parts at once: HDF5 takes its time with every write, however small."""
+    block: list[TokenPart] = []
+    for part in parts:
+        block.append(part)
+        if sum(map(len, block)) >= _ROWS_AT_ONCE:
+            yield block
+            block = []
+    if block:
+        yield block
 
 
 def all_parts(folder: PartsFolder, num_units: int) -> Iterator[TokenPart]:

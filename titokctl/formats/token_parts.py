@@ -142,8 +142,8 @@ class PartsFolder:
         return found
 
     def write(self, part: TokenPart) -> None:
-        """Write one part atomically."""
-        write_bytes(self.place(part.unit), _pack(part))
+        """Write one part atomically. Should a power failure take its name, it is made again."""
+        write_bytes(self.place(part.unit), _pack(part), is_replaceable=True)
 
     def finished(self) -> set[int]:
         """Numbers of the units that have a part, whatever is in it."""
@@ -277,5 +277,5 @@ def _digest(tensors: dict[str, np.ndarray], about: dict[str, str]) -> str:
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-        total.update(tensor.tobytes())
+        total.update(memoryview(tensor.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
     return total.hexdigest()
