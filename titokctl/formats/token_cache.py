@@ -21,6 +21,7 @@ renames the finished file; the target itself is never opened for writing.
 A collection too large for one file stays a folder of parts (`token_folder`).
 """
 
+import mmap
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cached_property
@@ -38,6 +39,7 @@ __all__ = ["PLAIN", "CacheHeader", "TokenCache"]
 
 PLAIN = "plain"  # the name of the view that /tokens itself is
 _ROWS_AT_ONCE = 1 << 18
+_LARGE_BYTES = 256 << 20
 
 
 class TokenCache:
@@ -175,6 +177,16 @@ class TokenCache:
         """K."""
         return self.header.num_latent_tokens
 
+    def release(self) -> None:
+        """Give the memory of mapped rows back to the system; they are read again when they are needed.
+
+        Whoever goes through a large cache once stays small this way. What was written into the arrays is lost.
+        """
+        for name in self.views:
+            mapped = getattr(self.view(name), "_mmap", None)
+            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def check_ids(self) -> None:
         """Read every row once. Raises UserError when an id is not below the codebook size, or a latent not finite."""
         for name in self.views:
@@ -183,6 +195,8 @@ class TokenCache:
                 continue
             for first in range(0, len(rows), _ROWS_AT_ONCE):
                 self._check_block(name, first, rows[first : first + _ROWS_AT_ONCE])
+                if rows.nbytes > _LARGE_BYTES:
+                    self.release()
 
     def _check_block(self, name: str, first: int, block: np.ndarray) -> None:
         if not self.is_discrete:

@@ -59,17 +59,24 @@ def merge(
     total = sum(map(len, caches))
     output.parent.mkdir(parents=True, exist_ok=True)
     progress.start("merge", total, "rows")
-    key_bytes = max(cache.keys.dtype.itemsize for cache in caches)
+    key_bytes = max(_keys(path).dtype.itemsize for path in paths)
     with TokenCacheWriter(output, _header(caches), num_rows=total, key_bytes=key_bytes, compress=compress) as writer:
         for cache in caches:
+            keys = _keys(cache.path)
             for first in range(0, len(cache), _ROWS_AT_ONCE):
                 rows = slice(first, first + _ROWS_AT_ONCE)
                 views = {name: np.asarray(cache.view(name)[rows]) for name in cache.views if name != PLAIN}
-                writer.append(np.asarray(cache.rows[rows]), cache.labels[rows], cache.keys[rows], views)
-                progress.advance(len(cache.labels[rows]))
+                writer.append(np.asarray(cache.rows[rows]), cache.labels[rows], keys[rows], views)
+                cache.release()
+                progress.advance(len(keys[rows]))
                 stop.check()
     progress.close()
     return Merged(output, total, [len(c) for c in caches], TokenCache.open(output, check_ids=False).sha256)
+
+
+def _keys(path: Path) -> np.ndarray:
+    """The keys of one cache; not kept with it, since those of all inputs together may be many."""
+    return TokenCache.open(path, check_ids=False).keys
 
 
 def _decisive(cache: TokenCache) -> dict[str, Any]:
