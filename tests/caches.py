@@ -10,16 +10,20 @@ from titokctl.formats.token_cache_writer import TokenCacheWriter
 TOKENS, CODES = 8, 16
 
 
-def write_cache(path: Path, rows: int, *, codes: int = CODES, tokens: int = TOKENS, classes: int = 3, seed: int = 0):
-    """A cache of `rows` random rows in which the first id tells the class; labels are -1 when `classes` is 0."""
+def write_cache(
+    path: Path, rows: int, *, codes: int = CODES, tokens: int = TOKENS, classes: int = 3, seed: int = 0, **hashes: str
+):
+    """A cache of `rows` random rows in which the first id tells the class; labels are -1 when `classes` is 0.
+
+    `hashes` are encoder_sha256 and weights_sha256 of the tokenizer that it says it is from.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, rows) if classes else np.full(rows, -1)
     ids = rng.integers(0, codes, (rows, tokens)).astype(np.uint16)
     ids[:, 0] = np.maximum(labels, 0)
     header = CacheHeader(
         tokenizer={},
-        encoder_sha256="e" * 64,
-        weights_sha256="f" * 64,
+        **({"encoder_sha256": "e" * 64, "weights_sha256": "f" * 64} | hashes),
         codebook_size=codes,
         num_latent_tokens=tokens,
         image_size=64,

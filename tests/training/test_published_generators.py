@@ -1,0 +1,46 @@
+"""The recipes of the published generators: their sizes, their schedule, and the settings they are sampled with."""
+
+import pytest
+import torch
+
+from titokctl.config import recipe_files
+from titokctl.jobs.generator_plan import num_parameters, plan_run
+from titokctl.models.maskgit.generator import MaskGit
+
+IMAGENET = 1_281_167
+PARAMETERS_M = {
+    "maskgit-vit-l-32": 177.2,
+    "maskgit-vit-b-64": 177.2,
+    "maskgit-uvit-s-128": 295.0,
+    "maskgit-vit-l-64-512": 177.2,
+    "maskgit-vit-b-128-512": 177.3,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS_M)
+def test_size_and_schedule_are_the_published_ones(name):
+    recipe = recipe_files.load(name, "generator")
+    with torch.device("meta"):
+        model = MaskGit(recipe.model)
+    assert round(num_parameters(model) / 1e6, 1) == PARAMETERS_M[name]
+    assert (recipe.training.steps, recipe.training.global_batch_size) == (500_000, 2048)
+    rate = recipe.optimizer.learning_rate
+    assert (rate, rate * recipe.schedule.end_fraction, recipe.schedule.warmup_steps) == (2e-4, 1e-5, 10_000)
+    assert recipe.training.global_batch_size % 8 == 0
+
+
+@pytest.mark.parametrize("name", ["maskgit-vit-l-32", "maskgit-vit-b-64", "maskgit-uvit-s-128"])
+def test_sampling_settings_are_those_of_the_released_generator(name):
+    released = recipe_files.load("titok-" + name.split("-", 2)[2], "sampling")
+    assert recipe_files.load(name, "generator").sampling == released
+
+
+def test_a_plan_counts_epochs_operations_and_memory():
+    recipe = recipe_files.load("maskgit-vit-l-32", "generator")
+    alone, eight = (plan_run(recipe, "l-32", IMAGENET, 2, processes) for processes in (1, 8))
+    assert alone.epochs == pytest.approx(799.27, abs=0.01)
+    assert alone.operations / alone.images == pytest.approx(35e9, rel=0.01), "the floor: 35 GFLOP an image"
+    assert eight.images_per_process == 256
+    assert 4 * 5 * 177.2e6 / 1e9 < eight.memory_gb < alone.memory_gb < 80
+    lean = recipe.model_copy(update={"training": recipe.training.model_copy(update={"activation_checkpointing": True})})
+    assert plan_run(lean, "l-32", IMAGENET, 2, 1).memory_gb < alone.memory_gb
