@@ -234,6 +234,22 @@ def test_adm_crop_follows_guided_diffusion(height: int, width: int) -> None:
     np.testing.assert_array_equal(adm_crop(pixels, 32), np.asarray(image)[top : top + 32, left : left + 32])
 
 
+def test_fast_decoding_is_libjpegs_and_never_too_small() -> None:
+    pixels = np.asarray(Image.fromarray(noise(6, 8)).resize((403, 301), Image.Resampling.BICUBIC))
+    data = encoded(pixels, "JPEG", quality=95)
+    shapes = {size: decode(data, at_least=size).shape[:2] for size in (301, 151, 150, 75, 38, 37, 8)}
+    assert shapes == {
+        301: (301, 403), 151: (301, 403), 150: (151, 202), 75: (76, 101), 38: (76, 101), 37: (38, 51), 8: (38, 51),
+    }  # fmt: skip
+    fast = preprocess(data, PreprocessingConfig(size=64, fast_decode=True))
+    exact = preprocess(data, PreprocessingConfig(size=64))
+    assert not np.array_equal(fast, exact)
+    assert np.abs(fast.astype(int) - exact).mean() < 3
+    for other in (encoded(pixels), encoded(pixels[:, :, 0], "JPEG"), saved(Image.new("CMYK", (300, 300)), "JPEG")):
+        assert min(decode(other, at_least=64).shape[:2]) >= 64
+    np.testing.assert_array_equal(decode(encoded(pixels), at_least=64), pixels)
+
+
 def test_halving_is_the_rounded_mean() -> None:
     pixels = noise(10, 14)
     blocks = pixels.reshape(5, 2, 7, 2, 3).astype(float).mean(axis=(1, 3))

@@ -13,10 +13,12 @@ class PreprocessingConfig(Config):
 
     `crop` "center" brings the shorter edge to S by bicubic with antialias and cuts out the middle; "adm" is the crop of
     guided-diffusion: halvings by box filter first. `exif` turns the image as its EXIF tag says (ImageNet practice does
-    not). Images of more than `max_pixels` are refused before they are decoded.
+    not). `fast_decode` lets libjpeg decode large JPEGs at a half, quarter or eighth of their size, never below S: it is
+    faster and gives other pixels. Images of more than `max_pixels` are refused before they are decoded.
     """
 
     size: PositiveInt
     crop: Literal["center", "adm"] = "center"
     exif: bool = False
+    fast_decode: bool = False
     max_pixels: PositiveInt = DEFAULT_MAX_PIXELS

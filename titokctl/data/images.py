@@ -49,11 +49,14 @@ class BadImage(Exception):
         return BadImage, (self.kind, self.text)
 
 
-def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, exif: bool = False) -> np.ndarray:
+def decode(
+    data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, exif: bool = False, at_least: int | None = None
+) -> np.ndarray:
     """An image file as (H, W, 3) uint8 RGB.
 
     Alpha is composited on white, CMYK and palettes become RGB, grey is repeated, 16 bits keep their upper 8; of an
-    animation the first frame counts. `exif` applies the EXIF orientation.
+    animation the first frame counts. `exif` applies the EXIF orientation. With `at_least`, a JPEG may come at a half,
+    quarter or eighth of its size, no edge shorter than that.
 
     Raises:
         BadImage: the bytes are no whole JPEG, PNG or WebP, or declare more than `max_pixels` pixels.
@@ -62,6 +65,8 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, exif: bool = False
         image = _open(data)
         if image.width * image.height > max_pixels:
             raise BadImage("too-large", f"{image.width} x {image.height} pixels, more than {max_pixels:,}")
+        if at_least is not None:
+            image.draft(image.mode, (at_least, at_least))
         image.load()
         turned = _upright(image) if exif else image
         return _to_rgb(turned)
@@ -81,7 +86,8 @@ def preprocess(data: bytes, config: PreprocessingConfig) -> np.ndarray:
 
 def squares(data: bytes, configs: Sequence[PreprocessingConfig]) -> list[np.ndarray]:
     """An image file as several squares (S, S, 3) uint8; it is decoded once, as the first config says."""
-    pixels = decode(data, configs[0].max_pixels, configs[0].exif)
+    at_least = max(config.size for config in configs) if configs[0].fast_decode else None
+    pixels = decode(data, configs[0].max_pixels, configs[0].exif, at_least)
     return [(adm_crop if config.crop == "adm" else center_crop)(pixels, config.size) for config in configs]
 
 

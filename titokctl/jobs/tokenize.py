@@ -56,6 +56,7 @@ def tokenize(
     label_table: Path | None = None,
     crop: str = "center",
     exif: bool = False,
+    fast_decode: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     overwrite: bool = False,
     keep_parts: bool = False,
@@ -97,8 +98,8 @@ def tokenize(
     if group.is_main:
         board.tell("tokenizer", name)
     model = load_tokenizer(name, device)
-    squared = {"size": model.config.image_size, "crop": crop, "exif": exif, "max_pixels": max_pixels}
-    preprocessing = PreprocessingConfig.model_validate(squared)
+    squared = {"size": model.config.image_size, "crop": crop, "exif": exif}
+    preprocessing = PreprocessingConfig.model_validate(squared | {"fast_decode": fast_decode, "max_pixels": max_pixels})
     tile = batch_size or default_tile(device)
     header = _header(source, model, preprocessing, names_of(views), made_with(tile, precision_name, device))
     encoder = TileEncoder(model, header, preprocessing, tile, device)
