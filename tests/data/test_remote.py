@@ -3,16 +3,15 @@
 import json
 import os
 import pickle
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 from image_files import encoded, noise, webdataset_samples
+from shard_server import Server
 from tar_files import tar_bytes
 
 from titokctl.config.preprocessing import PreprocessingConfig
@@ -23,63 +22,6 @@ from titokctl.errors import UsageError, UserError
 from titokctl.formats.shard_set import ShardSample, write_set_index, write_shard
 
 CONFIG = PreprocessingConfig(size=8)
-
-
-class Server:
-    """Serves `files`; `broken[name]` answers break off after so many bytes, `refused[name]` ones say 503."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.broken: dict[str, list[int]] = {}
-        self.refused: Counter[str] = Counter()
-        self.ranges = self.lengths = True
-        self.asked: list[tuple[str, str | None]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def close(self) -> None:
-        """Stop; a second time does nothing."""
-        if not self._thread.is_alive():
-            return
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        return Handler
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        name, wanted = request.path.lstrip("/"), request.headers.get("Range")
-        self.asked.append((name, wanted))
-        if self.refused[name] > 0 or name not in self.files:
-            request.send_error(503 if self.refused[name] > 0 else 404)
-            self.refused[name] -= 1
-            return
-        body = self.files[name]
-        begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
-        request.send_response(206 if begin else 200)
-        if begin:
-            request.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
-        if self.lengths:
-            request.send_header("Content-Length", str(len(body) - begin))
-        request.send_header("ETag", f'"{hash(body)}"')
-        request.end_headers()
-        breaks = self.broken.get(name, [])
-        request.wfile.write(body[begin : begin + breaks.pop(0)] if breaks else body[begin:])
 
 
 @pytest.fixture
