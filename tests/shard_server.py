@@ -6,12 +6,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """Serves `files`; `broken[name]` answers break off after so many bytes, `refused[name]` ones say 503."""
+    """Serves `files`; `broken[name]` answers break off after so many bytes, `refused[name]` ones say 503.
+
+    What is not there is `missing`: 404, or what object stores say.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.broken: dict[str, list[int]] = {}
         self.refused: Counter[str] = Counter()
+        self.missing = 404
         self.ranges = self.lengths = True
         self.asked: list[tuple[str, str | None]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -46,7 +50,7 @@ class Server:
         name, wanted = request.path.lstrip("/"), request.headers.get("Range")
         self.asked.append((name, wanted))
         if self.refused[name] > 0 or name not in self.files:
-            request.send_error(503 if self.refused[name] > 0 else 404)
+            request.send_error(503 if self.refused[name] > 0 else self.missing)
             self.refused[name] -= 1
             return
         body = self.files[name]

@@ -122,6 +122,10 @@ def test_what_is_not_there_is_named(two: Server) -> None:
     with pytest.raises(UserError, match=r"there is no .*/s-7\.tar"):
         open_source([f"{two.url}/s-0.tar", f"{two.url}/s-7.tar"])
     assert fetch(f"{two.url}/nothing.json") is None
+    two.missing = 403
+    assert len(open_two(two)) == 8
+    with pytest.raises(UserError, match=r"does not give out \(403\) .*/s-7\.tar"):
+        open_source([f"{two.url}/s-7.tar"])
 
 
 def test_a_cut_shard_is_an_error_unless_it_is_accepted(two: Server) -> None:

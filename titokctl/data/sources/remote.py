@@ -183,8 +183,8 @@ def _counted(url: str) -> int:
     try:
         with RemoteStream(url) as stream:
             facts = {"url": url, "size": stream.file.size, "version": stream.file.version}
-    except Gone:
-        raise UserError(f"there is no {url}") from None
+    except Gone as error:
+        raise UserError(str(error), "check the address and your access") from error
     try:
         record = json.loads(kept.read_bytes())
         if stream.file.version and {name: record.get(name) for name in facts} == facts:
@@ -209,8 +209,8 @@ def _scan(url: str, images: dict[int, bytes] | None = None) -> tuple[RemoteFile,
             length = _ENDLESS if stream.file.size is None else stream.file.size
             collect = None if images is None else images.__setitem__
             return stream.file, scan(stream, length, collect=collect)  # type: ignore[arg-type]
-    except Gone:
-        raise UserError(f"there is no {url}") from None
+    except Gone as error:
+        raise UserError(str(error), "check the address and your access") from error
     except BrokenTar as error:
         raise UserError(f"{url} is not a whole tar file: {error}", "compressed tars must be unpacked first") from error
 

@@ -20,6 +20,7 @@ from titokctl.errors import UserError
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further try
 _TIMEOUT_S = 60.0
 _WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
+_NOT_GIVEN = (401, 403, 404, 410)
 _HTTP = ("http", "https")
 _SCHEMES = (*_HTTP, "s3", "gs", "gcs", "hf", "az", "abfs", "memory", "file")
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
@@ -27,7 +28,7 @@ _PIECE = 1 << 20
 
 
 class Gone(Exception):
-    """The server says that there is no such file."""
+    """The server has no such file, or does not give it out (object stores say so of missing ones, too)."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code in (404, 410):
-            raise Gone(url) from error
+        if error.code in _NOT_GIVEN:
+            what = "there is no" if error.code in (404, 410) else f"the server does not give out ({error.code})"
+            raise Gone(f"{what} {url}") from error
         raise
     length = response.headers.get("Content-Length")
     version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -181,7 +183,7 @@ def _fsspec_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
         facts = file_system.info(path)
         stream = file_system.open(path, "rb")
     except FileNotFoundError as error:
-        raise Gone(url) from error
+        raise Gone(f"there is no {url}") from error
     stream.seek(position)
     version = next(
         (str(facts[name]) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if name in facts), ""
@@ -214,4 +216,7 @@ def _in_words(url: str, error: Exception) -> UserError:
     if isinstance(error, urllib.error.HTTPError):
         return UserError(f"{url}: the server says {error.code} {error.reason}", "check the address and your access")
     text = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{url} can't be read: {text}", "finished parts are kept: run the same command again later")
+    return UserError(
+        f"{url} can't be read: {text}",
+        "check the address and the connection; the same command goes on where it stopped",
+    )
