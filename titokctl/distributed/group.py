@@ -88,7 +88,8 @@ def process_group(device: torch.device | str) -> Iterator[Group]:
         return
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(where.local_rank)
+        # A cluster may show each process one GPU only, its own.
+        torch.cuda.set_device(where.local_rank % torch.cuda.device_count())
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     store, rank, size = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
     dist.init_process_group(
