@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 from conftest import ROOT, RunCli
+from process_tree import children, wait_for_end
 
 from titokctl.cli.app import run
 from titokctl.formats.token_cache import TokenCache
@@ -40,26 +41,6 @@ def test_bytes_do_not_depend_on_the_number_of_processes(
     assert done.json["rows"] == SHARDS * PER_SHARD
     assert "60 rows + 0 rejected = 60 images" in done.stderr
     assert (tmp_path / "many.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
-
-
-def children(process: int) -> list[int]:
-    """All processes below `process`, the workers last."""
-    below = [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    return below + [deeper for child in below for deeper in children(child)]
-
-
-def ended(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_for_end(processes: list[int]) -> None:
-    until = time.monotonic() + 60
-    while not all(ended(process) for process in processes):
-        assert time.monotonic() < until, "processes were left behind"
-        time.sleep(0.05)
 
 
 SLOW = ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), ("parent", -9))

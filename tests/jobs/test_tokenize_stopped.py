@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from conftest import ROOT, RunCli
+from process_tree import children, wait_for_end
 
 from titokctl.cli.app import run
 from titokctl.formats.token_cache import TokenCache
@@ -104,19 +105,23 @@ def test_after_kill_9_the_same_command_gives_the_same_bytes(
 def test_after_kill_9_at_any_moment(
     source: Path, undisturbed: bytes, run_cli: RunCli, tmp_path: Path, attempt: int
 ) -> None:
-    """Killed twice by the clock, wherever that hits, with other threads and workers each time."""
-    output = tmp_path / "tokens.h5"
-    for tenths in (14 + attempt % 10, 17 + attempt // 10):
+    """Killed twice by the clock, wherever that hits, with other threads, workers and processes each time."""
+    output, procs = tmp_path / "tokens.h5", attempt % 3
+    more = ["--quiet", "--workers", str(1 + attempt % 2), *(["--procs", str(procs)] if procs else [])]
+    begin = 2.0 if procs == 2 else 0.0  # several processes take longer to be up
+    for moment in (begin + 1.4 + attempt / 10, begin + 1.7 + attempt % 7 / 10):
         process = subprocess.Popen(
-            [sys.executable, "-m", "titokctl", *words(source, output), "--quiet", "--workers", str(1 + attempt % 3)],
+            [sys.executable, "-m", "titokctl", *words(source, output), *more],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(1 + attempt % 2)},
             stdout=subprocess.DEVNULL,
         )
         try:
-            process.wait(tenths / 10)
+            process.wait(moment)
         except subprocess.TimeoutExpired:
+            below = children(process.pid)
             process.kill()
             process.wait()
+            wait_for_end(below)
     if not output.exists():
         run_cli(*words(source, output), code=0)
     assert output.read_bytes() == undisturbed
