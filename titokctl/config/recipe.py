@@ -24,10 +24,16 @@ class AugmentationConfig(Config):
 
 
 class SingleStageLossConfig(Config):
-    """Weights of the single-stage losses (TA-TiTok style): pixels, the quantizer's own (VQ), or KL (Gaussian)."""
+    """Weights of the single-stage losses (TA-TiTok style): pixels, a perceptual network, the quantizer's own or KL.
+
+    `perceptual` "lite0" compares maps of EfficientNet-Lite0 (the demo extra brings it), from `perceptual_start` on.
+    """
 
     reconstruction: Literal["l2", "l1"] = "l2"
     reconstruction_weight: NonNegativeFloat = 1.0
+    perceptual: Literal["none", "lite0"] = "none"
+    perceptual_weight: NonNegativeFloat = 0.1
+    perceptual_start: NonNegativeInt = 0
     quantizer_weight: NonNegativeFloat = 1.0
     kl_weight: NonNegativeFloat = 1e-6
 
@@ -44,11 +50,16 @@ class CodebookConfig(Config):
 
 
 class TokenizerRecipe(Config):
-    """A run of train-tokenizer."""
+    """A run of train-tokenizer.
+
+    After `encoder_steps` steps the encoder, the latent tokens and the codes stay as they are (at their averages), and
+    only the decoder goes on, as in the second stage of the published recipes; null trains all of it to the end.
+    """
 
     kind: Literal["tokenizer"]
     stage: Literal["single"]
     model: TokenizerConfig
+    encoder_steps: PositiveInt | None = None
     initialization: Initialization = "published"
     loss: SingleStageLossConfig = SingleStageLossConfig()
     codebook: CodebookConfig = CodebookConfig()

@@ -80,7 +80,7 @@ def open_images(path: Path, opening: Opening, shards: Sequence[str] = ()) -> Ima
     Raises UserError when there is none.
     """
     if not path.exists() and "{" not in str(path):
-        raise UserError(f"no such file or folder: {path}")
+        raise UserError(f"no such file or folder: {path}", "check the path")
     if path.suffix == ".npz":
         return from_npz(path)
     if path.suffix in _HDF5:

@@ -25,11 +25,13 @@ from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.jobs.run_setup import check_division, training_run
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
+from titokctl.models.perceptual import Lite0Perceptual
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
 from titokctl.training.loop import Loop
 from titokctl.training.randomness import key
 from titokctl.training.single_stage import SingleStage
+from titokctl.weights.feature_networks import load_lite0
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.store import save_tokenizer
 
@@ -181,13 +183,22 @@ def _train(
     else:
         initialize(tokenizer)
     validate = Validation(held_out, recipe.model.image_size, run.path) if held_out else None
-    task = SingleStage(tokenizer.to(device).train(), recipe, images, validate, group)
+    task = SingleStage(tokenizer.to(device).train(), recipe, images, _perceptual(recipe, device), validate, group)
     Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop, group).run()
     if not group.is_main:
         return
     trained = task.averaged().cpu()
     save_tokenizer(run.path / WEIGHTS, trained)
     run.finish(WEIGHTS, {"encoder_sha256": encoder_sha256(trained), "weights_sha256": weights_sha256(trained)})
+
+
+def _perceptual(recipe: TokenizerRecipe, device: str) -> Lite0Perceptual | None:
+    """The perceptual network that the recipe names, in bf16 where the recipe trains in it."""
+    if recipe.loss.perceptual == "none":
+        return None
+    dtype = torch.float32 if recipe.training.precision == "float32" else torch.bfloat16
+    network = load_lite0().to(device, dtype)
+    return Lite0Perceptual(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 def _result(run: RunFolder) -> TrainedTokenizer:

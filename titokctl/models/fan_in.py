@@ -49,4 +49,5 @@ def _center(tokenizer: TiTok, pixel_mean: float) -> None:
     if isinstance(head, PixelHead):
         nn.init.trunc_normal_(head.to_pixels.weight, std=_HEAD_DEVIATION)
         nn.init.dirac_(head.smooth.weight)
-        head.smooth.bias.data.fill_(pixel_mean)
+        if head.smooth.bias is not None:
+            nn.init.constant_(head.smooth.bias, pixel_mean)

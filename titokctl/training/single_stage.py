@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
-from titokctl.config.recipe import SingleStageLossConfig, TokenizerRecipe
+from titokctl.config.recipe import TokenizerRecipe
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import gathered, summed
 from titokctl.models.precision import precision, training_attention
@@ -38,6 +38,7 @@ class SingleStage:
         tokenizer: freshly initialised, in training mode, on its device.
         recipe: the resolved recipe.
         images: the training images.
+        perceptual: (made, target) -> scalar, both (B, 3, S, S) in [0, 1]; None without a perceptual loss.
         validate: held-out numbers of an averaged tokenizer after some steps, or None.
         group: the processes that share each batch.
     """
@@ -47,11 +48,13 @@ class SingleStage:
         tokenizer: TiTok,
         recipe: TokenizerRecipe,
         images: ImageBatches,
+        perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
         validate: Callable[[TiTok, int], dict[str, float]] | None,
         group: Group,
     ) -> None:
         self.group = group
         self.tokenizer, self.recipe, self.images, self.validate = tokenizer, recipe, images, validate
+        self.perceptual = perceptual
         training = recipe.training
         self.learner = Learner(tokenizer, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group)
         codes = recipe.model.codebook_size or 0
@@ -66,9 +69,11 @@ class SingleStage:
         """One optimizer step over the global batch, in micro batches."""
         if self.recipe.codebook.continuous_steps == step > 0:
             self._seed_codebook(step)
+        if step == self.recipe.encoder_steps:
+            self._settle_encoder()
         outputs = [self._micro_step(m, step) for m in self._images.split(self._micro_batch)]
         metrics = self.learner.update(step)
-        if self._quantizes(step) and self.recipe.model.is_discrete:
+        if self._quantizes(step) and not self._is_settled(step) and self.recipe.model.is_discrete:
             self._reseed(torch.cat([o["latents"] for o in outputs]), torch.cat([o["ids"] for o in outputs]))
         mse = torch.stack([o["mse"] for o in outputs]).mean() / self.group.world_size
         loss = torch.stack([o["loss"] for o in outputs]).sum()
@@ -95,6 +100,8 @@ class SingleStage:
         self.learner.load(part(tensors, "tokenizer."), step)
         if self.usage is not None:
             self.usage.copy_(tensors["usage"])
+        if self._is_settled(step):
+            self._freeze_encoder()
 
     @property
     def _device(self) -> torch.device:
@@ -108,6 +115,19 @@ class SingleStage:
     def _quantizes(self, step: int) -> bool:
         return step >= self.recipe.codebook.continuous_steps
 
+    def _is_settled(self, step: int) -> bool:
+        return self.recipe.encoder_steps is not None and step >= self.recipe.encoder_steps
+
+    def _settle_encoder(self) -> None:
+        """From here on ids don't change: all weights take their averages, and the decoder learns for what is kept."""
+        self.tokenizer.load_state_dict(self.learner.averaged())
+        self._freeze_encoder()
+
+    def _freeze_encoder(self) -> None:
+        for name, parameter in self.tokenizer.named_parameters():
+            if not name.startswith(("decoder.", "proxy_pixels.")):
+                parameter.requires_grad_(False)
+
     def _micro_step(self, images: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         share = len(images) / self.recipe.training.global_batch_size
         with precision(self.recipe.training.precision, self._device), training_attention(self._device):
@@ -115,10 +135,10 @@ class SingleStage:
             quantized = self.tokenizer.quantizer(latents) if self._quantizes(step) else None
             vectors = quantized.vectors if quantized else self._on_sphere(latents)
             reconstruction = self.tokenizer.decode(vectors)  # (b, 3, S, S)
-        losses = _losses(self.recipe.loss, reconstruction.float(), images, quantized)
+        losses = self._losses(reconstruction.float(), images, quantized, step)
         (losses["loss"] * share).backward()
         found = {"loss": losses["loss"].detach() * share, "mse": losses["mse"].detach()}
-        if quantized is not None:
+        if quantized is not None and quantized.ids is not None:
             found |= {"latents": latents.detach().float().flatten(0, 1), "ids": quantized.ids.flatten()}
         return found
 
@@ -155,14 +175,16 @@ class SingleStage:
     def _on_sphere(self, latents: torch.Tensor) -> torch.Tensor:
         return F.normalize(latents.float(), dim=-1) if self.recipe.model.normalize_codes else latents
 
-
-def _losses(
-    config: SingleStageLossConfig, reconstruction: torch.Tensor, images: torch.Tensor, quantized: QuantizerOutput | None
-) -> dict[str, torch.Tensor]:
-    mse = F.mse_loss(reconstruction, images)
-    pixels = mse if config.reconstruction == "l2" else F.l1_loss(reconstruction, images)
-    loss = config.reconstruction_weight * pixels
-    if quantized is not None:
-        loss = loss + config.quantizer_weight * (quantized.codebook_loss + quantized.commitment_loss)
-        loss = loss + config.kl_weight * quantized.kl
-    return {"loss": loss, "mse": mse}
+    def _losses(
+        self, made: torch.Tensor, images: torch.Tensor, quantized: QuantizerOutput | None, step: int
+    ) -> dict[str, torch.Tensor]:
+        config = self.recipe.loss
+        mse = F.mse_loss(made, images)
+        pixels = mse if config.reconstruction == "l2" else F.l1_loss(made, images)
+        loss = config.reconstruction_weight * pixels
+        if self.perceptual is not None and step >= config.perceptual_start:
+            loss = loss + config.perceptual_weight * self.perceptual(made, images)
+        if quantized is not None:
+            loss = loss + config.quantizer_weight * (quantized.codebook_loss + quantized.commitment_loss)
+            loss = loss + config.kl_weight * quantized.kl
+        return {"loss": loss, "mse": mse}

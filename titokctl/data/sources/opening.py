@@ -72,7 +72,9 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool) -> So
     missing = [p for p in given if not p.exists()]
     if missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-        raise UserError(f"no such file or folder: {missing[0]}{more}")
+        raise UserError(
+            f"no such file or folder: {missing[0]}{more}", "check the path; folders, shards and patterns are taken"
+        )
     if kind == PARQUET or (kind is None and all(p.suffix == ".parquet" for p in given)):
         return open_parquet([file for path in given for file in (parquet_in(path) if path.is_dir() else [path])])
     if len(given) == 1 and given[0].is_dir():

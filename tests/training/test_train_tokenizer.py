@@ -1,0 +1,175 @@
+"""train-tokenizer: it learns, keeps its codes in use, resumes bit for bit, and says what is wrong with its input."""
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from titokctl.config import recipe_files
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UserError
+from titokctl.formats import checkpoint
+from titokctl.formats.metrics_log import MetricsLog
+from titokctl.formats.run_folder import open_run
+from titokctl.jobs.train_tokenizer import train_tokenizer
+from titokctl.models.perceptual import Lite0Perceptual
+from titokctl.progress import SilentProgress
+from titokctl.weights.feature_networks import load_lite0
+from titokctl.weights.hashes import encoder_sha256
+from titokctl.weights.load import load_tokenizer
+
+SILENT = SilentProgress().say
+RECIPE = """
+kind: tokenizer
+stage: single
+model:
+  image_size: 32
+  num_latent_tokens: 8
+  encoder: {patch_size: 8, width: 32, num_layers: 1, num_heads: 2}
+  decoder: {patch_size: 8, width: 32, num_layers: 1, num_heads: 2}
+  codebook_size: 32
+  token_size: 4
+initialization: fan-in
+codebook: {reseed_decay: 0.99, continuous_steps: 5}
+optimizer: {learning_rate: 3e-3, muon_learning_rate: 5e-3}
+schedule: {warmup_steps: 5}
+training: {steps: 60, global_batch_size: 8, ema_decay: 0.9, log_every: 1, evaluate_every: 30, checkpoint_every: 10}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return tiny.class_folder(tmp_path / "pictures", per_class=12)
+
+
+@pytest.fixture
+def train(recipe, pictures, runs):
+    """Train in this process: train("a.b=value", name=...)."""
+
+    def call(*overrides, data=pictures, validation=(), name=None):
+        settings = recipe_files.load(str(recipe), "tokenizer", overrides)
+        with StopRequest() as stop:
+            return train_tokenizer(
+                [data], settings, "small", runs, validation=validation, name=name, progress=SilentProgress(), stop=stop
+            )
+
+    return call
+
+
+def test_a_run_learns_and_ends_with_a_tokenizer_its_metrics_and_a_picture(train, pictures):
+    result = train(validation=[pictures])
+    records = MetricsLog(result.run / "metrics.jsonl").read()
+    psnr = [r["psnr"] for r in records if "psnr" in r]
+    assert len(psnr) == 60
+    assert np.mean(psnr[-5:]) > psnr[0] + 0.5
+    assert result.metrics["val_psnr"] > 10
+    assert 0 < result.metrics["val_codebook_usage"] <= 1
+    assert Image.open(result.run / "reconstructions-00000060.png").size[0] > 8 * 32
+    tokenizer = load_tokenizer(result.run)
+    assert encoder_sha256(tokenizer) == result.encoder_sha256 == open_run(result.run).hashes["encoder_sha256"]
+    assert tokenizer.tokenize(torch.rand(2, 3, 32, 32)).shape == (2, 8)
+
+
+def test_the_same_command_finds_the_same_run_and_other_settings_another(train):
+    first = train("training.steps=2")
+    assert train("training.steps=2").run == first.run
+    assert train("training.steps=2", "training.seed=1").run != first.run
+    with pytest.raises(UserError, match="other settings") as refused:
+        train("training.steps=3", name=first.run.name)
+    assert "training.steps: 2 -> 3" in refused.value.message
+
+
+def test_a_killed_run_goes_on_bit_for_bit(train, start, recipe, pictures, runs):
+    whole = train("training.steps=120", "training.evaluate_every=500", name="whole")
+    words = [sys.executable, "-m", "titokctl", "train-tokenizer", pictures, "--recipe", recipe, "--name", "cut"]
+    words += ["--set", "training.steps=120", "--set", "training.evaluate_every=500", "--runs-dir", runs]
+    child = start([str(w) for w in words], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    checkpoints = runs / "tokenizer" / "cut" / "checkpoints"
+    while not any(checkpoints.glob("step-*")):
+        assert child.poll() is None, child.communicate()[1]
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert not open_run(runs / "tokenizer" / "cut").is_finished
+    cut = train("training.steps=120", "training.evaluate_every=500", name="cut")
+    a, b = load_file(whole.weights), load_file(cut.weights)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_gaussian_tokenizer_trains_too(train):
+    result = train("model.quantizer=gaussian", "model.codebook_size=null", "codebook.continuous_steps=0",
+                   "codebook.reseed_decay=null", "training.steps=5")  # fmt: skip
+    assert load_tokenizer(result.run).tokenize(torch.rand(1, 3, 32, 32)).shape == (1, 8, 4)
+
+
+def test_the_perceptual_loss_joins_at_its_step(train):
+    without = train("training.steps=8", name="without")
+    joined = train("training.steps=8", "loss.perceptual=lite0", "loss.perceptual_start=6", name="with")
+    losses = [
+        [r["loss"] for r in MetricsLog(run.run / "metrics.jsonl").read() if "loss" in r] for run in (without, joined)
+    ]
+    assert losses[0][:6] == losses[1][:6]
+    assert losses[1][6] > losses[0][6] + 0.01
+
+
+def test_the_perceptual_loss_ranks_a_blur_behind_a_shift():
+    distance = Lite0Perceptual(load_lite0())
+    picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    picture = torch.nn.functional.avg_pool2d(picture, 3, 1, 1)
+    blurred = torch.nn.functional.avg_pool2d(picture, 5, 1, 2)
+    shifted = picture.roll(1, -1)
+    assert distance(picture, picture) == 0
+    assert distance(blurred, picture) > distance(shifted, picture)
+    made = picture.clone().requires_grad_()
+    distance(made + 0.01, picture).backward()
+    assert made.grad is not None
+    assert all(p.grad is None for p in distance.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "nowhere", "nowhere"),
+        (lambda p: _made(p / "empty"), "empty"),
+        (lambda p: _made(p / "text", "notes.txt"), "text"),
+    ],
+)
+def test_input_without_images_is_one_sentence_and_a_hint(train, tmp_path, make, message):
+    with pytest.raises(UserError, match=message) as refused:
+        train(data=make(tmp_path))
+    assert refused.value.hint
+
+
+def _made(folder, *files):
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_text("no picture")
+    return folder
+
+
+def test_after_encoder_steps_only_the_decoder_goes_on(train):
+    result = train("training.steps=20", "encoder_steps=10", "training.keep_checkpoints=5", name="kept")
+    folder = result.run / "checkpoints"
+    states = [checkpoint.load_newest(folder, SILENT).tensors]
+    for path in sorted(folder.glob("step-*"))[1:]:
+        (path / "state.json").unlink()
+    states.append(checkpoint.load_newest(folder, SILENT).tensors)
+    last, at_ten = states
+    same = [k for k in last if k.startswith("tokenizer.ema.") and torch.equal(last[k], at_ten[k])]
+    assert {"tokenizer.ema.latent_tokens", "tokenizer.ema.quantizer.codebook"} <= set(same)
+    assert not any(k.startswith("tokenizer.ema.decoder.blocks") for k in same)
