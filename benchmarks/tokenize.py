@@ -58,10 +58,10 @@ def tokenizer(path: Path, size: int, patch: int, encoder: tuple[int, int, int], 
     return model
 
 
-def write_shard(path: Path, images: list[bytes], count: int, ending: str) -> None:
-    """A shard of `count` images, taken in turns from `images`."""
+def write_shard(path: Path, images: list[bytes], numbers: range, ending: str) -> None:
+    """A shard of images with these numbers, taken in turns from `images`."""
     with tarfile.open(path, "w") as tar:
-        for i in range(count):
+        for i in numbers:
             data = images[i % len(images)]
             member = tarfile.TarInfo(f"{i:08d}.{ending}")
             member.size = len(data)
@@ -75,7 +75,7 @@ def speed(name: str, count: int, rounds: int, device: str) -> dict[str, float | 
         model = tokenizer(root / "tok.safetensors", 256, 16, ENCODERS[name], 32).to(device)
         images = [picture(i) for i in range(count)]
         (root / "shards").mkdir()
-        write_shard(root / "shards" / "0.tar", images, count, "jpg")
+        write_shard(root / "shards" / "0.tar", images, range(count), "jpg")
         config = PreprocessingConfig(size=256)
         ready = to_float(torch.from_numpy(np.stack([preprocess(data, config) for data in images])))
         tiles = [tile.to(device) for tile in ready.split(default_tile(device))]
@@ -112,7 +112,7 @@ def peak_memory(count: int) -> dict[str, float]:
             pictures.append(out.getvalue())
         (root / "shards").mkdir()
         for shard, first in enumerate(range(0, count, 10_000)):
-            write_shard(root / "shards" / f"{shard:03d}.tar", pictures, min(10_000, count - first), "png")
+            write_shard(root / "shards" / f"{shard:03d}.tar", pictures, range(first, min(first + 10_000, count)), "png")
         words = [
             "tokenize",
             str(root / "shards"),
