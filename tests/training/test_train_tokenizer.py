@@ -75,7 +75,7 @@ def test_a_run_learns_and_ends_with_a_tokenizer_its_metrics_and_a_picture(train,
     records = MetricsLog(result.run / "metrics.jsonl").read()
     psnr = [r["psnr"] for r in records if "psnr" in r]
     assert len(psnr) == 60
-    assert np.mean(psnr[-5:]) > psnr[0] + 0.5
+    assert np.mean(psnr[-5:]) > psnr[0] + 0.3
     assert result.metrics["val_psnr"] > 10
     assert 0 < result.metrics["val_codebook_usage"] <= 1
     assert Image.open(result.run / "reconstructions-00000060.png").size[0] > 8 * 32

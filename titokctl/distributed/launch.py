@@ -62,17 +62,18 @@ def relaunch(gpus: str | None, procs: int | None, nodes: Nodes | None = None) ->
     return True
 
 
-def run_workers(command: list[str], count: int, nodes: Nodes | None = None) -> None:
+def run_workers(command: list[str], count: int, nodes: Nodes | None = None, stdout: int | None = None) -> None:
     """Run `python <command>` in `count` processes of this machine and wait for their end.
 
-    The processes call `worker.started` and `worker.ended`, as the command line does.
+    Their stdout is ours, or what subprocess takes for `stdout` (DEVNULL). They call `worker.started` and
+    `worker.ended`, as the command line does.
 
     Raises: UserError and Stopped as the workers ended.
     """
     with tempfile.TemporaryDirectory(prefix="titokctl-") as name:
         folder = Path(name)
         with _locked(folder / ALIVE):
-            silent = _run(folder, count, [*_torchrun_arguments(count, nodes or Nodes()), *command])
+            silent = _run(folder, count, [*_torchrun_arguments(count, nodes or Nodes()), *command], stdout)
         _raise_for(folder, count, silent)
 
 
@@ -126,7 +127,7 @@ def _signal_options() -> list[str]:
     return [f"{option}={value}" for option, value in wanted.items() if option in known]
 
 
-def _run(folder: Path, count: int, arguments: list[str]) -> list[int]:
+def _run(folder: Path, count: int, arguments: list[str], stdout: int | None) -> list[int]:
     """Start torchrun and wait for its end; what the workers say is in `folder`.
 
     Returns the local ranks of workers that ended without a word before any other failed.
@@ -137,7 +138,7 @@ def _run(folder: Path, count: int, arguments: list[str]) -> list[int]:
     words = [sys.executable, "-m", "titokctl.distributed.agent", *arguments]
     with _forwarding(folder):
         # A session of its own: Ctrl-C on a terminal reaches the launcher alone, which tells the workers once.
-        agent = subprocess.Popen(words, env=environment, start_new_session=True)
+        agent = subprocess.Popen(words, env=environment, stdout=stdout, start_new_session=True)
         failed_at, silent = 0.0, list[int]()
         while agent.poll() is None:
             time.sleep(_LOOK_EVERY_S)

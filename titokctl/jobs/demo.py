@@ -3,6 +3,7 @@
 Everything lies in one folder, in the same forms as any other run's; the same command goes on with what is there.
 """
 
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,13 @@ from titokctl.config import recipe_files
 from titokctl.data.earth import CLASS_NAMES, SPLITS, TILE, write_earth_shards
 from titokctl.data.sources import open_source
 from titokctl.data.training_images import TrainingImages
+from titokctl.data.workers import available_cores
+from titokctl.distributed.launch import run_workers
 from titokctl.distributed.stop import StopRequest
-from titokctl.evaluation.extractors import open_extractor
+from titokctl.evaluation.extractors import ExtractorOptions, open_extractor
 from titokctl.formats.atomic import write_json
 from titokctl.formats.folder_lock import folder_lock
+from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs import demo_scores as scores
 from titokctl.jobs.demo_report import draw_pictures, write_report
@@ -28,11 +32,14 @@ from titokctl.jobs.sample import sample
 from titokctl.jobs.tokenize import tokenize
 from titokctl.jobs.train_generator import TrainedGenerator, train_generator
 from titokctl.jobs.train_tokenizer import TrainedTokenizer, train_tokenizer
-from titokctl.progress import Progress
+from titokctl.progress import Progress, SilentProgress
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_tokenizer
 
 _PCA_NUMBERS = 32
+_PROCESSES = 2
+_COMPARED = 480  # images of every set; features are what the scores cost
+_RUN = "tiny"  # name of the folders of its runs
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,9 @@ def demo(folder: Path, *, seed: int = 0, device: str = "cpu", progress: Progress
 
     Raises: UserError when the packages of the demo extra are missing; Stopped after a signal, with finished steps kept.
     """
-    extractor = open_extractor("lite0")  # before minutes of training: is the extra there?
+    extractor = open_extractor(
+        "lite0", ExtractorOptions(precision="bf16")
+    )  # before minutes of training: is the extra there?
     clock, runs = Clock(), folder / "runs"
     with folder_lock(folder):
         with clock.step("shards"):
@@ -74,35 +83,54 @@ def demo(folder: Path, *, seed: int = 0, device: str = "cpu", progress: Progress
         stop.check("The shards are kept.")
         train, held_out = (folder / "shards" / split for split in SPLITS)
         with clock.step("train-tokenizer"):
-            recipe = recipe_files.load("tiny", "tokenizer", [f"training.seed={seed}"])
-            trained = train_tokenizer(
-                [train], recipe, "tiny", runs, validation=[held_out], device=device, progress=progress, stop=stop
-            )
+            trained = _trained_tokenizer(train, held_out, runs, seed, device, progress, stop)
         with clock.step("tokenize"):
             cache = _tokenized(train, folder / "tokens.h5", trained, runs, device, progress, stop)
             judged = _tokenized(held_out, folder / "heldout.h5", trained, runs, device, progress, stop)
         with clock.step("train-gen"):
             generator = train_generator(
-                cache.path, None, runs, overrides=[f"training.seed={seed}"], validation=judged.path, device=device,
-                progress=progress, stop=stop,
+                cache.path, None, runs, overrides=[f"training.seed={seed}"], validation=judged.path, name=_RUN,
+                device=device, progress=progress, stop=stop,
             )  # fmt: skip
         with clock.step("sample"):
-            labels = [int(label) for label in judged.labels]
+            compared = _evenly(len(judged), _COMPARED)
+            labels = [int(label) for label in judged.labels[compared]]
             drawn = sample(
                 runs, generator=str(generator.run), tokenizer=str(trained.run), num_images=len(labels), classes=labels,
                 changes={"seed": seed}, device=device, progress=progress, stop=stop,
             )  # fmt: skip
         stop.check("The samples are kept.")
         with clock.step("evaluate"):
-            images = _images(train, held_out, cache, judged, trained, drawn.samples, runs, progress)
+            images = _images(train, held_out, cache, judged, compared, trained, drawn.samples, runs, progress)
             found = scores.score(images, extractor, progress)
             yardsticks = {
-                "psnr_mean_colour": scores.mean_colour_psnr(images.sets[scores.HELD_OUT]),
-                f"psnr_pca_{_PCA_NUMBERS}": scores.pca_psnr(
-                    images.training, images.sets[scores.HELD_OUT], _PCA_NUMBERS
-                ),
+                "psnr_mean_colour": scores.mean_colour_psnr(_real(held_out)),
+                f"psnr_pca_{_PCA_NUMBERS}": scores.pca_psnr(images.training, _real(held_out), _PCA_NUMBERS),
             }
         return _finish(folder, tiles, trained, generator, found, images, yardsticks, clock)
+
+
+def _trained_tokenizer(
+    train: Path, held_out: Path, runs: Path, seed: int, device: str, progress: Progress, stop: StopRequest
+) -> TrainedTokenizer:
+    """The tokenizer, trained by two processes: at this size two threads of one get in each other's way.
+
+    Their number changes nothing but the last bits.
+    """
+    override = f"training.seed={seed}"
+    if device == "cpu" and available_cores() > 1 and not _is_finished(runs / "tokenizer" / _RUN):
+        words = ["train-tokenizer", str(train), "--val", str(held_out), "--recipe", "tiny", "--set", override]
+        words += ["--name", _RUN, "--runs-dir", str(runs), "--device", device]
+        words += ["--quiet"] if isinstance(progress, SilentProgress) else []
+        run_workers(["-m", "titokctl", *words], _PROCESSES, stdout=subprocess.DEVNULL)
+    recipe = recipe_files.load("tiny", "tokenizer", [override])
+    return train_tokenizer(
+        [train], recipe, "tiny", runs, validation=[held_out], name=_RUN, device=device, progress=progress, stop=stop
+    )
+
+
+def _is_finished(run: Path) -> bool:
+    return (run / "run.json").is_file() and open_run(run).is_finished
 
 
 def _tokenized(
@@ -128,24 +156,31 @@ def _images(
     held_out: Path,
     cache: TokenCache,
     judged: TokenCache,
+    compared: np.ndarray,
     trained: TrainedTokenizer,
     samples: Path,
     runs: Path,
     progress: Progress,
 ) -> scores.DemoImages:
-    """All pictures that are compared; the yardsticks have as many as the held-out set."""
+    """All pictures that are compared: the training tiles, and sets of as many as `compared` names held-out tiles."""
     tokenizer = load_tokenizer(trained.run)
     assert encoder_sha256(tokenizer) == cache.header.encoder_sha256
-    count, codes = len(judged), cache.codebook_size
+    count, codes = len(compared), cache.codebook_size
     drawn = open_images(samples, Opening(runs, progress.say))
     pixels = {
-        scores.HELD_OUT: _real(held_out),
-        scores.RECONSTRUCTIONS: scores.decoded(tokenizer, judged.ids),
+        scores.HELD_OUT: _real(held_out)[compared],
+        scores.RECONSTRUCTIONS: scores.decoded(tokenizer, judged.ids[compared]),
         scores.SAMPLES: np.concatenate(list(drawn.batches())),
         scores.SHUFFLED: scores.decoded(tokenizer, scores.shuffled_ids(cache.ids, count)),
         scores.NOISE: scores.decoded(tokenizer, scores.noise_ids(count, cache.num_latent_tokens, codes)),
     }
-    return scores.DemoImages(_real(train), cache.labels, pixels, judged.labels, judged.labels)
+    labels = judged.labels[compared]
+    return scores.DemoImages(_real(train), cache.labels, pixels, labels, labels)
+
+
+def _evenly(count: int, at_most: int) -> np.ndarray:
+    """At most so many positions among `count`, evenly spread."""
+    return np.linspace(0, count - 1, min(count, at_most)).astype(np.int64)
 
 
 def _real(shards: Path) -> np.ndarray:
