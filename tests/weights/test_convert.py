@@ -20,6 +20,7 @@ from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.official.files import write_official
 from titokctl.weights.official.layout import official_shapes
+from titokctl.weights.official.recognise import recognise
 from titokctl.weights.store import Weights, save_generator, save_tokenizer
 
 
@@ -171,6 +172,45 @@ def test_a_damaged_config(folder):
         load_generator(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(UserError, match="holds no configuration"):
+        load_generator(folder)
+
+
+def change_config(folder: Path, change) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    change(content)
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_references_in_a_config_stand_for_their_values(folder, hops):
+    def refer(content):
+        content["model"]["generator"]["image_seq_len"] = "${model.vq_model.num_latent_tokens}"
+        if hops == 2:
+            content["model"]["vq_model"]["num_latent_tokens"] = "${dataset.tokens}"
+            content["dataset"] = {"tokens": 4}
+
+    change_config(folder, refer)
+    assert weights_sha256(load_generator(folder)) == weights_sha256(tiny_generator())
+
+
+@pytest.mark.parametrize("there", ["${model.no.such}", "${model.generator.image_seq_len}", "${oc.env:HOME}"])
+def test_references_that_lead_nowhere(folder, there):
+    change_config(folder, lambda content: content["model"]["generator"].update(image_seq_len=there))
+    with pytest.raises(UserError, match=r"model\.generator\.image_seq_len: .*not '\$\{") as caught:
+        load_generator(folder)
+    assert "--model" in caught.value.hint
+
+
+def test_an_old_config_that_says_too_little(tmp_path, folder):
+    known = BY_NAME["maskgit-vit-l-32"].config
+    shapes = official_shapes("generator", known)
+    content = {"model": {"vq_model": {"codebook_size": 4096}, "generator": {"dropout": 0.1}}}
+    assert recognise(shapes, content, None, "x") == ("generator", known)
+    content["model"]["generator"]["hidden_size"] = "wide"
+    with pytest.raises(UserError, match="hidden_size"):
+        recognise(shapes, content, None, "x")
+    change_config(folder, lambda content: content["model"]["generator"].pop("hidden_size"))
+    with pytest.raises(UserError, match=r"hidden_size: Field required"):
         load_generator(folder)
 
 

@@ -1,5 +1,6 @@
 """The official config.json: read into our configurations, and written back."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -13,6 +14,14 @@ from titokctl.errors import UserError
 _SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 _ARCHITECTURES: dict[str, Literal["ViT", "UViT"]] = {"vit": "ViT", "uvit": "UViT"}
 _Size = Literal["small", "base", "large"]
+# Official folders are saved with OmegaConf's references as they were written: "${model.vq_model.num_latent_tokens}".
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_MAX_HOPS = 10  # from reference to reference; more is a loop
+_MAX_DEPTH = 20  # of sections; none that we read lies deeper
+
+
+class FieldsMissing(UserError):
+    """A config.json that says too little, as the oldest do, and nothing wrong."""
 
 
 class _Section(BaseModel):
@@ -79,16 +88,52 @@ class _GeneratorFile(_Section):
 
 
 def read_config(kind: str, official: Mapping[str, Any], where: str) -> Config:
-    """Our configuration of a network of `kind` from the official one. Raises UserError naming the wrong field."""
+    """Our configuration of a network of `kind` from the official one.
+
+    Raises:
+        FieldsMissing: fields are missing, and those that are there are right; names the first.
+        UserError: a field is wrong; names it.
+    """
     readers: dict[str, Callable[[Mapping[str, Any]], Config]]
     readers = {"tokenizer": _read_tokenizer, "generator": _read_generator, "proxy": _read_proxy}
     try:
-        return readers[kind](official)
+        return readers[kind](_resolved(official, official))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "config"
-        hint = "if it is a released model, name it: `titokctl convert ... --model NAME`"
-        raise UserError(f"{where} describes no {kind} we know ({field}: {first['msg']})", hint) from error
+        raise _not_known(error, kind, where) from error
+
+
+def _not_known(error: ValidationError, kind: str, where: str) -> UserError:
+    errors = error.errors(include_url=False)
+    wrong = [e for e in errors if e["type"] != "missing"]
+    first = (wrong or errors)[0]
+    field = ".".join(map(str, first["loc"])) or "config"
+    value = f", not {first['input']!r}" if isinstance(first["input"], str) else ""
+    hint = "if it is a released model, name it: `titokctl convert ... --model NAME`"
+    message = f"{where} describes no {kind} we know ({field}: {first['msg']}{value})"
+    return (UserError if wrong else FieldsMissing)(message, hint)
+
+
+def _resolved(section: Mapping[str, Any], root: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    """`section` with the values that its references stand for; those that lead nowhere stay as they are."""
+    values = {key: _value(value, root) for key, value in section.items()}
+    if depth == _MAX_DEPTH:
+        return values
+    inner = {key: _resolved(value, root, depth + 1) for key, value in section.items() if isinstance(value, Mapping)}
+    return {**values, **inner}
+
+
+def _value(value: Any, root: Mapping[str, Any]) -> Any:
+    found = value
+    for _ in range(_MAX_HOPS):
+        reference = _REFERENCE.fullmatch(found) if isinstance(found, str) else None
+        if reference is None:
+            return found
+        found = root
+        for key in reference[1].split("."):
+            if not isinstance(found, Mapping) or key not in found:
+                return value
+            found = found[key]
+    return value
 
 
 def write_config(kind: str, config: Any) -> dict[str, Any]:

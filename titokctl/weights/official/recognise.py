@@ -9,7 +9,7 @@ from titokctl.config.base import Config
 from titokctl.config.models import TokenizerConfig
 from titokctl.errors import UserError
 from titokctl.weights.known import BY_NAME, of_kind
-from titokctl.weights.official.config import read_config
+from titokctl.weights.official.config import FieldsMissing, read_config
 from titokctl.weights.official.layout import official_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -31,7 +31,7 @@ def recognise(found: Shapes, official: Mapping[str, Any] | None, model: str | No
     if model is not None:
         kind, config = _named(model)
     elif official is not None and kind is not None:
-        config = read_config(kind, official, f"{where}: config.json")
+        config = _configured(kind, official, found, where)
     elif kind is not None and (same := _same_shapes(kind, found)) is not None:
         config = same
     else:
@@ -47,6 +47,17 @@ def _kind(names: Iterable[str]) -> str | None:
     if names & {"model.lm_head.weight", "lm_head.weight"}:
         return "generator"
     return "proxy" if "encoder.down.0.block.0.conv1.weight" in names else None
+
+
+def _configured(kind: str, official: Mapping[str, Any], found: Shapes, where: str) -> Config:
+    """What config.json says or, where an old one says too little, the released model with these tensors."""
+    try:
+        return read_config(kind, official, f"{where}: config.json")
+    except FieldsMissing:
+        same = _same_shapes(kind, found)
+        if same is None:
+            raise
+        return same
 
 
 def _named(model: str) -> tuple[str, Config]:
