@@ -57,8 +57,15 @@ def test_every_position_sees_every_other(generator):
 
 
 def test_ids_of_any_integer_type(generator):
-    ids = torch.arange(TOKENS)[None]
-    assert torch.equal(generator(ids.to(torch.int32)), generator(ids))
+    ids, labels = torch.arange(TOKENS)[None], torch.tensor([1])
+    expected = generator(ids, labels)
+    for dtype in (torch.int32, torch.uint8, torch.uint16):
+        assert torch.equal(generator(ids.to(dtype), labels.to(dtype)), expected)
+
+
+def test_an_empty_batch(generator):
+    assert generator(masked(0)).shape == (0, TOKENS, CODES)
+    assert generator(masked(0), torch.zeros(0, dtype=torch.int64)).shape == (0, TOKENS, CODES)
 
 
 def test_logits_are_float32_in_a_bf16_network(generator):
@@ -71,10 +78,16 @@ def test_logits_are_float32_in_a_bf16_network(generator):
         (torch.full((2, TOKENS), CODES + 1), None, f"ids: expected values in 0..{CODES}, not {CODES + 1}"),
         (torch.full((2, TOKENS), -1), None, "ids: expected values"),
         (torch.zeros(2, TOKENS - 1, dtype=torch.int64), None, f"ids: expected integers of shape \\(B, {TOKENS}\\)"),
-        (torch.zeros(2, TOKENS), None, "ids: expected integers"),
+        (torch.zeros(2, TOKENS), None, "ids: expected a tensor of integers, got torch.float32"),
+        (torch.zeros(2, TOKENS, dtype=torch.bool), None, "ids: expected a tensor of integers, got torch.bool"),
+        (torch.zeros(2, TOKENS, dtype=torch.complex64), None, "ids: expected a tensor of integers, got torch.complex"),
+        ([[0] * TOKENS], None, "ids: expected a tensor of integers, got list"),
+        (masked().numpy(), None, "ids: expected a tensor of integers, got ndarray"),
+        (masked(), [0, 1], "labels: expected a tensor of integers, got list"),
+        (masked(), torch.tensor([True, False]), "labels: expected a tensor of integers, got torch.bool"),
         (masked(), torch.tensor([0, CLASSES + 1]), f"labels: expected values in 0..{CLASSES}"),
         (masked(), torch.tensor([0]), "labels: expected 2 integers"),
-        (masked(), torch.tensor([0.0, 1.0]), "labels: expected 2 integers"),
+        (masked(), torch.tensor([0.0, 1.0]), "labels: expected a tensor of integers"),
     ],
 )
 def test_wrong_arguments(generator, ids, labels, message):

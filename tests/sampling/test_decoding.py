@@ -152,7 +152,13 @@ def test_more_steps_than_tokens_warns_and_still_draws_every_token(generator):
     [
         (torch.tensor([0, CLASSES]), None, f"labels: expected values in 0..4 .*not 0..{CLASSES}"),
         (torch.tensor([-1]), None, "labels: expected values in 0..4"),
-        (torch.tensor([0.0]), None, "labels: expected integers"),
+        (torch.tensor([0.0]), None, "labels: expected a tensor of integers, got torch.float32"),
+        (torch.tensor([True]), None, "labels: expected a tensor of integers, got torch.bool"),
+        (torch.tensor([1j]), None, "labels: expected a tensor of integers, got torch.complex64"),
+        ([0], None, "labels: expected a tensor of integers, got list"),
+        (torch.tensor([0]).numpy(), None, "labels: expected a tensor of integers, got ndarray"),
+        (torch.tensor([0]), [0], "image_indices: expected a tensor of integers, got list"),
+        (torch.tensor([0]), torch.tensor([0.0]), "image_indices: expected a tensor of integers"),
         (torch.tensor([[0]]), None, "labels: expected integers of shape \\(B,\\)"),
         (torch.tensor([0, 1]), torch.tensor([0]), "image_indices: expected 2"),
         (torch.tensor([0]), torch.tensor([-1]), "image_indices: expected values from 0"),
@@ -162,6 +168,18 @@ def test_more_steps_than_tokens_warns_and_still_draws_every_token(generator):
 def test_wrong_arguments(generator, labels, indices, message):
     with pytest.raises(ValueError, match=message):
         sample_ids(generator, labels, SETTINGS, indices)
+
+
+def test_labels_and_indices_of_an_unsigned_type(generator):
+    labels, indices = torch.tensor([0, 3]), torch.tensor([5, 6])
+    drawn = sample_ids(generator, labels.to(torch.uint16), SETTINGS, indices.to(torch.uint16))
+    assert torch.equal(drawn, sample_ids(generator, labels, SETTINGS, indices))
+
+
+def test_an_empty_batch(generator):
+    none = torch.zeros(0, dtype=torch.int64)
+    assert sample_ids(generator, none, SETTINGS).shape == (0, TOKENS)
+    assert sample_ids(generator, None, SETTINGS, none).shape == (0, TOKENS)
 
 
 def test_labels_for_a_generator_without_classes_are_refused():

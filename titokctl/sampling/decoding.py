@@ -11,7 +11,7 @@ import warnings
 import torch
 
 from titokctl.config.sampling import SamplingConfig
-from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.maskgit.generator import MaskGit, check_integers
 from titokctl.models.maskgit.mask_schedule import tokens_left
 from titokctl.sampling.guidance import strength
 from titokctl.sampling.noise import KeyedNoise, Noise
@@ -126,11 +126,13 @@ def _checked(
 
 
 def _check_integers(name: str, values: torch.Tensor, last: int | None, what: str) -> None:
-    if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool:
-        raise ValueError(f"{name}: expected integers of shape (B,), not {values.dtype} {tuple(values.shape)}")
+    check_integers(name, values)
+    if values.ndim != 1:
+        raise ValueError(f"{name}: expected integers of shape (B,), not {tuple(values.shape)}")
     if last is not None and last < 0:
         raise ValueError(f"{name}: expected None for {what}, not {tuple(values.shape)} values")
-    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    wide = values.long()  # the unsigned types have no min or max
+    low, high = (int(wide.min()), int(wide.max())) if len(wide) else (0, 0)
     if low < 0 or (last is not None and high > last):
         raise ValueError(f"{name}: expected values {'from 0' if last is None else f'in 0..{last}'} for {what}, "
                          f"not {low}..{high}")  # fmt: skip

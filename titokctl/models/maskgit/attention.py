@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, D) -> (B, L, D)."""
         batch, length, width = x.shape
-        heads = self.qkv(x).view(batch, length, 3, self.num_heads, -1)  # (B, L, 3, H, D/H)
+        heads = self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads)  # (B, L, 3, H, D/H)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, L, D/H)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))  # (B, L, D)

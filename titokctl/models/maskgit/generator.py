@@ -15,6 +15,17 @@ from titokctl.models.registry import find
 
 ENTRY_POINT_GROUP = "titokctl.generators"
 BODIES = {"vit": VitBody, "uvit": UvitBody}
+_INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
+
+def check_integers(name: str, values: object) -> None:
+    """Raise ValueError unless `values` is a tensor of integers (bool is none)."""
+    if not isinstance(values, torch.Tensor):
+        raise ValueError(f"{name}: expected a tensor of integers, got {type(values).__name__}")
+    if values.dtype not in _INTEGERS:
+        raise ValueError(f"{name}: expected a tensor of integers, got {values.dtype} {tuple(values.shape)}")
 
 
 class MaskGit(nn.Module):
@@ -40,7 +51,7 @@ class MaskGit(nn.Module):
             labels: (B,) integers in [0, num_classes]; num_classes, or None for the whole batch, is the null label.
 
         Returns: (B, K, V) float32.
-        Raises: ValueError for wrong shapes and, in eval mode, for values out of range (training checks its data once).
+        Raises: ValueError for wrong types, shapes and, in eval mode, for values out of range (training checks its own).
         """
         self._check_shapes(ids, labels)
         if not self.training and not torch.compiler.is_compiling():
@@ -61,16 +72,21 @@ class MaskGit(nn.Module):
 
     def _check_shapes(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
         wanted = self.config.num_latent_tokens
-        if ids.ndim != 2 or ids.shape[1] != wanted or ids.is_floating_point():
-            raise ValueError(f"ids: expected integers of shape (B, {wanted}), not {ids.dtype} {tuple(ids.shape)}")
-        if labels is not None and (labels.shape != ids.shape[:1] or labels.is_floating_point()):
-            raise ValueError(f"labels: expected {len(ids)} integers, not {labels.dtype} {tuple(labels.shape)}")
+        check_integers("ids", ids)
+        if ids.ndim != 2 or ids.shape[1] != wanted:
+            raise ValueError(f"ids: expected integers of shape (B, {wanted}), not {tuple(ids.shape)}")
+        if labels is None:
+            return
+        check_integers("labels", labels)
+        if labels.shape != ids.shape[:1]:
+            raise ValueError(f"labels: expected {len(ids)} integers, not {tuple(labels.shape)}")
 
     def _check_ranges(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
         named = [("ids", ids, self.config.mask_id), ("labels", labels, self.config.num_classes)]
         for name, values, last in named:
             if values is None or not values.numel():
                 continue
-            low, high = int(values.min()), int(values.max())
+            wide = values.long()  # the unsigned types have no min or max
+            low, high = int(wide.min()), int(wide.max())
             if low < 0 or high > last:
                 raise ValueError(f"{name}: expected values in 0..{last}, not {low}..{high}")
