@@ -18,6 +18,7 @@ from titokctl.jobs import convert as job
 from titokctl.progress import SilentProgress
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.known import BY_NAME
+from titokctl.weights.official.config import write_config
 from titokctl.weights.official.files import write_official
 from titokctl.weights.official.layout import official_shapes
 from titokctl.weights.official.recognise import recognise
@@ -212,6 +213,49 @@ def test_an_old_config_that_says_too_little(tmp_path, folder):
     change_config(folder, lambda content: content["model"]["generator"].pop("hidden_size"))
     with pytest.raises(UserError, match=r"hidden_size: Field required"):
         load_generator(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "dtypes"), [("model.safetensors", [torch.int64]), ("pytorch_model.bin", [torch.complex64, torch.int64])]
+)
+def test_tensors_that_are_no_floating_point_numbers(folder, file, dtypes):
+    tensors = load_file(folder / "model.safetensors")
+    names = list(tensors)[: len(dtypes)]
+    tensors |= {name: tensors[name].to(dtype) for name, dtype in zip(names, dtypes, strict=True)}
+    (folder / "model.safetensors").unlink()
+    (save_file if file.endswith(".safetensors") else torch.save)(tensors, folder / file)
+    with pytest.raises(UserError, match="plain floating point ones") as caught:
+        load_generator(folder)
+    assert all(f"{name} ({dtype})" in str(caught.value) for name, dtype in zip(names, dtypes, strict=True))
+
+
+def test_many_wrong_tensors_are_not_all_listed(folder):
+    tensors = {name: tensor.long() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"and {len(tensors) - 5} more"):
+        load_generator(folder)
+
+
+def test_a_sparse_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.lm_head.weight"] = tensors["model.lm_head.weight"].to_sparse()
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"lm_head\.weight \(torch\.float32, torch\.sparse_coo\)"):
+        load_generator(folder)
+
+
+def test_a_missing_tensor_that_tells_the_kind_is_named(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if "lm_head.weight" not in n}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing .*lm_head\.weight"):
+        load_generator(folder)
+
+
+def test_a_tokenizer_without_its_latent_tokens(tmp_path):
+    known = BY_NAME["titok-s-128"].config
+    shapes = {n: s for n, s in official_shapes("tokenizer", known).items() if n != "latent_tokens"}
+    assert recognise(shapes, write_config("tokenizer", known), None, "x") == ("tokenizer", known)
 
 
 def test_converting_ours_keeps_its_metadata(tmp_path):

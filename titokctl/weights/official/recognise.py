@@ -27,7 +27,7 @@ def recognise(found: Shapes, official: Mapping[str, Any] | None, model: str | No
     Raises:
         UserError: unknown name, a config.json that does not describe it, or nothing decides; lists the known names.
     """
-    kind = _kind(found)
+    kind = _kind(found) or _described(official)
     if model is not None:
         kind, config = _named(model)
     elif official is not None and kind is not None:
@@ -47,6 +47,16 @@ def _kind(names: Iterable[str]) -> str | None:
     if names & {"model.lm_head.weight", "lm_head.weight"}:
         return "generator"
     return "proxy" if "encoder.down.0.block.0.conv1.weight" in names else None
+
+
+def _described(official: Mapping[str, Any] | None) -> str | None:
+    """The kind by config.json, for files in which the telling tensor is missing, so that it is named."""
+    sections = (official or {}).get("model")
+    if not isinstance(sections, Mapping):
+        return None
+    if "generator" in sections:
+        return "generator"
+    return "tokenizer" if "vq_model" in sections else None
 
 
 def _configured(kind: str, official: Mapping[str, Any], found: Shapes, where: str) -> Config:
