@@ -135,6 +135,23 @@ def test_edited(path, place):
         load_tokenizer(path)
 
 
+@pytest.mark.parametrize(("old", "new"), [(rb"\"num_heads\":2", rb"\"num_heads\":4"), (b"tokens.h5", b"others.h5")])
+def test_edited_metadata(path, old, new):
+    """No shape shows the number of heads."""
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(UserError, match="damaged or was edited: its metadata does not"):
+        load_tokenizer(path)
+
+
+def test_files_without_a_checksum_of_their_metadata(path):
+    metadata = header(path)["__metadata__"]
+    del metadata["metadata_sha256"]
+    save_file(load_file(path), path, metadata)
+    assert load_tokenizer(path).config == TOKENIZER
+
+
 def test_exchanged_tensors(path):
     """Two tensors of one shape that changed places keep all their bytes, but not the checksum."""
     tensors = {n: t.clone() for n, t in load_file(path).items()}

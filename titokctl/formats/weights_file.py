@@ -1,13 +1,14 @@
 """Weights of one network: a safetensors file that says what it is.
 
 Specification: a safetensors file whose metadata holds the strings format="titokctl/weights", format_version="1", kind
-("tokenizer", "generator" or "proxy"), config (the network's configuration as JSON), checksum, and whatever else its
-writer wants to keep ("inputs", "source_sha256", ...). Metadata keys are sorted and the data begins, and every tensor
-whose size allows it lies, at a multiple of 64 bytes, so that equal weights give equal files and a memory-mapped tensor
-is as good as a fresh one. checksum is SHA-256 over, for every tensor in the order of its name, a line
-"name dtype shape" (torch's words), the sums of its little-endian 64-bit words modulo 2^64 at equal places of
+("tokenizer", "generator" or "proxy"), config (the network's configuration as JSON), checksum, metadata_sha256, and
+whatever else its writer wants to keep ("inputs", "source_sha256", ...). Metadata keys are sorted and the data begins,
+and every tensor whose size allows it lies, at a multiple of 64 bytes, so that equal weights give equal files and a
+memory-mapped tensor is as good as a fresh one. checksum is SHA-256 over, for every tensor in the order of its name, a
+line "name dtype shape" (torch's words), the sums of its little-endian 64-bit words modulo 2^64 at equal places of
 consecutive 32 KiB blocks, and the bytes behind the last whole block: it sees a change of any byte at the speed of
-memory. Readers ignore metadata they don't know.
+memory. metadata_sha256 is SHA-256 over all metadata but itself and checksum, as compact UTF-8 JSON with sorted keys;
+the first files lack it, and it is checked where it is there. Readers ignore metadata they don't know.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ FORMAT_VERSION = 1
 KINDS = ("tokenizer", "generator", "proxy")
 _ALIGNMENT = 64
 _BLOCK = 32 << 10
+CHECKSUM, METADATA_CHECKSUM = "checksum", "metadata_sha256"
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -47,10 +49,12 @@ def write(path: Path, kind: str, config: str, tensors: Mapping[str, torch.Tensor
         ValueError: `extra` takes a name of the specification.
     """
     own = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "kind": kind, "config": config}
-    taken = sorted((own.keys() | {"checksum"}) & extra.keys())
+    taken = sorted((own.keys() | {CHECKSUM, METADATA_CHECKSUM}) & extra.keys())
     if taken:
         raise ValueError(f"extra metadata may not be called {', '.join(taken)}")
-    write_tensors(path, tensors, {**extra, **own, "checksum": checksum(tensors)})
+    metadata = {**extra, **own}
+    sums = {CHECKSUM: checksum(tensors), METADATA_CHECKSUM: metadata_checksum(metadata)}
+    write_tensors(path, tensors, metadata | sums)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -100,10 +104,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     metadata = read_metadata(path)
     with _open(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    if is_ours(metadata) and checksum(tensors) != metadata.get("checksum"):
-        hint = "fetch or write it again"
-        raise UserError(f"{path} is damaged or was edited: its tensors do not have the recorded checksum", hint)
+    if is_ours(metadata):
+        if metadata.get(METADATA_CHECKSUM) not in (None, metadata_checksum(metadata)):
+            raise _edited(path, "metadata does")
+        if checksum(tensors) != metadata.get(CHECKSUM):
+            raise _edited(path, "tensors do")
     return tensors
+
+
+def metadata_checksum(metadata: Mapping[str, str]) -> str:
+    """The checksum of the specification for all other metadata, 64 hex digits."""
+    covered = {name: text for name, text in metadata.items() if name not in (CHECKSUM, METADATA_CHECKSUM)}
+    text = json.dumps(covered, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -118,6 +131,11 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
             digest.update(_words(data[:whole]).view(-1, _BLOCK // 8).sum(0).numpy().data)
         digest.update(data[whole:].numpy().data)
     return digest.hexdigest()
+
+
+def _edited(path: Path, what: str) -> UserError:
+    message = f"{path} is damaged or was edited: its {what} not have the recorded checksum"
+    return UserError(message, "fetch or write it again")
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ def read_own(path: Path) -> Weights:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "config"
         raise UserError(f"{path} has an unusable {kind} configuration ({where}: {first['msg']})") from error
-    specified = {"format", "format_version", "kind", "config", "checksum"}
+    specified = {"format", "format_version", "kind", "config", weights_file.CHECKSUM, weights_file.METADATA_CHECKSUM}
     extra = {name: text for name, text in metadata.items() if name not in specified}
     return Weights(kind, config, weights_file.read_tensors(path), extra)
 
