@@ -155,7 +155,7 @@ def test_a_recipe_of_another_kind_is_refused(write):
     assert "train-tokenizer" in caught.value.hint
     with pytest.raises(UsageError, match="does not say its kind"):
         load(write(("kind: tokenizer\n", "")), "tokenizer")
-    with pytest.raises(UsageError, match="'tokeniser' is not a kind of recipe"):
+    with pytest.raises(UsageError, match="kind: should be 'tokenizer', not"):
         check(Path(write(("kind: tokenizer", "kind: tokeniser"))))
 
 

@@ -71,7 +71,8 @@ def test_shards_to_score(run_cli, runs, tmp_path, imagenet):
 
     shown = run_cli("reconstruct", imagenet, "-o", "seen", "-n", "16", "--json", code=0).json
     assert shown["images"] == 16
-    assert Image.open(tmp_path / "seen" / "reconstructions.png").size[0] > 64
+    with Image.open(tmp_path / "seen" / "reconstructions.png") as picture:
+        assert picture.size[0] > 64
     assert run_cli("inspect", "tokens.h5", "--json", code=0).json["rows"] == TILES_PER_CLASS * len(CLASS_NAMES)
 
 
@@ -83,7 +84,8 @@ def check_cache(path: Path, imagenet: Path, tokenizer) -> None:
     assert cache.header.weights_sha256 == tokenizer.hashes["weights_sha256"]
     model = load_tokenizer(tokenizer.path)
     for row in (0, 100, len(cache) - 1):
-        pixels = np.asarray(Image.open(imagenet / f"{cache.key(row)}.png").convert("RGB"))
+        with Image.open(imagenet / f"{cache.key(row)}.png") as picture:
+            pixels = np.asarray(picture.convert("RGB"))
         for view, image in (("plain", pixels), ("flip", pixels[:, ::-1])):
             ids = model.tokenize(as_floats(image))[0].numpy()
             assert (cache.view(view)[row] == ids).mean() > 0.9, "near ties may fall either way in another batch"
@@ -112,7 +114,8 @@ def check_samples(folder: Path, tokenizer) -> None:
     assert np.abs(again - images[:8]).max() <= 1
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["guidance"]["s"], manifest["guidance"]["w"]) == (4.0, 5.0)
-    assert Image.open(folder / "grid.png").size[0] > 64
+    with Image.open(folder / "grid.png") as picture:
+        assert picture.size[0] > 64
 
 
 def test_without_any_tokenizer_tokenize_says_how_to_get_one(run_cli, imagenet):

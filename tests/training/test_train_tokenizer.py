@@ -78,7 +78,8 @@ def test_a_run_learns_and_ends_with_a_tokenizer_its_metrics_and_a_picture(train,
     assert np.mean(psnr[-5:]) > psnr[0] + 0.3
     assert result.metrics["val_psnr"] > 10
     assert 0 < result.metrics["val_codebook_usage"] <= 1
-    assert Image.open(result.run / "reconstructions-00000060.png").size[0] > 8 * 32
+    with Image.open(result.run / "reconstructions-00000060.png") as picture:
+        assert picture.size[0] > 8 * 32
     tokenizer = load_tokenizer(result.run)
     assert encoder_sha256(tokenizer) == result.encoder_sha256 == open_run(result.run).hashes["encoder_sha256"]
     assert tokenizer.tokenize(torch.rand(2, 3, 32, 32)).shape == (2, 8)
@@ -173,3 +174,17 @@ def test_after_encoder_steps_only_the_decoder_goes_on(train):
     same = [k for k in last if k.startswith("tokenizer.ema.") and torch.equal(last[k], at_ten[k])]
     assert {"tokenizer.ema.latent_tokens", "tokenizer.ema.quantizer.codebook"} <= set(same)
     assert not any(k.startswith("tokenizer.ema.decoder.blocks") for k in same)
+
+
+def test_a_demo_never_writes_into_a_folder_of_other_things(run_cli, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "tokens.h5").write_text("precious")
+    refused = run_cli("demo", "-o", "mine", code=1)
+    assert "holds other files" in refused.stderr
+    assert "hint:" in refused.stderr
+    assert (tmp_path / "mine" / "tokens.h5").read_text() == "precious"
+
+
+def test_a_bad_picture_is_named_and_another_stands_in(train, pictures):
+    (pictures / "cat" / "zz.jpg").symlink_to("/nonexistent")
+    assert train("training.steps=4").weights.is_file()

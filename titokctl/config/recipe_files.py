@@ -92,7 +92,8 @@ def _kind_of(data: dict[str, Any], path: Path) -> str:
         raise UsageError(f"{path} does not say its kind", "begin it with kind: tokenizer or kind: generator")
     kind = data.get("kind", "sampling")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise UsageError(f"{path}: kind: {kind!r} is not a kind of recipe", f"one of: {', '.join(_KINDS)}")
+        near = difflib.get_close_matches(str(kind), _KINDS, n=1)
+        return near[0] if near else "generator" if "views" in data else "tokenizer"
     return kind
 
 

@@ -3,6 +3,7 @@
 Everything lies in one folder, in the same forms as any other run's; the same command goes on with what is there.
 """
 
+import hashlib
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from titokctl.config import recipe_files
 from titokctl.data.earth import CLASS_NAMES, SPLITS, TILE, write_earth_shards
@@ -20,6 +22,7 @@ from titokctl.data.training_images import TrainingImages
 from titokctl.data.workers import available_cores
 from titokctl.distributed.launch import run_workers
 from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UserError
 from titokctl.evaluation.extractors import ExtractorOptions, open_extractor
 from titokctl.formats.atomic import write_json
 from titokctl.formats.folder_lock import folder_lock
@@ -39,7 +42,7 @@ from titokctl.weights.load import load_tokenizer
 _PCA_NUMBERS = 32
 _PROCESSES = 2
 _COMPARED = 480  # images of every set; features are what the scores cost
-_RUN = "tiny"  # name of the folders of its runs
+_MARKER, _FORMAT = "demo.json", "titokctl/demo"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def demo(folder: Path, *, seed: int = 0, device: str = "cpu", progress: Progress
         "lite0", ExtractorOptions(precision="bf16")
     )  # before minutes of training: is the extra there?
     clock, runs = Clock(), folder / "runs"
+    _claim(folder)
     with folder_lock(folder):
         with clock.step("shards"):
             tiles = write_earth_shards(folder / "shards", progress)
@@ -89,7 +93,7 @@ def demo(folder: Path, *, seed: int = 0, device: str = "cpu", progress: Progress
             judged = _tokenized(held_out, folder / "heldout.h5", trained, runs, device, progress, stop)
         with clock.step("train-gen"):
             generator = train_generator(
-                cache.path, None, runs, overrides=[f"training.seed={seed}"], validation=judged.path, name=_RUN,
+                cache.path, None, runs, overrides=[f"training.seed={seed}"], validation=judged.path,
                 device=device, progress=progress, stop=stop,
             )  # fmt: skip
         with clock.step("sample"):
@@ -102,12 +106,28 @@ def demo(folder: Path, *, seed: int = 0, device: str = "cpu", progress: Progress
         stop.check("The samples are kept.")
         with clock.step("evaluate"):
             images = _images(train, held_out, cache, judged, compared, trained, drawn.samples, runs, progress)
-            found = scores.score(images, extractor, progress)
+            found = scores.score(images, extractor, progress, stop)
             yardsticks = {
                 "psnr_mean_colour": scores.mean_colour_psnr(_real(held_out)),
                 f"psnr_pca_{_PCA_NUMBERS}": scores.pca_psnr(images.training, _real(held_out), _PCA_NUMBERS),
             }
         return _finish(folder, tiles, trained, generator, found, images, yardsticks, clock)
+
+
+def _claim(folder: Path) -> None:
+    """Mark `folder` as a demo's. Raises UserError for one that holds something else, which would be overwritten."""
+    marker = folder / _MARKER
+    if marker.is_file():
+        return
+    if folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+        raise UserError(f"{folder} holds other files, and the demo would overwrite some", "name another folder with -o")
+    with folder_lock(folder):
+        write_json(marker, {"format": _FORMAT, "format_version": 1})
+
+
+def _run_name(recipe: BaseModel) -> str:
+    """Other settings, another run: the recipe's name and a hash of what it says."""
+    return f"tiny-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}"
 
 
 def _trained_tokenizer(
@@ -118,14 +138,15 @@ def _trained_tokenizer(
     Their number changes nothing but the last bits.
     """
     override = f"training.seed={seed}"
-    if device == "cpu" and available_cores() > 1 and not _is_finished(runs / "tokenizer" / _RUN):
+    recipe = recipe_files.load("tiny", "tokenizer", [override])
+    name = _run_name(recipe)
+    if device == "cpu" and available_cores() > 1 and not _is_finished(runs / "tokenizer" / name):
         words = ["train-tokenizer", str(train), "--val", str(held_out), "--recipe", "tiny", "--set", override]
-        words += ["--name", _RUN, "--runs-dir", str(runs), "--device", device]
+        words += ["--name", name, "--runs-dir", str(runs), "--device", device]
         words += ["--quiet"] if isinstance(progress, SilentProgress) else []
         run_workers(["-m", "titokctl", *words], _PROCESSES, stdout=subprocess.DEVNULL)
-    recipe = recipe_files.load("tiny", "tokenizer", [override])
     return train_tokenizer(
-        [train], recipe, "tiny", runs, validation=[held_out], name=_RUN, device=device, progress=progress, stop=stop
+        [train], recipe, "tiny", runs, validation=[held_out], name=name, device=device, progress=progress, stop=stop
     )
 
 

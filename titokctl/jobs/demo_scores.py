@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from titokctl.data.images import to_bytes
+from titokctl.distributed.stop import StopRequest
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.frechet import Gaussian, GaussianSums, frechet_distance
@@ -68,11 +69,11 @@ class DemoImages:
     sample_labels: np.ndarray
 
 
-def score(images: DemoImages, extractor: Extractor, progress: Progress) -> DemoScores:
+def score(images: DemoImages, extractor: Extractor, progress: Progress, stop: StopRequest) -> DemoScores:
     """Compare every set with the training tiles, and read the classes of the samples by a linear probe."""
     everything = [images.training, *images.sets.values()]
     progress.start("features", sum(map(len, everything)))
-    features = [_features(extractor, pixels, progress) for pixels in everything]
+    features = [_features(extractor, pixels, progress, stop) for pixels in everything]
     progress.close()
     training, by_name = features[0], dict(zip(images.sets, features[1:], strict=True))
     gaussian = _gaussian(training)
@@ -140,9 +141,10 @@ def _gaussian(features: np.ndarray) -> Gaussian:
     return sums.gaussian()
 
 
-def _features(extractor: Extractor, pixels: np.ndarray, progress: Progress) -> np.ndarray:
+def _features(extractor: Extractor, pixels: np.ndarray, progress: Progress, stop: StopRequest) -> np.ndarray:
     def counted() -> Iterator[np.ndarray]:
         for batch in extract(extractor, _blocks(pixels, extractor.batch_size)):
+            stop.check("All but the scores is kept.")
             progress.advance(len(batch["pool"]))
             yield batch["pool"]
 

@@ -191,7 +191,7 @@ def from_origin(origin: dict[str, Any]) -> ImageSet:
         raise UserError(
             f"the images to compare with are not where they were: {error.message}", "name the reference with --ref"
         ) from error
-    if found.description["fingerprint"] != source["fingerprint"]:
+    if found.description["fingerprint"] != source.get("fingerprint"):
         raise UserError(
             f"the images in {source['paths'][0]} are not those that were tokenized: names or sizes changed",
             "name the reference with --ref",
@@ -227,7 +227,7 @@ def _read_files(source: Source, preprocessing: PreprocessingConfig | None, image
             if pixels.shape != first[1]:
                 raise UserError(
                     f"images of different sizes: {first[0]} is {_size(first[1])}, {key} is {_size(pixels.shape)}",
-                    "give images of one size, or say to which with --size",
+                    "give images of one size, or make statistics with `titokctl stats DATA --size N -o ref.npz`",
                 )
             good.append(pixels)
         if good:

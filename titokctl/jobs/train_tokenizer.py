@@ -12,7 +12,7 @@ from titokctl.data.images import to_bytes, to_float
 from titokctl.data.order import batch_positions
 from titokctl.data.prefetch import Prefetch
 from titokctl.data.sources import open_source
-from titokctl.data.sources.source import Source
+from titokctl.data.sources.source import Rejected, Source
 from titokctl.data.training_images import TrainingImages
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.reduce import slice_of, summed
@@ -112,6 +112,11 @@ class StepImages:
         """(b, 3, S, S) float32 in [0, 1]."""
         return self._prefetch.get(step)
 
+    @property
+    def rejected(self) -> list[Rejected]:
+        """Images of this process's share that can't be decoded; another one stood in for each."""
+        return self._images.rejected
+
     def _make(self, step: int) -> torch.Tensor:
         epochs, positions = batch_positions(self._seed, step, self._size, len(self._images))
         return to_float(self._images.batch(epochs[self._share], positions[self._share]))
@@ -185,6 +190,9 @@ def _train(
     validate = Validation(held_out, recipe.model.image_size, run.path) if held_out else None
     task = SingleStage(tokenizer.to(device).train(), recipe, images, _perceptual(recipe, device), validate, group)
     Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop, group).run()
+    if images.rejected:
+        named = "; ".join(f"{r.key} ({r.kind})" for r in images.rejected[:5])
+        progress.say(f"{len(images.rejected):,} images can't be decoded, others stood in for them: {named}")
     if not group.is_main:
         return
     trained = task.averaged().cpu()
