@@ -73,7 +73,7 @@ def test_shards_to_score(run_cli, runs, tmp_path, imagenet):
     assert shown["images"] == 16
     with Image.open(tmp_path / "seen" / "reconstructions.png") as picture:
         assert picture.size[0] > 64
-    assert run_cli("inspect", "tokens.h5", "--json", code=0).json["rows"] == TILES_PER_CLASS * len(CLASS_NAMES)
+    assert f"{TILES_PER_CLASS * len(CLASS_NAMES)}" in run_cli("inspect", "tokens.h5", code=0).stdout
 
 
 def check_cache(path: Path, imagenet: Path, tokenizer) -> None:
@@ -128,4 +128,4 @@ def test_without_any_tokenizer_tokenize_says_how_to_get_one(run_cli, imagenet):
 
 def test_commands_without_anything_before_them_say_what_comes_first(run_cli):
     assert "train-gen" in run_cli("sample", "--cfg", "4.0", "-n", "8", code=1).stderr
-    assert "titokctl sample" in run_cli("fid", code=1).stderr
+    assert "titokctl sample" in run_cli("fid", "--features", "lite0", code=1).stderr
