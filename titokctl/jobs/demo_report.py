@@ -66,7 +66,9 @@ def write_report(result: "DemoResult", tokenizer_run: Path, generator_run: Path)
     page = ReportPage("titokctl demo: the Earth in 32 tokens a tile")
     page.paragraph(
         "Real map tiles of 64 x 64 pixels became shards; a tiny tokenizer and a tiny generator were trained on them "
-        "from scratch. All distances are to the training tiles on EfficientNet-Lite0 features; they are not FID."
+        "from scratch. All distances are to the training tiles on EfficientNet-Lite0 features; they are not FID. The "
+        "tokenizer's perceptual loss looks through the same network, which flatters its decoder: compare with the "
+        "yardsticks, which go through that decoder too, not with other tokenizers."
     )
     page.table(("", ""), headline_rows(result))
     page.heading("Samples beside yardsticks")
