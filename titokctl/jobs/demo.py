@@ -76,9 +76,8 @@ def demo(folder: Path, *, seed: int = 0, device: str = "cpu", progress: Progress
 
     Raises: UserError when the packages of the demo extra are missing; Stopped after a signal, with finished steps kept.
     """
-    extractor = open_extractor(
-        "lite0", ExtractorOptions(precision="bf16")
-    )  # before minutes of training: is the extra there?
+    # Before minutes of training: is the extra there?
+    extractor = open_extractor("lite0", ExtractorOptions(precision="bf16"))
     clock, runs = Clock(), folder / "runs"
     _claim(folder)
     with folder_lock(folder):
@@ -105,11 +104,12 @@ def demo(folder: Path, *, seed: int = 0, device: str = "cpu", progress: Progress
             )  # fmt: skip
         stop.check("The samples are kept.")
         with clock.step("evaluate"):
-            images = _images(train, held_out, cache, judged, compared, trained, drawn.samples, runs, progress)
+            tiles_held_out = _real(held_out)
+            images = _images(train, tiles_held_out, cache, judged, compared, trained, drawn.samples, runs, progress)
             found = scores.score(images, extractor, progress, stop)
             yardsticks = {
-                "psnr_mean_colour": scores.mean_colour_psnr(_real(held_out)),
-                f"psnr_pca_{_PCA_NUMBERS}": scores.pca_psnr(images.training, _real(held_out), _PCA_NUMBERS),
+                "psnr_mean_colour": scores.mean_colour_psnr(tiles_held_out),
+                f"psnr_pca_{_PCA_NUMBERS}": scores.pca_psnr(images.training, tiles_held_out, _PCA_NUMBERS),
             }
         return _finish(folder, tiles, trained, generator, found, images, yardsticks, clock)
 
@@ -174,7 +174,7 @@ def _tokenized(
 
 def _images(
     train: Path,
-    held_out: Path,
+    held_out: np.ndarray,
     cache: TokenCache,
     judged: TokenCache,
     compared: np.ndarray,
@@ -189,7 +189,7 @@ def _images(
     count, codes = len(compared), cache.codebook_size
     drawn = open_images(samples, Opening(runs, progress.say))
     pixels = {
-        scores.HELD_OUT: _real(held_out)[compared],
+        scores.HELD_OUT: held_out[compared],
         scores.RECONSTRUCTIONS: scores.decoded(tokenizer, judged.ids[compared]),
         scores.SAMPLES: np.concatenate(list(drawn.batches())),
         scores.SHUFFLED: scores.decoded(tokenizer, scores.shuffled_ids(cache.ids, count)),
