@@ -8,21 +8,17 @@ from typing import Any
 import torch
 
 from titokctl.config.recipe import TokenizerRecipe
-from titokctl.data.images import to_bytes, to_float
-from titokctl.data.order import batch_positions
-from titokctl.data.prefetch import Prefetch
 from titokctl.data.sources import open_source
-from titokctl.data.sources.source import Rejected, Source
-from titokctl.data.training_images import TrainingImages
+from titokctl.data.sources.source import Source
 from titokctl.distributed.group import Group, single_group
-from titokctl.distributed.reduce import slice_of, summed
+from titokctl.distributed.reduce import summed
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
-from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage
 from titokctl.formats.metrics_log import MetricsLog
-from titokctl.formats.picture import grid, save_png
 from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.jobs.run_setup import check_division, training_run
+from titokctl.jobs.step_images import StepImages
+from titokctl.jobs.tokenizer_validation import Validation
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
 from titokctl.models.perceptual import Lite0Perceptual
@@ -36,8 +32,6 @@ from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.store import save_tokenizer
 
 WEIGHTS = "weights.safetensors"
-_PICTURED = 8
-_VALIDATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -94,79 +88,6 @@ def train_tokenizer(
             _train(run, recipe, source, held_out, device, progress, stop, group)
         group.barrier()
         return _result(open_run(run.path))
-
-
-class StepImages:
-    """This process's share of every step's batch as floats: a permutation of the images per epoch, by the seed."""
-
-    def __init__(self, source: Source, recipe: TokenizerRecipe, group: Group) -> None:
-        self._share = slice_of(recipe.training.global_batch_size, group)
-        self._seed, self._size = recipe.training.seed, recipe.training.global_batch_size
-        augmentation = recipe.augmentation
-        self._images = TrainingImages(
-            source, recipe.model.image_size, crop=augmentation.crop, flip=augmentation.flip, seed=self._seed
-        )
-        self._prefetch = Prefetch(self._make)
-
-    def batch(self, step: int) -> torch.Tensor:
-        """(b, 3, S, S) float32 in [0, 1]."""
-        return self._prefetch.get(step)
-
-    @property
-    def rejected(self) -> list[Rejected]:
-        """Images of this process's share that can't be decoded; another one stood in for each."""
-        return self._images.rejected
-
-    def _make(self, step: int) -> torch.Tensor:
-        epochs, positions = batch_positions(self._seed, step, self._size, len(self._images))
-        return to_float(self._images.batch(epochs[self._share], positions[self._share]))
-
-
-class Validation:
-    """Held-out numbers and a picture: the same images every time, each exactly once.
-
-    Args:
-        source: the held-out images.
-        size: edge in pixels.
-        folder: where pictures go, reconstructions-<step>.png.
-    """
-
-    def __init__(self, source: Source, size: int, folder: Path) -> None:
-        self._images = TrainingImages(source, size, crop="center", flip=False, seed=0)
-        self._folder = folder
-
-    def __call__(self, tokenizer: TiTok, step: int) -> dict[str, float]:
-        """PSNR in dB (pooled over all images), SSIM, and the share of codes in use."""
-        sums, ids = ReconstructionSums(), []
-        pictured: list[torch.Tensor] = []
-        for first in range(0, len(self._images), _VALIDATION_BATCH):
-            positions = range(first, min(first + _VALIDATION_BATCH, len(self._images)))
-            pixels = self._images.batch([0] * len(positions), positions)
-            tokens, made = _reconstruct(tokenizer, pixels)
-            sums.add(pixels.numpy(), made.numpy())
-            ids.append(tokens)
-            pictured = pictured or [pixels[:_PICTURED], made[:_PICTURED]]
-        picture = grid(torch.cat(pictured).numpy(), columns=len(pictured[0]))
-        save_png(self._folder / f"reconstructions-{step:08d}.png", picture)
-        return _numbers(sums, torch.cat(ids), tokenizer)
-
-
-def _numbers(sums: ReconstructionSums, tokens: torch.Tensor, tokenizer: TiTok) -> dict[str, float]:
-    score = sums.score()
-    found = {"val_psnr": score.psnr_pooled}
-    if score.ssim is not None:
-        found["val_ssim"] = score.ssim
-    if tokenizer.config.codebook_size is not None:
-        usage = codebook_usage(tokens.numpy(), tokenizer.config.codebook_size)
-        found |= {"val_codebook_usage": usage.share, "val_perplexity": usage.perplexity}
-    return found
-
-
-@torch.inference_mode()
-def _reconstruct(tokenizer: TiTok, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `tokenize` gives for uint8 `pixels` (B, S, S, 3), and the decoded pixels of it in the same form."""
-    tokens = tokenizer.tokenize(to_float(pixels).to(tokenizer.latent_tokens.device))
-    return tokens.cpu(), to_bytes(tokenizer.detokenize(tokens)).cpu()
 
 
 def _train(
