@@ -55,6 +55,15 @@ def test_learning_rate_starts_at_zero_and_stays_at_its_end():
     assert learning_rate_scale(10, schedule, 10) == learning_rate_scale(500, schedule, 10) == pytest.approx(1e-3)
 
 
+def test_a_stable_rate_falls_linearly_at_the_end():
+    schedule = ScheduleConfig(kind="warmup-stable-decay", warmup_steps=4, end_fraction=0.2, decay_steps=4)
+    assert [learning_rate_scale(s, schedule, 10) for s in (0, 2, 4, 6)] == [0.0, 0.5, 1.0, 1.0]
+    assert [learning_rate_scale(s, schedule, 10) for s in (7, 8, 9, 10, 50)] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2])
+    assert all(learning_rate_scale(s, schedule, 10) == learning_rate_scale(s, schedule, 99) for s in range(7))
+    with pytest.raises(ValueError, match="decay_steps is 4, and a cosine schedule needs 0"):
+        ScheduleConfig(decay_steps=4)
+
+
 def test_ema_is_the_official_sequence():
     module = torch.nn.Linear(1, 1, bias=False)
     average = Ema(module, 0.999)

@@ -91,19 +91,33 @@ def test_two_processes_resume_bit_for_bit(train, run_cli, start, runs, cache, re
 
 def test_changed_settings_of_a_named_run_are_refused_with_a_list(train):
     train(name="one")
-    message = refusal(train, "optimizer.learning_rate=0.5", "training.steps=30", name="one")
+    change = ("optimizer.learning_rate=0.5", "training.steps=30")
+    message = refusal(train, *change, name="one")
     assert "optimizer.learning_rate: 0.001 -> 0.5" in message
     assert "training.steps: 20 -> 30" in message, "under a cosine the length decides every rate"
+    with pytest.raises(UserError) as refused:
+        train(*change, name="one")
+    assert "constant or warmup-stable-decay" in refused.value.hint
 
 
-def test_steps_may_grow_under_a_constant_schedule(train):
-    constant = "schedule.kind=constant"
+def test_what_only_watches_may_change_on_the_way(train):
+    first, _ = train("training.steps=10")
+    again, _ = train("training.steps=10", "training.log_every=2", "training.keep_checkpoints=5")
+    assert again.run == first.run
+    assert open_run(first.run).settings["training"]["log_every"] == 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["constant", "{kind: warmup-stable-decay, warmup_steps: 5, end_fraction: 0.1, decay_steps: 5}"]
+)
+def test_steps_may_grow_unless_the_rate_depends_on_them(train, kind):
+    constant = f"schedule={kind}" if "{" in kind else f"schedule.kind={kind}"
     whole, _ = train(constant, name="whole")
     first, _ = train(constant, "training.steps=10")
     second, talk = train(constant, "training.steps=20")
     assert second.run == first.run
     assert "going on from step 10 of 20" in talk
-    assert same(whole.run, second.run)
+    assert same(whole.run, second.run) == (kind == "constant"), "another run decays at another time"
     assert "training.steps: 20 -> 10" in refusal(train, constant, "training.steps=10", name=second.run.name)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from titokctl.config.base import Config, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.config.sampling import SamplingConfig
-from titokctl.config.training import GeneratorTrainingConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 MaskScheduleName = Literal["arccos", "cosine", "linear", "root"]
 Initialization = Literal["published", "fan-in"]  # fan-in: for widths far below 512
@@ -94,7 +94,7 @@ class GeneratorRecipe(Config):
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
-    training: GeneratorTrainingConfig
+    training: TrainingConfig
     sampling: SamplingConfig = SamplingConfig()
 
     @model_validator(mode="after")

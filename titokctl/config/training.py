@@ -31,18 +31,36 @@ class OptimizerConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """The learning rate over steps: linear from 0 over `warmup_steps`, then `kind` towards `end_fraction` of it."""
+    """The learning rate over steps: linear from 0 over `warmup_steps`, then `kind` towards `end_fraction` of it.
 
-    kind: Literal["cosine", "constant"] = "cosine"
+    "warmup-stable-decay" stays at the full rate until `decay_steps` before the end and falls linearly from there
+    (arXiv 2404.06395). It and "constant" don't depend on the length until then, so such a run may be made longer.
+    """
+
+    kind: Literal["cosine", "constant", "warmup-stable-decay"] = "cosine"
     warmup_steps: NonNegativeInt = 0
     end_fraction: Fraction = 0.1
+    decay_steps: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _decay_belongs_to_one_kind(self) -> "ScheduleConfig":
+        if (self.kind == "warmup-stable-decay") != (self.decay_steps > 0):
+            needed = "at least 1" if self.kind == "warmup-stable-decay" else "0"
+            raise ValueError(f"decay_steps is {self.decay_steps}, and a {self.kind} schedule needs {needed}")
+        return self
 
 
 class TrainingConfig(Config):
     """Length, batch, precision, and how often things are saved and shown.
 
     `global_batch_size` is the number of images an optimizer step sees over all processes and accumulation steps;
-    `micro_batch_size` bounds what one process holds at once (null: all of its share).
+    `micro_batch_size` bounds what one process holds at once (null: all of its share). Of the checkpoints the newest
+    `keep_checkpoints` stay, and those whose step is a multiple of `keep_every`. `tensorboard` writes the metrics for
+    TensorBoard, too.
+
+    `compile` null means torch.compile on a GPU and none on a CPU, where starting takes longer than it saves.
+    `activation_checkpointing` computes the transformer blocks a second time in the backward pass instead of keeping
+    their activations: a third more work for a fraction of the memory.
     """
 
     steps: PositiveInt
@@ -55,22 +73,17 @@ class TrainingConfig(Config):
     evaluate_every: PositiveInt = 1000
     checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    tensorboard: bool = False
+    compile: bool | None = None
+    activation_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _batches_divide(self) -> "TrainingConfig":
         if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
             whole, part = self.global_batch_size, self.micro_batch_size
             raise ValueError(f"global_batch_size {whole} is not a multiple of micro_batch_size {part}")
+        if self.keep_every and self.keep_every % self.checkpoint_every:
+            every, saved = self.keep_every, self.checkpoint_every
+            raise ValueError(f"keep_every {every} is not a multiple of checkpoint_every {saved}")
         return self
-
-
-class GeneratorTrainingConfig(TrainingConfig):
-    """What training a generator has besides.
-
-    `compile` null means torch.compile on a GPU and none on a CPU, where starting takes longer than it saves.
-    `activation_checkpointing` computes the blocks a second time in the backward pass instead of keeping their
-    activations: a third more work for a fraction of the memory.
-    """
-
-    compile: bool | None = None
-    activation_checkpointing: bool = False

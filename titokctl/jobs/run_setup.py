@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from titokctl.errors import UserError
 from titokctl.formats.atomic import write_bytes
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.run_folder import RunFolder, open_run
+
+_ONLY_WATCHING = frozenset(
+    ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "tensorboard")
+)
 
 
 @contextlib.contextmanager
@@ -70,28 +74,37 @@ def check_division(global_batch_size: int, group: Group) -> None:
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without what may change while a run goes on."""
-    if settings["schedule"]["kind"] != "constant":
-        return settings
-    return settings | {"training": {k: v for k, v in settings["training"].items() if k != "steps"}}
+    free = _ONLY_WATCHING | ({"steps"} if _may_grow(settings) else set())
+    return _without(settings, free)
+
+
+def _may_grow(settings: dict[str, Any]) -> bool:
+    """Whether the length may change; under a cosine it decides the rate of every step."""
+    return bool(settings["schedule"]["kind"] != "cosine")
+
+
+def _without(settings: dict[str, Any], free: Set[str]) -> dict[str, Any]:
+    training = settings.get("training", {})
+    return settings | {"training": {k: v for k, v in training.items() if k not in free}}
 
 
 def _reopened(wanted: RunFolder) -> RunFolder:
     """The run on disk, if it is the one that is wanted; longer than it was, if its schedule allows that."""
     found = open_run(wanted.path)
-    before, after = found.settings, wanted.settings
-    grows = "training" in before and before["training"].get("steps", 0) < after["training"]["steps"]
-    if grows and after["schedule"]["kind"] == "constant":
-        before, after = _lasting(before), _lasting(after)
+    before, after = (_without(run.settings, _ONLY_WATCHING) for run in (found, wanted))
+    hint = "run it with the settings it was started with, choose another --name, or start over with --overwrite"
+    old, new = before["training"].get("steps", 0), after["training"]["steps"]
+    if old < new and _may_grow(after):
+        before, after = (_without(settings, {"steps"}) for settings in (before, after))
         found.status = "running"
+    elif old < new:
+        hint += "; only runs with a constant or warmup-stable-decay schedule can be made longer"
     changed = flat_differences(before, after)
     if found.inputs.get("identity") != wanted.inputs["identity"]:
         changed.append("data: not the ones this run was started with")
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
-        raise UserError(
-            f"{wanted.path} was started with other settings:\n{lines}",
-            "run it with the settings it was started with, choose another --name, or start over with --overwrite",
-        )
+        raise UserError(f"{wanted.path} was started with other settings:\n{lines}", hint)
     return found
 
 

@@ -15,5 +15,8 @@ def learning_rate_scale(step: int, schedule: ScheduleConfig, total_steps: int) -
         return step / schedule.warmup_steps
     if schedule.kind == "constant":
         return 1.0
+    if schedule.kind == "warmup-stable-decay":
+        left = max(0, total_steps - step) / schedule.decay_steps
+        return schedule.end_fraction + (1 - schedule.end_fraction) * min(1.0, left)
     done = min(1.0, (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps))
     return schedule.end_fraction + (1 - schedule.end_fraction) * (1 + math.cos(math.pi * done)) / 2

@@ -15,6 +15,7 @@ from titokctl.distributed.reduce import gathered, summed
 from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.quantizers import QuantizerOutput
 from titokctl.models.titok.tokenizer import TiTok
+from titokctl.training.acceleration import accelerate
 from titokctl.training.codebook import kmeans, reseed
 from titokctl.training.learner import Learner, part
 from titokctl.training.loop import Metrics
@@ -56,6 +57,7 @@ class SingleStage:
         self.tokenizer, self.recipe, self.images, self.validate = tokenizer, recipe, images, validate
         self.perceptual = perceptual
         training = recipe.training
+        accelerate([tokenizer.encoder, tokenizer.decoder], training)
         self.learner = Learner(tokenizer, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group)
         codes = recipe.model.codebook_size or 0
         reseeds = codes > 0 and recipe.codebook.reseed_decay is not None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from titokctl.config.models import TokenizerConfig
+from titokctl.models.recompute import run_block
 from titokctl.models.titok.patches import from_patches
 from titokctl.models.titok.transformer import Block
 
@@ -25,6 +26,7 @@ class Decoder(nn.Module):
         self.class_embedding = nn.Parameter(torch.zeros(1, width))
         self.positional_embedding = nn.Parameter(torch.zeros(self.num_patches + 1, width))
         self.latent_positional_embedding = nn.Parameter(torch.zeros(config.num_latent_tokens, width))
+        self.recompute = False  # blocks again in the backward pass, to save memory
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, vit.num_heads, vit.mlp_ratio) for _ in range(vit.num_layers))
         self.norm_out = nn.LayerNorm(width)
@@ -39,7 +41,7 @@ class Decoder(nn.Module):
         x = torch.cat([x, codes], 1)  # (B, 1 + N + K, D)
         x = self.norm_in(x)
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x, self.recompute)
         x = self.norm_out(x[:, 1 : 1 + self.num_patches])  # (B, N, D)
         return self.head(x)
 
