@@ -1,6 +1,8 @@
 """train-gen: it ends with a product, resumes bit for bit, and says what does not fit."""
 
+import importlib.util
 import os
+import resource
 import signal
 import sys
 import time
@@ -72,6 +74,25 @@ def stop_after_a_checkpoint(start, runs, run, how, cache, recipe, *more):
     child.send_signal(how)
     talk = child.communicate()[1]
     assert child.returncode == {signal.SIGINT: 130, signal.SIGTERM: 75}.get(how, -how), talk
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_ends_with_1(train, start, runs, cache, recipe):
+    constant = ("schedule.kind=constant", "training.checkpoint_every=50")
+    first, _ = train(*constant, "training.steps=10", name="full")
+    size = max(f.stat().st_size for f in first.run.rglob("tensors-*"))
+    settings = [word for setting in (*constant, "training.steps=20") for word in ("--set", setting)]
+    words = [sys.executable, "-m", "titokctl", "train-gen", cache, "--recipe", recipe, *settings, "--name", "full"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))  # noqa: E731
+    child = start([*map(str, words)], env={**os.environ, "TITOKCTL_RUNS": str(runs)}, preexec_fn=limit)
+    said = " ".join(child.communicate()[1].split())
+    assert child.returncode == 1
+    assert "step-00000020" in said
+    assert "hint:" in said
+    assert "Traceback" not in said
+    assert not open_run(first.run).is_finished
+    again, talk = train(*constant, "training.steps=20", name="full")
+    assert "going on from step 10 of 20" in talk
+    assert open_run(again.run).is_finished
 
 
 @pytest.mark.slow
@@ -159,6 +180,14 @@ def test_a_recipe_is_found_by_tokens_codes_and_classes(train, tmp_path):
 
 def test_no_fitting_recipe_is_one_sentence(train):
     assert "no shipped generator recipe has the 8 tokens and 16 codes" in refusal(train, recipe=None)
+
+
+def test_tensorboard_without_its_package_is_one_sentence(train):
+    if importlib.util.find_spec("tensorboard"):
+        result, _ = train("training.tensorboard=true")
+        assert list((result.run / "tensorboard").glob("events.out.tfevents.*"))
+    else:
+        assert "needs the package tensorboard" in refusal(train, "training.tensorboard=true")
 
 
 def test_a_loss_that_stays_infinite_ends_the_run(train):

@@ -1,9 +1,11 @@
 """Checkpoints: everything a run needs to go on bit for bit.
 
-Specification: `<folder>/step-00001000/` holds tensors.safetensors (weights, EMA, optimizer moments; names say which)
-and scalars.json (numbers and settings). state.json is the commit marker: format "titokctl/checkpoint", format_version
-1, step, and size and SHA-256 of the two. The folder is written under a temporary name, flushed and renamed, so a
-folder with a final name is whole; a damaged one (a disk's fault, an edit) fails its hashes and the one before is used.
+Specification: `<folder>/step-00001000/` holds tensors-0.safetensors, tensors-1.safetensors, ... (weights, EMA,
+optimizer moments; names say which; large states are spread over several files, so that they are written and hashed side
+by side) and scalars.json (numbers and settings). state.json is the commit marker: format "titokctl/checkpoint",
+format_version 2, step, and for every other file its size and SHA-256. The folder is written under a temporary name,
+flushed and renamed, so a folder with a final name is whole; a damaged one (a disk's fault, an edit) fails its hashes
+and the one before is used. In format_version 1 there was one file, tensors.safetensors.
 """
 
 import hashlib
@@ -11,49 +13,106 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path, disk_errors, read_json, remove_leftovers
+from titokctl.formats.atomic import atomic_path, read_json, remove_leftovers
+from titokctl.formats.weights_file import write_tensors
 
 FORMAT = "titokctl/checkpoint"
-FORMAT_VERSION = 1
-_FILES = ("tensors.safetensors", "scalars.json")
+FORMAT_VERSION = 2
+_SCALARS = "scalars.json"
+_TENSORS = re.compile(r"tensors(-\d+)?\.safetensors")
 _NAME = re.compile(r"step-(\d{8,})")
+_FILE_BYTES = 256 << 20
+_MOST_FILES = 8
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after `step` optimizer steps: named tensors on the CPU, and JSON values."""
+    """State after `step` optimizer steps: named tensors, and JSON values."""
 
     step: int
     tensors: dict[str, torch.Tensor]
     scalars: dict[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `checkpoint` under `folder`, then remove all but the newest `keep`. Returns its path.
+@dataclass(frozen=True)
+class Policy:
+    """Which checkpoints stay: the newest `keep`, and those whose step is a multiple of `keep_every`."""
+
+    keep: int
+    keep_every: int | None = None
+
+
+class CheckpointWriter:
+    """Writes checkpoints beside the training: it waits only while the state is copied to the host's memory.
+
+    A context: at its end the last checkpoint is on the disk. A failure to write is raised by the next `save`, or there.
+
+    Args:
+        folder: where the step folders go.
+        policy: which of them stay.
+    """
+
+    def __init__(self, folder: Path, policy: Policy) -> None:
+        self._folder, self._policy = folder, policy
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Copy the state and write the copy; an earlier one that is still being written is waited for.
+
+        Raises UserError when that one could not be written.
+        """
+        self.wait()
+        copied = {name: t.detach().to("cpu", copy=True) for name, t in checkpoint.tensors.items()}
+        state = Checkpoint(checkpoint.step, copied, checkpoint.scalars)
+        self._writing = self._thread.submit(save, self._folder, state, self._policy)
+
+    def wait(self) -> None:
+        """Until everything is on the disk. Raises UserError when it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+
+def save(folder: Path, checkpoint: Checkpoint, policy: Policy) -> Path:
+    """Write `checkpoint` under `folder`, then remove what `policy` does not keep. Returns its path.
 
     Raises UserError when the disk is full; older checkpoints then stay as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder, "step-*")
     target = folder / f"step-{checkpoint.step:08d}"
-    with atomic_path(target) as temporary, disk_errors(target):
+    with atomic_path(target) as temporary:
         temporary.mkdir()
-        _write_tensors(temporary / _FILES[0], checkpoint.tensors, target)
-        (temporary / _FILES[1]).write_text(json.dumps(checkpoint.scalars))
+        (temporary / _SCALARS).write_text(json.dumps(checkpoint.scalars))
+        try:
+            names = _write_tensors(temporary, checkpoint.tensors)
+        except UserError as error:
+            raise UserError(error.message.replace(str(temporary), str(target)), error.hint) from error
         state = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": checkpoint.step}
-        state["files"] = {name: _fingerprint(temporary / name) for name in _FILES}
+        state["files"] = _fingerprints(temporary, [_SCALARS, *names])
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    for old in _step_folders(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in _step_folders(folder)[policy.keep :]:
+        if not policy.keep_every or _step_of(old) % policy.keep_every:
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -73,30 +132,60 @@ def _load(path: Path) -> Checkpoint:
         raise UserError(f"{path} is not a checkpoint")
     if state.get("format_version", 0) > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer titokctl", "upgrade titokctl")
-    for name in _FILES:
-        if not (path / name).is_file() or _fingerprint(path / name) != state["files"].get(name):
+    recorded = state.get("files")
+    if not isinstance(recorded, dict) or not all(name == _SCALARS or _TENSORS.fullmatch(name) for name in recorded):
+        raise UserError(f"{path / 'state.json'} is damaged: it names files that no checkpoint has")
+    for name, found in _fingerprints(path, list(recorded)).items():
+        if found != recorded[name]:
             raise UserError(f"{path / name} is damaged (its hash is not the recorded one)")
+    tensors: dict[str, torch.Tensor] = {}
+    for name in recorded:
+        if name != _SCALARS:
+            tensors |= _read_tensors(path / name)
+    return Checkpoint(int(state["step"]), tensors, read_json(path / _SCALARS))
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        tensors = load_file(path / _FILES[0])
+        return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path / _FILES[0]} is damaged ({error})") from error
-    return Checkpoint(int(state["step"]), tensors, read_json(path / _FILES[1]))
+        raise UserError(f"{path} is damaged ({error})") from error
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], target: Path) -> None:
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    except SafetensorError as error:
-        # safetensors wraps the operating system's errors in its own class.
-        hint = "free some space and run the same command again; older checkpoints are kept"
-        raise UserError(f"cannot write {target} ({error})", hint) from error
+def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Write the tensors into files of about the same size, side by side. Returns their names."""
+    total = sum(t.nbytes for t in tensors.values())
+    count = min(max(total // _FILE_BYTES, 1), _MOST_FILES)
+    files: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
+    sizes = [0] * count
+    for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):
+        smallest = sizes.index(min(sizes))
+        files[smallest][name] = tensors[name]
+        sizes[smallest] += tensors[name].nbytes
+    named = {f"tensors-{i}.safetensors": part for i, part in enumerate(files)}
+    with ThreadPoolExecutor(count) as pool:
+        for written in [pool.submit(write_tensors, folder / name, part, {}) for name, part in named.items()]:
+            written.result()
+    return list(named)
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprints(folder: Path, names: list[str]) -> dict[str, dict[str, Any] | None]:
+    with ThreadPoolExecutor(len(names)) as pool:
+        return dict(zip(names, pool.map(_fingerprint, [folder / name for name in names]), strict=True))
+
+
+def _fingerprint(path: Path) -> dict[str, Any] | None:
+    """Size and SHA-256 of a file; None when there is none."""
+    if not path.is_file():
+        return None
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def _step_folders(folder: Path) -> list[Path]:
     found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)

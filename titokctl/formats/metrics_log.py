@@ -7,9 +7,19 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from titokctl.formats.atomic import disk_errors, write_bytes
+
+
+class MetricsSink(Protocol):
+    """Where the numbers of a run go."""
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Write down numbers by name, after `step` steps."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
 
 
 class MetricsLog:
@@ -27,6 +37,9 @@ class MetricsLog:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def close(self) -> None:
+        """Nothing to do: every record is written as it comes."""
 
     def keep_until(self, step: int) -> None:
         """Drop records with a step beyond `step`."""

@@ -2,8 +2,7 @@
 
 A task owns the modules and knows what one optimizer step does; the loop decides when to log, evaluate, save and stop.
 Batches and all other randomness are functions of (seed, step), so a checkpoint needs tensors and a step number only,
-and a resumed run continues bit for bit. With several processes all run the same loop; rank 0 writes, talks and
-evaluates.
+and a resumed run continues bit for bit. With several processes all run the same loop; rank 0 writes and talks.
 """
 
 import time
@@ -19,13 +18,16 @@ from titokctl.distributed.reduce import StopAgreement
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
-from titokctl.formats.metrics_log import MetricsLog
+from titokctl.formats.metrics_log import MetricsLog, MetricsSink
+from titokctl.formats.tensorboard_log import TensorBoardLog
 from titokctl.progress import Progress
 from titokctl.training.speed import Cost, Recent
 
 Metrics = Mapping[str, torch.Tensor | float]
 _MOST_SKIPPED = 10
 _NOT_SHOWN = {"learning_rate", "gradient_norm", "skipped_in_a_row"}
+_USAGE = "codebook_usage"
+_FEW_CODES = 0.1
 
 
 class Task(Protocol):
@@ -38,7 +40,10 @@ class Task(Protocol):
         """One optimizer step. Metrics are those of the global batch, and stay on the device until they are logged."""
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Held-out numbers after `step` steps, with the averaged weights; pictures too. {} when there is nothing."""
+        """Held-out numbers after `step` steps, with the averaged weights; pictures too. {} when there is nothing.
+
+        Called on every process, so that they may share the work; what rank 0 returns is written down.
+        """
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All state, by name; the same on every process."""
@@ -75,28 +80,40 @@ class Loop:
         self.progress, self.stop, self.group, self.cost = progress, stop, group, cost
         self.checkpoints = folder / "checkpoints"
         self.log = MetricsLog(folder / "metrics.jsonl")
+        self._sinks: list[MetricsSink] = [self.log]
+        self._few_codes = False
 
     def run(self) -> None:
         """Train to the end, or until a signal asks to stop (then Stopped is raised after saving)."""
         step = self._resume()
-        batch, total = self.config.global_batch_size, self.config.steps
-        self.progress.start(self.what, total * batch, "images", done=step * batch)
-        recent, stopping = Recent(), StopAgreement(self.stop, self.group)
+        self.progress.start(self.what, self._images(self.config.steps), "images", done=self._images(step))
+        policy = checkpoint.Policy(self.config.keep_checkpoints, self.config.keep_every)
+        with checkpoint.CheckpointWriter(self.checkpoints, policy) as writer:
+            self._steps(step, writer)
+        for sink in self._sinks:
+            sink.close()
+        self.progress.close()
+
+    def _steps(self, step: int, writer: checkpoint.CheckpointWriter) -> None:
+        total, recent, stopping = self.config.steps, Recent(), StopAgreement(self.stop, self.group)
         while step < total:
             metrics = self._step(step, recent)
             step += 1
             last = step == total
             note = self._log(step, metrics, recent) if last or step % self.config.log_every == 0 else ""
-            self.progress.advance(batch, note)
-            if self.group.is_main and (last or step % self.config.evaluate_every == 0):
+            self.progress.advance(self._images(1), note)
+            if last or step % self.config.evaluate_every == 0:
                 self._evaluate(step)
             leaving = stopping.reached()
             if self.group.is_main and (last or leaving or step % self.config.checkpoint_every == 0):
-                self._save(step)
+                writer.save(checkpoint.Checkpoint(step, self.task.tensors(), {"steps": total}))
             if leaving:
+                writer.wait()
                 self.stop.check(f"Step {step:,} of {total:,} is saved.")
         stopping.close()
-        self.progress.close()
+
+    def _images(self, steps: int) -> int:
+        return steps * self.config.global_batch_size
 
     def _step(self, step: int, recent: Recent) -> Metrics:
         began = time.perf_counter()
@@ -116,16 +133,14 @@ class Loop:
             )
         if self.group.is_main:
             self.log.keep_until(found)
+            if self.config.tensorboard:
+                self._sinks.append(TensorBoardLog(self.log.path.parent / "tensorboard", found + 1))
         if saved is None:
             return 0
         self.task.load(saved.tensors, saved.step)
         if saved.step < self.config.steps:
             self.progress.say(f"going on from step {saved.step:,} of {self.config.steps:,}")
         return saved.step
-
-    def _save(self, step: int) -> None:
-        saved = checkpoint.Checkpoint(step, self.task.tensors(), {"steps": self.config.steps})
-        checkpoint.save(self.checkpoints, saved, self.config.keep_checkpoints)
 
     def _log(self, step: int, metrics: Metrics, recent: Recent) -> str:
         """Read the metrics from the device and write them down. Returns the note for the progress line."""
@@ -141,13 +156,29 @@ class Loop:
         speed = recent.take(self.config.global_batch_size, self.group.world_size, self.cost)
         if self.group.is_main:
             kept = {name: value for name, value in values.items() if name != "skipped_in_a_row"}
-            self.log.append(step, kept | speed.values())
+            self._write(step, kept | speed.values())
         hidden = _NOT_SHOWN | ({"skipped_steps"} if not values.get("skipped_steps") else set())
         shown = [f"{name} {values[name]:.4g}" for name in values if name not in hidden]
         return ", ".join([f"step {step:,}", *shown, *speed.shown()])
 
     def _evaluate(self, step: int) -> None:
         values = self.task.evaluate(step)
-        if values:
-            self.log.append(step, values)
+        if values and self.group.is_main:
+            self._write(step, values)
             self.progress.say(f"step {step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            sink.append(step, values)
+        for name, value in values.items():
+            if name.endswith(_USAGE):
+                self._watch_codes(step, value)
+
+    def _watch_codes(self, step: int, share: float) -> None:
+        """Warn when most of the codebook fell out of use, once until it recovers."""
+        if share < _FEW_CODES and not self._few_codes:
+            self.progress.say(
+                f"warning: at step {step:,} only {share:.1%} of the codebook is in use; a lower learning rate, "
+                "re-seeding (codebook.reseed_decay) or a smaller codebook may help"
+            )
+        self._few_codes = share < _FEW_CODES

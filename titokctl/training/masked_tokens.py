@@ -120,8 +120,10 @@ class MaskedTokens:
         """Masked-token loss (nats, no smoothing) and accuracy at fixed mask ratios, training rows beside held-out.
 
         The entropy of a single id stands beside them: a loss that is not below it has learnt nothing but how often each
-        code occurs.
+        code occurs. Rank 0 alone does it: it is short.
         """
+        if not self.group.is_main:
+            return {}
         model = self.averaged()
         if self.preview is not None:
             self.preview(model, step)

@@ -1,11 +1,14 @@
 """How fast training goes: images a second, the share of time spent waiting for data, and of the device's peak."""
 
+import resource
+import sys
 import time
 from dataclasses import dataclass
 
 import torch
 
 _SIDE, _PRODUCTS = 4096, 8
+_RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 @dataclass(frozen=True)
@@ -18,16 +21,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class Speed:
-    """One stretch of training. `utilization` is the share of the devices' peak (MFU), None when that is unknown."""
+    """One stretch of training.
+
+    `utilization` is the share of the devices' peak (MFU), None when that is unknown; `memory_gb` the most that was held
+    so far, on a GPU by tensors, else by the process.
+    """
 
     images_per_s: float
     data_wait: float
     utilization: float | None
-    memory_gb: float | None
+    memory_gb: float
 
     def values(self) -> dict[str, float]:
         """For the log."""
-        found = {"images_per_s": self.images_per_s, "data_wait": self.data_wait}
+        found = {"images_per_s": self.images_per_s, "data_wait": self.data_wait, "memory_gb": self.memory_gb}
         return found | ({"mfu": self.utilization} if self.utilization is not None else {})
 
     def shown(self) -> list[str]:
@@ -35,9 +42,7 @@ class Speed:
         words = [f"data wait {self.data_wait:.1%}"]
         if self.utilization is not None:
             words.append(f"MFU {self.utilization:.0%}")
-        if self.memory_gb is not None:
-            words.append(f"memory {self.memory_gb:.1f} GB")
-        return words
+        return [*words, f"memory {self.memory_gb:.1f} GB"]
 
 
 class Recent:
@@ -60,13 +65,19 @@ class Recent:
         """The speed of the steps since the last time."""
         rate = self._steps * global_batch / self._seconds
         share = rate * cost.operations_per_image / (cost.peak * devices) if cost else None
-        memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_initialized() else None
-        speed = Speed(rate, self._waited / self._seconds, share, memory)
+        speed = Speed(rate, self._waited / self._seconds, share, _most_memory() / 1e9)
         self._clear()
         return speed
 
     def _clear(self) -> None:
         self._steps, self._waited, self._seconds = 0, 0.0, 1e-9
+
+
+def _most_memory() -> int:
+    """Bytes."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RUSAGE_UNIT
 
 
 def training_cost(parameters: int, positions: int, device: torch.device | str, precision: str) -> Cost | None:
