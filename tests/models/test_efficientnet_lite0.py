@@ -7,12 +7,13 @@ from golden import golden, image, keys
 
 from titokctl.errors import UserError
 from titokctl.models.efficientnet_lite0 import EfficientNetLite0
-from titokctl.weights.feature_networks import find_lite0, lite0_from, load_lite0, read_state_dict
+from titokctl.weights.feature_networks import find_lite0, lite0_from, load_lite0
+from titokctl.weights.pickled import read_pickled
 
 
 @pytest.fixture(scope="module")
 def published():
-    return read_state_dict(find_lite0())
+    return read_pickled(find_lite0())
 
 
 def test_features_and_logits_are_the_published_ones():

@@ -7,7 +7,7 @@ from golden import fill, golden, image, keys
 
 from titokctl.errors import UserError
 from titokctl.models.inception import Inception, resize_as_tensorflow_1
-from titokctl.weights.feature_networks import INCEPTION_VARIABLE, find_inception, inception_from
+from titokctl.weights.feature_networks import inception_from
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +54,6 @@ def test_resize_follows_the_formula_of_tensorflow_1(height, width, size):
             expected[i, j] = top + (bottom - top) * (y - a)
     found = resize_as_tensorflow_1(torch.from_numpy(x)[None, None].expand(2, 3, -1, -1), size)
     np.testing.assert_allclose(found[1, 2].numpy(), expected, atol=1e-4)
-
-
-def test_missing_weights_say_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.delenv(INCEPTION_VARIABLE, raising=False)
-    with pytest.raises(UserError, match=r"weights-inception-2015-12-05-6726825d\.pth") as caught:
-        find_inception()
-    assert str(tmp_path) in caught.value.hint
-    assert "https://" in caught.value.hint
-    assert caught.value.exit_code == 1
-
-
-def test_another_file_under_the_right_name_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    file = tmp_path / "hub" / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"not weights")
-    with pytest.raises(UserError, match="its SHA-256 starts with"):
-        find_inception()
-    monkeypatch.setenv(INCEPTION_VARIABLE, str(tmp_path / "nowhere.pth"))
-    with pytest.raises(UserError, match=r"no Inception weights at .*nowhere\.pth"):
-        find_inception()
 
 
 def test_a_table_of_another_network_is_refused():

@@ -21,7 +21,7 @@ _SHOWN = 5
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class _NoFirstValues(TorchFunctionMode):
+class NoFirstValues(TorchFunctionMode):
     """Leaves out the random numbers layers start with: there is nothing to fill, and normal_ on the meta device would
     import torch's compiler, which takes longer than loading."""
 
@@ -34,7 +34,7 @@ class _NoFirstValues(TorchFunctionMode):
 
 def skeleton(kind: str, config: object) -> nn.Module:
     """The network without values, on the meta device."""
-    with torch.device("meta"), _NoFirstValues():
+    with torch.device("meta"), NoFirstValues():
         return _MODULES[kind](config)
 
 

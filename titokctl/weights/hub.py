@@ -11,6 +11,11 @@ _SWITCHES = ("TITOKCTL_OFFLINE", "HF_HUB_OFFLINE")
 _TRUE = {"1", "true", "yes", "on"}
 
 
+def offline_switch() -> str | None:
+    """The environment variable that forbids downloads, or None."""
+    return next((name for name in _SWITCHES if os.environ.get(name, "").lower() in _TRUE), None)
+
+
 def download(known: Known) -> Path:
     """Fetch a released model into the Hugging Face cache and return what to read.
 
@@ -19,7 +24,7 @@ def download(known: Known) -> Path:
     Raises:
         UserError: it can't be fetched: names the repository, the files and where to put them.
     """
-    switch = next((name for name in _SWITCHES if os.environ.get(name, "").lower() in _TRUE), None)
+    switch = offline_switch()
     if switch:
         raise _not_here(known, f"{switch} is set")
     try:
