@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from titokctl.evaluation.inception_score import inception_score
+from titokctl.evaluation.inception_score import ScoreSums, inception_score
 
 
 def by_numpy(logits: np.ndarray, split: int) -> list[float]:
@@ -22,6 +22,18 @@ def test_agrees_with_numpy_also_with_a_shorter_last_split():
     assert found.splits == 3
     assert found.mean == pytest.approx(np.mean(expected), rel=1e-9)
     assert found.deviation == pytest.approx(np.std(expected), rel=1e-6)
+
+
+def test_parts_in_any_order_add_up_to_the_whole():
+    logits = (np.random.default_rng(1).standard_normal((100, 6)) * 3).astype(np.float32)
+    whole, parts = inception_score(logits, split_size=30), [ScoreSums(6, 100, 30) for _ in range(2)]
+    for i, first in enumerate(range(0, 100, 7)):
+        places = np.arange(first, min(first + 7, 100))
+        parts[i % 2].add(places, logits[places])
+    parts[1].table += parts[0].table
+    found = parts[1].score()
+    assert found.splits == 4
+    assert (found.mean, found.deviation) == pytest.approx((whole.mean, whole.deviation), rel=1e-12)
 
 
 def test_all_alike_scores_1_and_all_sure_and_different_scores_the_number_of_classes():

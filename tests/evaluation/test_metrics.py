@@ -6,6 +6,7 @@ import pytest
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.feature_set import FeatureCollector, FeatureSet
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
+from titokctl.evaluation.inception_score import inception_score, score_of
 from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.evaluation.metrics import METRICS, compare, lacking
 
@@ -32,7 +33,8 @@ def test_a_collection_has_the_statistics_of_all_images():
     assert found.has_all_features
     assert np.array_equal(found.features, pool)
     np.testing.assert_allclose(found.pool.covariance, np.cov(pool.astype(float), rowvar=False), atol=1e-12)
-    assert found.logits.shape == (100, 4)
+    logits = np.concatenate([b["logits"] for b in batches(100, 0)])
+    assert score_of(found.score_sums) == inception_score(logits)
 
 
 def test_kept_features_are_spread_over_the_set():

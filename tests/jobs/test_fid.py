@@ -19,7 +19,8 @@ from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.formats.statistics import read_statistics
-from titokctl.jobs.fid import fid, stats
+from titokctl.jobs.fid import fid
+from titokctl.jobs.stats import stats
 from titokctl.jobs.tokenize import tokenize
 
 
@@ -232,7 +233,7 @@ def test_without_inception_weights_it_says_how_to_get_them(run_cli, tmp_path):
     np.savez(tmp_path / "a.npz", noise(4, 0))
     found = run_cli("fid", "a.npz", "--ref", "a.npz", env={"TORCH_HOME": str(tmp_path / "torch")}, code=1)
     assert "weights-inception-2015-12-05-6726825d.pth" in found.stderr
-    assert "--inception-weights" in found.stderr
+    assert "TITOKCTL_INCEPTION" in found.stderr
     assert not found.stdout
 
 

@@ -66,6 +66,16 @@ class Group:
             self._store.wait([key], _PATIENCE)
         return json.loads(self._store.get(key))
 
+    def from_all(self, value: Any) -> list[Any]:
+        """What each process passed, by rank, on every process; JSON values. Waits for up to a day."""
+        if self.is_single:
+            return [value]
+        key = self._next_key("values")
+        self._store.set(f"{key}/{self.rank}", json.dumps(value))
+        keys = [f"{key}/{rank}" for rank in range(self.world_size)]
+        self._store.wait(keys, _PATIENCE)
+        return [json.loads(self._store.get(one)) for one in keys]
+
     def _next_key(self, what: str) -> str:
         self._meetings += 1
         return f"group/{what}/{self._meetings}"

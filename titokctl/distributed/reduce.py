@@ -1,7 +1,8 @@
 """Sums and agreements over the processes of a group. With one process each of them is nothing, bit for bit."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
@@ -45,6 +46,34 @@ def gathered(rows: torch.Tensor, group: Group) -> torch.Tensor:
     parts = [torch.empty_like(rows) for _ in range(group.world_size)]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def sum_arrays(arrays: Sequence[np.ndarray], group: Group) -> None:
+    """Replace every float64 array by its sum over all processes; one message for all of them."""
+    if group.is_single:
+        return
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+    dist.all_reduce(flat)
+    for array, part in zip(arrays, flat.split([array.size for array in arrays]), strict=True):
+        array[...] = part.view(array.shape).numpy()
+
+
+def rows_on_main(rows: np.ndarray, group: Group) -> np.ndarray | None:
+    """The rows (n, D) of all processes in the order of their ranks, each with an n of its own; None but on rank 0."""
+    if group.is_single:
+        return rows
+    counts = group.from_all(len(rows))
+    if not group.is_main:
+        if len(rows):
+            dist.send(torch.from_numpy(np.ascontiguousarray(rows)), 0)
+        return None
+    joined = np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
+    joined[: counts[0]] = rows
+    ends = np.cumsum(counts)
+    for rank in range(1, group.world_size):
+        if counts[rank]:
+            dist.recv(torch.from_numpy(joined[ends[rank - 1] : ends[rank]]), rank)
+    return joined
 
 
 class StopAgreement:

@@ -34,15 +34,14 @@ def extract(extractor: Extractor, images: Iterable[np.ndarray]) -> Iterator[Feat
     """
     batches = _fixed_batches(images, extractor.batch_size)
     if extractor.device != "cpu":
-        for batch in batches:
-            yield _run(extractor, batch)
+        yield from _on_gpu(extractor, batches)
         return
     workers = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         pending: deque[Future[Features]] = deque()
         for batch in batches:
-            pending.append(pool.submit(_run, extractor, batch))
+            pending.append(pool.submit(_run_on_cpu, extractor, batch))
             while len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -60,14 +59,33 @@ def extract_all(extractor: Extractor, images: Iterable[np.ndarray]) -> Features:
     }
 
 
-def _run(extractor: Extractor, batch: np.ndarray) -> Features:
+def _run_on_cpu(extractor: Extractor, batch: np.ndarray) -> Features:
+    return _to_host(_run(extractor, batch), len(batch))
+
+
+def _on_gpu(extractor: Extractor, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+    """The next batch is read and sent while the GPU computes this one."""
+    pending: deque[tuple[dict[str, torch.Tensor], int]] = deque()
+    for batch in batches:
+        with precision("float32", extractor.device):
+            pending.append((_run(extractor, batch), len(batch)))
+        if len(pending) > 1:
+            yield _to_host(*pending.popleft())
+    if pending:
+        yield _to_host(*pending.popleft())
+
+
+def _run(extractor: Extractor, batch: np.ndarray) -> dict[str, torch.Tensor]:
     n = len(batch)
     if n < extractor.batch_size:
         padding = np.zeros((extractor.batch_size - n, *batch.shape[1:]), np.uint8)
         batch = np.concatenate([batch, padding])
-    with torch.inference_mode(), precision("float32", extractor.device):
-        out = extractor.network(torch.from_numpy(batch).to(extractor.device))
-    return {name: values[:n].cpu().numpy() for name, values in out.items()}
+    with torch.inference_mode():
+        return extractor.network(torch.from_numpy(batch).to(extractor.device))
+
+
+def _to_host(out: dict[str, torch.Tensor], count: int) -> Features:
+    return {name: values[:count].cpu().numpy() for name, values in out.items()}
 
 
 def _fixed_batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -39,36 +39,38 @@ class GaussianSums:
             raise ValueError(f"expected features (n, {len(self.total)}), not {features.shape}")
         self._held.append(np.asarray(features))
         if sum(map(len, self._held)) >= _ROWS_AT_ONCE:
-            self._settle()
+            self.settled()
 
     def merge(self, other: "GaussianSums") -> None:
         """Take in everything that `other` has seen."""
         if other.total.shape != self.total.shape:
             raise ValueError(f"widths differ: {len(self.total)} and {len(other.total)}")
-        self._settle()
-        other._settle()
+        self.settled()
+        other.settled()
         self.count += other.count
         self.total += other.total
         self.products += other.products
 
     def gaussian(self) -> Gaussian:
         """Mean and covariance of what was added. Raises ValueError for fewer than two images."""
-        self._settle()
+        self.settled()
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
         mean = self.total / self.count
         covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
         return Gaussian(mean, covariance, self.count)
 
-    def _settle(self) -> None:
-        # Few large products instead of one per batch: the same sums at the speed of a matrix product.
+    def settled(self) -> list[np.ndarray]:
+        """The sums themselves, `total` (D,) and `products` (D, D), with all that was added in them."""
         if not self._held:
-            return
+            return [self.total, self.products]
+        # Few large products instead of one per batch: the same sums at the speed of a matrix product.
         x = torch.from_numpy(np.concatenate(self._held)).double()
         self._held = []
         self.count += len(x)
         self.total += x.sum(0).numpy()
         self.products += (x.T @ x).numpy()
+        return [self.total, self.products]
 
 
 def gaussian_of(features: np.ndarray) -> Gaussian:

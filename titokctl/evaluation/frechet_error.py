@@ -7,6 +7,9 @@ the covariance S1 is I - T, T being the linear map that carries N(0, S1) to N(0,
 Letters: n images, D feature width.
 """
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -17,6 +20,19 @@ IMAGES_PER_FEATURE = 2
 _ROWS_AT_ONCE = 4096
 
 
+@dataclass(frozen=True)
+class PairedTest:
+    """Whether two distances to one reference differ by more than the draw of the samples explains.
+
+    `difference` is the first minus the second, `p` the chance of one as large (either way) between equals.
+    """
+
+    difference: float
+    standard_error: float
+    p: float
+    is_paired: bool
+
+
 def frechet_standard_error(features: np.ndarray, samples: Gaussian, reference: Gaussian) -> float | None:
     """Standard error of `frechet_distance(samples, reference)`; None with under 2 D samples, which say too little.
 
@@ -25,16 +41,41 @@ def frechet_standard_error(features: np.ndarray, samples: Gaussian, reference: G
         samples: their Gaussian.
         reference: what they are compared with, taken as exact.
     """
-    n, width = features.shape
-    if n < IMAGES_PER_FEATURE * width:
+    if len(features) < IMAGES_PER_FEATURE * features.shape[1]:
         return None
+    return _standard_error(influences(features, samples, reference))
+
+
+def influences(features: np.ndarray, samples: Gaussian, reference: Gaussian) -> np.ndarray:
+    """(n,) float64: how much each sample moves the distance, times n and up to a constant; arguments as above."""
     mean, difference = torch.from_numpy(samples.mean), torch.from_numpy(samples.mean - reference.mean)
-    gradient = torch.eye(width, dtype=torch.float64) - _transport(samples.covariance, reference.covariance)
-    influences = []
+    gradient = torch.eye(features.shape[1], dtype=torch.float64) - _transport(samples.covariance, reference.covariance)
+    found = []
     for rows in torch.from_numpy(np.ascontiguousarray(features)).split(_ROWS_AT_ONCE):
         x = rows.double() - mean  # (rows, D)
-        influences.append(2 * (x @ difference) + ((x @ gradient) * x).sum(1))
-    return float(torch.cat(influences).std() / n**0.5)
+        found.append(2 * (x @ difference) + ((x @ gradient) * x).sum(1))
+    return torch.cat(found).numpy()
+
+
+def paired_test(first: float, second: float, influences_1: np.ndarray, influences_2: np.ndarray) -> PairedTest:
+    """Compare two distances to one reference by the influences of their samples.
+
+    Sets of equal size are compared image by image: what image i of both has in common (label, noise) cancels, and
+    where it has nothing in common this is the same as for independent sets.
+    """
+    is_paired = len(influences_1) == len(influences_2)
+    if is_paired:
+        error = _standard_error(influences_1 - influences_2)
+    else:
+        error = math.hypot(_standard_error(influences_1), _standard_error(influences_2))
+    difference = first - second
+    z = abs(difference) / error if error else (math.inf if difference else 0.0)
+    p = math.erfc(z / math.sqrt(2))
+    return PairedTest(difference, error, p, is_paired)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 def _transport(s1: np.ndarray, s2: np.ndarray) -> torch.Tensor:

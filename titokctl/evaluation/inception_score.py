@@ -1,6 +1,6 @@
 """The Inception score (arXiv 1606.03498) as the ADM evaluator computes it.
 
-Letters: n images, C classes of the classifier.
+Letters: n images, C classes of the classifier, S splits.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 SPLIT_SIZE = 5000
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -20,24 +21,58 @@ class InceptionScore:
     splits: int
 
 
-def inception_score(logits: np.ndarray, split_size: int = SPLIT_SIZE) -> InceptionScore:
-    """exp of the mean divergence between an image's classes and those of its split, averaged over splits.
+class ScoreSums:
+    """Running float64 sums a split, from which the score follows: memory does not grow with the images of a split.
 
-    Splits are consecutive images, so a class-sorted set scores too low; the last split may be smaller.
+    An image's split follows from its place in the set, so parts of a set can be added up in any order.
 
     Args:
-        logits: (n, C) without the classifier's bias, in the order of the set.
+        classes: C.
+        images: of the whole set.
+        split_size: images a split; the last one may be smaller.
+    """
 
-    Raises:
-        ValueError: when there are no images.
+    def __init__(self, classes: int, images: int, split_size: int = SPLIT_SIZE) -> None:
+        self.split_size = split_size
+        # A row a split: images, sum of p log p over images and classes, sum of p over images for each class.
+        self.table = np.zeros((max(1, -(-images // split_size)), 2 + classes))
+
+    def add(self, places: np.ndarray, logits: np.ndarray) -> None:
+        """Take in logits (n, C) without the classifier's bias, of the images at `places` (n,) of the set."""
+        splits = places // self.split_size
+        for split in np.unique(splits):
+            for rows in torch.from_numpy(logits[splits == split]).split(_ROWS_AT_ONCE):
+                log_p = rows.double().log_softmax(1)
+                p = log_p.exp()
+                self.table[split, 0] += len(rows)
+                self.table[split, 1] += float((p * log_p).sum())
+                self.table[split, 2:] += p.sum(0).numpy()
+
+    def score(self) -> InceptionScore:
+        """exp of the mean divergence between an image's classes and those of its split, averaged over splits."""
+        return score_of(self.table)
+
+
+def score_of(table: np.ndarray) -> InceptionScore:
+    """The score from a table (S, 2 + C) of `ScoreSums`. Raises ValueError when it has seen no images."""
+    counts, entropies, totals = table[:, 0], table[:, 1], table[:, 2:]
+    seen = counts > 0
+    if not seen.any():
+        raise ValueError("an Inception score needs at least one image")
+    means = totals[seen] / counts[seen, None]
+    # A class that no image of the split can show has the mean 0 and adds nothing.
+    logs = np.log(np.clip(means, np.finfo(float).tiny, None))
+    scores = np.exp(entropies[seen] / counts[seen] - (means * logs).sum(1))
+    return InceptionScore(float(scores.mean()), float(scores.std()), len(scores))
+
+
+def inception_score(logits: np.ndarray, split_size: int = SPLIT_SIZE) -> InceptionScore:
+    """The score of logits (n, C) without the classifier's bias, in the order of the set.
+
+    Splits are consecutive images, so a class-sorted set scores too low. Raises ValueError when there are no images.
     """
     if logits.ndim != 2 or not len(logits):
         raise ValueError(f"expected logits (n, C) of at least one image, not {logits.shape}")
-    scores = []
-    for first in range(0, len(logits), split_size):
-        log_p = torch.from_numpy(np.ascontiguousarray(logits[first : first + split_size])).double().log_softmax(1)
-        p = log_p.exp()
-        # A class that no image of the split can show has the mean 0 and adds nothing.
-        log_mean = p.mean(0).clamp(min=torch.finfo(torch.float64).tiny).log()
-        scores.append(float((p * (log_p - log_mean)).sum(1).mean().exp()))
-    return InceptionScore(float(np.mean(scores)), float(np.std(scores)), len(scores))
+    sums = ScoreSums(logits.shape[1], len(logits), split_size)
+    sums.add(np.arange(len(logits)), np.asarray(logits))
+    return sums.score()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from titokctl.evaluation.feature_set import FeatureSet
 from titokctl.evaluation.frechet import frechet_distance
 from titokctl.evaluation.frechet_error import frechet_standard_error
-from titokctl.evaluation.inception_score import inception_score
+from titokctl.evaluation.inception_score import score_of
 from titokctl.evaluation.kernel_distance import kernel_distance, kernel_distance_in_subsets
 from titokctl.evaluation.precision_recall import MAX_REFERENCE_IMAGES, NEIGHBOURS, precision_recall
 
@@ -32,7 +32,7 @@ def lacking(metric: str, samples: FeatureSet, reference: FeatureSet) -> str:
     """Why `metric` can't be computed, "" when it can."""
     if metric == "sfid" and (samples.spatial is None or reference.spatial is None):
         return "the reference has no spatial statistics (mu_s, sigma_s)"
-    if metric == "is" and samples.logits is None:
+    if metric == "is" and samples.score_sums is None:
         return "these features have no classifier"
     if metric in ("pr", "kid") and reference.features is None:
         return "the reference holds neither images nor features, only mean and covariance"
@@ -60,9 +60,9 @@ def _sfid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
 
 
 def _inception_score(samples: FeatureSet, reference: FeatureSet) -> Numbers:
-    if samples.logits is None:
-        raise ValueError("the Inception score needs logits")
-    score = inception_score(samples.logits)
+    if samples.score_sums is None:
+        raise ValueError("the Inception score needs sums over logits")
+    score = score_of(samples.score_sums)
     return {"is": score.mean, "is_deviation": score.deviation}
 
 

@@ -4,6 +4,7 @@ Specification: a ZIP archive of .npy members (numpy.lib.format). Whatever else a
 """
 
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -73,17 +74,23 @@ class NpzReader:
         rows = list(self._read(name, member, max(1, member.shape[0])))
         return np.concatenate(rows) if rows else np.empty(member.shape, member.dtype)
 
-    def rows(self, name: str, at_once: int) -> Iterator[np.ndarray]:
-        """Runs of at most `at_once` rows, from the first on. Raises UserError as `array` does."""
-        return self._read(name, self.member(name), at_once)
+    def rows(self, name: str, at_once: int, wanted: range | None = None) -> Iterator[np.ndarray]:
+        """Runs of at most `at_once` rows in order, of all or of the `wanted` ones. Raises UserError as `array` does.
 
-    def _read(self, name: str, member: Member, at_once: int) -> Iterator[np.ndarray]:
+        The archive's checksum is compared only when all rows are read.
+        """
+        return self._read(name, self.member(name), at_once, wanted)
+
+    def _read(self, name: str, member: Member, at_once: int, wanted: range | None = None) -> Iterator[np.ndarray]:
+        wanted = wanted if wanted is not None else range(member.shape[0])
         row_bytes = math.prod(member.shape[1:]) * member.dtype.itemsize
         with self._open(name) as file:
             self._header(name, file)
             try:
-                for first in range(0, member.shape[0], at_once):
-                    count = min(at_once, member.shape[0] - first)
+                if wanted.start:
+                    file.seek(wanted.start * row_bytes, os.SEEK_CUR)
+                for first in range(wanted.start, wanted.stop, at_once):
+                    count = min(at_once, wanted.stop - first)
                     data = file.read(count * row_bytes)
                     if len(data) != count * row_bytes:
                         raise UserError(f"{name} of {self.path} is shorter than it says", _AGAIN)

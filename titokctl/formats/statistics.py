@@ -4,7 +4,10 @@ Specification: an .npz without pickles, so that other evaluators read it too, wi
     mu (D,), sigma (D, D)        mean and covariance (divided by n - 1) of the features, float64
     mu_s (S,), sigma_s (S, S)    the same of the spatial features (sFID); only with Inception
     count ()                     number of images, int64
-    features (m, D)              float32 features of up to 10,000 of the images, evenly spread over the set
+    features (m, D)              float32 features of images evenly spread over the set: of up to 10,000 of a reference,
+                                 of up to 50,000 of samples whose features are kept
+    score_sums (S, 2 + C)        float64, only with Inception: what its score needs. A row for every 5,000 places of the
+                                 set: images, sum of p log p over images and classes, sum of p over images a class
     about ()                     JSON text: format "titokctl/statistics", format_version 1, features (the name of the
                                  network), extractor, source, preprocessing, image_size
 Files of others are read as far as they go: ADM's (mu, sigma, mu_s, sigma_s, and images as arr_0) and pytorch-fid's
@@ -40,6 +43,7 @@ class Statistics:
     features: np.ndarray | None = None
     count: int = 0
     about: dict[str, Any] = field(default_factory=dict)
+    score_sums: np.ndarray | None = None
 
 
 def is_statistics(path: Path) -> bool:
@@ -67,6 +71,8 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
         arrays |= {"mu_s": statistics.spatial_mean, "sigma_s": statistics.spatial_covariance}
     if statistics.features is not None:
         arrays["features"] = np.asarray(statistics.features, np.float32)
+    if statistics.score_sums is not None:
+        arrays["score_sums"] = np.asarray(statistics.score_sums, np.float64)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
@@ -86,8 +92,9 @@ def read_statistics(path: Path) -> Statistics:
         count = npz.array("count") if "count" in npz.names else np.zeros((), np.int64)
         if count.shape != () or count.dtype.kind not in "iu" or count < 0:
             raise UserError(f"count of {path} is no number of images")
-        features = _features(npz, len(mean)) if "features" in npz.names else None
-    return Statistics(mean, covariance, spatial_mean, spatial_covariance, features, int(count), about)
+        features = _floats(npz, "features", len(mean)) if "features" in npz.names else None
+        scores = _floats(npz, "score_sums", None) if "score_sums" in npz.names else None
+    return Statistics(mean, covariance, spatial_mean, spatial_covariance, features, int(count), about, scores)
 
 
 def file_sha256(path: Path) -> str:
@@ -112,11 +119,11 @@ def _gaussian(npz: NpzReader, mean_name: str, covariance_name: str) -> tuple[np.
     return mean, covariance
 
 
-def _features(npz: NpzReader, width: int) -> np.ndarray:
-    found = npz.member("features")
-    if len(found.shape) != 2 or found.shape[1] != width or found.dtype.kind != "f":
-        raise UserError(f"{npz.path}: expected features (m, {width}) float, found {found.shape} {found.dtype}")
-    return npz.array("features").astype(np.float32)
+def _floats(npz: NpzReader, name: str, width: int | None) -> np.ndarray:
+    found = npz.member(name)
+    if len(found.shape) != 2 or (width is not None and found.shape[1] != width) or found.dtype.kind != "f":
+        raise UserError(f"{npz.path}: expected {name} (m, {width or 'C'}) float, found {found.shape} {found.dtype}")
+    return npz.array(name)
 
 
 def _about(npz: NpzReader) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs import demo_scores as scores
 from titokctl.jobs.demo_report import draw_pictures, write_report
-from titokctl.jobs.image_sets import Opening, open_images
+from titokctl.jobs.image_set import Opening
+from titokctl.jobs.image_sets import open_images
 from titokctl.jobs.sample import sample
 from titokctl.jobs.tokenize import tokenize
 from titokctl.jobs.train_generator import TrainedGenerator, train_generator

@@ -3,11 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from titokctl.data.sources import Rejected
+from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.evaluation.extractors import Extractor
@@ -17,7 +20,7 @@ from titokctl.evaluation.frechet import Gaussian
 from titokctl.evaluation.precision_recall import MAX_REFERENCE_IMAGES
 from titokctl.formats.run_folder import versions
 from titokctl.formats.statistics import Statistics, read_statistics, write_statistics
-from titokctl.jobs.image_sets import ImageSet, identity_of
+from titokctl.jobs.image_set import ImageSet, identity_of
 from titokctl.progress import Progress
 
 KEEP_OF_SAMPLES = 50_000
@@ -35,6 +38,7 @@ def measure(
     progress: Progress,
     stop: StopRequest,
     skip_bad: bool = False,
+    group: Group | None = None,
 ) -> FeatureSet:
     """The features of a set.
 
@@ -42,21 +46,34 @@ def measure(
         keep: at most so many rows of features are kept, spread over the set.
         what: the word for the set on the progress line.
         skip_bad: go on without images that can't be read.
+        group: processes that share the images; the kept features are on rank 0 alone.
 
     Raises: UserError for unreadable images, or fewer than two; Stopped after a signal.
     """
+    group = group or single_group()
     collector = FeatureCollector(extractor.widths, images.count, keep)
-    progress.start(f"features of {what}", images.count)
-    for features in extract(extractor, _watched(images, stop)):
-        collector.add(features)
-        progress.advance(len(features["pool"]))
+    share = share_of(images.count, extractor.batch_size, group)
+    seen = _Seen()
+    progress.start(f"features of {what}", len(share))
+    for features in extract(extractor, _watched(images, share, seen, stop)):
+        count = len(features["pool"])
+        collector.add(features, seen.take(count))
+        progress.advance(count)
     progress.close()
+    _share_findings(images, seen, stop, group)
     if images.rejected:
         _refuse_or_say(images, skip_bad, progress)
     good = images.count - len(images.rejected)
     if good < 2:
         raise UserError(f"{images.path} holds {good} usable images; features need at least 2")
-    return collector.result()
+    return collector.result(group)
+
+
+def share_of(count: int, batch_size: int, group: Group) -> range:
+    """The places that this process looks at: whole batches, so that each holds the same images in any group."""
+    batches = -(-count // batch_size)
+    first, last = (batches * rank // group.world_size * batch_size for rank in (group.rank, group.rank + 1))
+    return range(min(first, count), min(last, count))
 
 
 def to_statistics(found: FeatureSet, about: dict[str, Any]) -> Statistics:
@@ -70,6 +87,7 @@ def to_statistics(found: FeatureSet, about: dict[str, Any]) -> Statistics:
         found.features,
         found.count,
         about,
+        found.score_sums,
     )
 
 
@@ -78,7 +96,8 @@ def from_statistics(found: Statistics) -> FeatureSet:
     spatial = None
     if found.spatial_mean is not None and found.spatial_covariance is not None:
         spatial = Gaussian(found.spatial_mean, found.spatial_covariance, found.count)
-    return FeatureSet(found.count, Gaussian(found.mean, found.covariance, found.count), spatial, found.features)
+    pool = Gaussian(found.mean, found.covariance, found.count)
+    return FeatureSet(found.count, pool, spatial, found.features, found.score_sums)
 
 
 def statistics_about(images: ImageSet, extractor: Extractor) -> dict[str, Any]:
@@ -88,6 +107,7 @@ def statistics_about(images: ImageSet, extractor: Extractor) -> dict[str, Any]:
         "extractor": extractor.description,
         "source": {"path": str(images.path.absolute())} | images.about,
         "image_size": images.image_size,
+        "lossy": images.lossy,
         "versions": versions(),
     }
 
@@ -99,32 +119,78 @@ def kept_statistics(
     progress: Progress,
     stop: StopRequest,
     skip_bad: bool = False,
+    group: Group | None = None,
 ) -> tuple[FeatureSet, Path]:
     """The features of a reference set: from `folder` when they were computed before, else computed and kept there."""
-    path = folder / f"{statistics_key(images, extractor)}.npz"
-    if path.is_file():
+    group = group or single_group()
+    key = group.from_main(group.is_main and statistics_key(images, extractor.name, extractor.description))
+    path = folder / f"{key}.npz"
+    if group.from_main(path.is_file()):
         progress.say(f"statistics of {images.path}: {path}")
         return from_statistics(read_statistics(path)), path
-    found = measure(images, extractor, KEEP_OF_REFERENCE, f"the reference {images.path}", progress, stop, skip_bad)
-    if images.rejected:
-        return found, path  # not kept: mended files have the same names, and perhaps the same sizes
-    write_statistics(path, to_statistics(found, statistics_about(images, extractor)))
-    progress.say(f"statistics of {images.path} ({found.count:,} images) are kept in {path}")
+    what = f"the reference {images.path}"
+    found = measure(images, extractor, KEEP_OF_REFERENCE, what, progress, stop, skip_bad, group)
+    # Not kept where images are missing: mended files have the same names, and perhaps the same sizes.
+    if not images.rejected and group.is_main:
+        write_statistics(path, to_statistics(found, statistics_about(images, extractor)))
+        progress.say(f"statistics of {images.path} ({found.count:,} images) are kept in {path}")
+    group.barrier()
     return found, path
 
 
-def statistics_key(images: ImageSet, extractor: Extractor) -> str:
-    """A name that changes whenever the statistics could: images, preprocessing, network, decoder."""
-    decoders = {name: version for name, version in versions().items() if name in _DECODERS}
-    record = [identity_of(images), extractor.name, extractor.description, decoders, KEEP_OF_REFERENCE]
+def statistics_key(images: ImageSet, name: str, description: dict[str, Any], exact: bool = False) -> str:
+    """A name that changes whenever the statistics could: images, preprocessing, network, decoder.
+
+    Args:
+        name, description: of the extractor.
+        exact: tell image files apart by every byte, not only by names and sizes.
+    """
+    decoders = {package: version for package, version in versions().items() if package in _DECODERS}
+    record = [identity_of(images, exact), name, description, decoders, KEEP_OF_REFERENCE]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _watched(images: ImageSet, stop: StopRequest) -> Iterator[np.ndarray]:
-    for batch in images.batches():
-        stop.check("Nothing was written.")
-        images.image_size = images.image_size or batch.shape[1]
+@dataclass
+class _Seen:
+    """What reading tells: places of images whose features are still to come, and the images' height and width."""
+
+    places: list[int] = field(default_factory=list)
+    shape: list[int] | None = None
+
+    def take(self, count: int) -> np.ndarray:
+        """The next `count` places."""
+        taken = np.array(self.places[:count], np.int64)
+        del self.places[:count]
+        return taken
+
+
+def _watched(images: ImageSet, share: range, seen: _Seen, stop: StopRequest) -> Iterator[np.ndarray]:
+    """The pixels of the share, until a signal comes."""
+    for places, batch in images.numbered(share):
+        if stop.requested:
+            return
+        seen.places += places
+        seen.shape = list(batch.shape[1:3])
         yield batch
+
+
+def _share_findings(images: ImageSet, seen: _Seen, stop: StopRequest, group: Group) -> None:
+    """Let every process know what each found in its share, and leave together when one was asked to.
+
+    Raises: Stopped; UserError when shares hold images of different sizes.
+    """
+    mine = {"stop": stop.exit_code, "rejected": [asdict(bad) for bad in images.rejected]}
+    found = group.from_all(mine | {"lossy": images.lossy, "shape": seen.shape})
+    if code := max(each["stop"] for each in found):
+        stop.adopt(code)
+        stop.check("Nothing was written.")
+    images.rejected = [Rejected(**bad) for each in found for bad in each["rejected"]]
+    images.lossy = sum(each["lossy"] for each in found)
+    shapes = [each["shape"] for each in found if each["shape"] is not None]
+    if any(shape != shapes[0] for shape in shapes):
+        sizes = " and ".join(sorted({f"{width} x {height}" for height, width in shapes}))
+        raise UserError(f"{images.path} holds images of different sizes: {sizes}", "give images of one size")
+    images.image_size = images.image_size or (shapes[0][0] if shapes else None)
 
 
 def _refuse_or_say(images: ImageSet, skip_bad: bool, progress: Progress) -> None:

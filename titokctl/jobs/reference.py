@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.distributed.group import Group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.feature_set import FeatureSet
 from titokctl.formats.statistics import file_sha256, has_images, is_statistics, read_statistics
-from titokctl.jobs.feature_pass import KEEP_OF_REFERENCE, from_statistics, kept_statistics, measure
-from titokctl.jobs.image_sets import ImageSet, Opening, from_npz, from_origin, open_images
+from titokctl.jobs.feature_pass import from_statistics, kept_statistics
+from titokctl.jobs.image_set import ImageSet, Opening
+from titokctl.jobs.image_sets import from_npz, from_origin, open_images
 from titokctl.progress import Progress
 
 STATISTICS_FOLDER = "statistics"
@@ -35,6 +37,7 @@ def find_reference(
     progress: Progress,
     stop: StopRequest,
     skip_bad: bool,
+    group: Group,
 ) -> Reference:
     """The reference `given`, or the images that the samples' token cache was made from.
 
@@ -46,13 +49,14 @@ def find_reference(
         UserError: nothing fits; UsageError when none is given and none is recorded.
     """
     if given is not None and given.suffix == ".npz" and given.is_file() and is_statistics(given):
-        return _from_file(given, extractor, wants_features, progress, stop)
+        return _from_file(given, extractor, wants_features, opening, progress, stop, group)
     if given is None:
         images = _recorded(samples, progress)
     else:
         config = PreprocessingConfig(size=samples.image_size) if samples.image_size else None
         images = open_images(given, replace(opening, preprocessing=config))
-    found, path = kept_statistics(images, extractor, opening.root / STATISTICS_FOLDER, progress, stop, skip_bad)
+    folder = opening.root / STATISTICS_FOLDER
+    found, path = kept_statistics(images, extractor, folder, progress, stop, skip_bad, group)
     about = {"path": str(images.path.absolute()), "count": found.count, **images.about}
     if path.is_file():
         about |= {"statistics": str(path.absolute()), "sha256": file_sha256(path)}
@@ -71,14 +75,20 @@ def _recorded(samples: ImageSet, progress: Progress) -> ImageSet:
 
 
 def _from_file(
-    path: Path, extractor: Extractor, wants_features: bool, progress: Progress, stop: StopRequest
+    path: Path,
+    extractor: Extractor,
+    wants_features: bool,
+    opening: Opening,
+    progress: Progress,
+    stop: StopRequest,
+    group: Group,
 ) -> Reference:
     statistics = read_statistics(path)
     _check_network(path, statistics.about, len(statistics.mean), extractor)
     found = from_statistics(statistics)
     if wants_features and found.features is None and has_images(path):
-        images = from_npz(path)
-        measured = measure(images, extractor, KEEP_OF_REFERENCE, f"images in {path}", progress, stop)
+        folder = opening.root / STATISTICS_FOLDER
+        measured, _ = kept_statistics(from_npz(path), extractor, folder, progress, stop, group=group)
         found = replace(found, features=measured.features)
     about = {"path": str(path.absolute()), "count": found.count or None, "sha256": file_sha256(path)}
     about |= {name: statistics.about[name] for name in ("source", "extractor") if name in statistics.about}

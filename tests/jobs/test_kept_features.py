@@ -1,0 +1,127 @@
+"""--save-features: features are used again while nothing has changed, and never after."""
+
+import os
+
+import numpy as np
+import pytest
+import tiny
+import toy_features
+from PIL import Image
+
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UserError
+from titokctl.jobs.fid import fid
+from titokctl.jobs.tokenize import tokenize
+from titokctl.progress import SilentProgress
+
+
+class Remarks(SilentProgress):
+    """Progress that keeps what is said and started."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def start(self, what, total, unit="images", done=0) -> None:
+        self.said.append(f"start {what}")
+
+    def say(self, text) -> None:
+        self.said.append(text)
+
+    def heard(self, words: str) -> bool:
+        return any(words in text for text in self.said)
+
+
+def noise(n: int, seed: int, size: int = 24) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def toy(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    toy_features.install(tmp_path / "package")
+    np.savez(tmp_path / "ref.npz", noise(30, 9))
+
+
+def judge(samples, tmp_path, **settings):
+    remarks = Remarks()
+    with StopRequest() as stop:
+        found = fid(
+            str(samples), str(tmp_path / "ref.npz"), tmp_path / "runs", features="toy", progress=remarks, stop=stop,
+            **settings,
+        )  # fmt: skip
+    return found, remarks
+
+
+def test_a_set_is_looked_at_once_and_the_numbers_stay(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(40, 0))
+    first, looked = judge(tmp_path / "a.npz", tmp_path, save_features=True)
+    assert looked.heard(f"start features of {tmp_path / 'a.npz'}")
+    assert looked.heard("are kept in")
+    again, reread = judge(tmp_path / "a.npz", tmp_path)
+    assert not reread.heard(f"start features of {tmp_path / 'a.npz'}")
+    assert again == first
+    as_reference, _ = judge(tmp_path / "ref.npz", tmp_path)
+    with StopRequest() as stop:
+        back = fid(str(tmp_path / "ref.npz"), str(tmp_path / "a.evaluation-toy.npz"), tmp_path, features="toy",
+                   progress=SilentProgress(), stop=stop)  # fmt: skip
+    assert back.metrics["fd-toy"] == pytest.approx(first.metrics["fd-toy"], rel=1e-6)
+    assert as_reference.metrics["fd-toy"] == pytest.approx(0, abs=1e-6)
+
+
+def test_other_images_under_the_same_name_are_looked_at_again(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(40, 0))
+    first, _ = judge(tmp_path / "a.npz", tmp_path, save_features=True)
+    np.savez(tmp_path / "a.npz", noise(40, 1))
+    second, remarks = judge(tmp_path / "a.npz", tmp_path)
+    assert remarks.heard("of other images or of another network, and is not used")
+    assert second.metrics["fd-toy"] != first.metrics["fd-toy"]
+
+
+def test_a_file_of_the_same_name_size_and_time_is_told_apart(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i, image in enumerate(noise(20, 0)):
+        Image.fromarray(image).save(tmp_path / "a" / f"{i:03d}.png", compress_level=0)
+    first, _ = judge(tmp_path / "a", tmp_path, save_features=True)
+    assert judge(tmp_path / "a", tmp_path)[0].metrics == first.metrics
+    changed = tmp_path / "a" / "004.png"
+    before = changed.stat()
+    Image.fromarray(noise(1, 7)[0]).save(changed, compress_level=0)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert changed.stat().st_size == before.st_size
+    assert judge(tmp_path / "a", tmp_path)[0].metrics != first.metrics
+
+
+def test_another_decoder_in_the_same_file_is_told_apart(tmp_path):
+    weights = tmp_path / "tok.safetensors"
+    tiny.tokenizer(weights, image_size=24)
+    folder = tiny.class_folder(tmp_path / "photos", per_class=6)
+    with StopRequest() as stop:
+        cache = tmp_path / "tokens.h5"
+        tokenize([folder], cache, str(weights), tmp_path / "runs", progress=SilentProgress(), stop=stop)
+    first, _ = judge(cache, tmp_path, tokenizer=str(weights), save_features=True)
+    _, same = judge(cache, tmp_path, tokenizer=str(weights))
+    assert not same.heard(f"start features of {cache}")
+    tiny.tokenizer(weights, seed=3, image_size=24)
+    found, remarks = judge(cache, tmp_path, tokenizer=str(weights))
+    assert remarks.heard("not used")
+    assert found.metrics["fd-toy"] != first.metrics["fd-toy"]
+
+
+def test_features_of_a_set_with_unreadable_images_are_not_kept(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i, image in enumerate(noise(8, 0)):
+        Image.fromarray(image).save(tmp_path / "a" / f"{i:03d}.png")
+    (tmp_path / "a" / "003.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    found, remarks = judge(tmp_path / "a", tmp_path, save_features=True, skip_bad=True)
+    assert found.samples["count"] == 7
+    assert remarks.heard("the features are not kept: some images could not be read")
+    assert not (tmp_path / "a" / "evaluation-toy.npz").exists()
+
+
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(10, 0))
+    judge(tmp_path / "a.npz", tmp_path, save_features=True)
+    kept = tmp_path / "a.evaluation-toy.npz"
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"a\.evaluation-toy\.npz is no \.npz file"):
+        judge(tmp_path / "a.npz", tmp_path)

@@ -1,0 +1,86 @@
+"""The features of samples, kept beside them with --save-features, so that a set is looked at once.
+
+The file is one of statistics (`formats.statistics`) with the features of all images, up to 50,000. Its `key` is a hash
+of every byte of the images, of the network and of what decodes: a file with another key is never used.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from titokctl.distributed.group import Group
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UserError
+from titokctl.evaluation.extractors import Extractor
+from titokctl.evaluation.feature_set import FeatureSet
+from titokctl.formats.statistics import read_statistics, write_statistics
+from titokctl.jobs.feature_pass import (
+    KEEP_OF_SAMPLES,
+    from_statistics,
+    measure,
+    statistics_about,
+    statistics_key,
+    to_statistics,
+)
+from titokctl.jobs.image_set import ImageSet
+from titokctl.progress import Progress
+
+
+def features_file(images: ImageSet, features: str) -> Path | None:
+    """Where the features of a set are kept; None for a set that has no place for them."""
+    return None if images.results is None else images.results.with_name(f"{images.results.name}-{features}.npz")
+
+
+def features_of(
+    images: ImageSet,
+    extractor: Extractor,
+    save: bool,
+    progress: Progress,
+    stop: StopRequest,
+    skip_bad: bool,
+    group: Group,
+) -> FeatureSet | None:
+    """The features of a set, kept ones where they fit; on other ranks than 0 they may be None or incomplete.
+
+    Args:
+        save: keep them for the next time.
+    """
+    kept = kept_features(images, extractor.name, extractor.description, progress) if group.is_main else None
+    if group.from_main(kept is not None):
+        return kept
+    measured = measure(images, extractor, KEEP_OF_SAMPLES, str(images.path), progress, stop, skip_bad, group)
+    if save and group.is_main:
+        _save(images, extractor, measured, progress)
+    return measured
+
+
+def kept_features(
+    images: ImageSet, features: str, description: dict[str, Any], progress: Progress
+) -> FeatureSet | None:
+    """The kept features of a set, if there are and nothing has changed since; says so either way."""
+    path = features_file(images, features)
+    if path is None or not path.is_file():
+        return None
+    statistics = read_statistics(path)
+    if statistics.about.get("key") != statistics_key(images, features, description, exact=True):
+        progress.say(f"{path} is of other images or of another network, and is not used")
+        return None
+    progress.say(f"features of {images.path}: {path}")
+    images.image_size = statistics.about.get("image_size")
+    images.lossy = statistics.about.get("lossy", 0)
+    return from_statistics(statistics)
+
+
+def _save(images: ImageSet, extractor: Extractor, measured: FeatureSet, progress: Progress) -> None:
+    path = features_file(images, extractor.name)
+    if path is None or images.rejected:
+        why = "some images could not be read" if images.rejected else f"{images.path} has no folder for them"
+        progress.say(f"the features are not kept: {why}")
+        return
+    key = statistics_key(images, extractor.name, extractor.description, exact=True)
+    try:
+        write_statistics(path, to_statistics(measured, statistics_about(images, extractor) | {"key": key}))
+    except OSError as error:
+        raise UserError(
+            f"the features can't be kept in {path}: {error.strerror}", "leave out --save-features"
+        ) from error
+    progress.say(f"features of {images.path} are kept in {path}")

@@ -1,0 +1,64 @@
+"""`titokctl stats`: statistics of a reference set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.distributed.group import Group, single_group
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UsageError, UserError
+from titokctl.evaluation.extractors import ExtractorOptions, open_extractor
+from titokctl.formats.statistics import file_sha256, write_statistics
+from titokctl.jobs.feature_pass import KEEP_OF_REFERENCE, measure, statistics_about, to_statistics
+from titokctl.jobs.image_set import Opening
+from titokctl.jobs.image_sets import open_images
+from titokctl.progress import Progress
+
+
+@dataclass(frozen=True)
+class StatsResult:
+    """The statistics file that was made."""
+
+    output: str
+    images: int
+    features: str
+    sha256: str
+
+
+def stats(
+    data: Sequence[str],
+    output: Path,
+    runs: Path,
+    *,
+    features: str = "inception",
+    options: ExtractorOptions | None = None,
+    preprocessing: PreprocessingConfig | None = None,
+    tokenizer: str | None = None,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    progress: Progress,
+    stop: StopRequest,
+    group: Group | None = None,
+) -> StatsResult:
+    """Write the statistics of a set of images.
+
+    Args:
+        data: one .npz, folder, token cache or sample set, or any number of shards.
+        preprocessing: how files become squares; None takes them as they are, which must be of one size.
+        group: processes that share the images; each returns the same.
+
+    Raises: UserError when the output exists or the images can't be used; Stopped after a signal.
+    """
+    group = group or single_group()
+    if output.suffix != ".npz":
+        raise UsageError(f"-o {output} is no .npz", "statistics are kept as .npz, e.g. -o ref.npz")
+    if group.from_main(output.exists()) and not overwrite:
+        raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
+    extractor = open_extractor(features, options)
+    images = open_images(Path(data[0]), Opening(runs, progress.say, tokenizer, preprocessing, extractor.device), data)
+    found = measure(images, extractor, KEEP_OF_REFERENCE, str(images.path), progress, stop, skip_bad, group)
+    if group.is_main:
+        write_statistics(output, to_statistics(found, statistics_about(images, extractor)))
+    group.barrier()
+    return StatsResult(str(output), found.count, extractor.name, file_sha256(output))
