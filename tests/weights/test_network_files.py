@@ -169,6 +169,13 @@ def test_download_that_fails_says_where_to_put_it(cache, server):
     assert list(cache.iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_made_is_named(cache, server):
+    put(cache.parent, b"a file where the folder should be")
+    with pytest.raises(UserError, match=f"cannot make the folder {cache}") as caught:
+        find(published(f"{server.url}/{NAME}"))
+    assert VARIABLE in caught.value.hint
+
+
 def test_a_server_in_trouble_is_asked_again(cache, server):
     server.refused[NAME] = 1
     assert find(published(f"{server.url}/{NAME}")) == cache / NAME

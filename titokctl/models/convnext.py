@@ -28,7 +28,7 @@ class ConvNextSmall(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1000) of images (B, 3, H, W) float32 in [0, 1], trained on 224 px; weights of any type."""
-        x = normalized(images, self.classifier[2].weight.dtype)
+        x = normalized(images, next(self.parameters()).dtype)
         x = self.features(x)  # (B, 768, H / 32, W / 32)
         return self.classifier(x.mean((2, 3), keepdim=True))  # (B, 1000)
 

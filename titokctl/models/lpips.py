@@ -32,7 +32,7 @@ class Lpips(nn.Module):
     def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """VGG16's maps relu1_2, 2_2, 3_3, 4_3, 5_3 of images (B, 3, S, S): (B, C, H, W), of unit length, float32."""
         # The published shift and scale of pictures in [-1, 1] are ImageNet's mean and deviation of those in [0, 1].
-        x = normalized(images, self.features[0].weight.dtype)
+        x = normalized(images, next(self.parameters()).dtype)
         ends = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):

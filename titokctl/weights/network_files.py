@@ -20,7 +20,7 @@ import torch
 
 from titokctl import __version__
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path, disk_errors
+from titokctl.formats.atomic import atomic_path
 from titokctl.progress import Progress, SilentProgress
 from titokctl.weights.hub import offline_switch
 
@@ -167,8 +167,10 @@ def _in_package(file: NetworkFile) -> Path | None:
 
 def _fetched(file: NetworkFile, progress: Progress) -> Path:
     url, target = _address(file), _cache() / file.names[0]
-    with disk_errors(target):
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {target.parent} ({error.strerror})", _advice(file)) from error
     pauses = list(_PAUSES)
     while True:
         try:
