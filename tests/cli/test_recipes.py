@@ -71,7 +71,7 @@ def test_check_names_every_problem_of_every_file(run_cli, files):
     assert result.stdout == ""
     assert "good.yaml is valid" in result.stderr
     assert "bad.yaml has 3 problems:" in result.stderr
-    assert "stage: should be 'single'" in result.stderr
+    assert "stage: should be one of single, vqgan" in result.stderr
     assert "optimiser: unknown field; did you mean optimizer?" in result.stderr
     assert "optimizer: missing" in result.stderr
 

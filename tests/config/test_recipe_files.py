@@ -78,7 +78,7 @@ def test_all_problems_are_named_at_once_with_their_fields(write):
     )
     lines = [line.strip() for line in found.splitlines()]
     assert lines[0].endswith("has 10 problems:")
-    assert "stage: should be 'single', not \"twice\"" in lines
+    assert 'stage: should be one of single, vqgan, proxy, decoder, not "twice"' in lines
     assert "model.num_latent_tokens: missing" in lines
     assert "model.num_latent_token: unknown field; did you mean num_latent_tokens?" in lines
     assert 'model.encoder.width: should be a valid integer, not "wide"' in lines

@@ -120,7 +120,7 @@ def test_a_gaussian_tokenizer_trains_too(train):
 
 def test_the_perceptual_loss_joins_at_its_step(train):
     without = train("training.steps=8", name="without")
-    joined = train("training.steps=8", "loss.perceptual=lite0", "loss.perceptual_start=6", name="with")
+    joined = train("training.steps=8", "loss.perceptual={lite0: 0.1}", "loss.perceptual_start=6", name="with")
     losses = [
         [r["loss"] for r in MetricsLog(run.run / "metrics.jsonl").read() if "loss" in r] for run in (without, joined)
     ]

@@ -1,5 +1,6 @@
 """`titokctl train-tokenizer`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,12 @@ def train_tokenizer(
     validation: Annotated[
         list[Path] | None, typer.Option("--val", help="Held-out images or shards; repeatable.")
     ] = None,
+    proxy: Annotated[
+        str | None, typer.Option("--proxy", help="The VQGAN of the two-stage recipes: a run, a file or a known name.")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="What stage decoder starts from: a run of stage proxy, or a file.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and leave.")] = False,
@@ -47,13 +54,15 @@ def train_tokenizer(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a tokenizer on images or WebDataset shards.
+    """Train a tokenizer, in one stage or in two, on images or WebDataset shards.
 
-    The run lives in <runs>/tokenizer; run the same command again to go on with a stopped one.
+    The run lives in <runs>/tokenizer (a VQGAN's in <runs>/proxy); run the same command again to go on with a stopped
+    one. Stage proxy takes the newest fitting VQGAN there, stage decoder the newest fitting run of stage proxy.
     """
     from titokctl.config import recipe_files
 
-    resolved = recipe_files.load(recipe, "tokenizer", overrides or ())
+    flags = [f"{field}={json.dumps(value)}" for field, value in (("proxy", proxy), ("init", init)) if value is not None]
+    resolved = recipe_files.load(recipe, "tokenizer", [*(overrides or ()), *flags])
     if dry_run:
         print(recipe_files.to_yaml(resolved), end="")
         return

@@ -1,72 +1,19 @@
-"""Recipes: one YAML file = one run. The models of their contents.
+"""What may stand in the recipe of a generator; those of tokenizers are `tokenizer_recipe`.
 
-Reading, overriding and naming recipes is `recipe_files`; this file says only what may stand in one.
+One YAML file = one run. Reading, overriding and naming recipes is `recipe_files`.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from titokctl.config.base import Config, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
-from titokctl.config.models import GeneratorConfig, TokenizerConfig
+from titokctl.config.base import Config, Fraction, NonNegativeFloat, PositiveInt
+from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import SamplingConfig
+from titokctl.config.tokenizer_recipe import Initialization
 from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 MaskScheduleName = Literal["arccos", "cosine", "linear", "root"]
-Initialization = Literal["published", "fan-in"]  # fan-in: for widths far below 512
-
-
-class AugmentationConfig(Config):
-    """What training does to an image after the shorter edge was brought to the model's size."""
-
-    crop: Literal["center", "random"] = "random"
-    flip: bool = True
-
-
-class SingleStageLossConfig(Config):
-    """Weights of the single-stage losses (TA-TiTok style): pixels, a perceptual network, the quantizer's own or KL.
-
-    `perceptual` "lite0" compares maps of EfficientNet-Lite0 (the demo extra brings it), from `perceptual_start` on.
-    """
-
-    reconstruction: Literal["l2", "l1"] = "l2"
-    reconstruction_weight: NonNegativeFloat = 1.0
-    perceptual: Literal["none", "lite0"] = "none"
-    perceptual_weight: NonNegativeFloat = 0.1
-    perceptual_start: NonNegativeInt = 0
-    quantizer_weight: NonNegativeFloat = 1.0
-    kl_weight: NonNegativeFloat = 1e-6
-
-
-class CodebookConfig(Config):
-    """How the codebook is kept in use. `reseed_decay` null switches re-seeding off (CVQ-VAE, arXiv 2307.15139).
-
-    `continuous_steps` trains that many first steps without quantizing, after which k-means over recent latents gives
-    the first codes; 0 quantizes from the start.
-    """
-
-    reseed_decay: Fraction | None = 0.99
-    continuous_steps: NonNegativeInt = 0
-
-
-class TokenizerRecipe(Config):
-    """A run of train-tokenizer.
-
-    After `encoder_steps` steps the encoder, the latent tokens and the codes stay as they are (at their averages), and
-    only the decoder goes on, as in the second stage of the published recipes; null trains all of it to the end.
-    """
-
-    kind: Literal["tokenizer"]
-    stage: Literal["single"]
-    model: TokenizerConfig
-    encoder_steps: PositiveInt | None = None
-    initialization: Initialization = "published"
-    loss: SingleStageLossConfig = SingleStageLossConfig()
-    codebook: CodebookConfig = CodebookConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    training: TrainingConfig
 
 
 class MaskedLossConfig(Config):
@@ -102,6 +49,3 @@ class GeneratorRecipe(Config):
         if len(set(self.views)) != len(self.views):
             raise ValueError(f"views repeat: {', '.join(self.views)}")
         return self
-
-
-Recipe = Annotated[TokenizerRecipe | GeneratorRecipe, Field(discriminator="kind")]

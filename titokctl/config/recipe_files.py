@@ -12,16 +12,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from titokctl.config.recipe import GeneratorRecipe, TokenizerRecipe
+from titokctl.config.recipe import GeneratorRecipe
 from titokctl.config.sampling import SamplingConfig
+from titokctl.config.tokenizer_recipe import STAGES
 from titokctl.config.yaml_reader import read_mapping, read_value
 from titokctl.errors import UsageError
 
-_KINDS: dict[str, type[BaseModel]] = {
-    "tokenizer": TokenizerRecipe,
-    "generator": GeneratorRecipe,
-    "sampling": SamplingConfig,
-}
+_KINDS = ("tokenizer", "generator", "sampling")
 _TAKEN_BY = {
     "tokenizer": "`titokctl train-tokenizer` takes it",
     "generator": "`titokctl train-gen` takes it",
@@ -77,13 +74,13 @@ def load(name: str, kind: str, overrides: Iterable[str] = ()) -> Any:
         raise UsageError(f"{path} is a {found} recipe, not a {kind} recipe", _TAKEN_BY[found])
     for item in overrides:
         apply_override(data, item)
-    return validate(_KINDS[kind], data, where=str(path))
+    return validate(_model_of(kind, data), data, where=str(path))
 
 
 def check(path: Path) -> BaseModel:
     """Read and validate a recipe file of whichever kind it says it is."""
     data = read_mapping(path)
-    return validate(_KINDS[_kind_of(data, path)], data, where=str(path))
+    return validate(_model_of(_kind_of(data, path), data), data, where=str(path))
 
 
 def _kind_of(data: dict[str, Any], path: Path) -> str:
@@ -95,6 +92,14 @@ def _kind_of(data: dict[str, Any], path: Path) -> str:
         near = difflib.get_close_matches(str(kind), _KINDS, n=1)
         return near[0] if near else "generator" if "views" in data else "tokenizer"
     return kind
+
+
+def _model_of(kind: str, data: dict[str, Any]) -> type[BaseModel]:
+    """What a recipe of `kind` is checked against; with an unknown stage, the stage that was probably meant."""
+    if kind == "tokenizer":
+        stage = str(data.get("stage"))
+        return STAGES[next(iter(difflib.get_close_matches(stage, STAGES, n=1)), "single")]
+    return GeneratorRecipe if kind == "generator" else SamplingConfig
 
 
 def apply_override(data: dict[str, Any], item: str) -> None:
@@ -134,15 +139,16 @@ def to_yaml(recipe: BaseModel) -> str:
 
 def flat_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Fields in which two nested settings differ, "a.b: old -> new", sorted by field."""
-    a, b = _flat(old), _flat(new)
+    a, b = flatten(old), flatten(new)
     names = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in names]
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of names like "model.width"."""
     out: dict[str, Any] = {}
     for key, value in data.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return out
 
 
@@ -155,6 +161,8 @@ def _describe(model: type[BaseModel], data: dict[str, Any], error: Any) -> str:
     if error["type"] == "missing":
         return f"{path}: missing"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if location == ["stage"]:
+        message = f"one of {', '.join(STAGES)}"
     expected = message if error["type"] == "value_error" else f"should be {message}, not {_short(error['input'])}"
     return f"{path}: {expected}"
 

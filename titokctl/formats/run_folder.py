@@ -1,11 +1,11 @@
 """A run folder: what one command made, and what made it.
 
-Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are "tokenizer", "generator" and
-"samples". It is JSON with format "titokctl/run", format_version 1, kind, name, status ("running" or "finished"),
-created and finished (UTC, ISO 8601 with microseconds), settings (the resolved recipe or settings), inputs (paths and
-hashes of what the run was made from), product (once finished: a file name in the folder, or an absolute path when the
-user chose another place), hashes (of the product) and versions. Other files of the folder belong to the command:
-recipe.yaml, metrics.jsonl, checkpoints/, pictures.
+Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are "tokenizer", "proxy" (a VQGAN),
+"generator" and "samples". It is JSON with format "titokctl/run", format_version 1, kind, name, status ("running" or
+"finished"), created and finished (UTC, ISO 8601 with microseconds), settings (the resolved recipe or settings), inputs
+(paths and hashes of what the run was made from), product (once finished: a file name in the folder, or an absolute path
+when the user chose another place), hashes (of the product) and versions. Other files of the folder belong to the
+command: recipe.yaml, metrics.jsonl, checkpoints/, pictures.
 A run counts as a product only when its status is "finished".
 """
 
@@ -24,7 +24,7 @@ from titokctl.formats.atomic import read_json, write_json
 
 FORMAT = "titokctl/run"
 FORMAT_VERSION = 1
-KINDS = ("tokenizer", "generator", "samples")
+KINDS = ("tokenizer", "proxy", "generator", "samples")
 _MADE_WITH = ("torch", "numpy", "pillow", "h5py", "safetensors", "webdataset")
 _FIELDS: dict[str, Any] = {
     "settings": dict,

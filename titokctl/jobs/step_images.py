@@ -2,7 +2,7 @@
 
 import torch
 
-from titokctl.config.recipe import TokenizerRecipe
+from titokctl.config.tokenizer_recipe import TokenizerRecipe
 from titokctl.data.images import to_float
 from titokctl.data.order import batch_positions
 from titokctl.data.prefetch import Prefetch
@@ -20,7 +20,7 @@ class StepImages:
         self._seed, self._size = recipe.training.seed, recipe.training.global_batch_size
         augmentation = recipe.augmentation
         self._images = TrainingImages(
-            source, recipe.model.image_size, crop=augmentation.crop, flip=augmentation.flip, seed=self._seed
+            source, recipe.image_size, crop=augmentation.crop, flip=augmentation.flip, seed=self._seed
         )
         self._prefetch = Prefetch(self._make)
 

@@ -10,6 +10,7 @@ from titokctl.data.training_images import TrainingImages
 from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage
 from titokctl.formats.picture import grid, save_png
 from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.vqgan.vqgan import MaskGitVqgan
 
 _PICTURED = 8
 _VALIDATION_BATCH = 64
@@ -28,7 +29,7 @@ class Validation:
         self._images = TrainingImages(source, size, crop="center", flip=False, seed=0)
         self._folder = folder
 
-    def __call__(self, tokenizer: TiTok, step: int) -> dict[str, float]:
+    def __call__(self, tokenizer: TiTok | MaskGitVqgan, step: int) -> dict[str, float]:
         """PSNR in dB (pooled over all images), SSIM, and the share of codes in use."""
         sums, ids = ReconstructionSums(), []
         pictured: list[torch.Tensor] = []
@@ -44,7 +45,7 @@ class Validation:
         return _numbers(sums, torch.cat(ids), tokenizer)
 
 
-def _numbers(sums: ReconstructionSums, tokens: torch.Tensor, tokenizer: TiTok) -> dict[str, float]:
+def _numbers(sums: ReconstructionSums, tokens: torch.Tensor, tokenizer: TiTok | MaskGitVqgan) -> dict[str, float]:
     score = sums.score()
     found = {"val_psnr": score.psnr_pooled}
     if score.ssim is not None:
@@ -56,7 +57,7 @@ def _numbers(sums: ReconstructionSums, tokens: torch.Tensor, tokenizer: TiTok) -
 
 
 @torch.inference_mode()
-def _reconstruct(tokenizer: TiTok, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _reconstruct(tokenizer: TiTok | MaskGitVqgan, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What `tokenize` gives for uint8 `pixels` (B, S, S, 3), and the decoded pixels of it in the same form."""
-    tokens = tokenizer.tokenize(to_float(pixels).to(tokenizer.latent_tokens.device))
+    tokens = tokenizer.tokenize(to_float(pixels).to(next(tokenizer.parameters()).device))
     return tokens.cpu(), to_bytes(tokenizer.detokenize(tokens)).cpu()

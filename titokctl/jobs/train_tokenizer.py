@@ -5,43 +5,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from titokctl.config.recipe import TokenizerRecipe
+from titokctl.config.tokenizer_recipe import TokenizerRecipe
 from titokctl.data.sources import open_source
 from titokctl.data.sources.source import Source
 from titokctl.distributed.group import Group, single_group
-from titokctl.distributed.reduce import summed
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.jobs.run_setup import check_division, training_run
+from titokctl.jobs.stage_start import Start, find_start
 from titokctl.jobs.step_images import StepImages
+from titokctl.jobs.tokenizer_stages import Surroundings, build_stage, run_kind, save_product
 from titokctl.jobs.tokenizer_validation import Validation
-from titokctl.models.fan_in import initialize_fan_in
-from titokctl.models.initialization import initialize
-from titokctl.models.perceptual import Lite0Perceptual
-from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
 from titokctl.training.loop import Loop
-from titokctl.training.randomness import key
-from titokctl.training.single_stage import SingleStage
-from titokctl.weights.feature_networks import load_lite0
-from titokctl.weights.hashes import encoder_sha256, weights_sha256
-from titokctl.weights.store import save_tokenizer
 
 WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
-    """What a finished run is: its folder, its weights, and the last numbers of its log."""
+    """What a finished run is: its folder, its weights, and the last numbers of its log.
+
+    `encoder_sha256` is None for a proxy tokenizer, which makes no ids for a cache.
+    """
 
     run: Path
     weights: Path
-    encoder_sha256: str
     weights_sha256: str
+    encoder_sha256: str | None
     metrics: dict[str, Any]
 
 
@@ -59,7 +52,9 @@ def train_tokenizer(
     stop: StopRequest,
     group: Group | None = None,
 ) -> TrainedTokenizer:
-    """Train a tokenizer, or go on with the run that the same arguments started, or return it when it is finished.
+    """Run one stage of training a tokenizer, or go on with the run that the same arguments started.
+
+    A finished run is returned as it is. A stage that starts from another one's product finds it in the runs folder.
 
     Args:
         data: a folder of images or shards, or several shards.
@@ -78,14 +73,15 @@ def train_tokenizer(
     held_out = open_source(validation) if validation else None
     if len(source) < 1:
         raise UserError(f"no images in {data[0]}", "name a folder of images or of WebDataset shards")
-    inputs = {"data": source.description, "validation": held_out.description if held_out else None}
-    identity = "/".join(s.description["fingerprint"] for s in (source, held_out) if s)
-    with training_run(runs, "tokenizer", recipe_name, recipe, inputs, identity, name, overwrite, group) as run:
+    start = find_start(recipe, runs, progress.say, group)
+    inputs = {"data": source.description, "validation": held_out.description if held_out else None} | start.inputs
+    identity = "/".join([*(s.description["fingerprint"] for s in (source, held_out) if s), *start.identity])
+    with training_run(runs, run_kind(recipe), recipe_name, recipe, inputs, identity, name, overwrite, group) as run:
         if run.is_finished:
             progress.say(f"{run.path} is finished already; --overwrite trains it again")
         else:
             progress.say(f"run: {run.path}")
-            _train(run, recipe, source, held_out, device, progress, stop, group)
+            _train(run, recipe, start, source, held_out, device, progress, stop, group)
         group.barrier()
         return _result(open_run(run.path))
 
@@ -93,6 +89,7 @@ def train_tokenizer(
 def _train(
     run: RunFolder,
     recipe: TokenizerRecipe,
+    start: Start,
     source: Source,
     held_out: Source | None,
     device: str,
@@ -101,35 +98,17 @@ def _train(
     group: Group,
 ) -> None:
     images = StepImages(source, recipe, group)
-    torch.manual_seed(key(recipe.training.seed, "initialization"))
-    tokenizer = TiTok(recipe.model)
-    if recipe.initialization == "fan-in":
-        mean = summed({"mean": images.batch(0).mean() / group.world_size}, group)["mean"]
-        initialize_fan_in(tokenizer, pixel_mean=float(mean))
-    else:
-        initialize(tokenizer)
-    validate = Validation(held_out, recipe.model.image_size, run.path) if held_out else None
-    task = SingleStage(tokenizer.to(device).train(), recipe, images, _perceptual(recipe, device), validate, group)
+    validate = Validation(held_out, recipe.image_size, run.path) if held_out else None
+    task = build_stage(recipe, start, Surroundings(images, validate, device, group))
     Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop, group).run()
     if images.rejected:
         named = "; ".join(f"{r.key} ({r.kind})" for r in images.rejected[:5])
         progress.say(f"{len(images.rejected):,} images can't be decoded, others stood in for them: {named}")
-    if not group.is_main:
-        return
-    trained = task.averaged().cpu()
-    save_tokenizer(run.path / WEIGHTS, trained)
-    run.finish(WEIGHTS, {"encoder_sha256": encoder_sha256(trained), "weights_sha256": weights_sha256(trained)})
-
-
-def _perceptual(recipe: TokenizerRecipe, device: str) -> Lite0Perceptual | None:
-    """The perceptual network that the recipe names, in bf16 where the recipe trains in it."""
-    if recipe.loss.perceptual == "none":
-        return None
-    dtype = torch.float32 if recipe.training.precision == "float32" else torch.bfloat16
-    network = load_lite0().to(device, dtype)
-    return Lite0Perceptual(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    if group.is_main:
+        run.finish(WEIGHTS, save_product(run.path / WEIGHTS, task.averaged().cpu(), start.inputs))
 
 
 def _result(run: RunFolder) -> TrainedTokenizer:
     metrics = MetricsLog(run.path / "metrics.jsonl").newest_values()
-    return TrainedTokenizer(run.path, run.product_path, **run.hashes, metrics=metrics)
+    whole, encoder = run.hashes["weights_sha256"], run.hashes.get("encoder_sha256")
+    return TrainedTokenizer(run.path, run.product_path, whole, encoder, metrics)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 GRID = 16
-_WIDTHS = (128, 128, 256, 512)  # of the first convolution and of the three stages
+_WIDTHS = (1, 1, 2, 4)  # of the first convolution and of the three stages, times `channels`
 _SLOPE = 0.1
 _BLUR = (1.0, 3.0, 3.0, 1.0)
 
@@ -20,14 +20,18 @@ class Discriminator(nn.Module):
     """Three halvings of a picture of any size, the strongest response in each of 16 x 16 places, and a logit for it.
 
     Kernels have odd sizes but for the blur's, so that SAME padding with zeros is the same on both sides.
+
+    Args:
+        channels: of the first convolution, a multiple of 32; 128 as published.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 128) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, _WIDTHS[0], 5, padding=2)
-        self.stages = nn.ModuleList(_Stage(before, after) for before, after in pairwise(_WIDTHS))
-        self.conv_middle = nn.Conv2d(_WIDTHS[-1], _WIDTHS[-1], 1)
-        self.conv_out = nn.Conv2d(_WIDTHS[-1], 1, 5, padding=2)
+        widths = [channels * factor for factor in _WIDTHS]
+        self.conv_in = nn.Conv2d(3, widths[0], 5, padding=2)
+        self.stages = nn.ModuleList(_Stage(before, after) for before, after in pairwise(widths))
+        self.conv_middle = nn.Conv2d(widths[-1], widths[-1], 1)
+        self.conv_out = nn.Conv2d(widths[-1], 1, 5, padding=2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, S, S) float, real ones in [0, 1], to logits (B, 1, 16, 16), positive for real."""

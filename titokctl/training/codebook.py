@@ -3,8 +3,71 @@
 Letters: M latents of a batch (B x K of them), V codebook size, C token size.
 """
 
+from collections.abc import Callable
+
 import torch
+from torch import nn
 from torch.nn import functional as F
+
+from titokctl.config.tokenizer_recipe import CodebookConfig
+from titokctl.distributed.group import Group
+from titokctl.distributed.reduce import gathered
+from titokctl.training.randomness import generator
+
+_KMEANS_ITERATIONS = 10
+_LATENTS_PER_CODE = 16
+
+
+class LiveCodebook:
+    """The codes of something that is trained, found by k-means and re-seeded as the recipe says.
+
+    Args:
+        module: what has them.
+        name: of the parameter (V, C) in it.
+        config: from the recipe.
+        normalize: whether codes are compared on the unit sphere.
+        group: the processes that share each batch.
+    """
+
+    def __init__(self, module: nn.Module, name: str, config: CodebookConfig, normalize: bool, group: Group) -> None:
+        self.name, self.config, self.normalize, self.group = name, config, normalize, group
+        self.codes = module.get_parameter(name)
+        reseeds = config.reseed_decay is not None
+        self.usage = torch.zeros(len(self.codes), device=self.codes.device) if reseeds else None
+
+    def quantizes(self, step: int) -> bool:
+        """Whether `step` looks codes up, rather than taking latents as they are."""
+        return step >= self.config.continuous_steps
+
+    @torch.no_grad()
+    def reseed(self, latents: torch.Tensor, ids: torch.Tensor, is_finite: torch.Tensor) -> None:
+        """Move codes that are hardly used, after a step in which this process's latents (M, C) took ids (M,)."""
+        if self.usage is None or self.config.reseed_decay is None:
+            return
+        before = self.codes.detach().clone(), self.usage.clone()
+        latents, ids = gathered(latents, self.group), gathered(ids, self.group)
+        reseed(self.codes.data, self.usage, latents, ids, self.config.reseed_decay, self.normalize)
+        # A skipped step leaves the codes alone, too: its latents may be anything.
+        for tensor, old in zip((self.codes.data, self.usage), before, strict=True):
+            tensor.copy_(torch.where(is_finite, tensor, old))
+
+    @torch.no_grad()
+    def seed_by_kmeans(self, latents_of: Callable[[int], torch.Tensor], seed: int, step: int) -> None:
+        """The first codes: centres of the latents of some batches from `step` on; `latents_of(step)` gives (M, C)."""
+        found = [gathered(latents_of(step), self.group)]
+        for later in range(1, -(-len(self.codes) * _LATENTS_PER_CODE // len(found[0]))):
+            found.append(gathered(latents_of(step + later), self.group))
+        draws = generator(seed, "k-means", step)
+        self.codes.copy_(kmeans(torch.cat(found), len(self.codes), _KMEANS_ITERATIONS, draws))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint needs besides the codes."""
+        return {"usage": self.usage} if self.usage is not None else {}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from a checkpoint."""
+        if self.usage is not None:
+            self.usage.copy_(tensors["usage"])
 
 
 @torch.no_grad()

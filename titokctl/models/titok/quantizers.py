@@ -53,15 +53,7 @@ class VectorQuantizer(nn.Module):
 
         codebook_loss is mean((q - sg(z))^2), commitment_loss is commitment_cost x mean((sg(q) - z)^2).
         """
-        with _full_precision(latents):
-            z, codes = self._on_sphere(latents.float()), self._on_sphere(self.codebook.float())
-            ids = nearest(z, codes)  # (B, K)
-            q = F.embedding(ids, codes)  # (B, K, C)
-            codebook_loss = F.mse_loss(q, z.detach())
-            commitment_loss = self.commitment_cost * F.mse_loss(z, q.detach())
-            # Written so that the value is q to the bit: the decoder trains on what vectors_of(ids) will give it.
-            vectors = q.detach() + (z - z.detach())
-        return QuantizerOutput(vectors, ids, codebook_loss, commitment_loss, z.new_zeros(()))
+        return vector_quantize(latents, self.codebook, self.normalize, self.commitment_cost)
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, K, C) to ids (B, K) int64."""
@@ -76,6 +68,23 @@ class VectorQuantizer(nn.Module):
         return F.normalize(x, dim=-1) if self.normalize else x
 
 
+def vector_quantize(
+    latents: torch.Tensor, codebook: torch.Tensor, normalize: bool, commitment_cost: float
+) -> QuantizerOutput:
+    """Latents (..., C) to the nearest of the codes (V, C), with gradients; losses as in VectorQuantizer."""
+    with _full_precision(latents):
+        z, codes = latents.float(), codebook.float()
+        if normalize:
+            z, codes = F.normalize(z, dim=-1), F.normalize(codes, dim=-1)
+        ids = nearest(z, codes)  # (...)
+        q = F.embedding(ids, codes)  # (..., C)
+        codebook_loss = F.mse_loss(q, z.detach())
+        commitment_loss = commitment_cost * F.mse_loss(z, q.detach())
+        # Written so that the value is q to the bit: the decoder trains on what vectors_of(ids) will give it.
+        vectors = q.detach() + (z - z.detach())
+    return QuantizerOutput(vectors, ids, codebook_loss, commitment_loss, z.new_zeros(()))
+
+
 class GaussianBottleneck(nn.Module):
     """A diagonal Gaussian for every latent token: the first C channels are the mean, the last C the log-variance.
 
@@ -87,12 +96,19 @@ class GaussianBottleneck(nn.Module):
         super().__init__()
         self.channels = 2 * config.token_size
 
-    def forward(self, latents: torch.Tensor) -> QuantizerOutput:
-        """(B, K, 2C) to vectors (B, K, C); kl is summed over tokens and channels and averaged over the batch."""
+    def forward(self, latents: torch.Tensor, noise: torch.Tensor | None = None) -> QuantizerOutput:
+        """(B, K, 2C) to vectors (B, K, C); kl is summed over tokens and channels and averaged over the batch.
+
+        `noise` (B, K, C) float32, normal, stands for a fresh draw.
+        """
         with _full_precision(latents):
             mean, log_variance = latents.float().chunk(2, -1)  # (B, K, C) each
             log_variance = log_variance.clamp(-30.0, 20.0)
-            vectors = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean) if self.training else mean
+            if self.training:
+                drawn = torch.randn_like(mean) if noise is None else noise
+                vectors = mean + torch.exp(0.5 * log_variance) * drawn
+            else:
+                vectors = mean
             kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum((1, 2)).mean()
         zero = mean.new_zeros(())
         return QuantizerOutput(vectors, None, zero, zero, kl)

@@ -82,3 +82,14 @@ class MaskGitVqgan(nn.Module):
         """Proxy codes (B, h, w) int64 to pixels (B, 3, H, W), not clamped."""
         # Contiguous: GroupNorm over channels-last memory rounds by how threads share a batch.
         return self.decoder(F.embedding(codes, self.codebook).movedim(-1, 1).contiguous())
+
+    @torch.inference_mode()
+    def tokenize(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) in [0, 1] to proxy codes (B, N) int64, row by row of the grid."""
+        return self.codes(images).flatten(1)
+
+    @torch.inference_mode()
+    def detokenize(self, codes: torch.Tensor) -> torch.Tensor:
+        """What `tokenize` gives, (B, N), to images (B, 3, S, S) float32 in [0, 1]."""
+        grid = round(codes.shape[1] ** 0.5)
+        return self.decode(codes.unflatten(1, (grid, grid))).float().clamp(0, 1)

@@ -1,0 +1,58 @@
+"""Stage 2: a tokenizer that predicts proxy codes learns to make pixels of them, while its ids stay as they are.
+
+Source: the TiTok paper, section 3.3 (arXiv 2406.07550). Letters: b images of a micro batch, K latent tokens, S size.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from titokctl.config.tokenizer_recipe import DecoderRecipe
+from titokctl.distributed.group import Group
+from titokctl.models.precision import precision, training_attention
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.training.adversary import Adversary
+from titokctl.training.image_stage import ImageBatches, ImageStage, Made, Micro
+from titokctl.training.pixel_loss import PixelLoss
+
+
+def freeze_encoder(tokenizer: TiTok) -> None:
+    """Leave only what stands behind the codes to be trained; what decides ids is fixed, and in eval mode."""
+    tokenizer.latent_tokens.requires_grad_(False)
+    for fixed in (tokenizer.encoder, tokenizer.quantizer):
+        fixed.requires_grad_(False).eval()
+
+
+class DecoderStage(ImageStage[TiTok]):
+    """The task of `stage: decoder`: the ViT decoder, the VQGAN's codes and its decoder train together.
+
+    Arguments as of ImageStage; `tokenizer` has the weights of stage 1 and a pixel decoder.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TiTok,
+        recipe: DecoderRecipe,
+        images: ImageBatches,
+        pixel_loss: PixelLoss,
+        validate: Callable[[TiTok, int], dict[str, float]] | None,
+        group: Group,
+        adversary: Adversary | None = None,
+    ) -> None:
+        assert tokenizer.proxy_pixels is not None
+        self.tokenizer, self.pixel_loss = tokenizer, pixel_loss
+        freeze_encoder(tokenizer)
+        parts = [tokenizer.encoder, tokenizer.decoder, tokenizer.proxy_pixels]
+        super().__init__(tokenizer, parts, recipe, images, validate, group, adversary=adversary)
+
+    def make(self, micro: Micro) -> Made:
+        """Pixels from the ids of the images, and what they cost."""
+        with precision(self.training.precision, self.device), training_attention(self.device):
+            with torch.no_grad():
+                ids = self.tokenizer.quantizer.nearest(self.tokenizer.encode(micro.images))  # (b, K)
+                vectors = self.tokenizer.quantizer.vectors_of(ids)
+            made = self.tokenizer.decode(vectors).float()  # (b, 3, S, S)
+        loss, mse = self.pixel_loss(made, micro.images, micro.step)
+        if self.adversary is not None:
+            loss = loss + self.adversary.loss(made, micro.step)
+        return Made(loss, {"mse": mse}, made)

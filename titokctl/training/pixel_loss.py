@@ -1,0 +1,32 @@
+"""What a reconstruction loses against its image: differences of pixels, and of what perceptual networks see."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.nn import functional as F
+
+from titokctl.config.tokenizer_recipe import PixelLossConfig
+
+Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class PixelLoss:
+    """The part of the loss that looks at pictures.
+
+    Args:
+        config: weights, and when the networks join.
+        networks: (made, target) -> scalar, both (B, 3, S, S) in [0, 1], for every name in `config.perceptual`.
+    """
+
+    def __init__(self, config: PixelLossConfig, networks: Mapping[str, Perceptual]) -> None:
+        self.config, self.networks = config, networks
+
+    def __call__(self, made: torch.Tensor, images: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss and, detached, the mean squared error of made (B, 3, S, S) float32 against images; scalars."""
+        mse = F.mse_loss(made, images)
+        pixels = mse if self.config.reconstruction == "l2" else F.l1_loss(made, images)
+        loss = self.config.reconstruction_weight * pixels
+        if step >= self.config.perceptual_start:
+            for name, weight in self.config.perceptual.items():
+                loss = loss + weight * self.networks[name](made, images)
+        return loss, mse.detach()
