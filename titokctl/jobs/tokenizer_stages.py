@@ -25,7 +25,6 @@ from titokctl.jobs.stage_start import Start
 from titokctl.models.discriminator import Discriminator
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
-from titokctl.models.perceptual import Lite0Perceptual
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.adversary import Adversary
@@ -36,12 +35,11 @@ from titokctl.training.proxy_stage import ProxyStage
 from titokctl.training.randomness import key
 from titokctl.training.single_stage import SingleStage
 from titokctl.training.vqgan_stage import VqganStage
-from titokctl.weights.feature_networks import load_lite0
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
+from titokctl.weights.perceptual import load_perceptual
 from titokctl.weights.store import save_proxy, save_tokenizer
 
 Validate = Callable[[Any, int], dict[str, float]]
-_PERCEPTUAL: dict[str, tuple[Any, Callable[[], Any]]] = {"lite0": (Lite0Perceptual, load_lite0)}
 
 
 @dataclass(frozen=True)
@@ -123,10 +121,7 @@ def _judges(
 def _pixel_loss(config: PixelLossConfig, training: TrainingConfig, device: str) -> PixelLoss:
     """With the networks that the recipe names, in bf16 where it trains in it."""
     dtype = torch.float32 if training.precision == "float32" else torch.bfloat16
-    networks: dict[str, Perceptual] = {}
-    for name in config.perceptual:
-        loss, load = _PERCEPTUAL[name]
-        networks[name] = loss(load().to(device, dtype).to(memory_format=torch.channels_last))
+    networks: dict[str, Perceptual] = {name: load_perceptual(name, device, dtype) for name in config.perceptual}
     return PixelLoss(config, networks)
 
 
