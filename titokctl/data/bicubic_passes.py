@@ -4,10 +4,11 @@ A float32 product misses the true sum by its rounding errors, which matter only 
 border between two levels: one value in some thousands. Those are found by their distance from the border and computed
 again in float64, where they are exact. Everything else is as fast as float32 is.
 
-A pass is a band matrix, cut into small dense ones. Pixels stay interleaved: the horizontal matrices are spread over the
-channels (C times the multiplications), which costs less than moving bytes to planes and back.
+A pass is a band matrix, cut into small dense ones; colours are planes, so that no product has zeros for other colours.
 """
 
+import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,9 +18,11 @@ import numpy as np
 from titokctl.data.resize_coefficients import ONE, coefficients
 
 _ROUNDING = 2.0**-24  # of one float32 operation, relative
-_ACROSS, _DOWN = 5, 8  # outputs of one small product
+_ACROSS, _DOWN = 16, 8  # outputs of one small product: as wide as a processor's registers; few, where that is free
 _AT_ONCE = 1 << 21  # values of an image that are held as float32 at once
 _AGAIN_AT_ONCE = 1 << 16
+_KEPT = 1 << 21  # values of an array that a thread keeps for its next image
+_kept = threading.local()
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,15 @@ class Pass:
     matrices: np.ndarray
     margin: float
 
+    def inputs_of(self, outputs: np.ndarray) -> np.ndarray:
+        """The inputs (k, taps) of `outputs` (k,); those beyond the last, which have no weight, as the last."""
+        return np.minimum(self.starts[outputs, None] + np.arange(self.weights.shape[1]), self.used - 1)
+
 
 @lru_cache(maxsize=256)
-def across_pass(source: int, target: int, first: int, count: int, channels: int) -> Pass:
-    """The horizontal pass to outputs `first` to `first + count`; matrices (m, span C, n C)."""
-    plan = _plan(source, target, first, count, _ACROSS)
-    m, span, n = plan.matrices.shape
-    spread = np.zeros((m, span, channels, n, channels), np.float32)
-    for c in range(channels):
-        spread[:, :, c, :, c] = plan.matrices
-    return replace(plan, matrices=spread.reshape(m, span * channels, n * channels))
+def across_pass(source: int, target: int, first: int, count: int) -> Pass:
+    """The horizontal pass to outputs `first` to `first + count`; matrices (m, span, n)."""
+    return _plan(source, target, first, count, _ACROSS)
 
 
 @lru_cache(maxsize=256)
@@ -58,25 +60,28 @@ def down_pass(source: int, target: int, first: int, count: int) -> Pass:
     return replace(plan, matrices=np.ascontiguousarray(plan.matrices.transpose(0, 2, 1)))
 
 
-def run_across(plan: Pass, pixels: np.ndarray) -> np.ndarray:
-    """(H, W, C) uint8 with all columns -> (H, n C) float32 holding whole numbers from 0 to 255."""
-    height, _, channels = pixels.shape
-    rows = pixels[:, plan.first : plan.first + plan.used].reshape(height, -1)
-    result = np.empty((height, len(plan.starts) * channels), np.float32)
+def run_across(plan: Pass, planes: np.ndarray) -> np.ndarray:
+    """(C, H, W) uint8 with all columns -> (H, C, n) float32 holding whole numbers from 0 to 255.
+
+    The result of either pass is overwritten by the thread's next image.
+    """
+    channels, height, _ = planes.shape
+    result = _scratch("across", (height, channels, len(plan.starts)))
     span, n = plan.matrices.shape[1:]
-    step = max(1, _AT_ONCE // rows.shape[1])
+    step = max(1, _AT_ONCE // (channels * plan.used))
     for top in range(0, height, step):
-        part = rows[top : top + step].astype(np.float32)
+        pixels = planes[:, top : top + step, plan.first : plan.first + plan.used]
+        part = _scratch("part", pixels.shape)
+        part[...] = pixels
         sums = result[top : top + step]
+        by_plane = sums.transpose(1, 0, 2)
         for (output, start), matrix in zip(plan.blocks, plan.matrices, strict=True):
-            begin, at = start * channels, output * channels
-            np.matmul(part[:, begin : begin + span], matrix, out=sums[:, at : at + n])
+            np.matmul(part[:, :, start : start + span], matrix, out=by_plane[:, :, output : output + n])
 
         def again(places: np.ndarray, part: np.ndarray = part) -> np.ndarray:
-            row, column = np.divmod(places, result.shape[1])
-            output, channel = np.divmod(column, channels)
-            inputs = np.minimum(plan.starts[output, None] + np.arange(plan.weights.shape[1]), plan.used - 1)
-            return _exact(part[row[:, None], inputs * channels + channel[:, None]], plan.weights[output])
+            rest, output = np.divmod(places, len(plan.starts))
+            row, channel = np.divmod(rest, channels)
+            return _exact(part[channel[:, None], row[:, None], plan.inputs_of(output)], plan.weights[output])
 
         _round(sums, plan.margin, again)
     return result
@@ -84,36 +89,48 @@ def run_across(plan: Pass, pixels: np.ndarray) -> np.ndarray:
 
 def run_down(plan: Pass, rows: np.ndarray) -> np.ndarray:
     """(used, M) float32 whole numbers, from input `plan.first` on -> (n, M) float32 likewise."""
-    result = np.empty((len(plan.starts), rows.shape[1]), np.float32)
+    result = _scratch("down", (len(plan.starts), rows.shape[1]))
     n, span = plan.matrices.shape[1:]
     for (output, start), matrix in zip(plan.blocks, plan.matrices, strict=True):
         np.matmul(matrix, rows[start : start + span], out=result[output : output + n])
 
     def again(places: np.ndarray) -> np.ndarray:
         output, column = np.divmod(places, result.shape[1])
-        inputs = np.minimum(plan.starts[output, None] + np.arange(plan.weights.shape[1]), plan.used - 1)
-        return _exact(rows[inputs, column[:, None]], plan.weights[output])
+        return _exact(rows[plan.inputs_of(output), column[:, None]], plan.weights[output])
 
     _round(result, plan.margin, again)
     return result
 
 
 def _round(sums: np.ndarray, margin: float, again: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Round `sums` to bytes in place; `again` gives the exact values at flat places that are too close to call."""
-    nearest = np.rint(sums)
+    """Round contiguous `sums` to bytes in place; `again` gives the exact ones at flat places too close to call."""
+    nearest = np.rint(sums, out=_scratch("nearest", sums.shape))
     np.subtract(sums, nearest, out=sums)
     np.abs(sums, out=sums)
-    close = np.flatnonzero(sums > 0.5 - margin)
+    close = np.flatnonzero(np.greater(sums, 0.5 - margin, out=_scratch("close", sums.shape, np.bool_)))
     np.clip(nearest, 0.0, 255.0, out=sums)
+    flat = sums.reshape(-1)
     for i in range(0, len(close), _AGAIN_AT_ONCE):
         places = close[i : i + _AGAIN_AT_ONCE]
-        sums[np.divmod(places, sums.shape[1])] = again(places)
+        flat[places] = again(places)
 
 
 def _exact(inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(k, taps) bytes and weights -> (k,) bytes; float64 holds every sum of such products exactly."""
     sums = (inputs * weights).sum(axis=1)
     return np.clip(np.floor((sums + ONE // 2) / ONE), 0.0, 255.0)
+
+
+def _scratch(name: str, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    """An array of any content that this thread uses again: new memory of this size costs as much as the arithmetic."""
+    size = math.prod(shape)
+    if size > _KEPT:
+        return np.empty(shape, dtype)
+    array: np.ndarray | None = getattr(_kept, name, None)
+    if array is None or array.size < size:
+        array = np.empty(size, dtype)
+        setattr(_kept, name, array)
+    return array[:size].reshape(shape)
 
 
 def _plan(source: int, target: int, first: int, count: int, per_block: int) -> Pass:

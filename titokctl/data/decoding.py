@@ -1,63 +1,85 @@
-"""Samples of a unit as pixels; what the worker of every kind does, so nothing heavy is imported here."""
+"""Files to squares in a process of its own; what such a process imports is light, and torch is not among it.
 
+A decoding process is asked on its standard input and answers on its standard output, a line of JSON each. Files and
+squares lie in memory that it shares with who started it. It ends when its input does, so also when that one was killed.
+"""
+
+import json
+import mmap
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import BadImage, squares
-from titokctl.data.sources.source import Rejected, Sample
 
-CHUNK = 16  # samples of one task of a worker
+CHUNK = 16  # files of one task of a worker
 
-
-@dataclass(frozen=True)
-class DecodedUnit:
-    """Samples ready for a model; those that could not be decoded are in `rejected` instead.
-
-    pixels (n, S, S, 3) uint8; labels (n,) int32; keys n strings; positions (n,) int64 in the source; further: other
-    squares of the same images, an array (n, S', S', 3) uint8 for each further preprocessing that was asked for.
-    """
-
-    pixels: np.ndarray
-    labels: np.ndarray
-    keys: list[str]
-    positions: np.ndarray
-    rejected: list[Rejected]
-    further: tuple[np.ndarray, ...] = ()
+Bad = tuple[int, str, str]  # which file, a stable short word for the reason, what was found
 
 
-def decode_samples(
-    samples: Sequence[Sample],
-    first: int,
-    configs: Sequence[PreprocessingConfig],
-    into: Sequence[np.ndarray] | None = None,
-) -> DecodedUnit:
-    """The samples from position `first` on as squares of every config, in the arrays `into` where they are given."""
-    arrays = into or [np.empty((len(samples), c.size, c.size, 3), np.uint8) for c in configs]
-    kept: list[int] = []
-    rejected: list[Rejected] = []
-    for i, sample in enumerate(samples):
+def empty_squares(count: int, size: int) -> np.ndarray:
+    """(count, S, S, 3) uint8 of any content, in planes as the squares that `decode_files` makes."""
+    return np.empty((count, 3, size, size), np.uint8).transpose(0, 2, 3, 1)
+
+
+def decode_files(
+    files: Sequence[bytes], configs: Sequence[PreprocessingConfig], into: Sequence[np.ndarray]
+) -> list[Bad]:
+    """Squares of the files, for each config in its array of `into`, without gaps for bad files, which are named."""
+    bad: list[Bad] = []
+    for i, data in enumerate(files):
         try:
-            for array, square in zip(arrays, squares(sample.data, configs), strict=True):
-                array[len(kept)] = square
-            kept.append(i)
+            for array, square in zip(into, squares(data, configs), strict=True):
+                array[i - len(bad)] = square
         except BadImage as error:
-            rejected.append(Rejected(sample.key, error.kind, error.text))
-    labels = np.array([samples[i].label for i in kept], np.int32)
-    positions = first + np.array(kept, np.int64)
-    pixels, *further = (array[: len(kept)] for array in arrays)
-    return DecodedUnit(pixels, labels, [samples[i].key for i in kept], positions, rejected, tuple(further))
+            bad.append((i, error.kind, error.text))
+    return bad
 
 
-def join(parts: Sequence[DecodedUnit]) -> DecodedUnit:
-    """Parts that follow each other as one, in memory of its own."""
-    return DecodedUnit(
-        np.concatenate([p.pixels for p in parts]),
-        np.concatenate([p.labels for p in parts]),
-        [key for p in parts for key in p.keys],
-        np.concatenate([p.positions for p in parts]),
-        [r for p in parts for r in p.rejected],
-        tuple(np.concatenate(arrays) for arrays in zip(*(p.further for p in parts), strict=True)),
-    )
+class SharedTask:
+    """The memory of one task: `squares`, an array (CHUNK, S, S, 3) for each config, and behind them the `files`."""
+
+    def __init__(self, descriptor: int, configs: Sequence[PreprocessingConfig], size: int) -> None:
+        self.size = size
+        self._memory = mmap.mmap(descriptor, size)
+        self.squares: list[np.ndarray] = []
+        self._files_at = 0
+        for config in configs:
+            shape = (CHUNK, 3, config.size, config.size)
+            array = np.frombuffer(self._memory, np.uint8, CHUNK * 3 * config.size**2, self._files_at).reshape(shape)
+            self.squares.append(array.transpose(0, 2, 3, 1))
+            self._files_at += array.size
+
+    @staticmethod
+    def size_for(configs: Sequence[PreprocessingConfig], file_bytes: int) -> int:
+        """Bytes that a task with that many bytes of files needs."""
+        return CHUNK * 3 * sum(config.size**2 for config in configs) + max(file_bytes, 1)
+
+    def put(self, files: Sequence[bytes]) -> None:
+        """Store the files one behind the other."""
+        at = self._files_at
+        for data in files:
+            self._memory[at : at + len(data)] = data
+            at += len(data)
+
+    def files(self, sizes: Sequence[int]) -> list[bytes]:
+        """What `put` stored."""
+        ends = self._files_at + np.cumsum(sizes)
+        return [self._memory[end - size : end] for end, size in zip(ends.tolist(), sizes, strict=True)]
+
+
+def main() -> None:
+    """A decoding process; its arguments are the descriptor of the memory, and the configs as JSON."""
+    descriptor = int(sys.argv[-2])
+    configs = [PreprocessingConfig(**values) for values in json.loads(sys.argv[-1])]
+    task: SharedTask | None = None
+    try:
+        for line in sys.stdin:
+            size, *sizes = json.loads(line)
+            if task is None or task.size != size:
+                task = SharedTask(descriptor, configs, size)
+            print(json.dumps(decode_files(task.files(sizes), configs, task.squares)), flush=True)
+    except (BrokenPipeError, KeyboardInterrupt):
+        pass

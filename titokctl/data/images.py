@@ -150,6 +150,20 @@ def encode_png(pixels: np.ndarray, compress_level: int = 6) -> bytes:
     return out.getvalue()
 
 
+def encode_webp(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 as a lossless WebP file; method 0 takes a third of a PNG's time, and others save little more."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "WEBP", lossless=True, method=0)
+    return out.getvalue()
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
+    """(H, W, 3) uint8 as a JPEG file, with halved colour planes."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
 def to_float(pixels: "torch.Tensor") -> "torch.Tensor":
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1], contiguous, on the same device."""
     import torch
@@ -197,7 +211,8 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     """A loaded image of any mode as (H, W, 3) uint8."""
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
-        return np.asarray(image)
+        planes = b"".join(image.tobytes("raw", band) for band in "RGB")  # as fast as interleaved, and so is the resize
+        return np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width).transpose(1, 2, 0)
     if mode.startswith("I"):
         return _repeat((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
     if mode == "CMYK":

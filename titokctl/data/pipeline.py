@@ -1,15 +1,110 @@
-"""From units of a source to pixels, in order, with several workers."""
+"""From units of a source to pixels, in order, with several workers.
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+Workers are threads for the first images of a job, which small ones never get beyond, and then processes: threads wait
+for each other at the interpreter's lock, but cost nothing to start.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.decoding import CHUNK, DecodedUnit, decode_samples, join
+from titokctl.data.decode_processes import DecodeProcesses
+from titokctl.data.decoding import CHUNK, Bad, decode_files, empty_squares
 from titokctl.data.sources.source import Rejected, Sample, Source, Unit
 from titokctl.data.training_images import TrainingImages
 from titokctl.data.workers import in_order
 
-__all__ = ["DecodedUnit", "Rejected", "TrainingImages", "decode_unit", "decode_units"]
+__all__ = ["DecodedUnit", "Decoder", "Rejected", "TrainingImages", "decode_unit", "decode_units"]
+
+_BY_THREADS = 1024  # images of a job
+
+
+@dataclass(frozen=True)
+class DecodedUnit:
+    """Samples ready for a model; those that could not be decoded are in `rejected` instead.
+
+    pixels (n, S, S, 3) uint8, a view of planes; labels (n,) int32; keys n strings; positions (n,) int64 in the source;
+    further: other squares of the same images, an array (n, S', S', 3) uint8 for each further preprocessing that was
+    asked for.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    keys: list[str]
+    positions: np.ndarray
+    rejected: list[Rejected]
+    further: tuple[np.ndarray, ...] = ()
+
+
+class Decoder:
+    """Units of a source as pixels, one after the other; a context manager, since it may start processes.
+
+    Args:
+        source: whose units they are.
+        configs: the preprocessing of `pixels`, and those of `further`; each image is decoded once.
+        workers: how many images are decoded at once; with 1, by the caller's thread.
+        by_threads: after so many images, processes take the place of threads.
+    """
+
+    def __init__(
+        self, source: Source, configs: Sequence[PreprocessingConfig], workers: int = 1, by_threads: int = _BY_THREADS
+    ) -> None:
+        self._source, self._configs, self._workers, self._by_threads = source, list(configs), workers, by_threads
+        self._processes = DecodeProcesses(self._configs)
+        self._begun = 0
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._processes.__exit__(kind, error, trace)
+
+    def unit(self, unit: Unit) -> DecodedUnit:
+        """One unit as pixels. Raises UserError when a decoding process is killed."""
+        if self._source.can_seek:
+            return self._decoded(unit.first, unit.count, self._source.read_many, [])
+        samples, rejected = self._source.read_unit(unit)
+        return self._decoded(unit.first, len(samples), lambda at: [samples[i - unit.first] for i in at], rejected)
+
+    def _decoded(
+        self, first: int, count: int, read: Callable[[range], list[Sample]], rejected: list[Rejected]
+    ) -> DecodedUnit:
+        """The samples at `first` to `first + count` of `read`."""
+        arrays = [empty_squares(count, config.size) for config in self._configs]
+
+        def make(at: int) -> tuple[list[Sample], list[Bad]]:
+            samples = read(range(first + at, first + min(at + CHUNK, count)))
+            bad = self._decode([s.data for s in samples], [array[at : at + CHUNK] for array in arrays])
+            return [Sample(s.key, s.label, b"") for s in samples], bad
+
+        keys: list[str] = []
+        labels: list[int] = []
+        positions: list[int] = []
+        rejected = list(rejected)
+        for at, (samples, bad) in in_order(make, range(0, count, CHUNK), self._workers):
+            rejected += [Rejected(samples[i].key, kind, text) for i, kind, text in bad]
+            kept = sorted(set(range(len(samples))) - {i for i, _, _ in bad})
+            if len(keys) != at:  # close the gap that a bad file left
+                for array in arrays:
+                    array[len(keys) : len(keys) + len(kept)] = array[at : at + len(kept)].copy()
+            keys += [samples[i].key for i in kept]
+            labels += [samples[i].label for i in kept]
+            positions += [first + at + i for i in kept]
+        self._begun += count
+        pixels, *further = (array[: len(keys)] for array in arrays)
+        return DecodedUnit(
+            pixels, np.array(labels, np.int32), keys, np.array(positions, np.int64), rejected, tuple(further)
+        )
+
+    def _decode(self, files: list[bytes], into: list[np.ndarray]) -> list[Bad]:
+        if self._workers > 1 and self._begun >= self._by_threads:
+            return self._processes.decode(files, into)
+        return decode_files(files, self._configs, into)
 
 
 def decode_unit(
@@ -20,7 +115,8 @@ def decode_unit(
     further: Sequence[PreprocessingConfig] = (),
 ) -> DecodedUnit:
     """One unit of a source as pixels, with `workers` threads."""
-    return next(decode_units(source, [unit], preprocessing, workers, further))
+    with Decoder(source, [preprocessing, *further], workers) as decoder:
+        return decoder.unit(unit)
 
 
 def decode_units(
@@ -34,38 +130,6 @@ def decode_units(
 
     `further` are other squares that are wanted of the same images; each image is decoded once.
     """
-    configs = [preprocessing, *further]
-
-    def make(task: tuple[Unit, int, int]) -> DecodedUnit:
-        _, first, count = task
-        return decode_samples(source.read_many(range(first, first + count)), first, configs)
-
-    def tasks() -> Iterator[tuple[Unit, int, int]]:
-        for unit in units:
-            for first in range(unit.first, unit.first + unit.count, CHUNK):
-                yield unit, first, min(CHUNK, unit.first + unit.count - first)
-
-    if not source.can_seek:
-        yield from _decode_whole(source, units, configs, workers)
-        return
-    parts: list[DecodedUnit] = []
-    for (unit, first, count), part in in_order(make, tasks(), workers):
-        parts.append(part)
-        if first + count == unit.first + unit.count:
-            yield join(parts)
-            parts = []
-
-
-def _decode_whole(
-    source: Source, units: Iterable[Unit], configs: Sequence[PreprocessingConfig], workers: int
-) -> Iterator[DecodedUnit]:
-    """As `decode_units` where a unit can only be read as a whole."""
-    for unit in units:
-        samples, rejected = source.read_unit(unit)
-
-        def make(at: int, samples: list[Sample] = samples, first: int = unit.first) -> DecodedUnit:
-            return decode_samples(samples[at : at + CHUNK], first + at, configs)
-
-        parts = [part for _, part in in_order(make, range(0, len(samples), CHUNK), workers)]
-        decoded = join([decode_samples([], unit.first, configs), *parts])
-        yield replace(decoded, rejected=rejected + decoded.rejected)
+    with Decoder(source, [preprocessing, *further], workers) as decoder:
+        for _, decoded in in_order(decoder.unit, units, min(workers, 2), ahead=1):
+            yield decoded

@@ -38,13 +38,13 @@ def resize(
     """`pixels` (H, W, C) uint8 scaled to `size` (h, w), or only the part `window` of that.
 
     Args:
-        pixels: (H, W, C) uint8, any strides.
+        pixels: (H, W, C) uint8, any strides; planes (a view of a contiguous (C, H, W)) cost least.
         size: height and width of the whole result.
         window: (top, left, height, width) within the whole result; rows and columns outside it are never computed.
         kind: "bicubic" or "box"; both with antialias, as Pillow's.
 
     Returns:
-        (height, width, C) uint8, contiguous.
+        (height, width, C) uint8; of the bicubic filter a view of contiguous planes (C, height, width).
 
     Raises:
         ValueError: a size below 1, or a window that leaves the result.
@@ -69,12 +69,14 @@ def _bicubic(pixels: np.ndarray, size: tuple[int, int], window: tuple[int, int, 
     top, left, rows, columns = window
     down = down_pass(pixels.shape[0], size[0], top, rows) if size[0] != pixels.shape[0] else None
     used = pixels[top : top + rows] if down is None else pixels[down.first : down.first + down.used]
+    planes = used.transpose(2, 0, 1)
     if size[1] == pixels.shape[1]:
-        across = used[:, left : left + columns].reshape(len(used), -1).astype(np.float32)
+        across = planes[:, :, left : left + columns].transpose(1, 0, 2).astype(np.float32, order="C")
     else:
-        across = run_across(across_pass(pixels.shape[1], size[1], left, columns, pixels.shape[2]), used)
-    result = across if down is None else run_down(down, across)
-    return result.astype(np.uint8).reshape(rows, columns, -1)
+        across = run_across(across_pass(pixels.shape[1], size[1], left, columns), planes)
+    result = across if down is None else run_down(down, across.reshape(len(across), -1))
+    lines = result.astype(np.uint8).reshape(rows, -1, columns)
+    return np.ascontiguousarray(lines.transpose(1, 0, 2)).transpose(1, 2, 0)
 
 
 # Between the passes an image is (H, C, W) or (W, C, H): copies between such layouts have long inner loops, while moving

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS
+from titokctl.data.decoding import empty_squares
 from titokctl.data.images import BadImage, crop_at, decode, scaled_size, shorter_edge_to
 from titokctl.data.order import uniform
 from titokctl.data.sources.source import Rejected, Sample, Source
@@ -75,7 +76,7 @@ class TrainingImages:
         when = np.asarray(epochs, np.int64)
         where = uniform(self._seed, _CROP, when, at) if self._crop == "random" else None
         mirrored = uniform(self._seed, _FLIP, when, at) < 0.5 if self._flip else np.zeros(len(at), bool)
-        out = np.empty((len(at), self._size, self._size, 3), np.uint8)
+        out = empty_squares(len(at), self._size)
 
         def fill(rows: range) -> None:
             samples = self._samples([int(at[i]) for i in rows])

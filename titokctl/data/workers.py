@@ -1,7 +1,7 @@
 """Work done by several threads, handed over in order.
 
-Threads serve for images: Pillow and NumPy let go of Python's lock while they compute. What a worker does must depend on
-its arguments alone, so that processes can take its place.
+Threads serve for a few images: Pillow and NumPy let go of Python's lock while they compute. For many, each thread hands
+its files to a process (`decode_processes`).
 """
 
 import os

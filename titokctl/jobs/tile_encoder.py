@@ -85,7 +85,7 @@ class TileEncoder:
 
     def _images(self, pixels: np.ndarray) -> torch.Tensor:
         """(n, S, S, 3) uint8 -> (tile, 3, S, S) in [0, 1], black where there is no image."""
-        padded = torch.zeros((self._tile, *pixels.shape[1:]), dtype=torch.uint8)
+        padded = torch.zeros((self._tile, 3, *pixels.shape[1:3]), dtype=torch.uint8).permute(0, 2, 3, 1)  # as `pixels`
         padded[: len(pixels)] = torch.from_numpy(pixels)
         return to_float(padded.to(self._device))
 

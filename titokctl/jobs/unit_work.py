@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.pipeline import DecodedUnit, decode_unit
+from titokctl.data.pipeline import DecodedUnit, Decoder
 from titokctl.data.sources import Source, Unit
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.token_parts import PartsFolder, TokenPart
@@ -26,7 +26,7 @@ class UnitWork:
     """One process's share of the work.
 
     Args:
-        workers: decoding threads.
+        workers: how many images are decoded at once.
         advance: told of every finished image, with a row or without.
         stop: looked at between tiles; the unit in hand is then dropped.
     """
@@ -45,7 +45,12 @@ class UnitWork:
         `units` is asked for the next one while one is being encoded. Raises Stopped after a signal.
         """
         pending: Future[None] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer, closing(self._decoded(units)) as decoded:  # type: ignore[type-var]
+        configs = [self.preprocessing, *self.encoder.squares]
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+            Decoder(self.source, configs, self.workers) as decoder,
+            closing(self._decoded(units, decoder)) as decoded,  # type: ignore[type-var]
+        ):
             for unit, images in decoded:
                 self.stop.check(SAVED)
                 part = self._part(unit, images)
@@ -57,18 +62,16 @@ class UnitWork:
                 pending.result()
         self.stop.check(SAVED)
 
-    def _decoded(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, DecodedUnit]]:
+    def _decoded(self, units: Iterator[Unit], decoder: Decoder) -> Iterator[tuple[Unit, DecodedUnit]]:
         with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-            ahead = pool.submit(self._next, units)
+            ahead = pool.submit(self._next, units, decoder)
             while (found := self._result(ahead)) is not None:
-                ahead = pool.submit(self._next, units)
+                ahead = pool.submit(self._next, units, decoder)
                 yield found
 
-    def _next(self, units: Iterator[Unit]) -> tuple[Unit, DecodedUnit] | None:
+    def _next(self, units: Iterator[Unit], decoder: Decoder) -> tuple[Unit, DecodedUnit] | None:
         unit = None if self.stop.requested else next(units, None)
-        if unit is None:
-            return None
-        return unit, decode_unit(self.source, unit, self.preprocessing, self.workers, self.encoder.squares)
+        return None if unit is None else (unit, decoder.unit(unit))
 
     def _result(self, ahead: "Future[tuple[Unit, DecodedUnit] | None]") -> tuple[Unit, DecodedUnit] | None:
         while not wait([ahead], _LOOK_EVERY_S).done:

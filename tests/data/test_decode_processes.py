@@ -1,0 +1,109 @@
+"""Images decoded by processes: the same pixels, an error when one dies, and none left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import class_folders, encoded, noise
+
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.data.decode_processes import DecodeProcesses
+from titokctl.data.decoding import empty_squares
+from titokctl.data.images import preprocess
+from titokctl.data.pipeline import Decoder
+from titokctl.data.sources import Source, open_source
+from titokctl.errors import UserError
+
+CONFIGS = [PreprocessingConfig(size=16), PreprocessingConfig(size=20, crop="adm")]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    class_folders(tmp_path / "in", each=30)
+    for position, data in ((0, b""), (17, b"GIF89a"), (59, None)):
+        path = tmp_path / "in" / open_source([tmp_path / "in"]).names[position]  # type: ignore[attr-defined]
+        path.write_bytes(path.read_bytes()[:200] if data is None else data)
+    return open_source([tmp_path / "in"])
+
+
+def runs(pid: int) -> bool:
+    """Whether the process is there and not only waiting to be asked how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_processes_make_what_threads_make(source: Source) -> None:
+    unit = source.units[0]
+    with Decoder(source, CONFIGS, 3, by_threads=0) as processes, Decoder(source, CONFIGS, 3) as threads:
+        ours, theirs = processes.unit(unit), threads.unit(unit)
+        assert processes._processes._all
+        assert not threads._processes._all
+        again = processes.unit(unit)
+    assert ours.keys == theirs.keys
+    assert ours.rejected == theirs.rejected
+    assert [r.key for r in ours.rejected] == [source.keys()[p] for p in (0, 17, 59)]
+    kept = [p for p in range(60) if p not in (0, 17, 59)]
+    assert ours.positions.tolist() == theirs.positions.tolist() == kept
+    np.testing.assert_array_equal(ours.pixels, [preprocess(s.data, CONFIGS[0]) for s in source.read_many(kept)])
+    for made in (theirs, again):
+        np.testing.assert_array_equal(made.pixels, ours.pixels)
+        np.testing.assert_array_equal(made.further[0], ours.further[0])
+
+
+def test_files_larger_than_the_memory_at_first() -> None:
+    files = [encoded(noise(900, 900, seed=i), "PNG") for i in range(3)]
+    assert sum(map(len, files)) > 4 << 20
+    into = [empty_squares(3, 16)]
+    with DecodeProcesses(CONFIGS[:1]) as processes:
+        assert processes.decode(files[:1], into) == []
+        assert processes.decode(files, into) == []
+    np.testing.assert_array_equal(into[0], [preprocess(data, CONFIGS[0]) for data in files])
+
+
+def test_a_killed_process_is_an_error_and_the_others_end(source: Source) -> None:
+    with (  # noqa: PT012
+        pytest.raises(UserError, match="decodes images was killed by signal 9"),
+        Decoder(source, CONFIGS, 2, by_threads=0) as decoder,
+    ):
+        decoder.unit(source.units[0])
+        pids = [process._process.pid for process in decoder._processes._all]
+        os.kill(pids[0], signal.SIGKILL)
+        for _ in range(20):
+            decoder.unit(source.units[0])
+    assert not any(map(runs, pids))
+
+
+PARENT = """
+import sys, time
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.data.decode_processes import DecodeProcesses
+from titokctl.data.decoding import empty_squares
+processes = DecodeProcesses([PreprocessingConfig(size=16)])
+processes.decode([b""], [empty_squares(1, 16)])
+print(processes._all[0]._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_processes_end_with_a_killed_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert runs(pid)
+        parent.kill()
+    until = time.monotonic() + 60
+    while runs(pid):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_decoding_imports_no_torch() -> None:
+    code = "import sys, titokctl.data.decoding; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
