@@ -16,6 +16,11 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16", "fp16")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def low_dtype(name: Precision) -> torch.dtype | None:
+    """The 16-bit type of a precision; None for those whose numbers stay float32."""
+    return _AUTOCAST.get(name)
+
+
 @contextlib.contextmanager
 def precision(name: Precision, device: torch.device | str) -> Iterator[None]:
     """Do the block's arithmetic in `name` on `device`; the switches are as before afterwards.

@@ -1,0 +1,132 @@
+"""Networks prepared for inference: the same functions, in the precision asked for."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from titokctl.config.models import GeneratorConfig, TokenizerConfig, TransformerConfig, VqganConfig
+from titokctl.models.inference import fastest_precision, prepared
+from titokctl.models.initialization import initialize
+from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.precision import PRECISIONS, precision
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.vqgan.fast_decoder import FastVqganDecoder, doubling_kernel
+from titokctl.models.vqgan.vqgan import VqganDecoder
+
+PROXY = VqganConfig(channels=32, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1, codebook_size=30, token_size=8)
+
+
+def tokenizer(head: str) -> TiTok:
+    vit = TransformerConfig(patch_size=8, width=64, num_layers=2, num_heads=2)
+    torch.manual_seed(0)
+    module = TiTok(TokenizerConfig(
+        image_size=32, num_latent_tokens=8, encoder=vit, decoder=vit, codebook_size=64, token_size=4, head=head,
+        proxy=PROXY if head == "proxy" else None,
+    ))  # fmt: skip
+    return _with_large_weights(module)
+
+
+def generator(architecture: str) -> MaskGit:
+    config = GeneratorConfig(architecture=architecture, num_latent_tokens=8, codebook_size=64, num_classes=3, width=64,
+                             num_layers=4, num_heads=2, mlp_width=128)  # fmt: skip
+    torch.manual_seed(0)
+    return _with_large_weights(MaskGit(config))
+
+
+def _with_large_weights(module):
+    """As initialised, outputs hardly depend on inputs."""
+    initialize(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return module.eval()
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_the_fastest_precision_is_one_the_cpu_has():
+    assert fastest_precision("cpu") in {"bf16", "float32"}
+    with precision(fastest_precision("cpu"), "cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).sum() == 8
+
+
+def test_doubling_and_convolution_are_one_transposed_convolution():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 5, 6, 7), torch.randn(4, 5, 3, 3), torch.randn(4)
+    plain = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    fast = F.conv_transpose2d(x, doubling_kernel(weight), bias, stride=2, padding=1)
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fast_vqgan_decoder_is_the_plain_one():
+    torch.manual_seed(0)
+    plain = _with_large_weights(VqganDecoder(PROXY))
+    vectors = torch.randn(3, 8, 4, 6)
+    with torch.inference_mode():
+        expected = plain(vectors)
+        torch.testing.assert_close(FastVqganDecoder(plain, torch.float32)(vectors), expected, rtol=1e-3, atol=1e-4)
+        assert relative_error(FastVqganDecoder(plain, torch.bfloat16)(vectors), expected) < 0.05
+
+
+@pytest.mark.parametrize("head", ["pixel", "proxy"])
+def test_a_tokenizer_in_bf16_stays_near_float32(head):
+    plain = tokenizer(head)
+    fast = prepared(plain, "cpu", "bf16")
+    ids, images = torch.randint(64, (3, 8)), torch.rand(3, 3, 32, 32)
+    with precision("bf16", "cpu"):
+        pixels, latents = fast.detokenize(ids), fast.latents(images)
+    assert pixels.dtype == latents.dtype == torch.float32
+    assert isinstance(fast, TiTok)
+    assert 0 < (pixels - plain.detokenize(ids)).abs().mean() < 0.02
+    assert 0 < relative_error(latents, plain.latents(images)) < 0.05
+
+
+@pytest.mark.parametrize("architecture", ["vit", "uvit"])
+def test_a_generator_in_bf16_stays_near_float32(architecture):
+    plain = generator(architecture)
+    fast = prepared(plain, "cpu", "bf16")
+    ids, labels = torch.randint(65, (3, 8)), torch.arange(3)
+    with torch.inference_mode(), precision("bf16", "cpu"):
+        logits = fast(ids, labels)
+    with torch.inference_mode():
+        expected = plain(ids, labels)
+    assert logits.dtype == torch.float32
+    assert 0 < relative_error(logits, expected) < 0.05
+
+
+def test_float32_changes_no_bit():
+    plain, ids = tokenizer("proxy"), torch.randint(64, (3, 8))
+    assert torch.equal(prepared(plain, "cpu", "float32").detokenize(ids), plain.detokenize(ids))
+
+
+@pytest.mark.parametrize("head", ["pixel", "proxy"])
+def test_an_image_does_not_depend_on_its_batch(head):
+    fast, ids = prepared(tokenizer(head), "cpu", "bf16"), torch.randint(64, (5, 8))
+    with precision("bf16", "cpu"):
+        together = fast.detokenize(ids)
+        alone = torch.cat([fast.detokenize(ids[i : i + 1]) for i in range(5)])
+    assert torch.equal(together, alone)
+    assert fast.detokenize(ids[:0]).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_the_copy_is_frozen_and_the_original_untouched(name):
+    plain = tokenizer("proxy").train()
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+    fast = prepared(plain, "cpu", name)
+    assert not fast.training
+    assert not any(p.requires_grad for p in fast.parameters())
+    assert plain.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in plain.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
+
+
+def test_only_the_half_that_is_used_is_converted():
+    plain = tokenizer("proxy")
+    fast = prepared(plain, "cpu", "bf16", half="decoder")
+    assert {p.dtype for p in fast.encoder.parameters()} == {torch.float32}
+    assert fast.encoder.patch_embed.weight.data_ptr() == plain.encoder.patch_embed.weight.data_ptr()
+    assert torch.bfloat16 in {p.dtype for p in fast.decoder.parameters()}
