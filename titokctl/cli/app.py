@@ -59,6 +59,8 @@ def _register() -> None:
         "train_gen",
         "sample",
         "fid",
+        "stats",
+        "compare",
         "reconstruct",
         "inspect",
         "verify",

@@ -49,7 +49,7 @@ def features_of(
         return kept
     measured = measure(images, extractor, KEEP_OF_SAMPLES, str(images.path), progress, stop, skip_bad, group)
     if save and group.is_main:
-        _save(images, extractor, measured, progress)
+        save_features(images, extractor, measured, progress)
     return measured
 
 
@@ -70,7 +70,8 @@ def kept_features(
     return from_statistics(statistics)
 
 
-def _save(images: ImageSet, extractor: Extractor, measured: FeatureSet, progress: Progress) -> None:
+def save_features(images: ImageSet, extractor: Extractor, measured: FeatureSet, progress: Progress) -> None:
+    """Keep the features of a set beside it, or say why not. Raises UserError when they can't be written."""
     path = features_file(images, extractor.name)
     if path is None or images.rejected:
         why = "some images could not be read" if images.rejected else f"{images.path} has no folder for them"

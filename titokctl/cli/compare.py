@@ -1,0 +1,104 @@
+"""`titokctl compare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from titokctl.cli import console
+from titokctl.cli.features import Device, Fast, Features, InceptionWeights, SaveFeatures, Tokenizer, extractor_options
+from titokctl.cli.options import Json, Quiet, RunsDir
+
+if TYPE_CHECKING:
+    from titokctl.jobs.compare import Comparison, PairTested
+
+EXAMPLE = "Example: titokctl compare samples-a/ samples-b/ --ref VIRTUAL_imagenet256_labeled.npz"
+_SURE = 0.05
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compare", epilog=EXAMPLE)(compare)
+
+
+def compare(
+    sets: Annotated[
+        list[str], typer.Argument(metavar="SET...", help="Sets of images as fid takes them, or its kept results.")
+    ],
+    reference: Annotated[
+        str | None, typer.Option("--ref", metavar="REF", help="For sets that were not judged before, as fid takes it.")
+    ] = None,
+    features: Features = "inception",
+    inception_weights: InceptionWeights = None,
+    tokenizer: Tokenizer = None,
+    save_features: SaveFeatures = False,
+    fast: Fast = False,
+    device: Device = None,
+    runs_dir: RunsDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Print results side by side, and test whether their FIDs differ by more than luck.
+
+    The test is paired: image i of one set is compared with image i of the other.
+    """
+    from titokctl.distributed.stop import StopRequest
+    from titokctl.formats.run_folder import runs_root
+    from titokctl.jobs.compare import compare as job
+
+    with StopRequest() as stop:
+        found = job(
+            sets,
+            reference,
+            runs_root(runs_dir),
+            features=features,
+            options=extractor_options(features, inception_weights, fast, device),
+            tokenizer=tokenizer,
+            save_features=save_features,
+            progress=console.progress(quiet),
+            stop=stop,
+        )
+    if as_json:
+        from dataclasses import asdict
+
+        console.emit_json(asdict(found))
+    else:
+        _show(found)
+
+
+def _show(found: "Comparison") -> None:
+    names = list(dict.fromkeys(name for judged in found.results for name in judged.metrics))
+    labels = _labels([judged.name for judged in found.results])
+    rows = [["images", *(f"{judged.samples['count']:,}" for judged in found.results)]]
+    for name in names:
+        values = (judged.metrics.get(name) for judged in found.results)
+        rows.append([name, *("-" if value is None else f"{value:.5g}" for value in values)])
+    for field, keys in (("reference", ("path", "sha256")), ("features", ("name", "precision"))):
+        records = [judged.reference if field == "reference" else judged.extractor for judged in found.results]
+        rows.append([field, *(" ".join(Path(str(r.get(k, ""))).name[:28] for k in keys).strip() for r in records)])
+    console.table("results", ["", *labels.values()], rows)
+    if found.tests:
+        tested = [_row(test, labels) for test in found.tests]
+        columns = ["pair", "difference", "standard error", "p", "reads"]
+        note = "p: the chance of such a difference between equals, corrected for the number of pairs"
+        console.table("differences of FID", columns, tested, note)
+    for remark in found.remarks:
+        console.say(remark)
+    for judged in found.results:
+        for warning in judged.warnings:
+            console.say(f"warning: {labels[judged.name]}: {warning}")
+
+
+def _row(test: "PairTested", labels: dict[str, str]) -> list[str]:
+    first, second = labels[test.first], labels[test.second]
+    lower = first if test.difference < 0 else second
+    reads = f"{lower} is lower" if test.p_of_all < _SURE else "no difference shown"
+    kind = "" if test.is_paired else " (unpaired: their numbers of images differ)"
+    numbers = [f"{test.difference:+.4g}", f"{test.standard_error:.2g}", f"{test.p_of_all:.2g}"]
+    return [f"{first} - {second}", *numbers, reads + kind]
+
+
+def _labels(names: list[str]) -> dict[str, str]:
+    """The last part of each path, or the whole of it where two would be alike."""
+    short = {name: Path(name).name for name in names}
+    return short if len(set(short.values())) == len(set(names)) else {name: name for name in names}
