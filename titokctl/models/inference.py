@@ -86,7 +86,7 @@ class _LowLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., inputs) -> (..., outputs)
         x = x.to(self.weight.dtype)
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or not x.numel():
             return F.linear(x, self.weight, self.bias)
         # As a 1x1 convolution over channels-last memory: oneDNN's kernel for it is 5 to 10 % faster than for a product.
         rows = x.flatten(0, -2)[None, None].permute(0, 3, 1, 2)  # (1, inputs, 1, rows)
