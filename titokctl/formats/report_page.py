@@ -26,7 +26,7 @@ img { max-width: 100%; image-rendering: pixelated; border: 1px solid var(--rule)
 svg { width: 100%; max-width: 46rem; height: auto; }
 """
 _COLOURS = ("#2f6db3", "#c2571a", "#3c8a4a", "#8b4a9c")
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 56, 30
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 76, 30
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,11 @@ class ReportPage:
         """Lines over a common x axis; curves without points are left out, and a plot without curves too."""
         drawn = [c for c in curves if len(c.points) > 1]
         if drawn:
-            self.parts.append(f"<figure>{_svg(drawn, x_name, y_name)}</figure>")
+            legend = " ".join(
+                f'<span style="color:{_colour(i)}">{escape(curve.name)}</span>' for i, curve in enumerate(drawn)
+            )
+            svg = _svg(drawn, x_name, y_name)
+            self.parts.append(f"<figure>{svg}<figcaption>{legend}</figcaption></figure>")
 
     def write(self, path: Path) -> None:
         """Write the page to `path`."""
@@ -95,20 +99,22 @@ def _svg(curves: Sequence[Curve], x_name: str, y_name: str) -> str:
 
     lines = []
     for i, curve in enumerate(curves):
-        colour = _COLOURS[i % len(_COLOURS)]
         points = " ".join(place(x, y) for x, y in curve.points)
-        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{points}"/>')
-        lines.append(_text(_WIDTH - 12, 22 + 17 * i, curve.name, "end", colour))
+        lines.append(f'<polyline fill="none" stroke="{_colour(i)}" stroke-width="1.6" points="{points}"/>')
     axes = [
         _text(_LEFT - 6, 16, f"{high_y:.4g}", "end"),
         _text(_LEFT - 6, _HEIGHT - _BOTTOM - 6, f"{low_y:.4g}", "end"),
         _text(_LEFT, _HEIGHT - 10, f"{low_x:,.0f}", "start"),
         _text(_WIDTH - 10, _HEIGHT - 10, f"{high_x:,.0f} {x_name}", "end"),
-        _text(_LEFT + 4, 16, y_name, "start"),
+        _text(_WIDTH - 10, 16, y_name, "end"),
     ]
     frame = f'<path d="M{_LEFT} 8V{_HEIGHT - _BOTTOM}H{_WIDTH - 8}" fill="none" stroke="currentColor" opacity=".4"/>'
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{frame}{"".join(lines)}{"".join(axes)}</svg>'
 
 
-def _text(x: float, y: float, text: str, anchor: str, colour: str = "currentColor") -> str:
-    return f'<text x="{x}" y="{y}" font-size="12" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x}" y="{y}" font-size="12" text-anchor="{anchor}" fill="currentColor">{escape(text)}</text>'
+
+
+def _colour(i: int) -> str:
+    return _COLOURS[i % len(_COLOURS)]

@@ -105,9 +105,18 @@ def open_run(path: Path) -> RunFolder:
     return RunFolder(path=path, kind=record["kind"], **{name: record[name] for name in _FIELDS})
 
 
+def readable_runs(root: Path, kind: str) -> Iterator[RunFolder]:
+    """Runs of `kind` in order of their names; folders that can't be read are passed over."""
+    for marker in sorted((root / kind).glob("*/run.json")):
+        try:
+            yield open_run(marker.parent)
+        except UserError:
+            continue
+
+
 def finished_runs(root: Path, kind: str) -> list[RunFolder]:
     """Finished runs of `kind` whose product is there, newest first; folders that can't be read are passed over."""
-    runs = [run for run in _readable(root / kind) if run.is_finished and run.product and run.product_path.exists()]
+    runs = [run for run in readable_runs(root, kind) if run.is_finished and run.product and run.product_path.exists()]
     return sorted(runs, key=lambda run: run.finished or "", reverse=True)
 
 
@@ -132,14 +141,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _readable(folder: Path) -> Iterator[RunFolder]:
-    for marker in sorted(folder.glob("*/run.json")):
-        try:
-            yield open_run(marker.parent)
-        except UserError:
-            continue
 
 
 def _now() -> str:

@@ -1,0 +1,39 @@
+"""The Python blocks of the documentation run as they stand, page by page."""
+
+import re
+from pathlib import Path
+
+import pytest
+from image_files import class_folders
+from trained import both
+
+from titokctl.cli import app as cli
+from titokctl.distributed.stop import StopRequest
+from titokctl.jobs.tokenize import tokenize
+from titokctl.progress import SilentProgress
+
+ROOT = Path(cli.__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def test_there_are_some() -> None:
+    assert sum(len(blocks(page)) for page in PAGES) >= 4
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    both(Path("runs"))
+    class_folders(Path("pictures"))
+    tokenize(
+        [Path("pictures")], Path("tokens.h5"), "runs/tokenizer/tok", Path("runs"), device="cpu",
+        progress=SilentProgress(), stop=StopRequest(),
+    )  # fmt: skip
+    names: dict = {}
+    for block in blocks(page):
+        exec(compile(block, page.name, "exec"), names)

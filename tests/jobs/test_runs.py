@@ -1,0 +1,76 @@
+"""What lies in a runs folder is listed, named, traced back to its images, and shown on one page."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trained import both, generator_run, tokenizer_run
+
+from titokctl.errors import UserError
+from titokctl.formats.metrics_log import MetricsLog
+from titokctl.formats.picture import save_png
+from titokctl.jobs.report import write_report
+from titokctl.jobs.runs import find_run, list_runs, show_run
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Runs with a generator that has a log and a picture."""
+    root = both(tmp_path / "runs")
+    folder = root / "generator" / "gen"
+    for step, loss in ((1, 6.0), (2, 5.0), (3, float("nan"))):
+        MetricsLog(folder / "metrics.jsonl").append(step, {"loss": loss, "learning_rate": 0.1})
+    save_png(folder / "samples-00000003.png", np.zeros((8, 8, 3), np.uint8))
+    return root
+
+
+def test_runs_are_listed_by_kind_with_their_steps(trained: Path, run_cli) -> None:
+    tokenizer_run(trained, "second", seed=1)
+    (trained / "tokenizer" / "damaged").mkdir()
+    (trained / "tokenizer" / "damaged" / "run.json").write_text("{")
+    found = [(run.kind, run.name, run.step) for run in list_runs(trained)]
+    assert found == [("tokenizer", "second", None), ("tokenizer", "tok", None), ("generator", "gen", 3)]
+    listed = run_cli("runs", "ls", "--runs-dir", trained, "--json", code=0).json
+    assert [run["name"] for run in listed] == ["second", "tok", "gen"]
+
+
+def test_a_run_is_found_by_folder_kind_and_name(trained: Path) -> None:
+    folder = trained / "generator" / "gen"
+    assert {find_run(given, trained).path for given in (str(folder), "generator/gen", "gen")} == {folder}
+    with pytest.raises(UserError, match="no run nothing"):
+        find_run("nothing", trained)
+    generator_run(trained, tokenizer_run(trained, "gen"), "other")
+    with pytest.raises(UserError, match="2 runs are called gen") as caught:
+        find_run("gen", trained)
+    assert "tokenizer/gen" in caught.value.hint
+
+
+def test_the_lineage_follows_the_hashes(trained: Path) -> None:
+    links = show_run("gen", trained).lineage
+    assert [link.what for link in links] == ["generator", "token cache", "tokenizer (encoder)", "images"]
+    assert links[2].where == str(trained / "tokenizer" / "tok")
+    (trained / "tokenizer" / "tok" / "weights.safetensors").unlink()
+    assert show_run("gen", trained).lineage[2].where == "not in this runs folder"
+
+
+def test_the_page_stands_alone(trained: Path, tmp_path: Path, run_cli) -> None:
+    run_cli("sample", "-n", "4", "--generator", trained / "generator" / "gen", "--runs-dir", trained, code=0)
+    page = tmp_path / "report.html"
+    made = json.loads(run_cli("report", "gen", "-o", page, "--runs-dir", trained, "--json", code=0).stdout)
+    assert (made["pictures"], made["plots"]) == (2, 2)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 2
+    assert text.count("data:image/png;base64,") == 2
+    assert not re.search(r"<script|https?://|src=\"(?!data:)|href=", text)
+    with pytest.raises(UserError, match="exists already"):
+        write_report("gen", page, trained)
+
+
+def test_doctor_measures_and_advises(run_cli) -> None:
+    found = run_cli("doctor", "--json", code=0).json
+    names = {finding["name"]: finding for finding in found["findings"]}
+    assert found["num_problems"] == 0
+    assert all(speed > 0 for speed in found["speeds"].values())
+    assert "with titok-l-32 about" in names["tokenizing ImageNet"]["found"]

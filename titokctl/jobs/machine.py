@@ -1,0 +1,62 @@
+"""What a machine has, as `titokctl doctor` and the records of benchmarks want it: facts, no judgement."""
+
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+import h5py
+import torch
+
+from titokctl.data.workers import available_cores
+
+_MEMINFO, _CPUINFO, _SHARED = Path("/proc/meminfo"), Path("/proc/cpuinfo"), Path("/dev/shm")
+_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def processor() -> str:
+    """Name and usable cores of the CPU."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {available_cores()} usable cores"
+
+
+def graphics() -> list[str]:
+    """Name and memory of every usable GPU."""
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found]
+
+
+def memory_bytes() -> int | None:
+    """What this process may still take, limits of its control group counted; None where that is not told."""
+    if not _MEMINFO.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    limits = [path.read_text().strip() for path in _GROUP_LIMITS if path.is_file()]
+    return min([free, *(int(text) for text in limits if text.isdigit())])
+
+
+def shared_memory_bytes() -> int | None:
+    """Free space in /dev/shm; None where there is none."""
+    return shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else None
+
+
+def folder_problem(folder: Path) -> str:
+    """Why no token cache could be written and read in `folder`; empty when it could.
+
+    Tries it: HDF5 locks files, which some network file systems refuse.
+    """
+    if not os.access(folder, os.W_OK):
+        return "it can't be written"
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".titokctl-") as inside:
+            path = Path(inside) / "probe.h5"
+            with h5py.File(path, "w") as file:
+                file["x"] = 1
+            with h5py.File(path, "r", locking=True) as file:
+                file["x"][()]
+    except OSError as error:
+        return f"HDF5 can't lock files there ({' '.join(str(error).split())[:80]})"
+    return ""
