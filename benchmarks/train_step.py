@@ -34,7 +34,7 @@ from titokctl.jobs.generator_plan import num_parameters, positions
 from titokctl.jobs.train_generator import build_task
 from titokctl.models.device import best_device
 from titokctl.training.masked_tokens import MaskedTokens
-from titokctl.training.speed import training_cost
+from titokctl.training.speed import training_cost, transformer_operations
 
 IMAGENET, WARM = 1_281_167, 3
 
@@ -83,7 +83,8 @@ def step(recipe: GeneratorRecipe, device: str, steps: int) -> dict[str, object]:
         "baseline_step_s": median["baseline"],
         "times_as_fast_as_baseline": median["baseline"] / whole,
     }
-    cost = training_cost(num_parameters(task.model), positions(recipe), device, recipe.training.precision)
+    operations = transformer_operations(num_parameters(task.model), positions(recipe))
+    cost = training_cost(lambda: operations, device, recipe.training.precision)
     if cost is not None:
         found |= {"peak_tflops": cost.peak / 1e12, "mfu": batch / whole * cost.operations_per_image / cost.peak}
     return found

@@ -131,10 +131,21 @@ def test_the_next_good_image_stands_in_for_a_bad_one(tmp_path: Path) -> None:
     batch = images.batch([0, 0, 0, 0], [50, 51, 199, 0])
     assert torch.equal(batch[0], batch[1])
     assert torch.equal(batch[2], batch[3])
-    assert [(r.key, r.kind) for r in images.rejected] == [("050", "empty"), ("199", "empty")]
+    assert [(r.key, r.kind) for r in images.problems.rejected] == [("050", "empty"), ("199", "empty")]
     (tmp_path / "100.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"3 of 200 images can't be decoded: 050 \(empty"):
         images.batch([0], [100])
+
+
+def test_images_smaller_than_the_crop_are_scaled_up_and_counted(tmp_path: Path) -> None:
+    for i, size in enumerate((16, 15, 40, 9)):
+        (tmp_path / f"{i}.png").write_bytes(encoded(noise(size, 20, seed=i)))
+    images = TrainingImages(open_source([tmp_path]), 16)
+    for _ in range(2):
+        assert images.batch([0] * 4, range(4)).shape == (4, 16, 16, 3)
+    assert images.problems.upscaled == 2
+    (said,) = images.problems.remarks()
+    assert "2 images are smaller than 16 px and were scaled up" in said
 
 
 def test_extremely_long_images_are_not_kept_whole(tmp_path: Path) -> None:

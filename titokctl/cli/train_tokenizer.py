@@ -29,11 +29,11 @@ def register(app: typer.Typer) -> None:
 
 
 def train_tokenizer(
-    data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="Images or shards: folders or files.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Images or shards: folders, files or URLs.")],
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="What to train.")] = "tiny",
     overrides: Overrides = None,
     validation: Annotated[
-        list[Path] | None, typer.Option("--val", help="Held-out images or shards; repeatable.")
+        list[str] | None, typer.Option("--val", help="Held-out images or shards; repeatable.")
     ] = None,
     proxy: Annotated[
         str | None, typer.Option("--proxy", help="The VQGAN of the two-stage recipes: a run, a file or a known name.")

@@ -13,6 +13,7 @@ import torch
 
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS
 from titokctl.data.decoding import empty_squares
+from titokctl.data.image_problems import ImageProblems
 from titokctl.data.images import BadImage, crop_at, decode, scaled_size, shorter_edge_to
 from titokctl.data.order import uniform
 from titokctl.data.sources.source import Rejected, Sample, Source
@@ -21,12 +22,13 @@ from titokctl.errors import UserError
 
 _CROP, _FLIP = 1, 2
 _CHUNK = 16
-_MAX_REJECTED = 0.01
 _MAX_ASPECT = 4  # an image longer than this is not kept whole: only windows of it are ever computed
 
 
 class TrainingImages:
     """Batches of (S, S, 3) uint8 images of a source.
+
+    An image that can't be decoded is noted in `problems`, and the next good one stands in for it.
 
     Args:
         source: where images come from, by position.
@@ -55,16 +57,11 @@ class TrainingImages:
         self._workers = workers or available_cores()
         self._kept: dict[int, np.ndarray] = {}
         self._free_bytes = keep_bytes if len(source) * size * size * 3 <= keep_bytes else 0
-        self._bad: dict[int, Rejected] = {}
+        self.problems = ImageProblems(len(source), size)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._source)
-
-    @property
-    def rejected(self) -> list[Rejected]:
-        """The images met so far that can't be decoded, by position; the next good image stands in for each."""
-        return [self._bad[p] for p in sorted(self._bad)]
 
     def batch(self, epochs: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray) -> torch.Tensor:
         """(B, S, S, 3) uint8: sample `positions[i]` as epoch `epochs[i]` sees it.
@@ -74,8 +71,7 @@ class TrainingImages:
         """
         at = np.asarray(positions, np.int64)
         when = np.asarray(epochs, np.int64)
-        where = uniform(self._seed, _CROP, when, at) if self._crop == "random" else None
-        mirrored = uniform(self._seed, _FLIP, when, at) < 0.5 if self._flip else np.zeros(len(at), bool)
+        where, mirrored = chances(self._seed, self._crop, self._flip, when, at)
         out = empty_squares(len(at), self._size)
 
         def fill(rows: range) -> None:
@@ -109,13 +105,14 @@ class TrainingImages:
 
     def _decoded(self, position: int, sample: Sample) -> np.ndarray | None:
         """One image, with its shorter edge at S and kept where there is room for it; None when it can't be decoded."""
-        if position in self._bad:
+        if self.problems.is_bad(position):
             return None
         try:
             pixels = decode(sample.data, DEFAULT_MAX_PIXELS)
         except BadImage as error:
-            self._reject(position, Rejected(sample.key, error.kind, error.text))
+            self.problems.reject(position, Rejected(sample.key, error.kind, error.text))
             return None
+        self.problems.look_at(position, sample.key, *pixels.shape[:2])
         height, width = scaled_size(pixels.shape[0], pixels.shape[1], self._size)
         if max(height, width) > _MAX_ASPECT * self._size or not self._reserve(height * width * 3):
             return pixels
@@ -128,10 +125,11 @@ class TrainingImages:
             self._free_bytes -= count if enough else 0
         return enough
 
-    def _reject(self, position: int, rejected: Rejected) -> None:
-        with self._lock:
-            self._bad[position] = rejected
-            count = len(self._bad)
-        if count > max(1, _MAX_REJECTED * len(self)):
-            named = "; ".join(f"{r.key} ({r.kind}: {r.text})" for r in self.rejected[:5])
-            raise UserError(f"{count:,} of {len(self):,} images can't be decoded: {named}", "remove or mend them")
+
+def chances(
+    seed: int, crop: Literal["center", "random"], flip: bool, epochs: np.ndarray, positions: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Where the windows lie, (n,) in [0, 1) or None for the middle, and which are mirrored, (n,) bool."""
+    where = uniform(seed, _CROP, epochs, positions) if crop == "random" else None
+    mirrored = uniform(seed, _FLIP, epochs, positions) < 0.5 if flip else np.zeros(len(positions), bool)
+    return where, mirrored

@@ -43,12 +43,14 @@ class CodebookUsage:
 
 
 class ReconstructionSums:
-    """Running sums over pairs of originals and reconstructions."""
+    """Running sums over pairs of originals and reconstructions.
+
+    `totals` (5,) float64 are all of them, so that parts of a set can be added up: images, values, squared error, PSNR
+    and SSIM (NaN where images are too small for it).
+    """
 
     def __init__(self) -> None:
-        self._images = self._values = 0
-        self._squared_error = self._psnr = self._ssim = 0.0
-        self._has_ssim = True
+        self.totals = np.zeros(5)
 
     def add(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
         """Take in pairs, (n, H, W, 3) uint8 each. Raises ValueError for other shapes or types."""
@@ -59,21 +61,19 @@ class ReconstructionSums:
         a, b = (torch.from_numpy(np.ascontiguousarray(x)).double() for x in (originals, reconstructions))
         errors = (a - b).square().sum((1, 2, 3))  # (n,)
         values = math.prod(originals.shape[1:])
-        self._images += len(a)
-        self._values += len(a) * values
-        self._squared_error += float(errors.sum())
-        self._psnr += sum(psnr(float(error) / values) for error in errors)
-        self._has_ssim = self._has_ssim and min(originals.shape[1:3]) >= _WINDOW
-        if self._has_ssim:
-            self._ssim += float(ssim(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2)).sum())
+        similarity = math.nan
+        if min(originals.shape[1:3]) >= _WINDOW:
+            similarity = float(ssim(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2)).sum())
+        in_db = sum(psnr(float(error) / values) for error in errors)
+        self.totals += (len(a), len(a) * values, float(errors.sum()), in_db, similarity)
 
     def score(self) -> ReconstructionScore:
         """The scores of all pairs so far. Raises ValueError when there were none."""
-        if not self._images:
+        images, values, squared_error, in_db, similarity = self.totals.tolist()
+        if not images:
             raise ValueError("no images were compared")
-        pooled = psnr(self._squared_error / self._values)
-        mean_ssim = self._ssim / self._images if self._has_ssim else None
-        return ReconstructionScore(self._images, pooled, self._psnr / self._images, mean_ssim)
+        mean_ssim = None if math.isnan(similarity) else similarity / images
+        return ReconstructionScore(int(images), psnr(squared_error / values), in_db / images, mean_ssim)
 
 
 def psnr(mean_squared_error: float) -> float:
@@ -106,8 +106,13 @@ def codebook_usage(ids: np.ndarray, codebook_size: int) -> CodebookUsage:
     counts = np.bincount(np.asarray(ids).reshape(-1), minlength=codebook_size)
     if len(counts) > codebook_size or not ids.size:
         raise ValueError(f"expected ids in [0, {codebook_size}), at least one")
+    return usage_of(counts)
+
+
+def usage_of(counts: np.ndarray) -> CodebookUsage:
+    """The same from how often each code occurs, (V,), at least one of them once."""
     shares = counts[counts > 0] / counts.sum()
-    return CodebookUsage(int((counts > 0).sum()), codebook_size, float(np.exp(-(shares * np.log(shares)).sum())))
+    return CodebookUsage(int((counts > 0).sum()), len(counts), float(np.exp(-(shares * np.log(shares)).sum())))
 
 
 def _blur(x: Tensor) -> Tensor:

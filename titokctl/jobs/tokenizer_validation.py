@@ -1,63 +1,167 @@
 """Held-out numbers of a tokenizer while it is trained, and a picture to look at."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import to_bytes, to_float
-from titokctl.data.sources.source import Source
-from titokctl.data.training_images import TrainingImages
-from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage
+from titokctl.data.pipeline import decode_units
+from titokctl.data.sources.source import Source, Unit
+from titokctl.data.workers import available_cores
+from titokctl.distributed.group import Group
+from titokctl.distributed.reduce import sum_arrays
+from titokctl.errors import UserError
+from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
+from titokctl.evaluation.feature_set import FeatureCollector
+from titokctl.evaluation.features import extract
+from titokctl.evaluation.frechet import Gaussian, frechet_distance
+from titokctl.evaluation.reconstruction import ReconstructionSums, usage_of
 from titokctl.formats.picture import grid, save_png
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
+from titokctl.weights.network_files import INCEPTION, here
 
+Tokenizer = TiTok | MaskGitVqgan
 _PICTURED = 8
-_VALIDATION_BATCH = 64
+_BATCH = 64
+_KEPT_BYTES = 1 << 30
 
 
 class Validation:
-    """Held-out numbers and a picture: the same images every time, each exactly once.
+    """Held-out numbers and a picture: the same images every time, each exactly once, shared out over the processes.
+
+    What can't be decoded is left out, and said once. Every process of the group must call it; rank 0 gets the numbers.
 
     Args:
         source: the held-out images.
         size: edge in pixels.
         folder: where pictures go, reconstructions-<step>.png.
+        group: the processes that share the images.
+        extractor: features of images, for rFID; None leaves it out.
+        say: for remarks.
     """
 
-    def __init__(self, source: Source, size: int, folder: Path) -> None:
-        self._images = TrainingImages(source, size, crop="center", flip=False, seed=0)
-        self._folder = folder
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        folder: Path,
+        group: Group,
+        extractor: Extractor | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._source, self._size, self._folder = source, size, folder
+        self._group, self._say = group, say
+        self._extractor = extractor if len(source) > 1 else None
+        self._units = _share_of(source, group)
+        mine = sum(unit.count for unit in self._units)
+        self._kept: list[np.ndarray] | None = None
+        self._keeps = mine * size * size * 3 <= _KEPT_BYTES
+        self._original: Gaussian | None = None
+        self._is_told = False
 
-    def __call__(self, tokenizer: TiTok | MaskGitVqgan, step: int) -> dict[str, float]:
-        """PSNR in dB (pooled over all images), SSIM, and the share of codes in use."""
-        sums, ids = ReconstructionSums(), []
-        pictured: list[torch.Tensor] = []
-        for first in range(0, len(self._images), _VALIDATION_BATCH):
-            positions = range(first, min(first + _VALIDATION_BATCH, len(self._images)))
-            pixels = self._images.batch([0] * len(positions), positions)
-            tokens, made = _reconstruct(tokenizer, pixels)
-            sums.add(pixels.numpy(), made.numpy())
-            ids.append(tokens)
-            pictured = pictured or [pixels[:_PICTURED], made[:_PICTURED]]
-        picture = grid(torch.cat(pictured).numpy(), columns=len(pictured[0]))
-        save_png(self._folder / f"reconstructions-{step:08d}.png", picture)
-        return _numbers(sums, torch.cat(ids), tokenizer)
+    def __call__(self, tokenizer: Tokenizer, step: int) -> dict[str, float]:
+        """PSNR in dB (pooled over all images), SSIM, share of codes in use, their perplexity, rFID. {} but on rank 0.
+
+        Raises UserError when no image can be decoded.
+        """
+        sums = ReconstructionSums()
+        counts = np.zeros(tokenizer.config.codebook_size or 0)
+        made = self._reconstructions(tokenizer, step, sums, counts)
+        distance = self._distance(made)
+        sum_arrays([sums.totals, counts], self._group)
+        if not self._group.is_main:
+            return {}
+        if not sums.totals[0]:
+            raise UserError("none of the held-out images can be decoded", "open a few of them with another program")
+        return _numbers(sums, counts) | distance
+
+    def _reconstructions(
+        self, tokenizer: Tokenizer, step: int, sums: ReconstructionSums, counts: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """What the tokenizer makes of this process's images, batch by batch, counted on the way."""
+        for number, pixels in enumerate(self._batches()):
+            tokens, made = _reconstruct(tokenizer, torch.from_numpy(pixels))
+            sums.add(pixels, made)
+            if len(counts):
+                counts += np.bincount(tokens.flatten(), minlength=len(counts))
+            if number == 0 and self._group.is_main:
+                pictured = np.concatenate([pixels[:_PICTURED], made[:_PICTURED]])
+                picture = grid(pictured, columns=len(pictured) // 2)
+                save_png(self._folder / f"reconstructions-{step:08d}.png", picture)
+            yield made
+
+    def _distance(self, made: Iterator[np.ndarray]) -> dict[str, float]:
+        """Uses up `made`; the Frechet distance to the originals, whose features are computed once."""
+        if self._extractor is None:
+            for _ in made:
+                pass
+            return {}
+        now = self._gaussian(self._extractor, made)
+        self._original = self._original or self._gaussian(self._extractor, self._batches())
+        if not self._group.is_main:
+            return {}
+        return {f"val_r{self._extractor.metric_name('fid')}": frechet_distance(self._original, now)}
+
+    def _gaussian(self, extractor: Extractor, images: Iterator[np.ndarray]) -> Gaussian:
+        collector = FeatureCollector({"pool": extractor.widths["pool"]}, len(self._source), 0)
+        for features in extract(extractor, images):
+            collector.add(features)
+        return collector.result(self._group).pool
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        """(n, S, S, 3) uint8, decoded once where they fit into memory."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept, rejected = [], []
+        for unit in decode_units(self._source, self._units, PreprocessingConfig(size=self._size), available_cores()):
+            rejected += unit.rejected
+            for first in range(0, len(unit.pixels), _BATCH):
+                pixels = unit.pixels[first : first + _BATCH]
+                if self._keeps:
+                    kept.append(pixels)
+                yield pixels
+        if rejected and not self._is_told:
+            self._is_told = True
+            named = "; ".join(f"{r.key} ({r.kind})" for r in rejected[:5])
+            self._say(f"{len(rejected):,} held-out images can't be decoded and are left out: {named}")
+        if self._keeps:
+            self._kept = kept
 
 
-def _numbers(sums: ReconstructionSums, tokens: torch.Tensor, tokenizer: TiTok | MaskGitVqgan) -> dict[str, float]:
+def inception_if_here(device: str, say: Callable[[str], None]) -> Extractor | None:
+    """The network of rFID, when its weights are on this machine; nothing is fetched for it."""
+    if here(INCEPTION) is None:
+        say(f"no rFID while it trains: {INCEPTION.names[0]} is not on this machine")
+        return None
+    return open_extractor("inception", ExtractorOptions(device=device))
+
+
+def _share_of(source: Source, group: Group) -> list[Unit]:
+    """This process's part of the source: a stretch of it, or every so manieth shard where only those can be read."""
+    if not source.can_seek:
+        return source.units[group.rank :: group.world_size]
+    begin, end = (len(source) * r // group.world_size for r in (group.rank, group.rank + 1))
+    return [Unit(i, first, min(_BATCH, end - first), "") for i, first in enumerate(range(begin, end, _BATCH))]
+
+
+def _numbers(sums: ReconstructionSums, counts: np.ndarray) -> dict[str, float]:
     score = sums.score()
     found = {"val_psnr": score.psnr_pooled}
     if score.ssim is not None:
         found["val_ssim"] = score.ssim
-    if tokenizer.config.codebook_size is not None:
-        usage = codebook_usage(tokens.numpy(), tokenizer.config.codebook_size)
+    if len(counts):
+        usage = usage_of(counts)
         found |= {"val_codebook_usage": usage.share, "val_perplexity": usage.perplexity}
     return found
 
 
 @torch.inference_mode()
-def _reconstruct(tokenizer: TiTok | MaskGitVqgan, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _reconstruct(tokenizer: Tokenizer, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """What `tokenize` gives for uint8 `pixels` (B, S, S, 3), and the decoded pixels of it in the same form."""
     tokens = tokenizer.tokenize(to_float(pixels).to(next(tokenizer.parameters()).device))
-    return tokens.cpu(), to_bytes(tokenizer.detokenize(tokens)).cpu()
+    return tokens.cpu().numpy(), to_bytes(tokenizer.detokenize(tokens)).cpu().numpy()

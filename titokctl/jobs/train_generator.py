@@ -28,7 +28,7 @@ from titokctl.progress import Progress
 from titokctl.training.loop import Loop
 from titokctl.training.masked_tokens import MaskedTokens
 from titokctl.training.randomness import key
-from titokctl.training.speed import training_cost
+from titokctl.training.speed import training_cost, transformer_operations
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.store import save_generator
 
@@ -167,7 +167,8 @@ def training_rows(
 
 def _train(run: RunFolder, task: MaskedTokens, device: str, progress: Progress, stop: StopRequest) -> None:
     recipe, group = task.recipe, task.group
-    cost = training_cost(num_parameters(task.model), positions(recipe), device, recipe.training.precision)
+    operations = transformer_operations(num_parameters(task.model), positions(recipe))
+    cost = training_cost(lambda: operations, device, recipe.training.precision)
     Loop(task, recipe.training, run.path, f"train-gen {run.name}", progress, stop, group, cost).run()
     if not group.is_main:
         return

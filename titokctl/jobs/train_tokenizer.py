@@ -16,10 +16,12 @@ from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.jobs.run_setup import check_division, training_run
 from titokctl.jobs.stage_start import Start, find_start
 from titokctl.jobs.step_images import StepImages
+from titokctl.jobs.tokenizer_cost import operations_per_image
 from titokctl.jobs.tokenizer_stages import Surroundings, build_stage, run_kind, save_product
-from titokctl.jobs.tokenizer_validation import Validation
+from titokctl.jobs.tokenizer_validation import Validation, inception_if_here
 from titokctl.progress import Progress
 from titokctl.training.loop import Loop
+from titokctl.training.speed import training_cost
 
 WEIGHTS = "weights.safetensors"
 
@@ -39,12 +41,12 @@ class TrainedTokenizer:
 
 
 def train_tokenizer(
-    data: Sequence[Path],
+    data: Sequence[Path | str],
     recipe: TokenizerRecipe,
     recipe_name: str,
     runs: Path,
     *,
-    validation: Sequence[Path] = (),
+    validation: Sequence[Path | str] = (),
     name: str | None = None,
     overwrite: bool = False,
     device: str = "cpu",
@@ -57,7 +59,7 @@ def train_tokenizer(
     A finished run is returned as it is. A stage that starts from another one's product finds it in the runs folder.
 
     Args:
-        data: a folder of images or shards, or several shards.
+        data: a folder of images or shards, or several shards; URLs of shards, too.
         recipe: the resolved recipe; recipe_name: what to call the run after.
         runs: the runs folder.
         validation: held-out images in the same forms.
@@ -97,13 +99,15 @@ def _train(
     stop: StopRequest,
     group: Group,
 ) -> None:
-    images = StepImages(source, recipe, group)
-    validate = Validation(held_out, recipe.image_size, run.path) if held_out else None
+    images, validate = StepImages(source, recipe, group, progress.say), None
+    if held_out:
+        judge = inception_if_here(device, progress.say)
+        validate = Validation(held_out, recipe.image_size, run.path, group, judge, progress.say)
     task = build_stage(recipe, start, Surroundings(images, validate, device, group))
-    Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop, group).run()
-    if images.rejected:
-        named = "; ".join(f"{r.key} ({r.kind})" for r in images.rejected[:5])
-        progress.say(f"{len(images.rejected):,} images can't be decoded, others stood in for them: {named}")
+    cost = training_cost(lambda: operations_per_image(recipe), device, recipe.training.precision)
+    Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop, group, cost).run()
+    for remark in images.remarks():
+        progress.say(remark)
     if group.is_main:
         run.finish(WEIGHTS, save_product(run.path / WEIGHTS, task.averaged().cpu(), start.inputs))
 

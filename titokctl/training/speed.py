@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -80,15 +81,20 @@ def _most_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RUSAGE_UNIT
 
 
-def training_cost(parameters: int, positions: int, device: torch.device | str, precision: str) -> Cost | None:
-    """6 operations a parameter and position (forward 2, backward 4), against the peak measured on a GPU.
+def training_cost(operations_per_image: Callable[[], float], device: torch.device | str, precision: str) -> Cost | None:
+    """What one image costs, against the peak measured on a GPU.
 
     None on a CPU, whose peak nobody compares with and would cost seconds to measure.
     """
     if torch.device(device).type != "cuda":
         return None
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    return Cost(6.0 * parameters * positions, _matrix_peak(torch.device(device), dtype))
+    return Cost(operations_per_image(), _matrix_peak(torch.device(device), dtype))
+
+
+def transformer_operations(parameters: int, positions: int) -> float:
+    """6 operations a parameter and position: forward 2, backward 4."""
+    return 6.0 * parameters * positions
 
 
 def _matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

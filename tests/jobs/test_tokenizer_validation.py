@@ -1,0 +1,111 @@
+"""Held-out numbers while a tokenizer trains: exactly once, in one process and in two, with the right numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import titokctl
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.data.images import preprocess, to_bytes, to_float
+from titokctl.data.sources import open_source
+from titokctl.distributed.group import single_group
+from titokctl.distributed.launch import run_workers
+from titokctl.errors import UserError
+from titokctl.evaluation.extractors import open_extractor
+from titokctl.evaluation.features import extract_all
+from titokctl.evaluation.frechet import frechet_distance, gaussian_of
+from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage
+from titokctl.jobs.tokenizer_validation import Validation
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    # More than one batch, and no multiple of it.
+    return tiny.tokenizer(root / "tok.safetensors"), root / "tok.safetensors", tiny.class_folder(root / "photos", 45)
+
+
+def expected(tokenizer, folder):
+    source = open_source([folder])
+    config = PreprocessingConfig(size=tiny.SIZE)
+    pixels = np.stack([preprocess(s.data, config) for s in source.read_many(range(len(source)))])
+    ids = tokenizer.tokenize(to_float(torch.from_numpy(pixels)))
+    made = to_bytes(tokenizer.detokenize(ids)).numpy()
+    sums = ReconstructionSums()
+    sums.add(pixels, made)
+    usage = codebook_usage(ids.numpy(), tiny.CODES)
+    score = sums.score()
+    numbers = {"val_psnr": score.psnr_pooled, "val_ssim": score.ssim, "val_codebook_usage": usage.share,
+               "val_perplexity": usage.perplexity}  # fmt: skip
+    return numbers, pixels, made
+
+
+def test_numbers_are_those_of_all_images_once(made, tmp_path):
+    tokenizer, _, folder = made
+    validate = Validation(open_source([folder]), tiny.SIZE, tmp_path, single_group(), None, print)
+    first, again = validate(tokenizer, 1), validate(tokenizer, 2)
+    assert first == again == pytest.approx(expected(tokenizer, folder)[0], rel=1e-9)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"reconstructions-0000000{i}.png" for i in (1, 2)]
+
+
+def test_the_distance_is_that_of_the_reconstructions_to_their_originals(made, tmp_path):
+    tokenizer, _, _ = made
+    folder = tiny.class_folder(tmp_path / "photos", 3)
+    extractor, threads = open_extractor("lite0"), torch.get_num_threads()
+    validate = Validation(open_source([folder]), tiny.SIZE, tmp_path, single_group(), extractor, print)
+    found = validate(tokenizer, 1)
+    assert torch.get_num_threads() == threads, "training goes on as before"
+    numbers, pixels, reconstructed = expected(tokenizer, folder)
+    distance = found.pop("val_rfd-lite0")
+    assert found == pytest.approx(numbers, rel=1e-9)
+    features = [gaussian_of(extract_all(extractor, [x])["pool"]) for x in (pixels, reconstructed)]
+    assert distance == pytest.approx(frechet_distance(*features), rel=1e-6)
+
+
+def test_bad_images_are_left_out_and_said_once(made, tmp_path):
+    tokenizer, _, _ = made
+    folder = tiny.class_folder(tmp_path / "photos", 3)
+    numbers, _, _ = expected(tokenizer, folder)
+    (folder / "cat" / "none.jpg").write_bytes(b"none")
+    said = []
+    validate = Validation(open_source([folder]), tiny.SIZE, tmp_path, single_group(), None, said.append)
+    assert validate(tokenizer, 1) == validate(tokenizer, 2) == pytest.approx(numbers, rel=1e-9)
+    assert len(said) == 1
+    assert "1 held-out images can't be decoded and are left out: cat/none" in said[0]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "none.jpg").write_bytes(b"none")
+    with pytest.raises(UserError, match="none of the held-out images"):
+        Validation(open_source([tmp_path / "bad"]), 8, tmp_path, single_group(), None, print)(tokenizer, 1)
+
+
+WORKER = """
+import json, sys
+from titokctl.distributed import worker
+worker.started()
+from titokctl.data.sources import open_source
+from titokctl.distributed.group import process_group
+from titokctl.jobs.tokenizer_validation import Validation
+from titokctl.weights.load import load_tokenizer
+from pathlib import Path
+weights, folder, out = sys.argv[1:4]
+with process_group("cpu") as group:
+    validate = Validation(open_source([folder]), 32, Path(out).parent, group, None, print)
+    found = [validate(load_tokenizer(weights), step) for step in (1, 2)]
+    assert group.is_main or found == [{}, {}]
+    if group.is_main:
+        open(out, "w").write(json.dumps(found))
+sys.exit(worker.ended(0))
+"""
+
+
+def test_two_processes_share_the_images(made, tmp_path, monkeypatch):
+    tokenizer, weights, folder = made
+    monkeypatch.setenv("PYTHONPATH", str(Path(titokctl.__file__).resolve().parents[1]))
+    (tmp_path / "worker.py").write_text(WORKER)
+    run_workers([str(tmp_path / "worker.py"), str(weights), str(folder), str(tmp_path / "found.json")], 2)
+    one, two = json.loads((tmp_path / "found.json").read_text())
+    assert one == two == pytest.approx(expected(tokenizer, folder)[0], rel=1e-6)

@@ -1,0 +1,182 @@
+"""Training images from a source that is only read from front to end, such as shards on a server.
+
+An epoch is all samples of all shards in an order of the shards drawn from (seed, epoch). It is cut into one stretch for
+each process, so that every process downloads its own shards (those on a border go to two processes), and within an
+epoch each sample comes exactly once, whatever the number of shards and processes. Samples of a stretch pass through
+WebDataset's shuffle buffer. Crops and flips depend on (seed, epoch, sample) as elsewhere, the order on the number of
+processes, too. A step that does not follow the last one starts the shard it falls into from its beginning.
+"""
+
+import random
+import threading
+from collections.abc import Iterator
+from functools import partial
+from itertools import count, islice
+from typing import Literal
+
+import numpy as np
+import torch
+import webdataset
+
+from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS
+from titokctl.data.decoding import empty_squares
+from titokctl.data.image_problems import ImageProblems
+from titokctl.data.images import BadImage, crop_at, decode
+from titokctl.data.order import epoch_order
+from titokctl.data.sources.source import Rejected, Sample, Source, Unit
+from titokctl.data.training_images import chances
+from titokctl.data.workers import available_cores, in_order
+from titokctl.errors import UserError
+
+BUFFER = 1000  # samples: with ImageNet's files about 110 MB
+_READERS = 2
+_KEPT_BYTES = 512 << 20
+_FAR = 64
+
+_END = Sample("", -1, b"")  # of an epoch
+Placed = tuple[int, int, Sample]  # epoch, position in the source, and what lies there
+
+
+class StreamedImages:
+    """This process's share of every batch, (b, S, S, 3) uint8.
+
+    An image that can't be decoded is noted in `problems` and left out.
+
+    Args:
+        source: read by `read_unit` alone.
+        size: edge S in pixels; the shorter edge of an image becomes S.
+        share: images of a step.
+        rank, world_size: which of how many processes this is.
+        crop, flip, seed: as of TrainingImages.
+        buffer: samples that are shuffled among each other.
+        workers: decoding threads; all cores by default.
+
+    Raises UserError when there are fewer images than processes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        share: int,
+        rank: int = 0,
+        world_size: int = 1,
+        crop: Literal["center", "random"] = "random",
+        flip: bool = True,
+        seed: int = 0,
+        buffer: int = BUFFER,
+        workers: int | None = None,
+    ) -> None:
+        if len(source) < world_size:
+            raise UserError(
+                f"{len(source):,} images can't be shared by {world_size:,} processes", "start fewer processes"
+            )
+        self._source, self._size, self._share, self._buffer = source, size, share, buffer
+        self._seed, self._crop, self._flip = seed, crop, flip
+        self._rank = rank
+        self._begin, self._end = (len(source) * r // world_size for r in (rank, rank + 1))
+        self._workers = workers or available_cores()
+        self.problems = ImageProblems(len(source), size)
+        self._lock = threading.Lock()
+        self._samples: Iterator[Placed] = iter(())
+        self._next = -_FAR
+        self._idle_epochs = 0
+        self._made: dict[int, torch.Tensor] = {}
+
+    def batch(self, step: int) -> torch.Tensor:
+        """The images of `step`. Recent batches are kept, so that a few may be asked for ahead.
+
+        Raises:
+            UserError: a shard can't be read, more than 1 % of the images can't be decoded, or none.
+        """
+        with self._lock:
+            if step not in self._made:
+                if not 0 <= step - self._next < _FAR:
+                    self._go_to(step)
+                while self._next <= step:
+                    self._made[self._next] = self._take()
+                    self._next += 1
+            found = self._made[step]
+            while len(self._made) > 1 and len(self._made) * found.nbytes > _KEPT_BYTES:
+                del self._made[min(self._made)]
+            return found
+
+    def _go_to(self, step: int) -> None:
+        """Begin with the shard into which the first sample of `step` falls."""
+        self._made.clear()
+        self._next = step
+        epoch, skipped = divmod(step * self._share, self._end - self._begin)
+        self._samples = self._endless(epoch, skipped)
+
+    def _endless(self, epoch: int, skipped: int) -> Iterator[Placed]:
+        """Epoch after epoch; the buffer is emptied between them, so that each ends before the next one begins."""
+        for number in count(epoch):
+            draws = random.Random(f"{self._seed}/{number}/{self._rank}/{skipped}")
+            shuffled = webdataset.shuffle(self._buffer, initial=self._buffer, rng=draws)
+            yield from shuffled(self._stretch(number, skipped))
+            yield number, -1, _END
+            skipped = 0
+
+    def _stretch(self, epoch: int, skipped: int) -> Iterator[Placed]:
+        """This process's samples of an epoch, in the order of its shards."""
+        for (unit, begin, end), (samples, rejected) in in_order(self._read, self._parts(epoch, skipped), _READERS, 2):
+            for i, bad in enumerate(rejected if begin == 0 else []):
+                self.problems.reject(unit.first + unit.count - 1 - i, bad)
+            # Samples that are no good are missing in the list; both sides of a border cut it at the same place.
+            first, last = (len(samples) * at // unit.count for at in (begin, end))
+            for i, sample in enumerate(samples[first:last], first):
+                yield epoch, unit.first + i, sample
+
+    def _parts(self, epoch: int, skipped: int) -> Iterator[tuple[Unit, int, int]]:
+        """The shards of this process with the stretch [begin, end) of each that is its own."""
+        at = 0
+        for number in epoch_order(self._seed, epoch, len(self._source.units)):
+            unit = self._source.units[number]
+            begin, end = max(self._begin - at, 0), min(self._end - at, unit.count)
+            if begin < end and at + end > self._begin + skipped:
+                yield unit, begin, end
+            at += unit.count
+
+    def _read(self, part: tuple[Unit, int, int]) -> tuple[list[Sample], list[Rejected]]:
+        return self._source.read_unit(part[0])
+
+    def _take(self) -> torch.Tensor:
+        out = empty_squares(self._share, self._size)
+        filled = 0
+        while filled < self._share:
+            placed = [p for p in islice(self._samples, self._share - filled) if self._is_good(p)]
+            positions = np.array([p[1] for p in placed], np.int64)
+            epochs = np.array([p[0] for p in placed], np.int64)
+            where, mirrored = chances(self._seed, self._crop, self._flip, epochs, positions)
+            squares = partial(self._square, placed, where, mirrored)
+            for _, square in in_order(squares, range(len(placed)), self._workers):
+                if square is not None:
+                    out[filled] = square
+                    filled += 1
+                    self._idle_epochs = 0
+        return torch.from_numpy(out)
+
+    def _is_good(self, placed: Placed) -> bool:
+        """Whether it is a sample that may be decoded. Raises UserError after two epochs without any."""
+        _, position, sample = placed
+        if sample is not _END:
+            return not self.problems.is_bad(position)
+        self._idle_epochs += 1
+        if self._idle_epochs > 2:
+            named = "; ".join(self.problems.remarks()) or "nothing was read"
+            raise UserError(f"an epoch without a usable image: {named}", "open a few of them with another program")
+        return False
+
+    def _square(
+        self, placed: list[Placed], where: np.ndarray | None, mirrored: np.ndarray, i: int
+    ) -> np.ndarray | None:
+        """The (S, S, 3) window of one image; None when it can't be decoded."""
+        _, position, sample = placed[i]
+        try:
+            pixels = decode(sample.data, DEFAULT_MAX_PIXELS)
+        except BadImage as error:
+            self.problems.reject(position, Rejected(sample.key, error.kind, error.text))
+            return None
+        self.problems.look_at(position, sample.key, *pixels.shape[:2])
+        square = crop_at(pixels, self._size, None if where is None else float(where[i]))
+        return square[:, ::-1] if mirrored[i] else square
