@@ -12,8 +12,14 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import preprocess, to_bytes, to_float
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
+from titokctl.evaluation.extractors import open_extractor
+from titokctl.evaluation.features import extract_all
+from titokctl.evaluation.frechet import frechet_distance, gaussian_of
+from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.jobs.reconstruct import picture, reconstruct
+from titokctl.models.lpips import Lpips
 from titokctl.progress import SilentProgress
+from titokctl.weights.perceptual import lpips_from
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +30,7 @@ def made(tmp_path_factory):
 
 def go(made, output, **settings):
     _, weights, folder = made
+    settings = {"features": "none"} | settings
     with StopRequest() as stop:
         return reconstruct([str(settings.pop("data", folder))], str(weights), output, output.parent / "runs",
                            progress=SilentProgress(), stop=stop, **settings)  # fmt: skip
@@ -48,6 +55,45 @@ def test_numbers_are_those_of_all_images(made, tmp_path):
     kept = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
     assert kept["psnr_pooled"] == found.psnr_pooled
     assert kept["about"]["source"]["num_samples"] == 20
+
+
+def test_distances_are_those_between_the_two_sets(made, tmp_path):
+    originals, _, reconstructions = expected(made)
+    found = go(made, tmp_path / "out", features="lite0")
+    x, y = (extract_all(open_extractor("lite0"), [images])["pool"] for images in (originals, reconstructions))
+    # A pixel in a thousand is rounded otherwise by another batch.
+    assert found.distances["fd-lite0"] == pytest.approx(frechet_distance(gaussian_of(y), gaussian_of(x)), rel=1e-3)
+    assert found.distances["kid-lite0_all_pairs"] == pytest.approx(kernel_distance(y, x), rel=1e-3)
+    assert not any("rfid" in name for name in found.distances)
+    assert found.about["features"]["name"] == "lite0"
+    assert go(made, tmp_path / "without").distances == {}
+
+
+def test_lpips_where_its_weights_are_here(made, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = Lpips()
+    vgg16 = {name: value for name, value in network.state_dict().items() if name.startswith("features")}
+    linear = {f"lin{i}.model.1.weight": torch.rand(1, w, 1, 1) for i, w in enumerate((64, 128, 256, 512, 512))}
+    for variable, tensors in (("TITOKCTL_VGG16", vgg16), ("TITOKCTL_LPIPS", linear)):
+        torch.save(tensors, tmp_path / f"{variable}.pth")
+        monkeypatch.setenv(variable, str(tmp_path / f"{variable}.pth"))
+    originals, _, reconstructions = expected(made)
+    found = go(made, tmp_path / "out")
+    a, b = (to_float(torch.from_numpy(x)) for x in (originals, reconstructions))
+    with torch.inference_mode():
+        assert found.lpips == pytest.approx(float(lpips_from(vgg16, linear)(a, b).mean()), rel=1e-3)
+    assert go(made, tmp_path / "without", lpips=False).lpips is None
+
+
+def test_what_is_not_here_is_said_and_refused_when_asked_for(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("lpips", "features"):
+        with pytest.raises(UserError, match="is not on this machine"):
+            go(made, tmp_path / "out", **{name: {"lpips": True, "features": "inception"}[name]})
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="at least 2 images"):
+        go(made, tmp_path / "out", num_images=1, features="lite0")
+    assert go(made, tmp_path / "out", num_images=1).images == 1
 
 
 def test_the_picture_shows_originals_over_reconstructions(made, tmp_path):

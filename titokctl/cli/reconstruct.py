@@ -28,6 +28,18 @@ def reconstruct(
     num_images: Annotated[
         int | None, typer.Option("-n", "--num-images", help="So many, spread over DATA; all by default.")
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            "--features",
+            metavar="auto|inception|lite0|none",
+            help="Network for rFID against the originals; auto: Inception, else lite0 (no rFID), if it is here.",
+        ),
+    ] = "auto",
+    lpips: Annotated[
+        bool | None,
+        typer.Option("--lpips/--no-lpips", help="By default if its weights are here.", show_default=False),
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that can't be read.")] = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
     overwrite: Overwrite = False,
@@ -35,7 +47,7 @@ def reconstruct(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Show images above their reconstructions, and measure them: PSNR, SSIM, use of the codebook."""
+    """Show images above their reconstructions, and measure them: PSNR, SSIM, LPIPS, rFID, codebook use."""
     from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.reconstruct import reconstruct as job
@@ -48,6 +60,8 @@ def reconstruct(
             output,
             runs_root(runs_dir),
             num_images=num_images,
+            features=features,
+            lpips=lpips,
             skip_bad=skip_bad,
             overwrite=overwrite,
             device=device or best_device(),

@@ -16,11 +16,12 @@ from titokctl.data.sources import Rejected, Source, Unit, open_source
 from titokctl.data.workers import available_cores
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage
+from titokctl.evaluation.reconstruction import codebook_usage
 from titokctl.formats.atomic import write_json
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.run_folder import versions
 from titokctl.jobs.chain import pick_tokenizer
+from titokctl.jobs.reconstruct_scores import AUTO, Judges, ReconstructScores, check_count, find_judges
 from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
@@ -38,9 +39,11 @@ _NAMED_BAD = 5
 
 @dataclass(frozen=True)
 class ReconstructResult:
-    """Errors in dB and SSIM over all images, how much of the codebook they use (None without one), what was compared.
+    """Errors over all images, how much of the codebook they use (None without one), what was compared.
 
-    `psnr_pooled` follows from the squared error of all images together, `psnr_mean` averages over images.
+    `psnr_pooled` (dB) follows from the squared error of all images together, `psnr_mean` averages over images; `lpips`
+    is the mean, None without its weights. `distances` between originals and reconstructions: rfid on Inception's
+    features, fd-<name> on others, and kid of the same.
     """
 
     output: str
@@ -48,6 +51,8 @@ class ReconstructResult:
     psnr_pooled: float
     psnr_mean: float
     ssim: float | None
+    lpips: float | None
+    distances: dict[str, float]
     codes_used: int | None
     codebook_size: int | None
     codebook_share: float | None
@@ -63,6 +68,8 @@ def reconstruct(
     runs: Path,
     *,
     num_images: int | None = None,
+    features: str = AUTO,
+    lpips: bool | None = None,
     skip_bad: bool = False,
     overwrite: bool = False,
     device: str = "cpu",
@@ -75,6 +82,9 @@ def reconstruct(
         data: what `open_source` takes.
         tokenizer: what `load_tokenizer` takes; None for the newest in the runs folder.
         num_images: how many, spread evenly over the source; None for all.
+        features: network for the distance between the sets; "auto" takes Inception, else lite0, if its weights are
+            here; "none" does without.
+        lpips: whether to compute it; None where its weights are here.
         skip_bad: go on without images that can't be read.
 
     Raises: UserError for unreadable images or an output that exists; Stopped after a signal.
@@ -87,8 +97,10 @@ def reconstruct(
     model = load_tokenizer(name, device)
     preprocessing = PreprocessingConfig(size=model.config.image_size)
     units = _spread(source, num_images)
-    loop = _Loop(model, device, stop)
-    progress.start("reconstruct", sum(unit.count for unit in units))
+    judges, total = find_judges(features, lpips, device, progress), sum(unit.count for unit in units)
+    check_count(judges, total, progress)
+    loop = _Loop(model, judges, total, device, stop)
+    progress.start("reconstruct", total)
     decoded = decode_units(source, units, preprocessing, available_cores())
     with precision("float32", device), closing(decoded):  # type: ignore[type-var]
         for unit in decoded:
@@ -102,6 +114,9 @@ def reconstruct(
         "source": source.description,
         "preprocessing": preprocessing.model_dump(mode="json"),
         "rounding": "clipped to [0, 1], times 255, rounded",
+        "features": None
+        if judges.extractor is None
+        else {"name": judges.extractor.name, **judges.extractor.description},
     }
     return _write(output, loop, about)
 
@@ -109,10 +124,10 @@ def reconstruct(
 class _Loop:
     """Batches through the tokenizer, and what is kept of them."""
 
-    def __init__(self, model: TiTok, device: str, stop: StopRequest) -> None:
+    def __init__(self, model: TiTok, judges: Judges, total: int, device: str, stop: StopRequest) -> None:
         self.model, self.device, self.stop = model, device, stop
         self.batch_size = _BATCH_SIZE.get(torch.device(device).type, 64)
-        self.sums = ReconstructionSums()
+        self.scores = ReconstructScores(judges, total, device)
         self.rejected: list[Rejected] = []
         self.ids: list[np.ndarray] = []
         self.shown: list[tuple[np.ndarray, np.ndarray]] = []
@@ -146,7 +161,7 @@ class _Loop:
         originals = np.stack(self.waiting[: self.batch_size])
         del self.waiting[: self.batch_size]
         reconstructions = self._through(originals)
-        self.sums.add(originals, reconstructions)
+        self.scores.add(originals, reconstructions)
         self.shown += list(zip(originals, reconstructions, strict=True))[: _SHOWN - len(self.shown)]
         self.count += len(originals)
         progress.advance(len(originals))
@@ -177,15 +192,17 @@ def _spread(source: Source, num_images: int | None) -> list[Unit]:
 
 
 def _write(output: Path, loop: _Loop, about: dict[str, Any]) -> ReconstructResult:
-    score = loop.sums.score()
+    score = loop.scores.result()
     size = loop.model.config.codebook_size
     usage = codebook_usage(np.concatenate(loop.ids), size) if loop.ids and size else None
     result = ReconstructResult(
         output=str(output),
-        images=score.images,
-        psnr_pooled=score.psnr_pooled,
-        psnr_mean=score.psnr_mean,
-        ssim=score.ssim,
+        images=score.pairs.images,
+        psnr_pooled=score.pairs.psnr_pooled,
+        psnr_mean=score.pairs.psnr_mean,
+        ssim=score.pairs.ssim,
+        lpips=score.lpips,
+        distances=score.distances,
         codes_used=usage.used if usage else None,
         codebook_size=size,
         codebook_share=usage.share if usage else None,

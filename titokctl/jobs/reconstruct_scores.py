@@ -1,0 +1,118 @@
+"""The numbers of `titokctl reconstruct`: errors image by image, and the distance between the two sets (rFID)."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from titokctl.data.images import to_float
+from titokctl.errors import UserError
+from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
+from titokctl.evaluation.feature_set import FeatureCollector
+from titokctl.evaluation.features import extract
+from titokctl.evaluation.metrics import compare
+from titokctl.evaluation.reconstruction import ReconstructionScore, ReconstructionSums
+from titokctl.models.lpips import Lpips
+from titokctl.progress import Progress
+from titokctl.weights.network_files import INCEPTION, LITE0, LPIPS_LINEAR, VGG16, here
+from titokctl.weights.perceptual import load_lpips
+
+AUTO, NONE = "auto", "none"
+_KEPT = 10_000
+# VGG16's maps are large.
+_LPIPS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks that look at originals and reconstructions, where there are."""
+
+    lpips: Lpips | None = None
+    extractor: Extractor | None = None
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """`pairs` of all images; mean LPIPS; distances between the sets by name: rfid, or fd-lite0, and kid."""
+
+    pairs: ReconstructionScore
+    lpips: float | None = None
+    distances: dict[str, float] = field(default_factory=dict)
+
+
+def find_judges(features: str, lpips: bool | None, device: str, progress: Progress) -> Judges:
+    """The networks that were asked for; with `features` "auto" and `lpips` None those whose weights are here.
+
+    Raises: UserError or UsageError when a network that was asked for is not there.
+    """
+    if lpips is None:
+        lpips = bool(here(VGG16) and here(LPIPS_LINEAR))
+        if not lpips:
+            progress.say("no LPIPS: its weights are not on this machine (--lpips fetches them)")
+    if features == AUTO:
+        features = next((name for name, file in (("inception", INCEPTION), ("lite0", LITE0)) if here(file)), NONE)
+        if features != "inception":
+            progress.say(
+                "no rFID: Inception's weights are not on this machine (--features inception fetches them)"
+                + ("; fd-lite0 instead, which is not comparable with it" if features == "lite0" else "")
+            )
+    network = load_lpips().to(device) if lpips else None
+    extractor = None if features == NONE else open_extractor(features, ExtractorOptions(device))
+    return Judges(network, extractor)
+
+
+class ReconstructScores:
+    """Running sums over pairs of originals and reconstructions, (n, S, S, 3) uint8."""
+
+    def __init__(self, judges: Judges, images: int, device: str) -> None:
+        self._judges, self._device = judges, device
+        self._pairs = ReconstructionSums()
+        self._lpips, self._count = 0.0, 0
+        network = judges.extractor
+        self._sets = [FeatureCollector(network.widths, images, _KEPT) for _ in range(2)] if network else []
+
+    def add(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
+        """Take in a batch of pairs."""
+        self._pairs.add(originals, reconstructions)
+        self._count += len(originals)
+        if self._judges.extractor is not None:
+            for collector, images in zip(self._sets, (originals, reconstructions), strict=True):
+                for features in extract(self._judges.extractor, [images]):
+                    collector.add(features)
+        if self._judges.lpips is not None:
+            self._lpips += self._sum_of_lpips(self._judges.lpips, originals, reconstructions)
+
+    def result(self) -> SetScores:
+        """The numbers of all pairs so far. Raises ValueError when there were none."""
+        lpips = None if self._judges.lpips is None else self._lpips / self._count
+        return SetScores(self._pairs.score(), lpips, self._distances())
+
+    @torch.inference_mode()
+    def _sum_of_lpips(self, network: Lpips, originals: np.ndarray, reconstructions: np.ndarray) -> float:
+        total = 0.0
+        for first in range(0, len(originals), _LPIPS_AT_ONCE):
+            rows = slice(first, first + _LPIPS_AT_ONCE)
+            a, b = (to_float(torch.from_numpy(x[rows]).to(self._device)) for x in (originals, reconstructions))
+            total += float(network(a, b).double().sum())
+        return total
+
+    def _distances(self) -> dict[str, float]:
+        if self._judges.extractor is None or self._count < 2:
+            return {}
+        originals, reconstructions = (collector.result() for collector in self._sets)
+        found = compare(reconstructions, originals, ["fid", "kid"], self._judges.extractor.metric_name)
+        return {f"r{name}" if name.startswith("fid") else name: value for name, value in found.items()}
+
+
+def check_count(judges: Judges, images: int, progress: Progress) -> None:
+    """Say so when the images are too few for the distance to mean much. Raises UserError for fewer than two."""
+    if judges.extractor is None:
+        return
+    if images < 2:
+        raise UserError("a distance between sets needs at least 2 images", "give more, or --features none")
+    width = judges.extractor.widths["pool"]
+    name = "rFID" if judges.extractor.is_fid else judges.extractor.metric_name("fid")
+    if images <= width:
+        progress.say(f"warning: {images:,} images are fewer than the {width:,} features: {name} says little")
+    elif images < 50_000:
+        progress.say(f"warning: {images:,} images: {name} is larger than it would be for 50,000")
