@@ -17,7 +17,8 @@ IN_A_HEAD = re.compile(r"^# +(?:Command: )?(titokctl .+)$", re.MULTILINE)
 def shown() -> list[str]:
     """Command lines in fenced blocks of the documentation and in the heads of recipes, as they stand there."""
     found = []
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    pages = ["README.md", "CONTRIBUTING.md", "docs/*.md", "examples/*/README.md"]
+    for page in sorted(path for pattern in pages for path in ROOT.glob(pattern)):
         for block in FENCE.findall(page.read_text(encoding="utf-8")):
             lines = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in block.splitlines())
             found += [line for line in lines if line.startswith("titokctl ")]

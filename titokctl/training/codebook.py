@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from titokctl.config.tokenizer_recipe import CodebookConfig
+from titokctl.config.tokenizer_recipe import CodebookConfig, ProxyRecipe, SingleRecipe
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import gathered
 from titokctl.training.randomness import generator
@@ -68,6 +68,13 @@ class LiveCodebook:
         """Go on from a checkpoint."""
         if self.usage is not None:
             self.usage.copy_(tensors["usage"])
+
+
+def live_codebook(tokenizer: nn.Module, recipe: SingleRecipe | ProxyRecipe, group: Group) -> LiveCodebook | None:
+    """The codes of a tokenizer's quantizer; None where it has none to learn (one from elsewhere, or a Gaussian)."""
+    if "quantizer.codebook" not in dict(tokenizer.named_parameters()):
+        return None
+    return LiveCodebook(tokenizer, "quantizer.codebook", recipe.codebook, recipe.model.normalize_codes, group)
 
 
 @torch.no_grad()

@@ -97,6 +97,10 @@ class ImageStage(Generic[M]):
     def begin(self, step: int) -> None:
         """What a stage does before the batch of `step`."""
 
+    def quantizes(self, step: int) -> bool:
+        """Whether `step` looks codes up, rather than taking latents as they are."""
+        return self.codebook is None or self.codebook.quantizes(step)
+
     def cares_for_codes(self, step: int) -> bool:
         """Whether unused codes are moved after `step`."""
         return self.codebook is not None and self.codebook.quantizes(step)

@@ -14,7 +14,7 @@ from titokctl.distributed.group import Group
 from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
-from titokctl.training.codebook import LiveCodebook
+from titokctl.training.codebook import live_codebook
 from titokctl.training.image_stage import ImageBatches, ImageStage, Made, Micro
 from titokctl.training.losses import proxy_cross_entropy
 from titokctl.weights.assemble import with_pixel_decoder
@@ -37,18 +37,17 @@ class ProxyStage(ImageStage[TiTok]):
     ) -> None:
         self.tokenizer, self.recipe = tokenizer, recipe
         self.vqgan = vqgan.eval().requires_grad_(False)
-        codebook = LiveCodebook(tokenizer, "quantizer.codebook", recipe.codebook, recipe.model.normalize_codes, group)
+        codebook = live_codebook(tokenizer, recipe, group)
         parts = [tokenizer.encoder, tokenizer.decoder]
         super().__init__(tokenizer, parts, recipe, images, validate, group, codebook=codebook)
 
     def make(self, micro: Micro) -> Made:
         """Logits over the proxy codes of the images, and what they cost."""
-        assert self.codebook is not None
         codes = self._proxy_codes(micro.images)  # (b, N)
         quantized = None
         with precision(self.training.precision, self.device), training_attention(self.device):
             latents = self.tokenizer.encode(micro.images)  # (b, K, C)
-            if self.codebook.quantizes(micro.step):
+            if self.quantizes(micro.step):
                 quantized = self.tokenizer.quantizer(latents)
             vectors = quantized.vectors if quantized else self._on_sphere(latents)
             logits = self.tokenizer.decode_proxy_logits(vectors)  # (b, N, proxy codes)

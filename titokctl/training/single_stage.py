@@ -14,7 +14,7 @@ from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.quantizers import QuantizerOutput
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.adversary import Adversary
-from titokctl.training.codebook import LiveCodebook
+from titokctl.training.codebook import live_codebook
 from titokctl.training.decoder_stage import freeze_encoder
 from titokctl.training.image_stage import ImageBatches, ImageStage, Made, Micro
 from titokctl.training.pixel_loss import PixelLoss
@@ -35,10 +35,7 @@ class SingleStage(ImageStage[TiTok]):
         adversary: Adversary | None = None,
     ) -> None:
         self.tokenizer, self.recipe, self.pixel_loss = tokenizer, recipe, pixel_loss
-        # A quantizer from elsewhere may have ids without having a table of codes.
-        has_codes = "quantizer.codebook" in tokenizer.state_dict()
-        care = (tokenizer, "quantizer.codebook", recipe.codebook, recipe.model.normalize_codes, group)
-        codebook = LiveCodebook(*care) if has_codes else None
+        codebook = live_codebook(tokenizer, recipe, group)
         parts = [tokenizer.encoder, tokenizer.decoder]
         super().__init__(tokenizer, parts, recipe, images, validate, group, codebook=codebook, adversary=adversary)
 
@@ -93,8 +90,7 @@ class SingleStage(ImageStage[TiTok]):
             draws = generator(self.training.seed, "bottleneck", micro.step)
             noise = torch.randn(rows, model.num_latent_tokens, model.token_size, generator=draws)
             return self.tokenizer.quantizer(latents, noise[micro.rows].to(self.device))
-        quantizes = self.codebook is None or self.codebook.quantizes(micro.step)
-        return self.tokenizer.quantizer(latents) if quantizes else None
+        return self.tokenizer.quantizer(latents) if self.quantizes(micro.step) else None
 
     def _on_sphere(self, latents: torch.Tensor) -> torch.Tensor:
         return F.normalize(latents.float(), dim=-1) if self.recipe.model.normalize_codes else latents

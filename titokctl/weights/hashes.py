@@ -22,13 +22,16 @@ _ENCODER_PARTS = ("encoder.", "latent_tokens", "quantizer.")
 def encoder_sha256(tokenizer: TiTok) -> str:
     """Hash of what decides the ids: encoder, latent tokens, codebook, and the settings no shape shows."""
     config = tokenizer.config
-    settings = {
+    settings: dict[str, Any] = {
         "num_heads": config.encoder.num_heads,
         "quantizer": config.quantizer,
         "normalize_codes": config.normalize_codes,
         "shuffled_bottleneck": config.shuffled_bottleneck,
     }
-    return _digest(tokenizer.state_dict(), settings, lambda name: name.startswith(_ENCODER_PARTS))
+    tensors = tokenizer.state_dict()
+    if config.is_discrete and "quantizer.codebook" not in tensors:  # no table of codes whose shape would say it
+        settings["codebook_size"] = config.codebook_size
+    return _digest(tensors, settings, lambda name: name.startswith(_ENCODER_PARTS))
 
 
 def weights_sha256(module: nn.Module) -> str:

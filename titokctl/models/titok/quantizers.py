@@ -1,8 +1,11 @@
 """The bottleneck: latents to the vectors that the decoder gets, found by name.
 
 A quantizer is built as `Quantizer(config: TokenizerConfig)`, says in `channels` how many numbers of every latent it
-wants, and gives a QuantizerOutput. Packages add their own as entry points of the group "titokctl.quantizers". A
-discrete one also has `nearest(latents) -> ids` and `vectors_of(ids) -> vectors`.
+wants, and gives a QuantizerOutput. A discrete one also has `nearest(latents) -> ids` and `vectors_of(ids) -> vectors`.
+
+Packages add discrete ones as entry points of the group "titokctl.quantizers" (examples/fsq). A network is built without
+values, and then its file fills it: what is neither parameter nor persistent buffer must not be a tensor. Only a
+parameter `codebook` (V, C) is re-seeded and started by k-means. All of it works in float32, whatever surrounds it.
 
 Letters: B batch, K latent tokens, V codebook size, C token size.
 """
