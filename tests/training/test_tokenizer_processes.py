@@ -1,7 +1,8 @@
-"""A tokenizer trained in two processes: the same losses as in one, with k-means and re-seeding of codes on the way."""
+"""A batch shared by processes, or taken in pieces: the same losses, with k-means, re-seeding of codes and a GAN."""
 
 import numpy as np
 import pytest
+import stages
 import tiny
 
 from titokctl.config import recipe_files
@@ -27,6 +28,64 @@ optimizer: {learning_rate: 1e-3, muon_learning_rate: 1e-3}
 schedule: {warmup_steps: 5}
 training: {steps: 20, global_batch_size: 8, micro_batch_size: 4, log_every: 1}
 """
+
+
+SHOWN = {
+    "single": ("loss", "psnr", "discriminator_loss", "real_logit", "made_logit"),
+    "gaussian": ("loss", "psnr", "discriminator_loss"),
+    "vqgan": ("loss", "psnr", "discriminator_loss"),
+    "proxy": ("loss", "cross_entropy"),
+    "decoder": ("loss", "psnr", "discriminator_loss"),
+}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Pictures and a runs folder with a VQGAN and a stage-1 tokenizer."""
+    folder = tmp_path_factory.mktemp("split")
+    pictures = tiny.class_folder(folder / "pictures", per_class=12)
+    for stage in ("vqgan", "proxy"):
+        stages.train(pictures, stage, folder / "runs", folder, "training.steps=8", name=stage)
+    return folder
+
+
+def named(chain, stage) -> list[str]:
+    """What a stage starts from; for the VQGAN a rate at which no latent flips between two codes by rounding."""
+    runs = chain / "runs"
+    words = {"proxy": f"proxy={runs / 'proxy' / 'vqgan'}", "decoder": f"init={runs / 'tokenizer' / 'proxy'}"}
+    return [words.get(stage, "optimizer.learning_rate=1e-4" if stage == "vqgan" else "training.seed=0")]
+
+
+def assert_same_curves(stage, one, other, rtol=1e-4):
+    logs = [MetricsLog(run / "metrics.jsonl").read() for run in (one, other)]
+    for what in SHOWN[stage]:
+        a, b = ([r[what] for r in log if what in r] for log in logs)
+        assert len(a) == (14 if "discriminator" in what or "logit" in what else 20)  # the GAN starts at 6
+        np.testing.assert_allclose(b, a, rtol=rtol, atol=1e-5, err_msg=what)
+
+
+@pytest.mark.parametrize(
+    "stage", ["single", *(pytest.param(s, marks=pytest.mark.slow) for s in SHOWN if s != "single")]
+)
+def test_four_pieces_of_two_train_as_one_of_eight(chain, stage, runs):
+    pictures, words = chain / "pictures", named(chain, stage)
+    whole = stages.train(pictures, stage, runs, chain, *words, name="whole")
+    pieces = stages.train(pictures, stage, runs, chain, *words, "training.micro_batch_size=2", name="pieces")
+    assert_same_curves(stage, whole.run, pieces.run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", SHOWN)
+def test_two_processes_train_as_one_and_one_goes_on_alone(chain, stage, runs, run_cli):
+    pictures, words = chain / "pictures", named(chain, stage)
+    whole = stages.train(pictures, stage, runs, chain, *words, name="whole")
+    flags = [f"--set={word}" for word in words]
+    command = ("train-tokenizer", pictures, "--recipe", stages.write_recipe(chain, stage), *flags, "--runs-dir", runs)
+    run_cli(*command, "--name", "two", "--procs", "2", code=0)
+    assert_same_curves(stage, whole.run, whole.run.with_name("two"))
+    run_cli(*command, "--name", "fewer", "--procs", "2", "--set", "training.steps=11", code=0)
+    stages.train(pictures, stage, runs, chain, *words, name="fewer")
+    assert_same_curves(stage, whole.run, whole.run.with_name("fewer"))
 
 
 @pytest.mark.slow

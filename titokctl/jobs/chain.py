@@ -14,14 +14,16 @@ Say = Callable[[str], None]
 DEFAULT_TOKENIZER = "titok-l-32"
 
 
-def pick_tokenizer(given: str | None, root: Path, say: Say) -> str:
+def pick_tokenizer(given: str | None, root: Path, say: Say, pixels: bool = False) -> str:
     """What to hand to load_tokenizer: `given`, else the newest trained one under `root`, else titok-l-32.
+
+    With `pixels` only one that can decode is taken; after stage proxy alone a tokenizer makes ids and no pixels.
 
     Raises UserError when there is none of them, with how to train or get one.
     """
     if given is not None:
         return given
-    run = newest_run(root, "tokenizer")
+    run = newest_run(root, "tokenizer", _makes_pixels if pixels else lambda run: True)
     if run is not None:
         say(f"tokenizer: {run.path} (the newest in {root}/tokenizer)")
         return str(run.path)
@@ -44,7 +46,13 @@ def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, 
     """
     if given is not None:
         return given
-    fitting = [run for run in finished_runs(root, "tokenizer") if run.hashes.get("encoder_sha256") == encoder_sha256]
+    same = [run for run in finished_runs(root, "tokenizer") if run.hashes.get("encoder_sha256") == encoder_sha256]
+    fitting = [run for run in same if _makes_pixels(run)]
+    if same and not fitting:
+        raise UserError(
+            f"the tokenizer that made these ids, {same[0].path}, was trained in stage proxy only and makes no pixels",
+            f"train its decoder first: titokctl train-tokenizer DATA --recipe NAME-decoder --init {same[0].path}",
+        )
     exact = [run for run in fitting if run.hashes.get("weights_sha256") == weights_sha256]
     if not exact and len({run.hashes.get("weights_sha256") for run in fitting}) > 1:
         raise UserError(
@@ -79,6 +87,11 @@ def pick_samples(given: str | None, root: Path, say: Say) -> Path:
     if given is not None:
         return Path(given)
     return _newest(root, "samples", "draw some with `titokctl sample --cfg 4.0 -n 50000`", say).path
+
+
+def _makes_pixels(run: RunFolder) -> bool:
+    model = run.settings.get("model")
+    return not isinstance(model, dict) or model.get("pixel_decoder", True) is True
 
 
 def _newest(root: Path, kind: str, hint: str, say: Say) -> RunFolder:

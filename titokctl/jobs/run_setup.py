@@ -80,7 +80,8 @@ def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _may_grow(settings: dict[str, Any]) -> bool:
     """Whether the length may change; under a cosine it decides the rate of every step."""
-    return bool(settings["schedule"]["kind"] != "cosine")
+    schedules = [section["schedule"] for section in (settings, settings.get("adversary")) if section]
+    return all(schedule["kind"] != "cosine" for schedule in schedules)
 
 
 def _without(settings: dict[str, Any], free: Set[str]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _reopened(wanted: RunFolder) -> RunFolder:
         hint += "; only runs with a constant or warmup-stable-decay schedule can be made longer"
     changed = flat_differences(before, after)
     if found.inputs.get("identity") != wanted.inputs["identity"]:
-        changed.append("data: not the ones this run was started with")
+        changed.append("data, or weights it starts from: not the ones this run was started with")
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise UserError(f"{wanted.path} was started with other settings:\n{lines}", hint)
