@@ -1,17 +1,22 @@
 """Image files to squares: the pipeline's workers against a bare loop of Pillow calls in as many processes.
 
-    python -m benchmarks.preprocess [--images 1024] [--workers 2] [--size 256] [--rounds 3]
+    python -m benchmarks.preprocess [--images 1024] [--workers 2] [--size 256] [--rounds 5]
 
-Writes JPEGs of ImageNet's usual sizes as a shard and turns them into squares in turns: by Pillow (open, convert, resize
-the shorter edge by bicubic, crop, to an array) and by the pipeline's threads. Prints one line of JSON: images/s of the
-best round of each and their ratio; then the processor time an image takes on one core, of the resize alone and of all,
-which other work on the machine disturbs less.
+Writes JPEGs of ImageNet's usual sizes as files and as a shard, and turns them into squares in turns: by Pillow (read,
+open, convert, resize the shorter edge by bicubic, crop, to an array; nothing is handed back) and by the pipeline, with
+processes and with threads (all in order in one array of this process). Whatever has to start has started before.
+
+Prints one line of JSON: images/s of the best round of each, `ratio` of the pipeline to Pillow, and that of each round.
+On a busy machine these tell little; then look at the processor time an image costs in all processes together, which
+other work disturbs less (`processor_ratio`), and at that of one core alone, of the resize and of all.
 """
 
 import argparse
 import io
 import json
 import multiprocessing
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,8 +27,9 @@ import numpy as np
 from PIL import Image
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.images import center_crop, decode, preprocess
-from titokctl.data.pipeline import decode_units
+from titokctl.data.decoding import CHUNK, decode_files, empty_squares
+from titokctl.data.images import center_crop, decode
+from titokctl.data.pipeline import Decoder
 from titokctl.data.sources import Source, open_source
 from titokctl.data.workers import available_cores
 from titokctl.formats.shard_set import ShardSample, write_shard
@@ -57,25 +63,27 @@ def pillow_resize(image: Image.Image, size: int) -> Image.Image:
     return image.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
 
 
-def pillow_share(task: tuple[list[bytes], int]) -> int:
+def pillow_share(task: tuple[list[Path], int]) -> int:
     """One process's share of the bare loop."""
-    return sum(int(by_pillow(data, task[1])[0, 0, 0] >= 0) for data in task[0])
+    return sum(int(by_pillow(path.read_bytes(), task[1])[0, 0, 0] >= 0) for path in task[0])
 
 
-def rate(images: int, work: Callable[[], Any]) -> float:
-    """Images per second of one round."""
-    began = time.perf_counter()
-    work()
-    return images / (time.perf_counter() - began)
+def processor_s() -> float:
+    """Processor time of this process and its children so far, of those that still run too."""
+    ticks = 0
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def processor_ms(work: Callable[[Any], Any], items: list[Any]) -> float:
-    """Milliseconds of processor time an item, the best of five rounds."""
+def processor_ms(work: Callable[[list[Any]], Any], items: list[Any]) -> float:
+    """Milliseconds of processor time an item when they come in the pipeline's chunks, the best of five rounds."""
     best = float("inf")
     for _ in range(5):
         began = time.process_time()
-        for item in items:
-            work(item)
+        for first in range(0, len(items), CHUNK):
+            work(items[first : first + CHUNK])
         best = min(best, (time.process_time() - began) / len(items))
     return 1000 * best
 
@@ -85,51 +93,69 @@ def one_core(files: list[bytes], size: int) -> dict[str, float]:
     config = PreprocessingConfig(size=size)
     pixels = [decode(data) for data in files]
     pictures = [Image.fromarray(p) for p in pixels]
+    into = [empty_squares(CHUNK, size)]
     found = {
-        "pillow_resize_ms": processor_ms(lambda image: np.asarray(pillow_resize(image, size)), pictures),
-        "our_resize_ms": processor_ms(lambda p: center_crop(p, size), pixels),
-        "pillow_all_ms": processor_ms(lambda data: by_pillow(data, size), files),
-        "our_all_ms": processor_ms(lambda data: preprocess(data, config), files),
+        "pillow_resize_ms": processor_ms(lambda some: [np.asarray(pillow_resize(p, size)) for p in some], pictures),
+        "our_resize_ms": processor_ms(lambda some: [center_crop(p, size) for p in some], pixels),
+        "pillow_all_ms": processor_ms(lambda some: [by_pillow(data, size) for data in some], files),
+        "our_all_ms": processor_ms(lambda some: decode_files(some, [config], into), files),
     }
     found["resize_ratio"] = found["pillow_resize_ms"] / found["our_resize_ms"]
     found["all_ratio"] = found["pillow_all_ms"] / found["our_all_ms"]
     return found
 
 
-def in_turns(source: Source, files: list[bytes], size: int, workers: int, rounds: int) -> dict[str, float]:
-    """Images per second of both, each in its best round."""
-    config = PreprocessingConfig(size=size)
-    shares = [(files[i::workers], size) for i in range(workers)]
-    best = {"pillow": 0.0, "ours": 0.0}
-    with multiprocessing.get_context("spawn").Pool(workers) as bare:
+def in_turns(source: Source, paths: list[Path], size: int, workers: int, rounds: int) -> dict[str, Any]:
+    """Images per second in the best round, and processor milliseconds an image in the cheapest."""
+    configs = [PreprocessingConfig(size=size)]
+    shares = [(paths[i::workers], size) for i in range(workers)]
+    rates: dict[str, list[float]] = {"pillow": [], "processes": [], "threads": []}
+    costs: dict[str, list[float]] = {name: [] for name in rates}
+    with (
+        multiprocessing.get_context("spawn").Pool(workers) as bare,
+        Decoder(source, configs, workers, by_threads=0) as processes,
+        Decoder(source, configs, workers, by_threads=sys.maxsize) as threads,
+    ):
         works: dict[str, Callable[[], Any]] = {
             "pillow": lambda: bare.map(pillow_share, shares, chunksize=1),
-            "ours": lambda: list(decode_units(source, source.units, config, workers)),
+            "processes": lambda: [processes.unit(unit) for unit in source.units],
+            "threads": lambda: [threads.unit(unit) for unit in source.units],
         }
         for work in works.values():
-            work()  # starts what has to start
+            work()
         for _ in range(rounds):
             for name, work in works.items():
-                best[name] = max(best[name], rate(len(files), work))
-    return {f"{name}_per_s": value for name, value in best.items()} | {"ratio": best["ours"] / best["pillow"]}
+                began, used = time.perf_counter(), processor_s()
+                work()
+                rates[name].append(len(paths) / (time.perf_counter() - began))
+                costs[name].append(1000 * (processor_s() - used) / len(paths))
+    found: dict[str, Any] = {f"{name}_per_s": max(values) for name, values in rates.items()}
+    found |= {f"{name}_processor_ms": min(values) for name, values in costs.items()}
+    found["ratio"] = found["processes_per_s"] / found["pillow_per_s"]
+    found["processor_ratio"] = found["pillow_processor_ms"] / found["processes_processor_ms"]
+    found["ratios"] = [round(p / q, 2) for p, q in zip(rates["processes"], rates["pillow"], strict=True)]
+    return found
 
 
 def main() -> None:
     """Measure and print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--workers", type=int, default=available_cores())
+    parser.add_argument("--workers", type=int, default=max(available_cores(), 2))
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     files = [picture(i) for i in range(given.images)]
     with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i:06d}.jpg" for i in range(given.images)]
+        for path, data in zip(paths, files, strict=True):
+            path.write_bytes(data)
         shard = Path(folder) / "images.tar"
-        write_shard(shard, [ShardSample(f"{i:06d}", "jpg", data, 0) for i, data in enumerate(files)])
-        result = in_turns(open_source([shard]), files, given.size, given.workers, given.rounds)
-    facts = {"images": given.images, "workers": given.workers, "bytes_per_image": sum(map(len, files)) / len(files)}
-    result = {name: round(value, 3) for name, value in (result | one_core(files[:64], given.size)).items()}
-    print(json.dumps(facts | result))
+        write_shard(shard, [ShardSample(path.stem, "jpg", data, 0) for path, data in zip(paths, files, strict=True)])
+        result = in_turns(open_source([shard]), paths, given.size, given.workers, given.rounds)
+    facts = {"images": given.images, "workers": given.workers, "bytes_per_image": sum(map(len, files)) // len(files)}
+    result |= one_core(files[:64], given.size)
+    print(json.dumps(facts | {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
 
 
 if __name__ == "__main__":

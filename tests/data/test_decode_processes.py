@@ -13,7 +13,7 @@ from image_files import class_folders, encoded, noise
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.decode_processes import DecodeProcesses
-from titokctl.data.decoding import empty_squares
+from titokctl.data.decoding import decode_files, empty_squares
 from titokctl.data.images import preprocess
 from titokctl.data.pipeline import Decoder
 from titokctl.data.sources import Source, open_source
@@ -65,6 +65,13 @@ def test_files_larger_than_the_memory_at_first() -> None:
         assert processes.decode(files[:1], into) == []
         assert processes.decode(files, into) == []
     np.testing.assert_array_equal(into[0], [preprocess(data, CONFIGS[0]) for data in files])
+
+
+def test_squares_of_large_images_keep_their_places() -> None:
+    files = [encoded(np.full((2000, 2000, 3), level, np.uint8), "PNG") for level in (10, 20, 30, 40)]
+    into = [empty_squares(4, config.size) for config in CONFIGS]
+    assert [i for i, _, _ in decode_files([files[0], b"", *files[1:]], CONFIGS, into)] == [1]
+    assert [array.mean(axis=(1, 2, 3)).tolist() for array in into] == [[10, 20, 30, 40]] * 2
 
 
 def test_a_killed_process_is_an_error_and_the_others_end(source: Source) -> None:

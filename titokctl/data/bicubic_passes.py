@@ -27,24 +27,21 @@ _kept = threading.local()
 
 @dataclass(frozen=True)
 class Pass:
-    """Output j is weights[j] @ inputs[starts[j] : starts[j] + taps] / 2^22, rounded half up and clipped to a byte.
+    """Output j is weights[j] @ the inputs[j] / 2^22, rounded half up and clipped to a byte.
 
-    Inputs are counted from `first`, the first of the `used` ones that matter. starts (n,) int64; weights (n, taps)
-    float64 holding whole numbers. `blocks` are (first output, first input) of the small products with `matrices`, which
-    may overlap; `margin` is how far a float32 sum may be from the true one.
+    Inputs are counted from `first`, the first of the `used` ones that matter. inputs (n, taps) int64 are those of each
+    output, weights (n, taps) float64 holding whole numbers, zero where an input is named again. `blocks` are (first
+    output, first input) of the small products with `matrices`, which may overlap; `margin` is how far a float32 sum may
+    be from the true one.
     """
 
     first: int
     used: int
-    starts: np.ndarray
+    inputs: np.ndarray
     weights: np.ndarray
     blocks: tuple[tuple[int, int], ...]
     matrices: np.ndarray
     margin: float
-
-    def inputs_of(self, outputs: np.ndarray) -> np.ndarray:
-        """The inputs (k, taps) of `outputs` (k,); those beyond the last, which have no weight, as the last."""
-        return np.minimum(self.starts[outputs, None] + np.arange(self.weights.shape[1]), self.used - 1)
 
 
 @lru_cache(maxsize=256)
@@ -66,37 +63,37 @@ def run_across(plan: Pass, planes: np.ndarray) -> np.ndarray:
     The result of either pass is overwritten by the thread's next image.
     """
     channels, height, _ = planes.shape
-    result = _scratch("across", (height, channels, len(plan.starts)))
+    lines = planes[:, :, plan.first : plan.first + plan.used].transpose(1, 0, 2)  # (H, C, used)
+    result = _scratch("across", (height * channels, len(plan.weights)))
     span, n = plan.matrices.shape[1:]
     step = max(1, _AT_ONCE // (channels * plan.used))
     for top in range(0, height, step):
-        pixels = planes[:, top : top + step, plan.first : plan.first + plan.used]
+        pixels = lines[top : top + step]
         part = _scratch("part", pixels.shape)
         part[...] = pixels
-        sums = result[top : top + step]
-        by_plane = sums.transpose(1, 0, 2)
+        part = part.reshape(-1, plan.used)
+        sums = result[top * channels : (top + step) * channels]
         for (output, start), matrix in zip(plan.blocks, plan.matrices, strict=True):
-            np.matmul(part[:, :, start : start + span], matrix, out=by_plane[:, :, output : output + n])
+            np.matmul(part[:, start : start + span], matrix, out=sums[:, output : output + n])
 
         def again(places: np.ndarray, part: np.ndarray = part) -> np.ndarray:
-            rest, output = np.divmod(places, len(plan.starts))
-            row, channel = np.divmod(rest, channels)
-            return _exact(part[channel[:, None], row[:, None], plan.inputs_of(output)], plan.weights[output])
+            line, output = np.divmod(places, len(plan.weights))
+            return _exact(part[line[:, None], plan.inputs[output]], plan.weights[output])
 
         _round(sums, plan.margin, again)
-    return result
+    return result.reshape(height, channels, -1)
 
 
 def run_down(plan: Pass, rows: np.ndarray) -> np.ndarray:
     """(used, M) float32 whole numbers, from input `plan.first` on -> (n, M) float32 likewise."""
-    result = _scratch("down", (len(plan.starts), rows.shape[1]))
+    result = _scratch("down", (len(plan.weights), rows.shape[1]))
     n, span = plan.matrices.shape[1:]
     for (output, start), matrix in zip(plan.blocks, plan.matrices, strict=True):
         np.matmul(matrix, rows[start : start + span], out=result[output : output + n])
 
     def again(places: np.ndarray) -> np.ndarray:
         output, column = np.divmod(places, result.shape[1])
-        return _exact(rows[plan.inputs_of(output), column[:, None]], plan.weights[output])
+        return _exact(rows[plan.inputs[output], column[:, None]], plan.weights[output])
 
     _round(result, plan.margin, again)
     return result
@@ -117,8 +114,8 @@ def _round(sums: np.ndarray, margin: float, again: Callable[[np.ndarray], np.nda
 
 def _exact(inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(k, taps) bytes and weights -> (k,) bytes; float64 holds every sum of such products exactly."""
-    sums = (inputs * weights).sum(axis=1)
-    return np.clip(np.floor((sums + ONE // 2) / ONE), 0.0, 255.0)
+    sums = np.einsum("ij,ij->i", inputs, weights)
+    return np.minimum(np.maximum(np.floor((sums + ONE // 2) / ONE), 0.0), 255.0)
 
 
 def _scratch(name: str, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
@@ -153,4 +150,5 @@ def _plan(source: int, target: int, first: int, count: int, per_block: int) -> P
     # One rounding a product and one an addition; adding zeros is exact, so the order of summation does not matter.
     margin = (taps + 2) * _ROUNDING * largest
     blocks = tuple(zip(outputs.tolist(), inputs.tolist(), strict=True))
-    return Pass(begin, end - begin, starts, weights, blocks, np.ascontiguousarray(matrices[:, :span]), margin)
+    each = np.minimum(starts[:, None] + np.arange(taps), end - begin - 1)
+    return Pass(begin, end - begin, each, weights, blocks, np.ascontiguousarray(matrices[:, :span]), margin)

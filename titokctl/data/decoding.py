@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.images import BadImage, squares
+from titokctl.data.images import BadImage, decode_for, square
 
 CHUNK = 16  # files of one task of a worker
+_TOGETHER = 16 << 20  # bytes of pixels that are decoded before they are resized: each work finds its own in the caches
 
 Bad = tuple[int, str, str]  # which file, a stable short word for the reason, what was found
 
@@ -29,12 +30,19 @@ def decode_files(
 ) -> list[Bad]:
     """Squares of the files, for each config in its array of `into`, without gaps for bad files, which are named."""
     bad: list[Bad] = []
+    waiting: list[np.ndarray] = []
+    made = 0
     for i, data in enumerate(files):
         try:
-            for array, square in zip(into, squares(data, configs), strict=True):
-                array[i - len(bad)] = square
+            waiting.append(decode_for(data, configs))
         except BadImage as error:
             bad.append((i, error.kind, error.text))
+        if i == len(files) - 1 or sum(pixels.nbytes for pixels in waiting) > _TOGETHER:
+            for pixels in waiting:
+                for array, config in zip(into, configs, strict=True):
+                    array[made] = square(pixels, config)
+                made += 1
+            waiting.clear()
     return bad
 
 

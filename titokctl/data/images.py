@@ -81,14 +81,18 @@ def decode(
 
 def preprocess(data: bytes, config: PreprocessingConfig) -> np.ndarray:
     """An image file as the (S, S, 3) uint8 square of `config`. Raises BadImage as `decode` does."""
-    return squares(data, [config])[0]
+    return square(decode_for(data, [config]), config)
 
 
-def squares(data: bytes, configs: Sequence[PreprocessingConfig]) -> list[np.ndarray]:
-    """An image file as several squares (S, S, 3) uint8; it is decoded once, as the first config says."""
+def decode_for(data: bytes, configs: Sequence[PreprocessingConfig]) -> np.ndarray:
+    """An image file as (H, W, 3) uint8, from which `square` makes each of `configs`; decoded as the first one says."""
     at_least = max(config.size for config in configs) if configs[0].fast_decode else None
-    pixels = decode(data, configs[0].max_pixels, configs[0].exif, at_least)
-    return [(adm_crop if config.crop == "adm" else center_crop)(pixels, config.size) for config in configs]
+    return decode(data, configs[0].max_pixels, configs[0].exif, at_least)
+
+
+def square(pixels: np.ndarray, config: PreprocessingConfig) -> np.ndarray:
+    """(H, W, 3) uint8 -> the (S, S, 3) uint8 square of `config`."""
+    return (adm_crop if config.crop == "adm" else center_crop)(pixels, config.size)
 
 
 def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
