@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import titokctl
+from titokctl.formats.checkout import commit_of
 
 COLOUR = re.compile(rb"\x1b\[[\d;]*(?:3\d|4\d|9\d|10\d)[\d;]*m")
 ROOT = Path(titokctl.__file__).resolve().parents[1]
@@ -52,7 +53,8 @@ def in_process(code: str, *, words: str) -> subprocess.CompletedProcess:
 
 def test_version(run_cli):
     result = run_cli("--version", code=0)
-    assert result.stdout == f"titokctl {titokctl.__version__}\n"
+    commit = commit_of(ROOT)
+    assert result.stdout == f"titokctl {titokctl.__version__}{f' (commit {commit[:12]})' if commit else ''}\n"
     assert result.stderr == ""
 
 

@@ -6,6 +6,7 @@ import select
 import sys
 import traceback
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +33,10 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"titokctl {__version__}")
+        from titokctl.formats.checkout import commit_of
+
+        commit = commit_of(Path(__file__).resolve().parents[2])
+        print(f"titokctl {__version__}" + (f" (commit {commit[:12]})" if commit else ""))
         raise typer.Exit
 
 
