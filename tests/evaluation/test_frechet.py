@@ -51,6 +51,18 @@ def test_rank_deficient_covariances_in_different_subspaces():
     assert trace_of_root(np.zeros((5, 5)), np.eye(5)) == 0
 
 
+@pytest.mark.parametrize("smallest", [1e-3, 1e-6, 1e-9, 1e-12, 0.0])
+def test_nearly_dependent_features_change_nothing_abruptly(smallest):
+    """Eigenvalues are known, so the trace is; the way to it differs from well-conditioned to singular."""
+    rng = np.random.default_rng(7)
+    q, _ = np.linalg.qr(rng.standard_normal((64, 64)))
+    a, b = np.geomspace(1, 1e-3, 64), rng.uniform(0.5, 2, 64)
+    a[40:] *= smallest
+    expected = np.sqrt(a * b).sum()
+    assert trace_of_root(q * a @ q.T, q * b @ q.T) == pytest.approx(expected, abs=2e-6)
+    assert trace_of_root(q * b @ q.T, q * a @ q.T) == pytest.approx(expected, abs=2e-6)
+
+
 def test_is_symmetric():
     rng = np.random.default_rng(4)
     a = Gaussian(rng.standard_normal(30), random_covariance(rng, 30, rank=10))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from titokctl.errors import UsageError
 from titokctl.models import efficientnet_lite0, inception
+from titokctl.models.inception import Inception
 from titokctl.weights.feature_networks import (
     INCEPTION_SHA256_START,
     LITE0_SHA256_START,
@@ -118,7 +119,11 @@ def _lite0(options: ExtractorOptions) -> Extractor:
 
 
 def _inception(options: ExtractorOptions) -> Extractor:
-    network = load_inception(find_inception(options.weights))
+    return inception_extractor(load_inception(find_inception(options.weights)), options)
+
+
+def inception_extractor(network: Inception, options: ExtractorOptions) -> Extractor:
+    """The extractor around an Inception that was loaded already."""
     network.to(options.device, _DTYPES[options.precision])
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 _ROWS_AT_ONCE = 1024
+# Of the smallest to the largest squared pivot.
+_FAR_FROM_SINGULAR = 1e-9
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,27 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 def trace_of_root(s1: np.ndarray, s2: np.ndarray) -> float:
     """tr((S1 S2)^(1/2)) for covariances (D, D) float64, through symmetric eigenvalue problems only.
 
-    With S1 = A A^T, the eigenvalues of S1 S2 are those of A^T S2 A. Directions in which S1 has no variance beyond
-    rounding are left out, so that noise of size epsilon does not come back as its square root.
+    With S1 = A A^T, the eigenvalues of S1 S2 are those of A^T S2 A.
     """
-    values, vectors = torch.linalg.eigh(torch.from_numpy(s1))
-    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
-    a = vectors[:, kept] * values[kept].sqrt()  # (D, rank)
+    a = _root(torch.from_numpy(s1))  # (D, rank)
     inner = a.T @ torch.from_numpy(s2) @ a  # (rank, rank)
     if not len(inner):
         return 0.0
     squares = torch.linalg.eigvalsh((inner + inner.T) / 2)
     noise = 8 * torch.finfo(torch.float64).eps * squares[-1].clamp(min=0)
     return float(squares[squares > noise].sqrt().sum())
+
+
+def _root(s: torch.Tensor) -> torch.Tensor:
+    """A (D, rank) with A A^T = S: Cholesky's where S is far from singular, which takes a tenth of the time.
+
+    Otherwise directions in which S has no variance beyond rounding are left out, so that noise of size epsilon does
+    not come back as its square root.
+    """
+    triangle, failed = torch.linalg.cholesky_ex(s)
+    pivots = triangle.diagonal()
+    if not failed and len(s) and float(pivots.min() / pivots.max()) ** 2 > _FAR_FROM_SINGULAR:
+        return triangle
+    values, vectors = torch.linalg.eigh(s)
+    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
+    return vectors[:, kept] * values[kept].sqrt()
