@@ -19,10 +19,14 @@ OWN = SamplingConfig(num_steps=4, guidance_scale=2.0, choice_temperature=3.0)
 _WEIGHTS = "weights.safetensors"
 
 
+def vit(**changes: int) -> TransformerConfig:
+    """One side of a small tokenizer."""
+    return TransformerConfig(**({"patch_size": 8, "width": 16, "num_layers": 1, "num_heads": 2} | changes))
+
+
 def tokenizer_run(runs: Path, name: str = "tok", seed: int = 0, **changes: object) -> dict[str, str]:
     """Write a tokenizer run; returns its hashes."""
-    vit = TransformerConfig(patch_size=8, width=16, num_layers=1, num_heads=2)
-    fields: dict = {"image_size": SIZE, "num_latent_tokens": TOKENS, "encoder": vit, "decoder": vit,
+    fields: dict = {"image_size": SIZE, "num_latent_tokens": TOKENS, "encoder": vit(), "decoder": vit(),
                     "codebook_size": CODES, "token_size": 4}  # fmt: skip
     torch.manual_seed(seed)
     model = TiTok(TokenizerConfig(**(fields | changes)))

@@ -1,6 +1,5 @@
 """Sample sets: written in chunks, whole or unfinished, never in between."""
 
-import io
 import json
 import os
 
@@ -8,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from titokctl.data.images import decode, encode_png, encode_webp
+from titokctl.data.sources import open_source
 from titokctl.errors import UserError
+from titokctl.formats.chunk_writer import Rows
 from titokctl.formats.sample_set import SampleSet, changed_settings, record_location, remove, state_of
 from titokctl.formats.sample_set_writer import SampleSetWriter
 from titokctl.formats.token_cache import CacheHeader, TokenCache
@@ -25,32 +27,44 @@ HEADER = CacheHeader(
 )  # fmt: skip
 
 
-def png(pixels):
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
+ENCODERS = {"png": encode_png, "webp": encode_webp, "wds": encode_png}
+FORMATS = ["npz", "png", "webp", "wds", "none"]
 
 
 def writer(folder, image_format="npz"):
-    return SampleSetWriter(folder, SETTINGS, num_images=N, image_size=SIZE, image_format=image_format, encode=png)
+    encode = ENCODERS.get(image_format)
+    made = SampleSetWriter(
+        folder, SETTINGS, LABELS, ("a", "b", "c"), image_size=SIZE, image_format=image_format, encode=encode
+    )
+    made.begin()
+    made.open()
+    return made
 
 
-def add(target, first):
-    target.add(first, IDS[first : first + TILE], IMAGES[first : first + TILE])
+def add(target, first, count=TILE):
+    rows = slice(first, first + count)
+    images = IMAGES[rows]
+    kept = None if target.image_format == "none" else images
+    target.add(first, len(images), lambda: Rows(IDS[rows], kept, {"shown": images}))
 
 
 def write(folder, image_format="npz", order=None):
     with writer(folder, image_format) as target:
         for first in order or range(0, N, TILE):
-            if not target.has(first):
+            if first not in target.done:
                 add(target, first)
-                target.commit()
-        return target.finish(HEADER, LABELS, {"more": 1})
+                target.commit(wait=False)
+        target.commit()
+        return target.finish(HEADER, {"more": 1})
 
 
 def images_of(found):
+    if found.images.name == "shards":
+        source = open_source([found.images])
+        assert (source.labels() == LABELS).all()
+        return np.stack([decode(source.sample(i).data) for i in range(len(source))])
     if found.images.is_dir():
-        return np.stack([pixels_of(p) for p in sorted(found.images.iterdir())])
+        return np.stack([decode(p.read_bytes()) for p in sorted(found.images.iterdir())])
     with np.load(found.images, allow_pickle=False) as arrays:
         return arrays["arr_0"]
 
@@ -60,12 +74,15 @@ def pixels_of(path):
         return np.asarray(image)
 
 
-@pytest.mark.parametrize("image_format", ["npz", "png"])
+@pytest.mark.parametrize("image_format", FORMATS)
 def test_a_finished_set(tmp_path, image_format):
     folder = tmp_path / "set"
     write(folder, image_format, order=[32, 8, 0, 24, 16])
     found = SampleSet.open(folder)
-    assert np.array_equal(images_of(found), IMAGES)
+    if image_format == "none":
+        assert found.images == found.ids
+    else:
+        assert np.array_equal(images_of(found), IMAGES)
     cache = TokenCache.open(found.ids)
     assert np.array_equal(cache.ids, IDS)
     assert np.array_equal(cache.labels, LABELS)
@@ -77,7 +94,7 @@ def test_a_finished_set(tmp_path, image_format):
     assert {p.name for p in folder.iterdir()} == names
 
 
-@pytest.mark.parametrize("image_format", ["npz", "png"])
+@pytest.mark.parametrize("image_format", FORMATS[:-1])
 def test_what_was_committed_is_kept_and_the_rest_drawn_again(tmp_path, image_format):
     with writer(tmp_path, image_format) as target:
         add(target, 8)
@@ -88,7 +105,7 @@ def test_what_was_committed_is_kept_and_the_rest_drawn_again(tmp_path, image_for
     with pytest.raises(UserError, match="no finished sample set"):
         SampleSet.open(tmp_path)
     with writer(tmp_path, image_format) as target:
-        assert [target.has(first) for first in (0, 8, 16)] == [False, True, False]
+        assert list(target.done) == [8]
     assert np.array_equal(images_of(write(tmp_path, image_format)), IMAGES)
 
 
@@ -98,7 +115,7 @@ def test_a_set_with_a_gap_is_not_finished(tmp_path):
             add(target, first)
         target.commit()
         with pytest.raises(ValueError, match="without a gap, got 16"):
-            target.finish(HEADER, LABELS, {})
+            target.finish(HEADER, {})
     assert state_of(tmp_path) == "unfinished"
 
 

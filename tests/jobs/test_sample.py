@@ -11,6 +11,8 @@ from conftest import RunCli
 from PIL import Image
 
 from titokctl.cli.app import run
+from titokctl.data.images import decode
+from titokctl.data.sources import open_source
 from titokctl.formats.run_folder import finished_runs
 from titokctl.formats.sample_set import SampleSet
 from titokctl.formats.token_cache import TokenCache
@@ -51,6 +53,9 @@ def refused(networks, capsys):
 
 
 def images_of(found: SampleSet) -> np.ndarray:
+    if found.images.name == "shards":
+        source = open_source([found.images])
+        return np.stack([decode(source.sample(i).data) for i in range(len(source))])
     if found.images.is_dir():
         return np.stack([pixels_of(path) for path in sorted(found.images.iterdir())])
     with np.load(found.images, allow_pickle=False) as arrays:
@@ -63,7 +68,8 @@ def pixels_of(path: Path) -> np.ndarray:
 
 
 def test_what_it_makes(networks, run_cli: RunCli):
-    done = run_cli("sample", "--cfg", "4.0", "-n", 50, "--runs-dir", networks, "--device", "cpu", "--json", code=0)
+    words = ["--cfg", "4.0", "-n", 50, "--runs-dir", networks, "--device", "cpu", "--precision", "float32", "--json"]
+    done = run_cli("sample", *words, code=0)
     assert "guidance s = 4 (w = 5 as DiT and diffusers count), linear" in done.stderr
     assert f"generator: {networks}/generator/gen" in done.stderr
     assert f"tokenizer: {networks}/tokenizer/tok" in done.stderr
@@ -102,7 +108,9 @@ def test_what_it_records(sample, networks):
 def test_ids_and_images_do_not_depend_on_batch_size_number_or_format(sample, tmp_path):
     whole = sample("-n", 50)
     ids, images = TokenCache.open(whole.ids).ids, images_of(whole)
-    for number, words in enumerate([("--batch-size", 3), ("--batch-size", 100), ("--format", "png")]):
+    for number, words in enumerate(
+        [("--batch-size", 3), ("--format", "png"), ("--format", "webp"), ("--format", "wds")]
+    ):
         other = sample("-n", 50, "-o", tmp_path / str(number), *words)
         assert np.array_equal(TokenCache.open(other.ids).ids, ids)
         assert np.array_equal(images_of(other), images)
@@ -131,9 +139,11 @@ def test_settings_change_the_ids(sample):
     assert not np.array_equal(ids("--cfg-schedule", "power-cosine", "--cfg", 9), power)
 
 
-def test_the_same_command_again_is_done_already_and_becomes_the_newest(sample, networks):
+def test_the_same_command_again_is_done_already_and_becomes_the_newest(sample, networks, capsys):
     first = sample("-n", 5, "--seed", 3)
     before = first.images.stat().st_mtime_ns
+    assert run(["sample", "--runs-dir", str(networks), "--device", "cpu", "-n", "5", "--seed", "3"]) == 0
+    assert "None" not in capsys.readouterr().out
     second = sample("-n", 5, "--seed", 4)
     assert second.folder != first.folder
     assert finished_runs(networks, "samples")[0].path == second.folder
@@ -177,6 +187,11 @@ def test_an_existing_output(sample, refused, tmp_path):
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["-o", "samples.npz"], "a sample set is a folder"),
         (["--format", "gif"], "gif"),
+        (["--precision", "fp8"], "fp8"),
+        (["-n", "1e3"], "invalid value for '-n' / '--num-images': a whole number is expected"),
+        (["--features", "lite0"], "belong to --fid"),
+        (["--procs", "0"], "at least one process"),
+        (["--procs", "2", "--gpus", "2"], "exclude each other"),
         (["--cfg-schedule", "cubic"], "cubic"),
     ],
 )

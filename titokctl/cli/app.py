@@ -19,6 +19,8 @@ from titokctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Stopped, Use
 _WrongWords: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 # torch has errors of its own for it, which can't be named here without importing torch.
 _MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|Cannot allocate memory")
+# How the parser says that a word is no number, in its library's terms.
+_NO_NUMBER = re.compile(r"Input should be a valid (integer|number), unable to parse.*$")
 # What the parser thinks was meant, at the end of its message: ours goes into the hint.
 _GUESS = re.compile(r"\.? \(?(Did you mean|Possible options:) (?P<names>[^?)]+)[?)]$")
 
@@ -62,6 +64,7 @@ def _register() -> None:
         "tokenize",
         "train_gen",
         "sample",
+        "decode",
         "fid",
         "stats",
         "compare",
@@ -135,6 +138,7 @@ def _failed(message: str, hint: str, code: int = EXIT_FAILED) -> int:
 def _show_wrong_words(error: Any) -> int:
     """Show what the argument parser found in the form of all our errors. No words at all have had the help shown."""
     message = str(error.format_message()).strip().rstrip(".")
+    message = _NO_NUMBER.sub(lambda no: f"a {'whole ' if no[1] == 'integer' else ''}number is expected", message)
     if type(error).__name__ == "NoArgsIsHelpError":
         print(message, end="\n" if message else "")
         return int(error.exit_code)

@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Json, Overwrite, Quiet, RunsDir
+from titokctl.cli.options import Endpoint, Gpus, Json, NodeRank, NumNodes, Overwrite, Procs, Quiet, RunsDir
+from titokctl.errors import UsageError
 
 # The same names as config.sampling has, which is not imported before the command runs.
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
 EXAMPLE = "Example: titokctl sample --cfg 4.0 -n 50000"
 _OWN = "The generator's own by default."
+_HOW, _RESULT, _MACHINE = "How ids are drawn", "What is written", "Where it runs"
 
 
 def register(app: typer.Typer) -> None:
@@ -28,14 +30,6 @@ def sample(
         str | None,
         typer.Option("--tokenizer", metavar="RUN|FILE|NAME", help="The one the generator was trained for by default."),
     ] = None,
-    cfg: Annotated[
-        str | None,
-        typer.Option(
-            metavar="S|Ww",
-            help="Guidance scale s of c + s (c - u), 0 = off. DiT's and diffusers' scale is this one plus 1: "
-            f"write 5.0w for theirs. {_OWN}",
-        ),
-    ] = None,
     num_images: Annotated[
         int | None, typer.Option("-n", "--num-images", help="How many images; 64 by default.")
     ] = None,
@@ -46,33 +40,95 @@ def sample(
         str | None,
         typer.Option("--classes", metavar="207,360|all", help="Class numbers; image i gets the i-th in turn."),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help=f"Decoding steps. {_OWN}")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of all randomness; 0 by default.")] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Folder of the set; in the runs folder by default."),
-    ] = None,
-    image_format: Annotated[
-        Literal["npz", "png"], typer.Option("--format", help="One .npz as the ADM evaluator reads it, or PNG files.")
-    ] = "npz",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Images decoded at once; does not change which are drawn.")
+    cfg: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S|Ww",
+            help="Guidance scale s of c + s (c - u), 0 = off. DiT's and diffusers' scale is this one plus 1: "
+            f"write 5.0w for theirs. {_OWN}",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     cfg_schedule: Annotated[
-        GuidanceSchedule | None, typer.Option("--cfg-schedule", help=f"How guidance grows over the steps. {_OWN}")
+        GuidanceSchedule | None,
+        typer.Option("--cfg-schedule", help=f"How guidance grows over the steps. {_OWN}", rich_help_panel=_HOW),
     ] = None,
     cfg_power: Annotated[
-        float | None, typer.Option("--cfg-power", help=f"Power of the power-cosine schedule. {_OWN}")
+        float | None,
+        typer.Option("--cfg-power", help=f"Power of the power-cosine schedule. {_OWN}", rich_help_panel=_HOW),
     ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help=f"Decoding steps. {_OWN}", rich_help_panel=_HOW)] = None,
     choice_temperature: Annotated[
-        float | None, typer.Option("--choice-temperature", help=f"Scale of the noise in the choices. {_OWN}")
+        float | None,
+        typer.Option("--choice-temperature", help=f"Scale of the noise in the choices. {_OWN}", rich_help_panel=_HOW),
     ] = None,
     softmax_annealing: Annotated[
         bool | None,
-        typer.Option("--softmax-annealing/--no-softmax-annealing", help=f"Sharpen logits step by step. {_OWN}"),
+        typer.Option(
+            "--softmax-annealing/--no-softmax-annealing",
+            help=f"Sharpen logits step by step. {_OWN}",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of all randomness; 0 by default.", rich_help_panel=_HOW)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Folder of the set; in the runs folder by default.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = None,
+    image_format: Annotated[
+        Literal["npz", "png", "webp", "wds", "none"] | None,
+        typer.Option(
+            "--format",
+            help="One .npz as the ADM evaluator reads it (the default), PNG or lossless WebP files, WebDataset shards, "
+            "or no images (the default with --fid); ids.h5 and grid.png are always written.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = None,
+    fid: Annotated[
+        Path | None,
+        typer.Option(
+            "--fid",
+            metavar="REF",
+            help="Judge the images against statistics or images while they are drawn.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option("--features", metavar="inception|lite0", help="Network of --fid.", rich_help_panel=_RESULT),
+    ] = "inception",
+    inception_weights: Annotated[
+        Path | None,
+        typer.Option("--inception-weights", metavar="FILE", help="For --fid.", rich_help_panel=_RESULT),
+    ] = None,
     overwrite: Overwrite = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", help="Images decoded at once; does not change which are drawn.", rich_help_panel=_MACHINE
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bf16"] | None,
+        typer.Option("--precision", help="The fastest of the device by default; recorded.", rich_help_panel=_MACHINE),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu or cuda; the best there is by default.", rich_help_panel=_MACHINE),
+    ] = None,
+    gpus: Gpus = None,
+    procs: Procs = None,
+    nodes: NumNodes = 1,
+    node_rank: NodeRank = None,
+    rdzv_endpoint: Endpoint = None,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -81,9 +137,11 @@ def sample(
 
     Settings that are not given are the generator's own. Run the same command again to go on with a stopped set.
     """
+    if fid is None and (features != "inception" or inception_weights is not None):
+        raise UsageError("--features and --inception-weights belong to --fid", "add --fid REF")
     from titokctl.config.guidance_scale import doubt, parse_scale
 
-    changes: dict[str, Any] = {
+    given: dict[str, Any] = {
         "guidance_scale": None if cfg is None else parse_scale(cfg),
         "guidance_schedule": cfg_schedule,
         "guidance_power": cfg_power,
@@ -92,30 +150,50 @@ def sample(
         "softmax_annealing": softmax_annealing,
         "seed": seed,
     }
+    changes = {name: value for name, value in given.items() if value is not None}
+    from titokctl.distributed.group import process_group
+    from titokctl.distributed.launch import Nodes, relaunch
+    from titokctl.distributed.place import place
     from titokctl.distributed.stop import StopRequest
+    from titokctl.evaluation.extractors import ExtractorOptions
     from titokctl.formats.run_folder import runs_root
+    from titokctl.jobs.sample import check_request
     from titokctl.jobs.sample import sample as job
-    from titokctl.models.device import best_device
+    from titokctl.jobs.sample_fid import FidRequest
+    from titokctl.models.device import device_named, gpus_to_use
     from titokctl.sampling.plan import parse_classes
 
-    progress = console.progress(quiet)
-    if cfg is not None and doubt(cfg):
-        progress.say(doubt(cfg))
-    with StopRequest() as stop:
+    chosen = parse_classes(classes)
+    device = device_named(device, "cpu" if procs is not None else None)
+    if place().is_main:
+        check_request(num_images, per_class, batch_size, precision, changes, output, overwrite)
+    if gpus is None and procs is None:
+        gpus = gpus_to_use(device)
+    if relaunch(gpus, procs, Nodes(nodes, node_rank, rdzv_endpoint)):
+        return
+    with StopRequest() as stop, process_group(device) as group:
+        progress = console.progress(quiet or not group.is_main)
+        if cfg is not None and doubt(cfg):
+            progress.say(doubt(cfg))
+        options = ExtractorOptions(device, inception_weights)
         result = job(
             runs_root(runs_dir),
             generator=generator,
             tokenizer=tokenizer,
             num_images=num_images,
             per_class=per_class,
-            classes=parse_classes(classes),
-            changes={name: value for name, value in changes.items() if value is not None},
+            classes=chosen,
+            changes=changes,
             output=output,
             image_format=image_format,
             batch_size=batch_size,
+            precision_name=precision,
+            fid=None if fid is None else FidRequest(fid, features, options),
             overwrite=overwrite,
-            device=device or best_device(),
+            device=device,
+            group=group,
             progress=progress,
             stop=stop,
         )
-    console.result(result, as_json, "samples")
+    if place().is_main:
+        console.result(result, as_json, "samples")

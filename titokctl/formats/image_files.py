@@ -6,13 +6,18 @@ a million images), counted from 0.
 
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 Encode = Callable[[np.ndarray], bytes]
+
+
+def index_name(index: int, num_images: int) -> str:
+    """What image `index` of `num_images` is called."""
+    return f"{index:0{max(6, len(str(num_images - 1)))}d}"
 
 
 class ImageFiles:
@@ -27,13 +32,13 @@ class ImageFiles:
 
     def __init__(self, folder: Path, num_images: int, extension: str, encode: Encode) -> None:
         self._folder, self._extension, self._encode = folder, extension, encode
-        self._digits = max(6, len(str(num_images - 1)))
-        self._unflushed: list[Path] = []
+        self._num_images = num_images
+        self._unflushed: deque[Path] = deque()
         folder.mkdir(exist_ok=True)
 
     def path(self, index: int) -> Path:
         """Where image `index` lies."""
-        return self._folder / f"{index:0{self._digits}d}.{self._extension}"
+        return self._folder / f"{index_name(index, self._num_images)}.{self._extension}"
 
     def write(self, first: int, rows: np.ndarray) -> int:
         """Write images (n, H, W, 3) uint8 from index `first` on; safe from several threads. Returns a CRC-32."""
@@ -43,23 +48,15 @@ class ImageFiles:
             self._unflushed.append(path)
         return zlib.crc32(np.ascontiguousarray(rows).data)
 
-    def read(self, first: int, count: int) -> np.ndarray:
-        """Images written before, (count, H, W, 3) uint8."""
-        images = []
-        for index in range(first, first + count):
-            with Image.open(self.path(index)) as image:
-                images.append(np.asarray(image.convert("RGB")))
-        return np.stack(images)
-
     def flush(self) -> None:
-        """Wait until what was written is on the disk."""
-        for path in [*self._unflushed, self._folder]:
+        """Wait until what was written is on the disk; others may be written meanwhile."""
+        paths = [self._unflushed.popleft() for _ in range(len(self._unflushed))]
+        for path in [*paths, self._folder]:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        self._unflushed.clear()
 
     def finish(self, pieces: Iterable[tuple[int, int]]) -> None:
         """Nothing is left to do: the files are whole."""

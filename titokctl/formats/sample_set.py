@@ -2,16 +2,14 @@
 
 Specification: a folder with
     manifest.json   format "titokctl/sample-set", format_version 1, num_images, image_size, images (the name of what
-                    holds them), image_format, settings, and more about how they were made; written last, so a folder
-                    without it holds no finished set
-    images.npz      (N, H, W, 3) uint8 `arr_0` (`npz_stream`), or
-    images/         one file an image (`image_files`)
+                    holds them, ids.h5 when none were kept), image_format, settings, and more about how they were made;
+                    written last, so a folder without it holds no finished set
+    images.npz, images/ or shards/
+                    the images, as `image_output` says
     ids.h5          a token cache (`token_cache`) with the ids and labels of the same images, in the same order
     grid.png        the first 64 images
-While it is being written, `.unfinished/` holds settings.json, the images so far at their final places, and for every
-finished chunk `chunk-<first index>.npz` with `pieces` (n, 3) int64, rows of (first index, number of images, CRC-32 of
-their pixels), and `ids` of these images in the same order. A chunk counts once its file is there: it is written, by
-renaming, after the images are on the disk. Which settings an unfinished set belongs to says settings.json.
+While it is being written, `.unfinished/` holds settings.json, the images so far, the chunks of `chunk_writer`, and what
+is worked out from the images on the way (`*.raw`). Which settings an unfinished set belongs to says settings.json.
 A run folder whose samples lie elsewhere holds location.json instead: {"folder": absolute path}.
 """
 
@@ -23,6 +21,7 @@ from typing import Any, Literal
 from titokctl.config.recipe_files import flat_differences
 from titokctl.errors import UserError
 from titokctl.formats.atomic import read_json, write_json
+from titokctl.formats.image_output import PRODUCTS
 
 FORMAT = "titokctl/sample-set"
 FORMAT_VERSION = 1
@@ -32,10 +31,8 @@ GRID = "grid.png"
 LOCATION = "location.json"
 SETTINGS = "settings.json"
 UNFINISHED = ".unfinished"
-IMAGES = {"npz": "images.npz", "png": "images"}
 _NOT_CONTENT = {".lock", "run.json", LOCATION}
 
-ImageFormat = Literal["npz", "png"]
 State = Literal["empty", "unfinished", "finished", "foreign"]
 
 
@@ -62,13 +59,13 @@ class SampleSet:
         if manifest.get("format_version", 0) > FORMAT_VERSION:
             found = manifest["format_version"]
             raise UserError(f"{folder} was written by a newer titokctl (sample set {found})", "upgrade titokctl")
-        if manifest.get("images") not in IMAGES.values():
+        if manifest.get("images") not in (*PRODUCTS.values(), IDS):
             raise UserError(f"{folder / MANIFEST} names no images this titokctl knows: {manifest.get('images')!r}")
         return cls(folder, manifest)
 
     @property
     def images(self) -> Path:
-        """The .npz, or the folder of image files."""
+        """The .npz, the folder of image files or of shards, or the ids where no images were kept."""
         return self.folder / self.manifest["images"]
 
     @property
@@ -108,7 +105,7 @@ def remove(folder: Path) -> None:
     if state == "finished":
         SampleSet.open(folder)
     # The manifest first: what is left after a kill is no finished set.
-    for name in (MANIFEST, *IMAGES.values(), IDS, GRID, UNFINISHED):
+    for name in (MANIFEST, *PRODUCTS.values(), IDS, GRID, UNFINISHED):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -16,9 +16,9 @@ from titokctl.formats.sample_set import MANIFEST, SampleSet
 from titokctl.formats.statistics import IMAGES
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.chain import tokenizer_with
+from titokctl.jobs.image_decoder import ImageDecoder, recorded_precision
 from titokctl.jobs.image_set import ImageSet, Numbered, Opening
 from titokctl.jobs.image_set_files import edge_of_first, read_files, sha256_of_all
-from titokctl.models.precision import precision
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
 
@@ -80,12 +80,12 @@ def from_token_cache(path: Path, opening: Opening) -> ImageSet:
     name = tokenizer_with(header.encoder_sha256, header.weights_sha256, opening.tokenizer, opening.root, opening.say)
 
     def read(images: ImageSet, wanted: range) -> Iterator[Numbered]:
-        tokenizer = load_tokenizer(name, opening.device)
-        with precision("float32", opening.device):
-            for first in range(wanted.start, wanted.stop, _DECODE_AT_ONCE):
-                places = range(first, min(first + _DECODE_AT_ONCE, wanted.stop))
-                ids = torch.from_numpy(cache.ids[places.start : places.stop].astype(np.int64))
-                yield places, to_bytes(tokenizer.detokenize(ids.to(opening.device))).cpu().numpy()
+        made_in = recorded_precision(header) or "float32"
+        decoder = ImageDecoder(load_tokenizer(name, opening.device), opening.device, made_in)
+        for first in range(wanted.start, wanted.stop, _DECODE_AT_ONCE):
+            places = range(first, min(first + _DECODE_AT_ONCE, wanted.stop))
+            ids = torch.from_numpy(cache.ids[places.start : places.stop].astype(np.int64))
+            yield places, decoder.images(ids.to(opening.device)).cpu().numpy()
 
     is_reconstruction = header.source.get("kind") != "samples"
     about = {
@@ -109,9 +109,11 @@ def from_token_cache(path: Path, opening: Opening) -> ImageSet:
 
 
 def from_sample_set(path: Path, opening: Opening) -> ImageSet:
-    """The images of a sample set; its labels come from its ids."""
+    """The images of a sample set, decoded where none were kept; its labels come from its ids."""
     found = SampleSet.open(path)
-    if found.images.is_dir():
+    if found.images == found.ids:
+        images = from_token_cache(found.ids, opening)
+    elif found.images.is_dir():
         images = from_source(open_source([found.images]), found.images, None)
     else:
         images = from_npz(found.images)

@@ -11,8 +11,10 @@ from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.errors import UsageError, UserError
 from titokctl.jobs.chain import Say, pick_generator, tokenizer_with
+from titokctl.jobs.image_decoder import ImageDecoder
+from titokctl.models.inference import prepared
 from titokctl.models.maskgit.generator import MaskGit
-from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.precision import Precision
 from titokctl.sampling.plan import classes_of
 from titokctl.weights.build import build
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
@@ -37,10 +39,10 @@ class Given:
 
 @dataclass(frozen=True)
 class Networks:
-    """A generator and the tokenizer that decodes its ids, ready, with their hashes."""
+    """A generator and the decoder of its ids, ready, with the hashes of their weights as they are kept."""
 
     generator: MaskGit
-    tokenizer: TiTok
+    decoder: ImageDecoder
     generator_sha256: str
     encoder_sha256: str
     weights_sha256: str
@@ -85,8 +87,11 @@ def find_tokenizer(named: str | None, generator: Given, runs: Path, say: Say) ->
     return tokenizer
 
 
-def ready(generator: Given, tokenizer: Given, device: str) -> Networks:
-    """Both networks on `device`. Raises UserError when the generator was trained on another tokenizer's ids."""
+def ready(generator: Given, tokenizer: Given, device: str, precision: Precision) -> Networks:
+    """Both networks on `device`, for `precision`.
+
+    Raises UserError when the generator was trained on another tokenizer's ids.
+    """
     detokenizer: Any = build(tokenizer.weights, str(tokenizer.path), device, None)
     encoder = encoder_sha256(detokenizer)
     trained_on = lineage(generator).get("encoder_sha256", encoder)
@@ -97,7 +102,13 @@ def ready(generator: Given, tokenizer: Given, device: str) -> Networks:
             "leave out --tokenizer to have the right one found, or name the one that made the generator's token cache",
         )
     maskgit: Any = build(generator.weights, str(generator.path), device, None)
-    return Networks(maskgit, detokenizer, weights_sha256(maskgit), encoder, weights_sha256(detokenizer))
+    return Networks(
+        prepared(maskgit, device, precision),
+        ImageDecoder(detokenizer, device, precision),
+        weights_sha256(maskgit),
+        encoder,
+        weights_sha256(detokenizer),
+    )
 
 
 def settings_for(
@@ -141,7 +152,8 @@ def _given(name: str, kind: str) -> Given:
     path = locate(name)
     weights = read(path)
     if weights.kind != kind:
-        raise UserError(f"{path} holds a {weights.kind} where a {kind} is expected")
+        hint = "`titokctl inspect` says what something is; without the option the newest that fits is taken"
+        raise UserError(f"{path} holds a {weights.kind} where a {kind} is expected", hint)
     return Given(name, path, weights)
 
 

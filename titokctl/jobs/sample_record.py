@@ -9,19 +9,18 @@ import numpy as np
 import torch
 
 from titokctl.config.sampling import SamplingConfig
+from titokctl.formats.image_output import ImageFormat
 from titokctl.formats.run_folder import versions
-from titokctl.formats.sample_set import ImageFormat
 from titokctl.formats.token_cache import CacheHeader
+from titokctl.jobs.image_decoder import default_batch_size
 from titokctl.jobs.sample_inputs import Given, Networks, Settings, lineage
 from titokctl.models.precision import Precision
 from titokctl.sampling.guidance import S_FORM, W_FORM
 from titokctl.sampling.plan import Plan
 
-PRECISION: Precision = "float32"
 _LABEL_RULE = "image i has the class classes[i mod C]"
 # Rows of a canonical tile: how many images a device draws at once. It is part of what makes an image.
 _TILE_SIZE = {"cpu": 16, "cuda": 64}
-_BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
 class SampleTask:
@@ -35,14 +34,17 @@ class SampleTask:
         settings: Settings,
         image_format: ImageFormat,
         device: str,
+        precision: Precision,
         batch_size: int | None,
+        features: dict[str, Any] | None = None,
     ) -> None:
         kind = torch.device(device).type
         self.generator, self.tokenizer = generator, tokenizer
         self.networks, self.settings = networks, settings
-        self.image_format, self.device = image_format, device
+        self.image_format, self.device, self.precision = image_format, device, precision
+        self.features = features
         self.plan = Plan(settings.num_images, settings.classes, _TILE_SIZE.get(kind, 64))
-        self.batch_size = min(batch_size or _BATCH_SIZE.get(kind, 64), self.plan.tile_size)
+        self.batch_size = min(batch_size or default_batch_size(device), self.plan.tile_size)
         self.identity = self._identity(kind)
 
     def _identity(self, kind: str) -> dict[str, Any]:
@@ -55,9 +57,12 @@ class SampleTask:
             **self.networks.hashes,
             "image_format": self.image_format,
             "tile_size": self.plan.tile_size,
-            "precision": PRECISION,
+            "precision": self.precision,
             "device": kind,
             "torch": versions()["torch"],
+            # The kernels that decode on a GPU depend on it; on a CPU no pixel does.
+            **({} if kind == "cpu" else {"batch_size": self.batch_size}),
+            **({} if self.features is None else {"features": self.features}),
         }
 
     def name(self, output: Path | None) -> str:
@@ -77,11 +82,16 @@ class SampleTask:
         labels = self.plan.labels(torch.arange(self.plan.num_images))
         return np.full(self.plan.num_images, -1) if labels is None else labels.numpy()
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the generator's classes; () when unknown."""
+        names = lineage(self.generator).get("class_names", [])
+        return tuple(names) if len(names) == self.generator.config.num_classes else ()
+
     def header(self) -> CacheHeader:
         """What ids.h5 says about itself."""
         config, hashes = self.tokenizer.config, self.networks.hashes
         trained_on = lineage(self.generator)
-        names = trained_on.get("class_names", [])
         return CacheHeader(
             tokenizer=config.model_dump(mode="json"),
             encoder_sha256=hashes["encoder_sha256"],
@@ -91,7 +101,7 @@ class SampleTask:
             image_size=config.image_size,
             preprocessing=trained_on.get("preprocessing", {}),
             source={"kind": "samples", "generator_sha256": hashes["generator_sha256"], "settings": self.identity},
-            class_names=tuple(names) if len(names) == self.generator.config.num_classes else (),
+            class_names=self.class_names,
             made_with={"versions": versions(), **self._machine()},
             num_rejected=0,
         )
@@ -109,13 +119,17 @@ class SampleTask:
             "labels": _LABEL_RULE if self.settings.classes is not None else "none",
             **networks,
             "inputs": self.inputs(),
-            "made_with": {"versions": versions(), **self._machine()},
+            "made_with": {"versions": versions(), **self._machine(), "batch_size": self.batch_size},
         }
 
     def _machine(self) -> dict[str, Any]:
         on_gpu = torch.device(self.device).type == "cuda"
         name = torch.cuda.get_device_name(self.device) if on_gpu else "cpu"
-        return {"device": name, "precision": PRECISION, "tile_size": self.plan.tile_size, "batch_size": self.batch_size}
+        return {
+            "device": name,
+            "precision": self.precision,
+            "tile_size": self.plan.tile_size,
+        }
 
 
 def guidance_record(sampling: SamplingConfig) -> dict[str, Any]:

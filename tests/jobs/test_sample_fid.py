@@ -1,0 +1,94 @@
+"""`titokctl sample --fid REF`: the numbers of `titokctl fid`, with and without images, stopped and in processes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_features
+import trained
+
+from titokctl.cli.app import run
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import EXIT_STOPPED, Stopped
+from titokctl.evaluation.extractors import ExtractorOptions
+from titokctl.jobs.sample import sample
+from titokctl.jobs.sample_fid import FidRequest
+from titokctl.progress import SilentProgress
+
+N = 300
+IMAGE_SIZE = 24  # what the toy network takes
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    trained.generator_run(runs, trained.tokenizer_run(runs, image_size=IMAGE_SIZE))
+    np.savez(runs / "ref.npz", np.random.default_rng(1).integers(0, 256, (40, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+    return runs
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """The environment with the toy network, here and in processes."""
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    return toy_features.install(tmp_path / "package")
+
+
+@pytest.fixture
+def titokctl(toy, networks, capsys):
+    def call(*words: object) -> dict:
+        assert run([*map(str, words), "--runs-dir", str(networks), "--device", "cpu", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def judged(networks: Path, folder: Path, *more: object) -> tuple:
+    return ("sample", "-n", N, "-o", folder, "--fid", networks / "ref.npz", "--features", "toy", *more)
+
+
+def test_the_numbers_are_those_of_fid_on_the_same_images(titokctl, networks, tmp_path, run_cli, toy):
+    kept = titokctl(*judged(networks, tmp_path / "kept", "--format", "npz"))
+    images = tmp_path / "copy.npz"
+    images.write_bytes((tmp_path / "kept" / "images.npz").read_bytes())
+    metrics = titokctl("fid", images, "--ref", networks / "ref.npz", "--features", "toy")["metrics"]
+    assert {"fd-toy", "sfid-toy", "is-toy", "precision-toy", "kid-toy"} < metrics.keys()
+    assert kept["metrics"] == metrics
+    without = titokctl(*judged(networks, tmp_path / "without"))
+    assert without["metrics"] == metrics
+    assert without["images"].endswith("ids.h5")
+    names = {p.name for p in (tmp_path / "without").iterdir()}
+    assert names == {".lock", "manifest.json", "ids.h5", "grid.png", "evaluation-toy.npz", "evaluation-toy.json"}
+    words = [*judged(networks, tmp_path / "many"), "--runs-dir", networks, "--procs", 2, "--json"]
+    assert run_cli(*words, env=toy, code=0).json["metrics"] == pytest.approx(metrics, rel=1e-9)
+
+
+def test_features_of_finished_chunks_are_kept_and_the_metrics_too(titokctl, networks, tmp_path):
+    whole = titokctl(*judged(networks, tmp_path / "whole"))
+    stop = StopRequest()
+
+    class StopsLate(SilentProgress):
+        """As a signal after some tiles."""
+
+        def advance(self, n: int = 1, note: str = "") -> None:
+            stop.adopt(EXIT_STOPPED)
+
+    with pytest.raises(Stopped, match="16 of 300 images are kept"):
+        sample(
+            networks, num_images=N, output=tmp_path / "set",
+            fid=FidRequest(networks / "ref.npz", "toy", ExtractorOptions()), progress=StopsLate(), stop=stop,
+        )  # fmt: skip
+    assert titokctl(*judged(networks, tmp_path / "set"))["metrics"] == whole["metrics"]
+    default = ("sample", "-n", N, "--fid", networks / "ref.npz", "--features", "toy")
+    assert titokctl(*default)["metrics"] == whole["metrics"]
+    again = titokctl(*default)
+    assert again["images_per_second"] == 0
+    assert again["metrics"] == whole["metrics"]
+
+
+def test_a_reference_that_is_not_there_is_told_before_anything_is_drawn(toy, networks, tmp_path, capsys):
+    words = ["sample", "-n", "4", "-o", tmp_path / "set", "--fid", tmp_path / "no.npz", "--features", "toy"]
+    assert run([*map(str, words), "--runs-dir", str(networks), "--device", "cpu"]) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()

@@ -1,0 +1,98 @@
+"""`titokctl sample` in several processes: the same bytes whatever their number, stopped, killed and continued."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import trained
+from conftest import ROOT, RunCli
+from process_tree import children, wait_for_end
+
+from titokctl.cli.app import run
+
+NUM_IMAGES = 200
+LONG = 800  # three chunks
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained.both(tmp_path_factory.mktemp("runs"))
+
+
+def words(networks: Path, output: Path, *more: object) -> list[str]:
+    fixed = ["sample", "--runs-dir", networks, "--device", "cpu", "-o", output]
+    return [str(word) for word in (*fixed, *more)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("images.npz", "ids.h5", "grid.png")}
+
+
+def test_bytes_do_not_depend_on_the_number_of_processes(networks: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    """The networks are big enough for kernels that could share their work out among threads."""
+    runs = tmp_path / "runs"
+    wide = {"encoder": (vit := trained.vit(width=256, num_layers=1, num_heads=4)), "decoder": vit}
+    hashes = trained.tokenizer_run(runs, image_size=64, num_latent_tokens=16, codebook_size=1024, **wide)
+    trained.generator_run(
+        runs, hashes, num_latent_tokens=16, codebook_size=1024, width=256, num_heads=4, mlp_width=1024
+    )
+    number = ("-n", 100)
+    assert run([*words(runs, tmp_path / "one", *number), "--quiet", "--json"]) == 0
+    done = run_cli(*words(runs, tmp_path / "many", *number, "--procs", 3, "--batch-size", 5), "--json", code=0)
+    assert done.json["num_images"] == 100
+    assert done.stderr.count("guidance s = ") == 1
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+SLOW = ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), ("parent", -9))
+
+
+@pytest.mark.parametrize("endings", [(("worker", 1),), pytest.param(SLOW, marks=pytest.mark.slow)], ids=["1", "all"])
+def test_killed_workers_and_signals_and_a_killed_parent(networks: Path, start, tmp_path: Path, endings) -> None:
+    """One set, begun again and again: each ending keeps what was finished, and in the end the right bytes."""
+    output = tmp_path / "set"
+    command = [sys.executable, "-m", "titokctl", *words(networks, output, "-n", LONG, "--procs", 2)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for ending, code in endings:
+        for chunk in list(output.glob(".unfinished/chunk-*"))[1:]:
+            chunk.unlink()
+        finished = {p: p.stat().st_mtime_ns for p in output.glob(".unfinished/chunk-*")}
+        process = start(command, env=environment)
+        until = time.monotonic() + 120
+        while len(list(output.glob(".unfinished/chunk-*"))) < len(finished) + 1:
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.001)
+        below = children(process.pid)
+        if ending == "worker":
+            os.kill(below[-1], signal.SIGKILL)
+        elif ending == "parent":
+            process.kill()
+        else:
+            process.send_signal(ending)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == code, err
+        assert ("without a word" in err) == (ending == "worker"), err
+        wait_for_end(below)
+        assert not (output / "manifest.json").exists()
+        assert all(p.stat().st_mtime_ns == changed for p, changed in finished.items()), "finished chunks are kept"
+    assert run([*words(networks, output, "-n", LONG), "--quiet", "--json"]) == 0
+    assert run([*words(networks, tmp_path / "undisturbed", "-n", LONG), "--quiet"]) == 0
+    assert contents(output) == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_finished_set_and_an_error_are_told_once(networks: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    line = words(networks, tmp_path / "set", "-n", NUM_IMAGES, "--procs", 2)
+    first = run_cli(*line, "--json", code=0)
+    assert json.loads(first.stdout)["images_per_second"] > 0
+    again = [word for word in line if word not in ("-o", str(tmp_path / "set"))]
+    run_cli(*again, code=0)
+    assert run_cli(*again, "--json", code=0).json["images_per_second"] == 0
+    refused = run_cli(*line, "--classes", 9, "--overwrite")
+    assert refused.code == 2
+    assert refused.stderr.count("error:") == 1

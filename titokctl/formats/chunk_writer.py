@@ -1,0 +1,168 @@
+"""Writing many images with memory for a few: pieces go to the disk in the background, and count in chunks.
+
+Specification: a chunk is `chunk-<first index>.npz` in the folder of the unfinished set, with `pieces` (n, 3) int64,
+rows of (first index, number of images, CRC-32 of their pixels or 0), and `ids`, the ids of these images in the same
+order. It is renamed into place after its images are on the disk; what no chunk names is written again. Several
+processes may write different pieces.
+"""
+
+import io
+import threading
+import zipfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from titokctl.errors import UserError
+from titokctl.formats.atomic import disk_errors, write_bytes
+from titokctl.formats.image_output import ImageOutput
+from titokctl.formats.npz_stream import NpzArray
+
+_WRITERS = 8
+_WAITING_PIECES = 16
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What belongs to some images in a row: ids (n, K), images (n, H, W, 3) uint8 if wanted, further arrays by name."""
+
+    ids: np.ndarray
+    images: np.ndarray | None = None
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Images that were added together and are on the disk."""
+
+    count: int
+    crc: int
+    ids: np.ndarray
+
+
+class ChunkWriter:
+    """Takes pieces in any order; a context manager.
+
+    Args:
+        work: folder of the unfinished set.
+        output: where images go; None for nowhere.
+        arrays: where further arrays go, by name; a piece beyond an array's end does not reach it.
+    """
+
+    def __init__(self, work: Path, output: ImageOutput | None, arrays: Mapping[str, NpzArray] | None = None) -> None:
+        self.work, self.output, self.arrays = work, output, dict(arrays or {})
+        self.done: dict[int, Piece] = {}
+        self._pending: list[tuple[int, int, Future[Piece]]] = []
+        self._committing: Future[dict[int, Piece]] | None = None
+        self._places = threading.BoundedSemaphore(_WAITING_PIECES)
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="images")
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._committer.shutdown(wait=True, cancel_futures=True)
+        for store in (self.output, *self.arrays.values()):
+            if store is not None:
+                store.close()
+
+    @property
+    def num_done(self) -> int:
+        """Images that are known to be safely on the disk."""
+        return sum(piece.count for piece in self.done.values())
+
+    @property
+    def num_pending(self) -> int:
+        """Images that were added since the last commit."""
+        return sum(count for _, count, _ in self._pending)
+
+    def read_chunks(self) -> None:
+        """Take note of all that is on the disk, by whomever. Raises UserError for a damaged chunk."""
+        for path in sorted(self.work.glob("chunk-*.npz")):
+            self.done |= _read_chunk(path)
+
+    def add(self, first: int, count: int, rows: Callable[[], Rows]) -> None:
+        """Hand over `count` images from index `first` on; they are safe after the next `commit`.
+
+        `rows` is called by a thread of the pool; it may wait for a device. Waits itself while too many are in hand.
+        """
+        self._places.acquire()
+        self._pending.append((first, count, self._pool.submit(self._write, first, rows)))
+
+    def commit(self, wait: bool = True) -> None:
+        """Record what was added, once it is on the disk; without `wait`, in the background.
+
+        Raises UserError when the disk is full, for an earlier commit also.
+        """
+        with disk_errors(self.work.parent):
+            if self._committing is not None:
+                self.done |= self._committing.result()
+                self._committing = None
+            if not self._pending:
+                return
+            pending, self._pending = self._pending, []
+            self._committing = self._committer.submit(self._commit, pending)
+        if wait:
+            self.commit()
+
+    def in_order(self, num_images: int) -> list[Piece]:
+        """All pieces in the order of their images. Raises ValueError when images are missing."""
+        end, pieces = 0, []
+        for first, piece in sorted(self.done.items()):
+            if first != end:
+                break
+            end += piece.count
+            pieces.append(piece)
+        if end != num_images:
+            raise ValueError(f"expected {num_images} committed images without a gap, got {end}")
+        return pieces
+
+    def _write(self, first: int, rows: Callable[[], Rows]) -> Piece:
+        try:
+            piece = rows()
+            crc = 0
+            if self.output is not None and piece.images is not None:
+                crc = self.output.write(first, piece.images)
+            for name, values in piece.arrays.items():
+                kept = values[: max(0, self.arrays[name].shape[0] - first)]
+                if len(kept):
+                    self.arrays[name].write(first, kept)
+            return Piece(len(piece.ids), crc, piece.ids)
+        finally:
+            self._places.release()
+
+    def _commit(self, pending: list[tuple[int, int, Future[Piece]]]) -> dict[int, Piece]:
+        pieces = {first: piece.result() for first, _, piece in pending}
+        for store in (self.output, *self.arrays.values()):
+            if store is not None:
+                store.flush()
+        write_bytes(self.work / f"chunk-{min(pieces):09d}.npz", _chunk_bytes(pieces))
+        return pieces
+
+
+def _chunk_bytes(pieces: dict[int, Piece]) -> bytes:
+    out = io.BytesIO()
+    table = np.array([(first, piece.count, piece.crc) for first, piece in pieces.items()], np.int64)
+    np.savez(out, pieces=table, ids=np.concatenate([piece.ids for piece in pieces.values()]))
+    return out.getvalue()
+
+
+def _read_chunk(path: Path) -> dict[int, Piece]:
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as chunk:
+            table, ids = chunk["pieces"], chunk["ids"]
+        parts = np.split(ids, np.cumsum(table[:, 1])[:-1])
+        return {int(first): Piece(int(n), int(crc), part) for (first, n, crc), part in zip(table, parts, strict=True)}
+    except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged", "remove it to make its images again, or start over with --overwrite"
+        ) from error

@@ -1,0 +1,73 @@
+"""Rows of ids, or of latents, to bytes of pixels on the host, while the device goes on with the next."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from titokctl.data.images import encode_png, encode_webp, to_bytes
+from titokctl.formats.image_files import Encode
+from titokctl.formats.token_header import CacheHeader
+from titokctl.models.inference import prepared
+from titokctl.models.precision import PRECISIONS, Precision, precision
+from titokctl.models.titok.tokenizer import TiTok
+
+# What makes the files of an output format.
+ENCODERS: dict[str, Encode] = {"png": encode_png, "webp": encode_webp, "wds": encode_png}
+_BATCH_SIZE = {"cpu": 8}
+_GPU_BATCH_SIZE = 64
+
+
+def default_batch_size(device: str) -> int:
+    """How many images are decoded at once where nobody says."""
+    return _BATCH_SIZE.get(torch.device(device).type, _GPU_BATCH_SIZE)
+
+
+def recorded_precision(header: CacheHeader) -> Precision | None:
+    """In what the images of a sample set were decoded, given its ids; None for other caches."""
+    found = header.made_with.get("precision") if header.source.get("kind") == "samples" else None
+    return found if found in PRECISIONS else None
+
+
+class ImageDecoder:
+    """A tokenizer's second half, ready on `device` in the precision `precision_name`; the tokenizer stays as it is."""
+
+    def __init__(self, tokenizer: TiTok, device: str, precision_name: Precision) -> None:
+        self._model = prepared(tokenizer, device, precision_name, "decoder")
+        self._device, self._precision = device, precision_name
+
+    @torch.inference_mode()
+    def images(self, rows: torch.Tensor) -> torch.Tensor:
+        """Images (n, S, S, 3) uint8 on the device, unchecked, so that nobody waits.
+
+        Args:
+            rows: (n, K) int64 ids below V, or (n, K, C) float32 latents of a Gaussian tokenizer; on the device.
+        """
+        with precision(self._precision, self._device):
+            discrete = self._model.config.is_discrete
+            vectors = self._model.quantizer.vectors_of(rows) if discrete else rows
+            return to_bytes(self._model.decode(vectors).float())
+
+
+def on_host(tensors: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, np.ndarray]]:
+    """Begin to copy tensors to the host without waiting. What is returned waits for them, in any thread."""
+    arrived: Callable[[], None] = _nothing
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        # Pinned memory is taken from a pool and goes back there with the array.
+        tensors = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+            for name, tensor in tensors.items()
+        }
+        event = torch.cuda.Event()
+        event.record()
+        arrived = event.synchronize
+
+    def fetch() -> dict[str, np.ndarray]:
+        arrived()
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+    return fetch
+
+
+def _nothing() -> None:
+    """The tensors are on the host already."""
