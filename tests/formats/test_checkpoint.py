@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -135,6 +136,29 @@ def test_a_killed_writer_leaves_nothing_that_counts(folder):
     assert load_newest(folder, say).step == 1
     save(folder, made(3), Policy(2))
     assert not leftover.exists()
+
+
+def test_killed_at_any_moment_a_whole_one_is_left(folder, start):
+    script = (
+        "import torch; from pathlib import Path\n"
+        "from titokctl.formats import checkpoint\n"
+        "checkpoint._FILE_BYTES = 1 << 20\n"
+        "weight, other = torch.zeros(1 << 20), torch.zeros(1 << 20)\n"
+        f"with checkpoint.CheckpointWriter(Path({str(folder)!r}), checkpoint.Policy(2)) as writer:\n"
+        "    for step in range(1, 100_000):\n"
+        "        weight.fill_(step), other.fill_(step)\n"
+        "        writer.save(checkpoint.Checkpoint(step, {'weight': weight, 'other': other}, {}))\n"
+    )
+    for round in range(3):
+        child, before = start([sys.executable, "-c", script]), set(folder.glob("step-*"))
+        while set(folder.glob("step-*")) == before:
+            assert child.poll() is None, child.communicate()[1]
+        time.sleep(0.05 * round)
+        child.kill()
+        child.communicate()
+        found = load_newest(folder, say)
+        assert all((t == found.step).all() for t in found.tensors.values())
+        assert not LINES
 
 
 def test_a_full_disk_keeps_the_older_one(folder):

@@ -85,6 +85,30 @@ def test_a_run_learns_and_ends_with_a_tokenizer_its_metrics_and_a_picture(train,
     assert tokenizer.tokenize(torch.rand(2, 3, 32, 32)).shape == (2, 8)
 
 
+class Said(SilentProgress):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def test_a_codebook_that_falls_out_of_use_is_warned_about_once(recipe, tmp_path, runs):
+    one_picture = tiny.class_folder(tmp_path / "one", per_class=1, names=("cat",))
+    collapsing = ("augmentation={crop: center, flip: false}", "codebook={reseed_decay: null}",
+                  "model.codebook_size=16384", "training.steps=110", "training.evaluate_every=500")  # fmt: skip
+    said = Said()
+    with StopRequest() as stop:
+        settings = recipe_files.load(str(recipe), "tokenizer", collapsing)
+        result = train_tokenizer([one_picture], settings, "x", runs, progress=said, stop=stop)
+    warnings = [line for line in said.lines if "of the codebook is in use" in line]
+    assert len(warnings) == 1
+    assert "at step 101" in warnings[0], "once there were a hundred steps to judge by"
+    used = [r["codebook_usage"] for r in MetricsLog(result.run / "metrics.jsonl").read() if "codebook_usage" in r]
+    assert len(used) == 10
+    assert max(used) < 0.1
+
+
 def test_the_same_command_finds_the_same_run_and_other_settings_another(train):
     first = train("training.steps=2")
     assert train("training.steps=2").run == first.run

@@ -16,6 +16,7 @@ from titokctl.training.randomness import generator
 
 _KMEANS_ITERATIONS = 10
 _LATENTS_PER_CODE = 16
+RECENT_STEPS = 100
 
 
 class LiveCodebook:
@@ -34,6 +35,7 @@ class LiveCodebook:
         self.codes = module.get_parameter(name)
         reseeds = config.reseed_decay is not None
         self.usage = torch.zeros(len(self.codes), device=self.codes.device) if reseeds else None
+        self.last_used = torch.full((len(self.codes),), -RECENT_STEPS, device=self.codes.device)
 
     def quantizes(self, step: int) -> bool:
         """Whether `step` looks codes up, rather than taking latents as they are."""
@@ -51,6 +53,16 @@ class LiveCodebook:
         for tensor, old in zip((self.codes.data, self.usage), before, strict=True):
             tensor.copy_(torch.where(is_finite, tensor, old))
 
+    def share_in_use(self, ids: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """Which codes came up in this process's last steps, `step` with ids (M,) the newest, as a metric on the device.
+
+        {} until there were enough steps to judge by.
+        """
+        self.last_used[ids] = step
+        if step < self.config.continuous_steps + RECENT_STEPS:
+            return {}
+        return {"codebook_usage": (self.last_used > step - RECENT_STEPS).float().mean()}
+
     @torch.no_grad()
     def seed_by_kmeans(self, latents_of: Callable[[int], torch.Tensor], seed: int, step: int) -> None:
         """The first codes: centres of the latents of some batches from `step` on; `latents_of(step)` gives (M, C)."""
@@ -62,10 +74,12 @@ class LiveCodebook:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint needs besides the codes."""
-        return {"usage": self.usage} if self.usage is not None else {}
+        found = {"last_used": self.last_used}
+        return found if self.usage is None else found | {"usage": self.usage}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Go on from a checkpoint."""
+        self.last_used.copy_(tensors["last_used"])
         if self.usage is not None:
             self.usage.copy_(tensors["usage"])
 

@@ -117,11 +117,13 @@ class ImageStage(Generic[M]):
         micros = self._micros(step)
         made = [self._backward(micro) for micro in micros]
         metrics = self.learner.update(step)
-        if self.codebook is not None and self.cares_for_codes(step):
-            latents = torch.cat([m.latents for m in made if m.latents is not None])
-            ids = torch.cat([m.ids for m in made if m.ids is not None])
-            self.codebook.reseed(latents, ids, self.learner.is_finite)
         found = self._totals(made)
+        if self.codebook is not None and self.codebook.quantizes(step):
+            ids = torch.cat([m.ids for m in made if m.ids is not None])
+            found |= self.codebook.share_in_use(ids, step)
+            if self.cares_for_codes(step):
+                latents = torch.cat([m.latents for m in made if m.latents is not None])
+                self.codebook.reseed(latents, ids, self.learner.is_finite)
         if self.adversary is not None and self.adversary.is_on(step):
             # It sees what the module made before it was updated.
             pictures = [(m.images, d.images) for m, d in zip(micros, made, strict=True) if d.images is not None]
