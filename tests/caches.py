@@ -11,7 +11,15 @@ TOKENS, CODES = 8, 16
 
 
 def write_cache(
-    path: Path, rows: int, *, codes: int = CODES, tokens: int = TOKENS, classes: int = 3, seed: int = 0, **hashes: str
+    path: Path,
+    rows: int,
+    *,
+    codes: int = CODES,
+    tokens: int = TOKENS,
+    classes: int = 3,
+    class_names: tuple[str, ...] = (),
+    seed: int = 0,
+    **hashes: str,
 ):
     """A cache of `rows` random rows in which the first id tells the class; labels are -1 when `classes` is 0.
 
@@ -30,7 +38,7 @@ def write_cache(
         preprocessing={"size": 64},
         source={"kind": "test"},
         views={"flip": {"size": 64}},
-        class_names=tuple(f"class {c}" for c in range(classes)),
+        class_names=class_names or tuple(f"class {c}" for c in range(classes)),
         created_by="tests",
     )
     with TokenCacheWriter(path, header, num_rows=rows, key_bytes=8) as writer:

@@ -3,22 +3,29 @@
 import numpy as np
 import pytest
 
-from titokctl.evaluation.codebook_usage import codebook_usage, count_codes, perplexity
+from titokctl.evaluation.codebook_usage import codebook_usage, count_codes, usage_of
+
+
+def test_codebook_usage_counts_codes_and_their_evenness():
+    even = codebook_usage(np.array([[0, 1], [2, 3]], np.uint16), 8)
+    assert (even.used, even.size, even.share) == (4, 8, 0.5)
+    assert even.perplexity == pytest.approx(4)
+    assert codebook_usage(np.zeros(9, np.int64), 8).perplexity == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"in \[0, 8\)"):
+        codebook_usage(np.array([8]), 8)
 
 
 def test_perplexity_counts_equally_likely_codes() -> None:
-    assert perplexity(np.array([5, 5, 5, 5, 0])) == pytest.approx(4)
-    assert perplexity(np.array([0, 9])) == pytest.approx(1)
-    assert perplexity(np.zeros(3, np.int64)) == 0
+    assert usage_of(np.array([5, 5, 5, 5, 0])).perplexity == pytest.approx(4)
+    assert usage_of(np.array([0, 9])).perplexity == pytest.approx(1)
+    assert usage_of(np.zeros(3, np.int64)).perplexity == 0
 
 
 def test_positions_are_counted_apart() -> None:
-    ids = np.array([[0, 3], [1, 3], [0, 3], [1, 3]], np.uint16)
-    usage = codebook_usage(ids, 4)
-    assert usage.codes_used_by_position == [2, 1]
-    assert usage.perplexity_by_position == pytest.approx([2, 1])
-    assert usage.codes_used == 3
-    assert usage.perplexity == pytest.approx(np.exp(1.5 * np.log(2)))
+    counts = count_codes(np.array([[0, 3], [1, 3], [0, 3], [1, 3]], np.uint16), 4)
+    assert [usage_of(row).used for row in counts] == [2, 1]
+    assert [usage_of(row).perplexity for row in counts] == pytest.approx([2, 1])
+    assert usage_of(counts.sum(0)).perplexity == pytest.approx(np.exp(1.5 * np.log(2)))
 
 
 def test_blocks_add_up() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage, psnr, ssim
+from titokctl.evaluation.reconstruction import ReconstructionSums, psnr, ssim
 
 
 def pictures(n: int, size: int = 16, seed: int = 0) -> np.ndarray:
@@ -75,12 +75,3 @@ def test_pairs_that_do_not_fit_are_refused():
         ReconstructionSums().add(pictures(2), pictures(2).astype(float))
     with pytest.raises(ValueError, match="no images"):
         ReconstructionSums().score()
-
-
-def test_codebook_usage_counts_codes_and_their_evenness():
-    even = codebook_usage(np.array([[0, 1], [2, 3]], np.uint16), 8)
-    assert (even.used, even.size, even.share) == (4, 8, 0.5)
-    assert even.perplexity == pytest.approx(4)
-    assert codebook_usage(np.zeros(9, np.int64), 8).perplexity == pytest.approx(1)
-    with pytest.raises(ValueError, match=r"in \[0, 8\)"):
-        codebook_usage(np.array([8]), 8)

@@ -101,6 +101,7 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     assert result.samples == 10
     lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     assert {(line["key"], line["kind"]) for line in lines} == {("cat/cut", "truncated"), ("dog/text", "format")}
+    assert all(line.keys() == {"key", "kind", "reason"} and line["reason"] for line in lines)
     assert make([tmp_path / "in"], tmp_path / "out").rejected == result.rejected
 
 

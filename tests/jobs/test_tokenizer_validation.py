@@ -15,10 +15,11 @@ from titokctl.data.sources import open_source
 from titokctl.distributed.group import single_group
 from titokctl.distributed.launch import run_workers
 from titokctl.errors import UserError
+from titokctl.evaluation.codebook_usage import codebook_usage
 from titokctl.evaluation.extractors import open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
-from titokctl.evaluation.reconstruction import ReconstructionSums, codebook_usage
+from titokctl.evaluation.reconstruction import ReconstructionSums
 from titokctl.jobs.tokenizer_validation import Validation
 
 

@@ -139,6 +139,7 @@ def _show_wrong_words(error: Any) -> int:
     """Show what the argument parser found in the form of all our errors. No words at all have had the help shown."""
     message = str(error.format_message()).strip().rstrip(".")
     message = _NO_NUMBER.sub(lambda no: f"a {'whole ' if no[1] == 'integer' else ''}number is expected", message)
+    message = message.replace("Input should be", "it should be").replace("Value error, ", "")
     if type(error).__name__ == "NoArgsIsHelpError":
         print(message, end="\n" if message else "")
         return int(error.exit_code)

@@ -32,7 +32,7 @@ def diff(
     from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.diff import diff as job
-    from titokctl.models.device import best_device
+    from titokctl.models.device import device_named
 
     with StopRequest() as stop:
         found = job(
@@ -41,7 +41,7 @@ def diff(
             runs_root(runs_dir),
             view=view,
             tokenizer=tokenizer,
-            device=device or best_device(),
+            device=device_named(device),
             progress=console.progress(quiet),
             stop=stop,
         )

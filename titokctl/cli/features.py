@@ -62,7 +62,7 @@ def extractor_options(
     if weights is not None and features != "inception":
         raise UsageError(f"--inception-weights was given with --features {features}", "leave one of them out")
     from titokctl.evaluation.extractors import ExtractorOptions
-    from titokctl.models.device import best_device
+    from titokctl.models.device import device_named
 
-    device = device or ("cpu" if procs else best_device())
+    device = device_named(device, "cpu" if procs else None)
     return ExtractorOptions(device, weights, "bf16" if fast else "float32")

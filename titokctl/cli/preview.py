@@ -39,7 +39,7 @@ def preview(
     """Decode rows of a token cache into a picture."""
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.preview import preview as job
-    from titokctl.models.device import best_device
+    from titokctl.models.device import device_named
 
     result = job(
         path,
@@ -51,7 +51,7 @@ def preview(
         recorded_source=source == "recorded",
         tokenizer=tokenizer,
         overwrite=overwrite,
-        device=device or best_device(),
+        device=device_named(device),
         progress=console.progress(quiet),
     )
     console.result(result, as_json, "preview")

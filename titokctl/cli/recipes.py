@@ -71,7 +71,7 @@ def check(
         console.emit_json([{"path": str(c.path), "valid": not c.problem, "problem": c.problem} for c in checked])
     for result in checked:
         if result.problem and not as_json:
-            console.error(result.problem)
+            console.error(result.problem, result.hint)
         elif not (quiet or as_json):
             console.say(f"{result.path} is valid")
     if any(result.problem for result in checked):

@@ -51,7 +51,7 @@ def reconstruct(
     from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.reconstruct import reconstruct as job
-    from titokctl.models.device import best_device
+    from titokctl.models.device import device_named
 
     with StopRequest() as stop:
         result = job(
@@ -64,7 +64,7 @@ def reconstruct(
             lpips=lpips,
             skip_bad=skip_bad,
             overwrite=overwrite,
-            device=device or best_device(),
+            device=device_named(device),
             progress=console.progress(quiet),
             stop=stop,
         )

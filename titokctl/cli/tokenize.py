@@ -105,14 +105,12 @@ def tokenize(
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.tokenize import check_request
     from titokctl.jobs.tokenize import tokenize as job
-    from titokctl.models.device import best_device, gpus_to_use
+    from titokctl.models.device import device_named, gpus_to_use
 
-    device = device or ("cpu" if procs is not None else best_device())
+    device = device_named(device, "cpu" if procs is not None else None)
     if place().is_main:
-        check_request(target, wanted, overwrite, keep, compress, part, precision, device)  # type: ignore[arg-type]
-    if gpus is None and procs is None:
-        gpus = gpus_to_use(device)
-    if relaunch(gpus, procs, Nodes(nodes, node_rank, rdzv_endpoint)):
+        check_request(paths, target, wanted, overwrite, keep, compress, part, precision, device)  # type: ignore[arg-type]
+    if relaunch(gpus, procs, Nodes(nodes, node_rank, rdzv_endpoint), otherwise=gpus_to_use(device)):
         return
     with StopRequest() as stop, process_group(device) as group:
         result = job(

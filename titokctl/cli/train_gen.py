@@ -73,9 +73,9 @@ def train_gen(
     from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.train_generator import plan_training, train_generator
-    from titokctl.models.device import best_device
+    from titokctl.models.device import device_named
 
-    device = device or ("cpu" if procs else best_device())
+    device = device_named(device, "cpu" if procs else None)
     with StopRequest() as stop, process_group(device) as group:
         progress = console.progress(quiet or not group.is_main)
         if dry_run or measure:

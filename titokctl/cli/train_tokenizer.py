@@ -74,9 +74,9 @@ def train_tokenizer(
     from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.train_tokenizer import train_tokenizer as job
-    from titokctl.models.device import best_device
+    from titokctl.models.device import device_named
 
-    device = device or ("cpu" if procs else best_device())
+    device = device_named(device, "cpu" if procs else None)
     with StopRequest() as stop, process_group(device) as group:
         result = job(
             data,

@@ -36,7 +36,7 @@ def verify(
     from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.verify import verify as job
-    from titokctl.models.device import best_device
+    from titokctl.models.device import device_named
 
     with StopRequest() as stop:
         result = job(
@@ -45,7 +45,7 @@ def verify(
             seed=seed,
             tokenizer=tokenizer,
             runs=runs_root(runs_dir),
-            device=device or best_device(),
+            device=device_named(device),
             progress=console.progress(quiet),
             stop=stop,
         )

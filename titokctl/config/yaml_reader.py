@@ -9,6 +9,7 @@ import yaml
 from titokctl.errors import UsageError
 
 _MAX_BYTES = 1 << 20
+_VALID = "`titokctl recipes ls` lists valid recipes, `titokctl recipes show NAME` prints one"
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,6 +47,10 @@ def read_value(text: str) -> Any:
     """The value that `text` means in a recipe. Raises ValueError with one line when it is not YAML."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: no objects are built
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{where}{error.problem or error.context}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: dates such as 2020-99-99
         raise ValueError(" ".join(str(error).split())) from error
 
@@ -54,14 +59,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UsageError when it can't be read as one."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} is {path.stat().st_size:,} bytes, too large for a recipe")
+            raise UsageError(f"{path} is {path.stat().st_size:,} bytes, too large for a recipe", _VALID)
         data = read_value(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
+        raise UsageError(f"{path} is not valid YAML: {error}", _VALID) from error
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}", _VALID) from error
     if not isinstance(data, dict):
-        raise UsageError(
-            f"{path} holds no recipe: expected `key: value` lines", "`titokctl recipes ls` lists valid ones"
-        )
+        raise UsageError(f"{path} holds no recipe: expected `key: value` lines", _VALID)
     return data

@@ -68,4 +68,4 @@ class ImageProblems:
         return found
 
     def _named(self) -> str:
-        return "; ".join(f"{r.key} ({r.kind}: {r.text})" for r in self.rejected[:_NAMED])
+        return "; ".join(f"{r.key} ({r.kind}: {r.reason})" for r in self.rejected[:_NAMED])

@@ -6,7 +6,8 @@ Tensors on a GPU travel by NCCL, tensors on the CPU by gloo, so that small agree
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -14,10 +15,13 @@ import torch
 import torch.distributed as dist
 
 from titokctl.distributed.place import Place, place
+from titokctl.distributed.pulse import Pulse
+from titokctl.errors import UserError
 
-# Rank 0 may check a large file or merge a cache alone; a process that dies is noticed by the launcher, not by this.
 _PATIENCE = timedelta(hours=24)
 _COLLECTIVE_PATIENCE = timedelta(hours=1)
+_LOOK_EVERY_S = 0.1
+_FAREWELL_S = 30.0
 
 
 class Group:
@@ -27,9 +31,9 @@ class Group:
     is atomic); give each use its own prefix with `shared_store`.
     """
 
-    def __init__(self, where: Place, store: dist.Store) -> None:
+    def __init__(self, where: Place, store: dist.Store, pulse: Pulse | None = None) -> None:
         self.rank, self.world_size, self.local_rank = where.rank, where.world_size, where.local_rank
-        self._store = store
+        self._store, self._pulse = store, pulse
         self._meetings = 0
 
     @property
@@ -46,35 +50,56 @@ class Group:
         """The store with all keys under `purpose`."""
         return dist.PrefixStore(purpose, self._store)
 
+    def check(self) -> None:
+        """Raise Stopped or UserError when waiting for the others is in vain: one has left, or gives no sign of life."""
+        if self._pulse is not None:
+            self._pulse.check()
+
+    def checking(self, check: Callable[[], None]) -> Callable[[], None]:
+        """What to call while waiting for the others: `check`, then this group's own."""
+
+        def both() -> None:
+            check()
+            self.check()
+
+        return both
+
     def barrier(self) -> None:
-        """Wait until every process is here, for up to a day; no GPU is involved."""
+        """Wait until every process is here, however long that takes; no GPU is involved. Raises as `check`."""
         if self.is_single:
             return
         key = self._next_key("barrier")
         if self._store.add(f"{key}/count", 1) == self.world_size:
             self._store.set(f"{key}/open", "1")
-        self._store.wait([f"{key}/open"], _PATIENCE)
+        self._wait_for(f"{key}/open")
 
     def from_main(self, value: Any) -> Any:
-        """What rank 0 passed, on every process; JSON values. The others wait for up to a day."""
+        """What rank 0 passed, on every process; JSON values. The others wait for it. Raises as `check`."""
         if self.is_single:
             return value
         key = self._next_key("value")
         if self.is_main:
             self._store.set(key, json.dumps(value))
         else:
-            self._store.wait([key], _PATIENCE)
+            self._wait_for(key)
         return json.loads(self._store.get(key))
 
     def from_all(self, value: Any) -> list[Any]:
-        """What each process passed, by rank, on every process; JSON values. Waits for up to a day."""
+        """What every process passed, in the order of their ranks; JSON values. Raises as `check`."""
         if self.is_single:
             return [value]
         key = self._next_key("values")
         self._store.set(f"{key}/{self.rank}", json.dumps(value))
-        keys = [f"{key}/{rank}" for rank in range(self.world_size)]
-        self._store.wait(keys, _PATIENCE)
-        return [json.loads(self._store.get(one)) for one in keys]
+        for rank in range(self.world_size):
+            self._wait_for(f"{key}/{rank}")
+        return [json.loads(self._store.get(f"{key}/{rank}")) for rank in range(self.world_size)]
+
+    def _wait_for(self, key: str) -> None:
+        # Rank 0 may check a large file or merge a cache alone, so there is no limit; and a wait inside the store would
+        # be deaf to signals.
+        while not self._store.check([key]):
+            self.check()
+            time.sleep(_LOOK_EVERY_S)
 
     def _next_key(self, what: str) -> str:
         self._meetings += 1
@@ -109,8 +134,31 @@ def process_group(device: torch.device | str) -> Iterator[Group]:
         world_size=size,
         timeout=_COLLECTIVE_PATIENCE,
     )
-    group = Group(where, dist.PrefixStore("titokctl", store))
-    yield group
-    # Rank 0 keeps the store; it leaves last. After an exception the others may never come: no waiting then.
-    group.barrier()
+    pulse = Pulse(dist.PrefixStore("pulse", store), rank, size)
+    group = Group(where, dist.PrefixStore("titokctl", store), pulse)
+    pulse.start()
+    try:
+        yield group
+        group.barrier()
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise UserError(
+            "the connection to the first process is lost",
+            "see what ended it there, then run the same command again on every machine",
+        ) from error
+    except BaseException as error:
+        pulse.leave(error)
+        raise
+    finally:
+        pulse.stop()
     dist.destroy_process_group()
+    _leave_in_order(store, rank, size)
+
+
+def _leave_in_order(store: dist.Store, rank: int, size: int) -> None:
+    """The process that keeps the store goes last; the others have no use for it behind this."""
+    if rank:
+        store.add("titokctl/gone", 1)
+        return
+    until = time.monotonic() + _FAREWELL_S
+    while store.add("titokctl/gone", 0) < size - 1 and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)

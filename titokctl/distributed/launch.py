@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from titokctl.distributed.place import adopt_slurm
+from titokctl.distributed.place import adopt_slurm, has_trainer, is_placed
 from titokctl.distributed.worker import ALIVE, FOLDER, ORDERLY, STOP
 from titokctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UsageError, UserError
 
@@ -38,12 +38,13 @@ class Nodes:
     endpoint: str | None = None
 
 
-def relaunch(gpus: str | None, procs: int | None, nodes: Nodes | None = None) -> bool:
+def relaunch(gpus: str | None, procs: int | None, nodes: Nodes | None = None, otherwise: str | None = None) -> bool:
     """Run this command line in several processes if that was asked for and has not happened yet.
 
     Args:
         gpus: "all" or a number: that many processes with a GPU each; procs: that many processes on the CPU.
         nodes: when the same command is started on several machines.
+        otherwise: `gpus` where neither the command line nor a cluster says how many processes are wanted.
 
     Returns:
         True when workers have done the command's work; False when this process is to do it (itself a worker, or alone).
@@ -51,15 +52,27 @@ def relaunch(gpus: str | None, procs: int | None, nodes: Nodes | None = None) ->
     Raises: UsageError for what can't be started; UserError and Stopped as the workers ended.
     """
     nodes = nodes or Nodes()
-    if gpus is None and procs is None and nodes.count == 1:
+    is_asked = gpus is not None or procs is not None
+    if not is_asked and nodes.count == 1:
         adopt_slurm(os.environ)
-    if "RANK" in os.environ:
+    if is_placed(os.environ):
         return False
-    count = processes_here(gpus, procs)
-    if count * nodes.count == 1:
+    has_others = nodes.count > 1 or os.environ.get("PET_NNODES", "1") not in ("1", "1:1")
+    if not is_asked and has_trainer(os.environ):
+        count = _trainers_processes()
+    else:
+        count = processes_here(gpus if is_asked else otherwise, procs)
+    if count == 1 and not has_others:
         return False
     run_workers(["-m", "titokctl", *sys.argv[1:]], count, nodes)
     return True
+
+
+def _trainers_processes() -> int:
+    """How many processes a Kubernetes trainer wants on this machine, as torchrun reads it."""
+    from torch.distributed.run import determine_local_world_size
+
+    return determine_local_world_size(os.environ.get("PET_NPROC_PER_NODE", "1"))
 
 
 def run_workers(command: list[str], count: int, nodes: Nodes | None = None, stdout: int | None = None) -> None:
@@ -104,21 +117,20 @@ def processes_here(gpus: str | None, procs: int | None) -> int:
 def _torchrun_arguments(count: int, nodes: Nodes) -> list[str]:
     words = [f"--nproc-per-node={count}", "--max-restarts=0"]
     if nodes.count == 1:
-        # Set by trainers of Kubernetes; torchrun reads them as its own options.
-        if not any(name.startswith("PET_") for name in os.environ):
+        if not has_trainer(os.environ):  # else torchrun takes the trainer's variables for what is not said here
             words += ["--standalone", "--local-addr=127.0.0.1"]
-        return words + _signal_options()
+        return words + signal_options()
     if nodes.endpoint is None:
         raise UsageError("--nodes needs --rdzv-endpoint", "host:port of the first node, the same on every node")
     words += [f"--nnodes={nodes.count}", f"--rdzv-endpoint={nodes.endpoint}"]
     if nodes.rank is None:
-        return [*words, "--rdzv-backend=c10d", "--rdzv-id=titokctl", *_signal_options()]
+        return [*words, "--rdzv-backend=c10d", "--rdzv-id=titokctl", *signal_options()]
     host, _, port = nodes.endpoint.rpartition(":")
     static = ["--rdzv-backend=static", f"--node-rank={nodes.rank}", f"--master-addr={host}", f"--master-port={port}"]
-    return words + static + _signal_options()
+    return words + static + signal_options()
 
 
-def _signal_options() -> list[str]:
+def signal_options() -> list[str]:
     """Newer than some supported releases of torch."""
     from torch.distributed.run import get_args_parser
 

@@ -6,7 +6,7 @@ and the same variables are derived from SLURM's.
 
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 _PORTS = (20_000, 40_000)
@@ -32,6 +32,19 @@ def place() -> Place:
     if rank is None or size is None:
         return Place()
     return Place(int(rank), int(size), int(local or 0))
+
+
+def is_placed(environment: Mapping[str, str]) -> bool:
+    """True when `environment` is that of one of several processes.
+
+    Some Kubernetes trainers give every machine a RANK beside the PET_ variables of torchrun; that is no process's yet.
+    """
+    return "RANK" in environment and ("LOCAL_RANK" in environment or not has_trainer(environment))
+
+
+def has_trainer(environment: Mapping[str, str]) -> bool:
+    """True on a machine that a Kubernetes trainer has told, in torchrun's variables, how many there are."""
+    return "PET_NNODES" in environment or "PET_NPROC_PER_NODE" in environment
 
 
 def adopt_slurm(environment: MutableMapping[str, str]) -> None:

@@ -26,7 +26,7 @@ _GRACE_S = 60.0
 def launch_folder() -> Path | None:
     """The launcher's folder, or None in a process that no launcher of ours started."""
     folder = os.environ.get(FOLDER)
-    return Path(folder) if folder and "RANK" in os.environ else None
+    return Path(folder) if folder and "LOCAL_RANK" in os.environ else None
 
 
 def has_launcher() -> bool:
@@ -40,7 +40,7 @@ def started() -> None:
     if folder is None:
         return
     (folder / f"{place().local_rank}.pid").write_text(str(os.getpid()))
-    threading.Thread(target=_leave_with_launcher, args=(folder / ALIVE,), name="launcher", daemon=True).start()
+    leave_with_launcher(folder)
     if (folder / STOP).exists():
         os.kill(os.getpid(), int((folder / STOP).read_text()))
 
@@ -61,7 +61,12 @@ def ended(code: int, message: str = "", hint: str = "") -> int:
     return EXIT_OK if code in ORDERLY else code
 
 
-def _leave_with_launcher(path: Path) -> None:
+def leave_with_launcher(folder: Path) -> None:
+    """Let this process end when the launcher does: it waits in a thread for the lock in `folder`."""
+    threading.Thread(target=_wait_for_launcher, args=(folder / ALIVE,), name="launcher", daemon=True).start()
+
+
+def _wait_for_launcher(path: Path) -> None:
     """Wait for the launcher's lock, which the kernel frees however it ends; then save and go, or just go."""
     try:
         with path.open() as file:

@@ -14,28 +14,38 @@ MAX_COUNTS = 1 << 26  # 512 MiB of counters
 
 @dataclass(frozen=True)
 class CodebookUsage:
-    """Of all ids, and of the ids at each of the K positions alone."""
+    """How many of `size` codes occur, and the perplexity: the number of equally frequent codes that says as much."""
 
-    codes_used: int
+    used: int
+    size: int
     perplexity: float
-    codes_used_by_position: list[int]
-    perplexity_by_position: list[float]
+
+    @property
+    def share(self) -> float:
+        """`used` / `size`."""
+        return self.used / self.size
 
 
 def codebook_usage(ids: np.ndarray, codebook_size: int) -> CodebookUsage:
-    """Usage of ids (N, K) in [0, V), read block by block. Raises ValueError when V x K is above MAX_COUNTS."""
-    counts = count_codes(ids, codebook_size)
-    total = counts.sum(0)
-    return CodebookUsage(
-        codes_used=int((total > 0).sum()),
-        perplexity=perplexity(total),
-        codes_used_by_position=(counts > 0).sum(1).tolist(),
-        perplexity_by_position=[perplexity(row) for row in counts],
-    )
+    """Usage of V codes by ids (any shape, integers in [0, V)). Raises ValueError without any, or with one above."""
+    counts = np.bincount(np.asarray(ids).reshape(-1), minlength=codebook_size)
+    if len(counts) > codebook_size or not ids.size:
+        raise ValueError(f"expected ids in [0, {codebook_size}), at least one")
+    return usage_of(counts)
+
+
+def usage_of(counts: np.ndarray) -> CodebookUsage:
+    """The same from how often each code occurs, (V,); a perplexity of 0 for no counts at all."""
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    entropy = -(shares * np.log(shares)).sum()
+    return CodebookUsage(len(shares), len(counts), float(np.exp(entropy)) if len(shares) else 0.0)
 
 
 def count_codes(ids: np.ndarray, codebook_size: int) -> np.ndarray:
-    """(K, V) int64: how often each code stands at each position of ids (N, K)."""
+    """(K, V) int64: how often each code stands at each position of ids (N, K), read block by block.
+
+    Raises ValueError when V x K is above MAX_COUNTS.
+    """
     k = ids.shape[1]
     if k * codebook_size > MAX_COUNTS:
         raise ValueError(f"expected V x K of at most {MAX_COUNTS:,}, got {codebook_size:,} x {k:,}")
@@ -46,9 +56,3 @@ def count_codes(ids: np.ndarray, codebook_size: int) -> np.ndarray:
         block = ids[first : first + rows] + offsets  # position k counts in its own V counters
         counts += np.bincount(block.reshape(-1), minlength=k * codebook_size)
     return counts.reshape(k, codebook_size)
-
-
-def perplexity(counts: np.ndarray) -> float:
-    """exp of the entropy of the distribution that `counts` (V,) are proportional to; 0 for no counts at all."""
-    shares = counts[counts > 0] / max(counts.sum(), 1)
-    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0

@@ -1,6 +1,6 @@
-"""How near reconstructions are to their originals: PSNR, SSIM, and how much of the codebook is used.
+"""How near reconstructions are to their originals: PSNR and SSIM.
 
-Letters: n images, H and W height and width, V codebook size.
+Letters: n images, H and W height and width.
 """
 
 import math
@@ -26,20 +26,6 @@ class ReconstructionScore:
     psnr_pooled: float
     psnr_mean: float
     ssim: float | None
-
-
-@dataclass(frozen=True)
-class CodebookUsage:
-    """Share of codes that occur at all, and the perplexity (the number of equally frequent codes that says as much)."""
-
-    used: int
-    size: int
-    perplexity: float
-
-    @property
-    def share(self) -> float:
-        """`used` / `size`."""
-        return self.used / self.size
 
 
 class ReconstructionSums:
@@ -99,20 +85,6 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     numerator = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
     denominator = (mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2)
     return (numerator / denominator).mean((1, 2, 3))
-
-
-def codebook_usage(ids: np.ndarray, codebook_size: int) -> CodebookUsage:
-    """How many of V codes occur in `ids` (any shape, integers in [0, V)), and their perplexity."""
-    counts = np.bincount(np.asarray(ids).reshape(-1), minlength=codebook_size)
-    if len(counts) > codebook_size or not ids.size:
-        raise ValueError(f"expected ids in [0, {codebook_size}), at least one")
-    return usage_of(counts)
-
-
-def usage_of(counts: np.ndarray) -> CodebookUsage:
-    """The same from how often each code occurs, (V,), at least one of them once."""
-    shares = counts[counts > 0] / counts.sum()
-    return CodebookUsage(int((counts > 0).sum()), len(counts), float(np.exp(-(shares * np.log(shares)).sum())))
 
 
 def _blur(x: Tensor) -> Tensor:

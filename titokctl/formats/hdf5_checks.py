@@ -6,6 +6,7 @@ sentence. Everything here raises UserError and nothing else for what a file may 
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from titokctl.errors import UserError
 _MAX_RATIO = 1100
 _SMALL_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = 64 << 20
+_MAKES = "`titokctl tokenize IMAGES -o tokens.h5` makes"
+_CUT = re.compile(r"truncated file: eof = (\d+),.* stored_eof = (\d+)")
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
@@ -30,23 +33,29 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
         what: what it is expected to be, for the message ("a token cache").
     """
     if not path.exists():
-        raise UserError(f"file not found: {path}")
+        raise UserError(f"file not found: {path}", f"check the path; {_MAKES} {what}")
     if not path.is_file():
-        raise UserError(f"{path} is not a file, so it is not {what}")
+        raise UserError(f"{path} is not a file, so it is not {what}", f"{_MAKES} {what}")
     if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty, not {what}")
+        raise UserError(f"{path} is empty, not {what}", f"{_MAKES} {what}")
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             if file.userblock_size:
                 raise UserError(f"{path} has a user block, which {what} never has")
             yield file
+    except UserError as error:
+        raise UserError(error.message, error.hint or f"take a file that was written whole; {_MAKES} {what}") from error
     except PermissionError as error:
-        raise UserError(f"no permission to read {path}") from error
+        raise UserError(f"no permission to read {path}", "make it readable: chmod +r") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         if "signature not found" in reason:
-            raise UserError(f"{path} is not an HDF5 file, so it is not {what}") from error
-        raise UserError(f"{path} is damaged or was never finished ({reason})") from error
+            raise UserError(f"{path} is not an HDF5 file, so it is not {what}", f"{_MAKES} {what}") from error
+        if cut := _CUT.search(reason):
+            reason = f"{int(cut[1]):,} of {int(cut[2]):,} bytes are there"
+        raise UserError(
+            f"{path} is damaged or was never finished ({reason})", f"fetch or make it again; {_MAKES} {what}"
+        ) from error
 
 
 def names_of(group: h5py.Group) -> list[str]:

@@ -80,7 +80,9 @@ def open_folder(path: Path) -> TokenCache:
     """The token cache in the folder `path`. Raises UserError when it is none, unfinished, or damaged."""
     folder = PartsFolder(path, keep=True)
     if not (path / MANIFEST).is_file():
-        raise UserError(f"{path} is a folder, but not a token cache")
+        raise UserError(
+            f"{path} is a folder, but not a token cache", "name a file such as tokens.h5, or a folder of parts"
+        )
     manifest = folder.manifest()
     if not manifest.get("complete"):
         raise UserError(f"{path} was never finished", "run the `titokctl tokenize` command that began it again")

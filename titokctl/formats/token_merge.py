@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder, PartSummary, TokenPart
 
+T = TypeVar("T")
 _EXAMPLES = 5
 _ROWS_AT_ONCE = 16_384
 
@@ -97,32 +99,24 @@ def all_parts(folder: PartsFolder, num_units: int) -> Iterator[TokenPart]:
 
     Raises UserError when one is missing, or damaged; a damaged one is deleted, so that it is made again.
     """
-    for unit in range(num_units):
-        try:
-            part = folder.read(unit)
-        except UserError as error:
-            folder.discard(unit)
-            raise UserError(f"{error.message}; it was deleted", "run the same command again to make it anew") from error
-        if part is None:
-            raise _missing(folder, unit)
-        yield part
+    return _of_all(folder, num_units, folder.read)
 
 
 def summaries(folder: PartsFolder, num_units: int) -> Iterator[PartSummary]:
     """What every part says of itself, in the order of the source. Raises UserError as `all_parts` does."""
+    return _of_all(folder, num_units, folder.summary)
+
+
+def _of_all(folder: PartsFolder, num_units: int, look: Callable[[int], T | None]) -> Iterator[T]:
     for unit in range(num_units):
         try:
-            summary = folder.summary(unit)
+            found = look(unit)
         except UserError as error:
             folder.discard(unit)
             raise UserError(f"{error.message}; it was deleted", "run the same command again to make it anew") from error
-        if summary is None:
-            raise _missing(folder, unit)
-        yield summary
-
-
-def _missing(folder: PartsFolder, unit: int) -> UserError:
-    return UserError(f"the part of unit {unit} is missing from {folder.path}", "run the same command again")
+        if found is None:
+            raise UserError(f"the part of unit {unit} is missing from {folder.path}", "run the same command again")
+        yield found
 
 
 def write_rejected(target: Path, rejected: Iterable[Mapping[str, str]]) -> None:

@@ -1,14 +1,16 @@
 """Weights from one layout to another, with nothing changed but names and shapes."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from titokctl.config.models import TokenizerConfig
+from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
+from titokctl.jobs.class_order import say_class_order
 from titokctl.progress import Progress
 from titokctl.weights.build import compare, shapes, skeleton
 from titokctl.weights.known import released
@@ -60,6 +62,9 @@ def convert(
     digest = _sha256(tensor_file(path), progress, stop)
     if layout == "official":
         write_official(destination, weights)
+        if isinstance(weights.config, GeneratorConfig):
+            names = json.loads(weights.extra.get("inputs", "{}")).get("class_names", ())
+            say_class_order(names, weights.config, progress.say)
     else:
         save(destination, _with_source(weights, path, digest))
     return Converted(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from titokctl.data.sources import Rejected
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
-from titokctl.evaluation.extractors import Extractor
+from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.feature_set import FeatureCollector, FeatureSet
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.frechet import Gaussian
@@ -28,6 +28,22 @@ KEEP_OF_REFERENCE = MAX_REFERENCE_IMAGES
 _NAMED_BAD = 5
 # What changes pixels when files are decoded.
 _DECODERS = ("pillow", "titokctl")
+
+
+def extractor_for(
+    features: str, options: ExtractorOptions | None, progress: Progress, group: Group | None = None
+) -> Extractor:
+    """The feature network called `features`, on every process; what has to be fetched rank 0 fetches for all.
+
+    Raises UsageError for an unknown name and UserError when its weights are not there.
+    """
+    group = group or single_group()
+    if not group.is_main:
+        group.barrier()
+    extractor = open_extractor(features, replace(options or ExtractorOptions(), progress=progress))
+    if group.is_main:
+        group.barrier()
+    return extractor
 
 
 def measure(
@@ -194,7 +210,7 @@ def _share_findings(images: ImageSet, seen: _Seen, stop: StopRequest, group: Gro
 
 
 def _refuse_or_say(images: ImageSet, skip_bad: bool, progress: Progress) -> None:
-    named = "; ".join(f"{bad.key} ({bad.text})" for bad in images.rejected[:_NAMED_BAD])
+    named = "; ".join(f"{bad.key} ({bad.reason})" for bad in images.rejected[:_NAMED_BAD])
     more = len(images.rejected) - _NAMED_BAD
     text = f"{len(images.rejected):,} of {images.count:,} images in {images.path} can't be read: {named}"
     text += f"; and {more:,} more" if more > 0 else ""

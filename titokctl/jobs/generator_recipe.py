@@ -9,6 +9,7 @@ from titokctl.config import recipe_files
 from titokctl.config.recipe import GeneratorRecipe
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
+from titokctl.jobs.class_order import say_class_order
 from titokctl.progress import Progress
 
 
@@ -27,6 +28,7 @@ def resolve_recipe(
         overrides = [f"model.num_classes={classes}", *overrides]
     recipe: GeneratorRecipe = recipe_files.load(name, "generator", overrides)
     _check_fit(recipe, name, tokens, codes, classes, cache, path)
+    say_class_order(cache.class_names, recipe.model, progress.say)
     if classes == 0:
         progress.say("the cache has no labels: training an unconditional generator")
     return name, recipe

@@ -11,7 +11,7 @@ import numpy as np
 
 from titokctl.data.sources import open_source
 from titokctl.errors import UserError
-from titokctl.evaluation.codebook_usage import MAX_COUNTS, codebook_usage
+from titokctl.evaluation.codebook_usage import MAX_COUNTS, count_codes, usage_of
 from titokctl.formats import sample_set, weights_file
 from titokctl.formats.atomic import read_json
 from titokctl.formats.run_folder import open_run
@@ -95,12 +95,12 @@ def token_cache(path: Path) -> Inspection:
     }
     positions: list[dict[str, Any]] = []
     if cache.is_discrete and head.codebook_size * head.num_latent_tokens <= MAX_COUNTS:
-        usage = codebook_usage(cache.ids, head.codebook_size)
-        facts["codes used"] = usage.codes_used
-        facts["share of codes used"] = usage.codes_used / head.codebook_size
+        counts = count_codes(cache.ids, head.codebook_size)
+        usage = usage_of(counts.sum(0))
+        facts["codes used"], facts["share of codes used"] = usage.used, usage.share
         facts["perplexity"] = usage.perplexity
-        pairs = zip(usage.codes_used_by_position, usage.perplexity_by_position, strict=True)
-        positions = [{"position": i, "codes used": n, "perplexity": p} for i, (n, p) in enumerate(pairs)]
+        places = enumerate(map(usage_of, counts))
+        positions = [{"position": i, "codes used": one.used, "perplexity": one.perplexity} for i, one in places]
     what = "token cache" if path.is_file() else "token cache in parts"
     return Inspection(path, what, facts, _by_class(np.asarray(cache.labels), cache.class_names), positions)
 

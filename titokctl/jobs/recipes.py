@@ -19,10 +19,11 @@ class ListedRecipe:
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """What is wrong with a recipe file; "" when nothing is."""
+    """What is wrong with a recipe file, and what to do about it; "" when nothing is."""
 
     path: Path
     problem: str
+    hint: str
 
 
 def list_recipes() -> list[ListedRecipe]:
@@ -59,15 +60,15 @@ def check_recipes(paths: list[Path]) -> list[CheckedFile]:
     for path in paths:
         if not path.is_file():
             raise UsageError(f"recipe file not found: {path}", "`titokctl recipes ls` lists the shipped recipes")
-    return [CheckedFile(path, _problem(path)) for path in paths]
+    return [CheckedFile(path, *_problem(path)) for path in paths]
 
 
-def _problem(path: Path) -> str:
+def _problem(path: Path) -> tuple[str, str]:
     try:
         recipe_files.check(path)
     except UsageError as error:
-        return error.message
-    return ""
+        return error.message, error.hint
+    return "", ""
 
 
 def _first_line(path: Path) -> str:

@@ -16,7 +16,7 @@ from titokctl.data.sources import Rejected, Source, Unit, open_source
 from titokctl.data.workers import available_cores
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.reconstruction import codebook_usage
+from titokctl.evaluation.codebook_usage import codebook_usage
 from titokctl.formats.atomic import write_json
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.run_folder import versions
@@ -92,9 +92,11 @@ def reconstruct(
     if num_images is not None and num_images < 1:
         raise UsageError(f"-n must be at least 1, not {num_images}")
     _check_output(output, overwrite)
-    name = pick_tokenizer(tokenizer, runs, progress.say)
+    name = pick_tokenizer(tokenizer, runs, progress.say, pixels=True)
     source = open_source(data)
     model = load_tokenizer(name, device)
+    if not model.config.pixel_decoder:
+        raise UserError(f"{name} was trained in stage proxy only and makes no pixels", "train its decoder (--init)")
     preprocessing = PreprocessingConfig(size=model.config.image_size)
     units = _spread(source, num_images)
     judges, total = find_judges(features, lpips, device, progress), sum(unit.count for unit in units)
@@ -150,7 +152,7 @@ class _Loop:
     def check_rejected(self, skip_bad: bool, progress: Progress) -> None:
         """Raise UserError when images could not be read and that was not allowed, or none is left."""
         if self.rejected:
-            named = "; ".join(f"{bad.key} ({bad.text})" for bad in self.rejected[:_NAMED_BAD])
+            named = "; ".join(f"{bad.key} ({bad.reason})" for bad in self.rejected[:_NAMED_BAD])
             text = f"{len(self.rejected):,} images can't be read: {named}"
             if not skip_bad or not self.count:
                 raise UserError(text, "mend or remove them, or do without them with --skip-bad")

@@ -11,6 +11,7 @@ from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.errors import UsageError, UserError
 from titokctl.jobs.chain import Say, pick_generator, tokenizer_with
+from titokctl.jobs.class_order import say_class_order
 from titokctl.jobs.image_decoder import ImageDecoder
 from titokctl.models.inference import prepared
 from titokctl.models.maskgit.generator import MaskGit
@@ -130,6 +131,7 @@ def settings_for(
         num_images = per_class * len(chosen)
     preset, where = _preset(generator)
     say(f"settings: {where}" + (f", changed: {', '.join(changes)}" if changes else ""))
+    say_class_order(lineage(generator).get("class_names", ()), generator.config, say)
     wanted = {**preset.model_dump(mode="json"), **changes}
     sampling = recipe_files.validate(SamplingConfig, wanted, "the sampling settings")
     assert num_images is not None

@@ -121,7 +121,7 @@ def _finished(output: Path, settings: dict[str, Any], overwrite: bool) -> Sharde
     infos = [ShardInfo(s["name"], s["samples"], s["bytes"]) for s in record["shards"]]
     rejected_file = output / REJECTED_NAME
     lines = rejected_file.read_text(encoding="utf-8").splitlines() if rejected_file.is_file() else []
-    return _result(output, infos, record["class_names"], [Rejected(**json.loads(line)) for line in lines])
+    return _result(output, infos, record["class_names"], [Rejected.of(json.loads(line)) for line in lines])
 
 
 def _prepare(staging: Path, settings: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ def _write_shards(
             write_json(done, {"info": asdict(info), "rejected": [asdict(r) for r in bad]})
         record = read_json(done)
         infos.append(ShardInfo(**record["info"]))
-        rejected += [Rejected(**r) for r in record["rejected"]]
+        rejected += [Rejected.of(r) for r in record["rejected"]]
     progress.close()
     return infos, rejected
 
@@ -251,7 +251,7 @@ def _complete(
 
 
 def _named(rejected: list[Rejected]) -> str:
-    return "; ".join(f"{r.key}: {r.text}" for r in rejected[:3])
+    return "; ".join(f"{r.key}: {r.reason}" for r in rejected[:3])
 
 
 def _result(output: Path, infos: list[ShardInfo], class_names: list[str], rejected: list[Rejected]) -> Sharded:

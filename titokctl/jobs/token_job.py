@@ -13,7 +13,7 @@ from titokctl.data.sources import Source, Unit
 from titokctl.distributed.group import Group
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.work_queue import Board
-from titokctl.errors import EXIT_STOPPED, Stopped, UserError
+from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_merge import Tally
@@ -22,7 +22,7 @@ from titokctl.formats.unit_claims import MERGE, UnitClaims
 from titokctl.jobs.tile_encoder import TileEncoder
 from titokctl.jobs.token_output import TokenOutput, check_space, finished_before
 from titokctl.jobs.token_team import Share, TeamProgress, claimed, queued, unfinished
-from titokctl.jobs.unit_work import SAVED, UnitWork
+from titokctl.jobs.unit_work import UnitWork
 from titokctl.progress import Progress
 
 
@@ -85,7 +85,7 @@ class TokenJob:
             self._begin(todo)
             self.progress.start("tokenize", len(self.source), done=len(self.source) - _samples(todo))
             counted = self._work(todo, workers, claims)
-            self.board.wait_for("finished", self.group.world_size - 1, lambda: self._look(counted))
+            self.board.wait_for("finished", self.group.world_size - 1, counted.advance)
             counted.advance()
             self.progress.close()
             seconds = time.monotonic() - began
@@ -104,22 +104,18 @@ class TokenJob:
 
     def _follow(self, workers: int) -> None:
         """Do a share of what the leader says is to be done."""
-        try:
-            begun = self.board.hear("begin")
-            if begun["header"] != _digest(self.header):
-                raise UserError(
-                    f"process {self.group.rank} sees another source, tokenizer or version than process 0",
-                    "every machine must see the same files and run the same installation",
-                )
-            todo = [self.source.units[i] for i in begun["todo"]]
-            with contextlib.ExitStack() as stack:
-                shared = self.share is not None and bool(todo)
-                claims = stack.enter_context(UnitClaims(self.folder.path, str(self.share))) if shared else None
-                self._work(todo, workers, claims)
-            self.board.count("finished", 1)
-        except Stopped:
-            self.board.count("stopped", 1)
-            raise
+        begun = self.board.hear("begin")
+        if begun["header"] != _digest(self.header):
+            raise UserError(
+                f"process {self.group.rank} sees another source, tokenizer or version than process 0",
+                "every machine must see the same files and run the same installation",
+            )
+        todo = [self.source.units[i] for i in begun["todo"]]
+        with contextlib.ExitStack() as stack:
+            shared = self.share is not None and bool(todo)
+            claims = stack.enter_context(UnitClaims(self.folder.path, str(self.share))) if shared else None
+            self._work(todo, workers, claims)
+        self.board.count("finished", 1)
 
     def _todo(self, resumed: bool) -> list[Unit]:
         units = self.source.units
@@ -139,11 +135,6 @@ class TokenJob:
         else:
             work.run(claimed(claims, self.folder, todo, self.share, self.stop), claims.release)
         return counted
-
-    def _look(self, counted: TeamProgress) -> None:
-        counted.advance()
-        if self.board.count("stopped"):
-            raise Stopped(EXIT_STOPPED, SAVED)
 
     def _is_ours_to_finish(self, claims: UnitClaims | None) -> bool:
         """True unless other jobs are still at work, or one of them is merging."""

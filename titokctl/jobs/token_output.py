@@ -150,7 +150,7 @@ class TokenOutput:
 
     def _problems(self) -> Iterator[dict[str, str]]:
         """What the source itself could not give."""
-        return ({"key": p.key, "kind": p.kind, "reason": p.text} for p in self.source.problems)
+        return (asdict(problem) for problem in self.source.problems)
 
 
 def _rounded_up(share: float) -> str:

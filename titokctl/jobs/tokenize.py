@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from titokctl import __version__
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfig
 from titokctl.data.sources import Source, open_source
+from titokctl.data.sources.opening import check_paths
 from titokctl.data.workers import available_cores
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
@@ -27,7 +26,9 @@ from titokctl.jobs.tile_encoder import TileEncoder, default_tile, made_with
 from titokctl.jobs.token_job import TokenizeResult, TokenJob
 from titokctl.jobs.token_output import check_output
 from titokctl.jobs.token_team import Share
+from titokctl.jobs.unit_work import SAVED
 from titokctl.jobs.views import names_of, view
+from titokctl.models.device import device_named
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
@@ -90,8 +91,8 @@ def tokenize(
     """
     group = group or single_group()
     if group.is_main:  # the output may be there when another process comes
-        check_request(output, views, overwrite, keep_parts, compress, part, precision_name, device)
-    board = Board(group.shared_store("tokenize/board"), stop.check)
+        check_request(paths, output, views, overwrite, keep_parts, compress, part, precision_name, device)
+    board = Board(group.shared_store("tokenize/board"), group.checking(lambda: stop.check(SAVED)))
     # Rank 0 decides about the tokenizer, and makes the source's index while the others wait.
     name = pick_tokenizer(tokenizer, runs, progress.say) if group.is_main else board.hear("tokenizer")
     source = open_source(paths, source_kind, accept_cut, labels, label_table)
@@ -133,6 +134,7 @@ def _header(
 
 
 def check_request(
+    paths: Sequence[Path | str],
     output: Path,
     views: Sequence[str],
     overwrite: bool,
@@ -143,6 +145,8 @@ def check_request(
     device: str,
 ) -> None:
     """All that can be said about a request without reading images or weights. Raises UsageError and UserError."""
+    check_paths(paths)
+    device_named(device)
     try:
         with precision(precision_name, device):
             pass
@@ -157,7 +161,5 @@ def check_request(
             )
     if compress and keep_parts:
         raise UsageError("--compress is for one file, not for a folder of parts", "name a file, e.g. -o tokens.h5")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: there is no usable GPU here", "leave it out, or take --device cpu")
     if part is None:
         check_output(output, overwrite, keep_parts)

@@ -14,11 +14,12 @@ from titokctl.data.workers import available_cores
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import sum_arrays
 from titokctl.errors import UserError
+from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.feature_set import FeatureCollector
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.frechet import Gaussian, frechet_distance
-from titokctl.evaluation.reconstruction import ReconstructionSums, usage_of
+from titokctl.evaluation.reconstruction import ReconstructionSums
 from titokctl.formats.picture import grid, save_png
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan

@@ -6,7 +6,7 @@ The next unit is decoded while this one is encoded, and parts are written by a t
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class UnitWork:
     def _part(self, unit: Unit, decoded: DecodedUnit) -> TokenPart:
         ids, views = self.encoder.rows(decoded.pixels, decoded.further, self._tile_done)
         keys = np.array([key.encode() for key in decoded.keys], dtype=None if decoded.keys else "S1")
-        rejected = [{"key": p.key, "kind": p.kind, "reason": p.text} for p in decoded.rejected]
+        rejected = [asdict(one) for one in decoded.rejected]
         return TokenPart(unit.index, unit.first, unit.count, unit.name, ids, decoded.labels, keys, views, rejected)
 
     def _tile_done(self, images: int) -> None:

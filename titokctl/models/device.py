@@ -2,10 +2,34 @@
 
 import torch
 
+from titokctl.errors import UsageError
+
 
 def best_device() -> str:
     """ "cuda" when a GPU can be used, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_named(wanted: str | None, default: str | None = None) -> str:
+    """The device that the user wants: "cpu", "cuda", or one GPU of several as "cuda:1".
+
+    Args:
+        wanted: as typed; None for `default`, and without one for the best there is.
+
+    Raises UsageError for another word, and for a GPU that is not there.
+    """
+    if wanted is None:
+        return default or best_device()
+    kind, _, number = wanted.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in wanted and not (number.isascii() and number.isdigit())):
+        raise UsageError(f"there is no device named {wanted!r}", "one of: cpu, cuda, cuda:1 for the second GPU")
+    if kind == "cpu":
+        return kind
+    if not torch.cuda.is_available():
+        raise UsageError(f"--device {wanted}: there is no CUDA device here", "leave it out, or take --device cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise UsageError(f"--device {wanted}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
+    return wanted
 
 
 def gpus_to_use(device: str) -> str | None:

@@ -32,7 +32,8 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     # A damaged pickle can fail in any way: whatever it is, the file is at fault.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        told = str(error).splitlines()[0] if str(error) else ""
+        reason = told if " " in told else "its bytes are no pickle"  # "105" says nothing to anyone
         hint = "it may be truncated: fetch it again"
         raise UserError(f"{path} cannot be read as a file of weights ({reason})", hint) from error
     if not isinstance(loaded, dict) or not all(_is_entry(name, value) for name, value in loaded.items()):

@@ -66,15 +66,7 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool) -> So
         if len(urls) < len(paths) or kind not in (None, REMOTE, SHARDS):
             raise UsageError("URLs and local paths make no source together", "name either")
         return open_remote(expand_urls(urls), accept_cut)
-    given = [p for path in paths for p in _expanded(path)]
-    if not given:
-        raise UsageError("no source is named", "name a folder of images, or shards")
-    missing = [p for p in given if not p.exists()]
-    if missing:
-        more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-        raise UserError(
-            f"no such file or folder: {missing[0]}{more}", "check the path; folders, shards and patterns are taken"
-        )
+    given = check_paths(paths)
     if kind == PARQUET or (kind is None and all(p.suffix == ".parquet" for p in given)):
         return open_parquet([file for path in given for file in (parquet_in(path) if path.is_dir() else [path])])
     if len(given) == 1 and given[0].is_dir():
@@ -85,6 +77,20 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool) -> So
         what = wrong[0] if wrong else given[0]
         raise UserError(f"{what} is no tar shard", "name one folder of images, or any number of .tar files")
     return open_shards(shards, accept_cut)
+
+
+def check_paths(paths: Sequence[Path | str]) -> list[Path]:
+    """The files and folders that the local ones of `paths` stand for. Raises UserError when one is not there."""
+    given = [p for path in paths if not is_url(str(path)) for p in _expanded(path)]
+    if not paths:
+        raise UsageError("no source is named", "name a folder of images, or shards")
+    missing = [p for p in given if not p.exists()]
+    if missing:
+        more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+        raise UserError(
+            f"no such file or folder: {missing[0]}{more}", "check the path; folders, shards and patterns are taken"
+        )
+    return given
 
 
 def _open_one_folder(path: Path, kind: str | None, accept_cut: bool) -> Source:

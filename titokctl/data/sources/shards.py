@@ -185,7 +185,7 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
 def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:
     if problems:
         first = problems[0]
-        text = f"none of the {len(problems):,} samples in {len(paths)} shards can be used: {first.key} ({first.text})"
+        text = f"none of the {len(problems):,} samples in {len(paths)} shards can be used: {first.key} ({first.reason})"
         return UserError(text, "labels are class indices from 0 on")
     text = f"no images in {len(paths)} shards ({paths[0]} ...)"
     return UserError(text, "looked for jpg, jpeg, png and webp members")

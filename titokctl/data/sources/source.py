@@ -6,7 +6,7 @@ named in `opening.py`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +36,19 @@ class Unit:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A sample that gave no pixels: its key, a stable short word for the reason, and what was found."""
+    """A sample that gave no pixels: its key, a stable word for the kind of fault, and what was found.
+
+    The same three names stand in every list of them on disk.
+    """
 
     key: str
     kind: str
-    text: str
+    reason: str
+
+    @classmethod
+    def of(cls, record: Mapping[str, str]) -> "Rejected":
+        """One of such a list; the first lists of shards had `text` for `reason`."""
+        return cls(record["key"], record["kind"], record.get("reason", record.get("text", "")))
 
 
 @dataclass

@@ -1,0 +1,31 @@
+#!/bin/bash
+# One command on several machines: a launcher on each, which starts a process for every GPU.
+#
+#   sbatch --nodes=4 slurm.sh tokenize shards/ -o tokens.h5
+#   sbatch --nodes=2 slurm.sh train-gen tokens.h5 --gpus all
+#
+# Five minutes before its time is up the job saves, ends with exit code 75, and is queued again; so it is when it is
+# preempted. The same command goes on where it stopped. Every machine must see the same files.
+
+#SBATCH --job-name=titokctl
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=96
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 20000))
+
+# In single quotes: a machine's number is known on that machine only.
+srun bash -c 'exec titokctl "$@" --nodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID"' titokctl "$@" \
+  --rdzv-endpoint "$first:$port"
+code=$?
+
+if [ "$code" -eq 75 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,60 @@
+"""Waiting for a process that is gone ends: by what it said when it left, or by its silence."""
+
+import time
+
+import pytest
+import torch.distributed as dist
+
+from titokctl.distributed.pulse import Pulse
+from titokctl.errors import EXIT_STOPPED, Stopped, UserError
+
+
+@pytest.fixture
+def store():
+    return dist.HashStore()
+
+
+def heard_until_it_raises(pulse):
+    while True:
+        pulse.check()
+
+
+def test_who_lives_is_waited_for(store):
+    pulse = Pulse(store, 0, 2, silence=0.1)
+    for _ in range(50):
+        store.add("beat/1", 1)
+        pulse.check()
+        time.sleep(0.01)
+
+
+def test_silence_is_noticed_on_both_sides(store):
+    for rank, gone in ((0, 2), (3, 0)):
+        pulse = Pulse(store, rank, 3, silence=0.05)
+        store.add("beat/1", 1)
+        with pytest.raises(UserError, match=rf"process [1{gone}] is silent") as caught:
+            heard_until_it_raises(pulse)
+        assert "every machine" in caught.value.hint
+
+
+def test_signs_of_life_are_given_until_the_end(store):
+    pulse = Pulse(store, 1, 2)
+    pulse.start()
+    while not store.add("beat/1", 0):
+        time.sleep(0.01)
+    pulse.stop()
+    assert not pulse._thread.is_alive()
+
+
+def test_who_leaves_says_why(store):
+    main, one, two = (Pulse(store, rank, 3) for rank in range(3))
+    two.leave(UserError("the disk is full"))
+    one.leave(UserError("something that follows from it"))
+    with pytest.raises(UserError, match="process 2 ended: the disk is full"):
+        main.check()
+
+
+def test_a_stop_of_one_is_a_stop_of_all(store):
+    Pulse(store, 1, 2).leave(Stopped(EXIT_STOPPED, "saved."))
+    with pytest.raises(Stopped) as caught:
+        Pulse(store, 0, 2).check()
+    assert caught.value.exit_code == EXIT_STOPPED

@@ -1,0 +1,63 @@
+"""A cache whose classes are ImageNet's in another order is named where an official generator meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from caches import write_cache
+
+from titokctl.formats.token_cache import TokenCache
+from titokctl.jobs.class_order import say_class_order
+from titokctl.jobs.generator_recipe import resolve_recipe
+from titokctl.jobs.sample_inputs import Given, settings_for
+from titokctl.progress import SilentProgress
+from titokctl.weights.known import BY_NAME
+from titokctl.weights.store import Weights
+
+SORTED = tuple(f"n{c:08d}" for c in range(1000))
+SWAPPED = (*SORTED[:7], SORTED[8], SORTED[7], *SORTED[9:])
+MODEL = BY_NAME["maskgit-vit-l-32"].config
+
+
+class Talk(SilentProgress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def said(names: tuple[str, ...], model=MODEL) -> str:
+    talk = Talk()
+    say_class_order(names, model, talk.say)
+    return "".join(talk.said)
+
+
+def test_the_first_class_that_differs_is_named():
+    assert "class 7 is n00000008, that of the released maskgit-vit-l-32 is n00000007" in said(SWAPPED)
+
+
+@pytest.mark.parametrize("names", [SORTED, (), SWAPPED[:500], tuple(f"class {c}" for c in range(1000))])
+def test_nothing_is_said_where_nothing_is_known_to_differ(names):
+    assert said(names) == ""
+
+
+def test_other_generators_count_as_they_like():
+    assert said(SWAPPED, MODEL.model_copy(update={"width": 512})) == ""
+
+
+@pytest.mark.parametrize(("names", "warned"), [(SWAPPED, True), (SORTED, False)])
+def test_training_a_published_recipe_says_so(tmp_path: Path, names, warned):
+    path = write_cache(tmp_path / "t.h5", 2100, codes=4096, tokens=32, classes=1000, class_names=names)
+    talk = Talk()
+    resolve_recipe(TokenCache.open(path), path, "maskgit-vit-l-32", ("image_size=64",), talk)
+    assert any("maskgit-vit-l-32" in line and "warning" in line for line in talk.said) == warned
+
+
+def test_sampling_a_generator_of_that_form_says_so():
+    inputs = json.dumps({"class_names": SWAPPED})
+    talk = Talk()
+    settings_for(
+        Given("g", Path("g"), Weights("generator", MODEL, {}, {"inputs": inputs})), {}, None, 1, None, talk.say
+    )
+    assert any("class 7 is n00000008" in line for line in talk.said)
