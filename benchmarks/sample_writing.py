@@ -48,15 +48,22 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="writing-", dir=options.folder))
     try:
         task = _task(options.number, options.format)
-        plain = _plain(folder, task)
+        before = _plain(folder, task)
+        used = time.process_time()
         seconds, size = _sample(folder / "set", task)
+        used = time.process_time() - used
+        after = _plain(folder, task)
     finally:
         shutil.rmtree(folder)
     pixels = options.number * EDGE * EDGE * 3 / seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{options.number:,} images of {EDGE} px as {options.format}: {size / 1e9:.2f} GB in {seconds:.1f} s")
     print(f"{options.number / seconds:,.0f} images/s; pixels at {pixels / 1e6:,.0f} MB/s")
-    print(f"plain write of the pixels: {plain / 1e6:,.0f} MB/s; ratio {pixels / plain:.2f}")
+    plain = 2 / (1 / before + 1 / after)
+    print(f"plain write of the pixels, before and after: {before / 1e6:,.0f} and {after / 1e6:,.0f} MB/s")
+    print(
+        f"ratio to both together {pixels / plain:.2f}; {1e3 * used / options.number:.2f} ms of processor time an image"
+    )
     print(f"peak memory of the process: {peak:.2f} GiB; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
