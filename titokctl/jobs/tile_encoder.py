@@ -69,25 +69,33 @@ class TileEncoder:
             further: (n, S', S', 3) uint8 for each of `squares`.
             advance: told of every finished tile.
         """
-        plain = np.empty((len(pixels), *self._row_shape), self._dtype)
-        views = {one.name: np.empty_like(plain) for one in self._views}
+        names = ("", *(one.name for one in self._views))
+        tiles: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         for first in range(0, len(pixels), self._tile):
-            rows = slice(first, min(first + self._tile, len(pixels)))
-            squares = [self._images(array[rows]) for array in (pixels, *further)]
-            plain[rows] = self._encoded(squares[0], rows)
+            count = min(self._tile, len(pixels) - first)
+            squares = [self._images(array[first : first + count]) for array in (pixels, *further)]
+            tiles[""].append(self._model.tokenize_unchecked(squares[0])[:count])
             for one in self._views:
-                views[one.name][rows] = self._encoded(one.cut(self._square(one, squares)), rows)
-            advance(rows.stop - rows.start)
-        return plain, views
+                square = one.cut(self._square(one, squares))
+                tiles[one.name].append(self._model.tokenize_unchecked(square)[:count])
+            advance(count)
+        rows = {name: self._gathered(found) for name, found in tiles.items()}
+        return rows.pop(""), rows
+
+    def _gathered(self, tiles: list[torch.Tensor]) -> np.ndarray:
+        """The rows of all tiles on the host: the one place that waits for the device."""
+        if not tiles:
+            return np.empty((0, *self._row_shape), self._dtype)
+        return torch.cat(tiles).cpu().numpy().astype(self._dtype)
 
     def _square(self, one: View, squares: list[torch.Tensor]) -> torch.Tensor:
         return squares[0 if one.square is None else 1 + self.squares.index(one.square)]
 
     def _images(self, pixels: np.ndarray) -> torch.Tensor:
         """(n, S, S, 3) uint8 -> (tile, 3, S, S) in [0, 1], black where there is no image."""
-        padded = torch.zeros((self._tile, 3, *pixels.shape[1:3]), dtype=torch.uint8).permute(0, 2, 3, 1)  # as `pixels`
+        # Laid out as `pixels`; pinned memory lets the copy run beside the device's work on the tile before.
+        pinned = torch.device(self._device).type == "cuda"
+        padded = torch.zeros((self._tile, 3, *pixels.shape[1:3]), dtype=torch.uint8, pin_memory=pinned)
+        padded = padded.permute(0, 2, 3, 1)
         padded[: len(pixels)] = torch.from_numpy(pixels)
-        return to_float(padded.to(self._device))
-
-    def _encoded(self, images: torch.Tensor, rows: slice) -> np.ndarray:
-        return self._model.tokenize(images)[: rows.stop - rows.start].cpu().numpy()
+        return to_float(padded.to(self._device, non_blocking=True))

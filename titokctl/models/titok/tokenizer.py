@@ -75,7 +75,13 @@ class TiTok(nn.Module):
 
         Raises ValueError for another shape, dtype or range.
         """
-        latents = self.latents(images)
+        self._check_images(images)
+        return self.tokenize_unchecked(images)
+
+    @torch.inference_mode()
+    def tokenize_unchecked(self, images: torch.Tensor) -> torch.Tensor:
+        """As `tokenize`, without looking at the images, which would wait for the device."""
+        latents = self.encode(self._like_weights(images)).float()
         if self.config.is_discrete:
             return self.quantizer.nearest(latents)
         return latents[..., : self.config.token_size]
@@ -90,12 +96,15 @@ class TiTok(nn.Module):
         Raises:
             ValueError: another shape, dtype or range; a stage-1 tokenizer, which has no pixels.
         """
+        (self._check_ids if self.config.is_discrete else self._check_latents)(ids_or_latents)
+        return self.detokenize_unchecked(ids_or_latents)
+
+    @torch.inference_mode()
+    def detokenize_unchecked(self, ids_or_latents: torch.Tensor) -> torch.Tensor:
+        """As `detokenize`, without looking at the ids, which would wait for the device."""
+        vectors = ids_or_latents
         if self.config.is_discrete:
-            self._check_ids(ids_or_latents)
             vectors = self.quantizer.vectors_of(ids_or_latents.to(self.latent_tokens.device, torch.int64))
-        else:
-            self._check_latents(ids_or_latents)
-            vectors = ids_or_latents
         return self.decode(self._like_weights(vectors)).float().clamp(0, 1)
 
     def _like_weights(self, x: torch.Tensor) -> torch.Tensor:
