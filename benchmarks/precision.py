@@ -1,0 +1,118 @@
+"""What lower precision does to the ids and pixels of trained networks, with the same weights and images.
+
+    python -m benchmarks.precision --tokenizer RUN --images SHARDS [--generator RUN] [--device cpu|cuda] [--quick]
+
+After `titokctl demo`: --tokenizer demo/runs/tokenizer/tiny-* --images demo/shards/heldout --generator
+demo/runs/generator/tiny-*. Random weights would say nothing: how many ids change depends on how near the second nearest
+code is. For each precision: the share of ids that stay what they are in float32, the mean absolute difference of pixels
+decoded from the same ids, and the share of equal ids after a whole decoding with the same noise. A CPU has no use for
+fp16, but its arithmetic can be judged there.
+"""
+
+import argparse
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from titokctl.config.sampling import SamplingConfig
+from titokctl.data.images import to_float
+from titokctl.data.pipeline import TrainingImages
+from titokctl.data.sources import open_source
+from titokctl.models.device import best_device
+from titokctl.models.inference import prepared
+from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.precision import Precision, precision
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.sampling.decoding import decode_ids
+from titokctl.weights.load import load_generator, load_tokenizer
+
+_BATCH, _IMAGES, _QUICK_IMAGES = 16, 1024, 128
+
+
+def main() -> None:
+    """Measure and print."""
+    given = _arguments()
+    tokenizer = load_tokenizer(given.tokenizer, given.device)
+    generator = load_generator(given.generator, given.device) if given.generator else None
+    images = _images(given.images, tokenizer.config.image_size, _QUICK_IMAGES if given.quick else _IMAGES)
+    ids = _tokens(tokenizer, images, "float32", given.device)
+    found: dict[str, dict[str, float]] = {}
+    for name in _lower(given.device):
+        found[name] = {
+            "same_ids": _equal(_tokens(tokenizer, images, name, given.device), ids),
+            "pixel_difference_of_255": _pixel_difference(tokenizer, ids, name, given.device),
+        }
+        if generator is not None:
+            drawn = [_drawn(generator, len(images), one, given.device) for one in ("float32", name)]
+            found[name]["same_sampled_ids"] = _equal(*drawn)  # type: ignore[arg-type]
+    print(f"{len(images)} images, {tokenizer.config.num_latent_tokens} ids each, against float32 on {given.device}")
+    for name, figures in found.items():
+        print(f"{name:6}", "  ".join(f"{key} {value:.5g}" for key, value in figures.items()))
+    if given.json:
+        given.json.write_text(json.dumps({"images": len(images), "found": found}) + "\n", encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", required=True, help="a trained one")
+    parser.add_argument("--images", required=True, type=Path, help="a source of images it was not trained on")
+    parser.add_argument("--generator", help="one trained on its ids")
+    parser.add_argument("--device", default=best_device(), choices=("cpu", "cuda"))
+    parser.add_argument("--quick", action="store_true", help=f"{_QUICK_IMAGES} images instead of {_IMAGES}")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+def _lower(device: str) -> tuple[Precision, ...]:
+    return ("bf16", "fp16") if device == "cpu" else ("tf32", "bf16", "fp16")
+
+
+def _around(name: Precision, device: str) -> AbstractContextManager[None]:
+    # Prepared layers convert by themselves; the context is refused for fp16 on a CPU.
+    return precision("float32" if (name, device) == ("fp16", "cpu") else name, device)
+
+
+def _images(path: Path, size: int, count: int) -> torch.Tensor:
+    squares = TrainingImages(open_source([path]), size, crop="center", flip=False)
+    wanted = np.linspace(0, len(squares) - 1, min(count, len(squares))).astype(np.int64)
+    return to_float(squares.batch(np.zeros_like(wanted), wanted))
+
+
+@torch.inference_mode()
+def _tokens(tokenizer: TiTok, images: torch.Tensor, name: Precision, device: str) -> torch.Tensor:
+    ready = prepared(tokenizer, device, name, "encoder")
+    with _around(name, device):
+        return torch.cat([ready.tokenize(part.to(device)) for part in images.split(_BATCH)])
+
+
+@torch.inference_mode()
+def _pixel_difference(tokenizer: TiTok, ids: torch.Tensor, name: Precision, device: str) -> float:
+    exact, ready = (prepared(tokenizer, device, one, "decoder") for one in ("float32", name))
+    total = 0.0
+    for part in ids.split(_BATCH):
+        with precision("float32", device):
+            expected = exact.detokenize(part)
+        with _around(name, device):
+            total += float((ready.detokenize(part) - expected).abs().mean()) * len(part)
+    return 255 * total / len(ids)
+
+
+def _drawn(generator: MaskGit, count: int, name: Precision, device: str) -> torch.Tensor:
+    ready, settings = prepared(generator, device, name), SamplingConfig(num_steps=8, guidance_scale=2.0)
+    indices = torch.arange(count, device=device)
+    classes = generator.config.num_classes
+    with _around(name, device):
+        return torch.cat([
+            decode_ids(ready, part % classes if classes else None, settings, part) for part in indices.split(_BATCH)
+        ])  # fmt: skip
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a == b).float().mean())
+
+
+if __name__ == "__main__":
+    main()
