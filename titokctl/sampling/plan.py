@@ -8,6 +8,7 @@ fixed tiles image i is the same whatever is drawn beside it, before it, or in wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -39,7 +40,7 @@ class Plan:
         """(n,) int64 image indices to (n,) int64 labels on the same device; None without classes."""
         if self.classes is None:
             return None
-        return torch.tensor(self.classes, device=image_indices.device)[image_indices % len(self.classes)]
+        return _on_device(self.classes, image_indices.device)[image_indices % len(self.classes)]
 
     def tiles(self) -> list[Tile]:
         """All tiles in order."""
@@ -47,6 +48,12 @@ class Plan:
             Tile(first, min(self.tile_size, self.num_images - first), self.tile_size)
             for first in range(0, self.num_images, self.tile_size)
         ]
+
+
+@lru_cache(maxsize=4)
+def _on_device(classes: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Kept there: to send them again for every tile would make the host wait for the device."""
+    return torch.tensor(classes, device=device)
 
 
 def parse_classes(text: str | None) -> tuple[int, ...] | None:
