@@ -108,7 +108,9 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _ended(EXIT_INTERRUPTED)
     except (BrokenPipeError, SystemExit) as error:
-        # Click and rich turn a broken pipe into SystemExit themselves.
+        # Click and rich turn a broken pipe into SystemExit themselves; a shell that asks for completions gets 0.
+        if isinstance(error, SystemExit) and not error.code:
+            return worker.ended(EXIT_OK)
         if _nobody_reads(stdout):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return worker.ended(EXIT_OK)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.features import Device, Fast, Features, InceptionWeights, SaveFeatures, Tokenizer, extractor_options
-from titokctl.cli.options import Json, Quiet, RunsDir
+from titokctl.cli.features import Fast, Features, InceptionWeights, SaveFeatures, Tokenizer, extractor_options
+from titokctl.cli.options import Device, Json, Quiet, RunsDir
 
 if TYPE_CHECKING:
     from titokctl.jobs.compare import Comparison, PairTested

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titokctl.cli import console
+from titokctl.cli import completion, console
 from titokctl.cli.options import Json, Overwrite, Quiet
 from titokctl.distributed.stop import StopRequest
 
@@ -26,14 +26,22 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A Hub-style folder, .safetensors, old .bin, run folder, or known name (`weights ls`)."
+            metavar="SRC",
+            help="A Hub-style folder, .safetensors, old .bin, run folder, or known name (`weights ls`).",
+            autocompletion=completion.models,
         ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DST", help="A .safetensors file; a folder with --to official.")
     ],
     model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Which model it is, where the files don't tell.")
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Which model it is, where the files don't tell.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     to: Annotated[
         _To, typer.Option("--to", help="titokctl: our weights file; official: a folder for their from_pretrained.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Json, Overwrite, Quiet, RunsDir
+from titokctl.cli.options import Device, Json, MadeWith, Overwrite, Quiet, RunsDir
 
 EXAMPLE = "Example: titokctl decode samples/ids.h5 -o out.npz"
 
@@ -26,15 +26,13 @@ def decode(
         typer.Option("--format", help="npz for a FILE.npz, else png by default; webp is lossless, wds are shards."),
     ] = None,
     view: Annotated[str, typer.Option("--view", help="plain, or a further view such as flip.")] = "plain",
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", metavar="NAME|PATH", help="What decodes them; found by its hash.")
-    ] = None,
+    tokenizer: MadeWith = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images decoded at once.")] = None,
     precision: Annotated[
         Literal["float32", "bf16"] | None,
         typer.Option("--precision", help="As a sample set was made, else the device's fastest."),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    device: Device = None,
     overwrite: Overwrite = False,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Json, Quiet, RunsDir
+from titokctl.cli.options import Device, Json, MadeWith, Quiet, RunsDir
 
 EXAMPLE = "Example: titokctl diff float32.h5 bf16.h5"
 
@@ -20,10 +20,8 @@ def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="A token cache.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another cache of the same images.")],
     view: Annotated[str, typer.Option("--view", help="plain, or a further view such as flip.")] = "plain",
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", metavar="NAME|PATH", help="What decodes them; found by its hash.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    tokenizer: MadeWith = None,
+    device: Device = None,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,
     as_json: Json = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titokctl.cli import console
+from titokctl.cli import completion, console
 from titokctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,19 +24,25 @@ Features = Annotated[
 InceptionWeights = Annotated[
     Path | None,
     typer.Option(
-        "--inception-weights", metavar="FILE", help="By default what TITOKCTL_INCEPTION names, else torch hub's, else fetched."
+        "--inception-weights",
+        metavar="FILE",
+        help="By default what TITOKCTL_INCEPTION names, else torch hub's, else fetched.",
     ),
 ]
 Tokenizer = Annotated[
     str | None,
-    typer.Option("--tokenizer", metavar="NAME|PATH", help="For a token cache; by default the one it records."),
+    typer.Option(
+        "--tokenizer",
+        metavar="RUN|FILE|NAME",
+        help="For a token cache; by default the one it records.",
+        autocompletion=completion.tokenizers,
+    ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Judge the readable images of a set that has others.")]
 SaveFeatures = Annotated[
     bool, typer.Option("--save-features", help="Keep the features beside the samples, to be used again.")
 ]
 Fast = Annotated[bool, typer.Option("--fast", help="The feature network in bf16; recorded.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")]
 
 
 @contextmanager

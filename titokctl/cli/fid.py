@@ -7,7 +7,6 @@ import typer
 
 from titokctl.cli import console
 from titokctl.cli.features import (
-    Device,
     Fast,
     Features,
     InceptionWeights,
@@ -17,7 +16,7 @@ from titokctl.cli.features import (
     extractor_options,
     working,
 )
-from titokctl.cli.options import Gpus, Json, Procs, Quiet, RunsDir
+from titokctl.cli.options import Device, Gpus, Json, Procs, Quiet, RunsDir
 from titokctl.errors import UsageError
 
 if TYPE_CHECKING:

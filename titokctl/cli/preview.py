@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Json, Overwrite, Quiet, RunsDir
+from titokctl.cli.options import Device, Json, MadeWith, Overwrite, Quiet, RunsDir
 
 EXAMPLE = "Example: titokctl preview tokens.h5 -n 64 -o grid.png"
 
@@ -27,10 +27,8 @@ def preview(
         str | None,
         typer.Option("--source", metavar="PATH|recorded", help="Put the images it was made of above their rows."),
     ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", metavar="NAME|PATH", help="What decodes them; found by its hash.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    tokenizer: MadeWith = None,
+    device: Device = None,
     overwrite: Overwrite = False,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,

@@ -5,11 +5,16 @@ from typing import Annotated
 
 import typer
 
-from titokctl.cli import console
+from titokctl.cli import completion, console
 from titokctl.cli.options import Json, Overwrite, Quiet
 from titokctl.errors import EXIT_FAILED
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A recipe as `ls` shows it, e.g. tokenizer/tiny.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A recipe as `ls` shows it, e.g. tokenizer/tiny.", autocompletion=completion.recipes
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:

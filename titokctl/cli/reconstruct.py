@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Json, Overwrite, Quiet, RunsDir
+from titokctl.cli.options import Device, Json, Overwrite, Quiet, RunsDir, Tokenizer
 
 EXAMPLE = "Example: titokctl reconstruct imagenet/val/ -n 1000 -o reconstructed/"
 
@@ -18,10 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def reconstruct(
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="A folder of images, or tar shards.")],
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", metavar="NAME|PATH", help="By default the newest trained one, else titok-l-32."),
-    ] = None,
+    tokenizer: Tokenizer = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where picture and numbers go.")] = Path(
         "reconstructed"
     ),
@@ -41,7 +38,7 @@ def reconstruct(
         typer.Option("--lpips/--no-lpips", help="By default if its weights are here.", show_default=False),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that can't be read.")] = False,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    device: Device = None,
     overwrite: Overwrite = False,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from titokctl.cli import console
+from titokctl.cli import completion, console
 from titokctl.cli.options import Json, Overwrite, RunsDir
 
 _LISTED = 12  # items of a list that are shown
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, kind/name, or name.")]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder, kind/name, or name.", autocompletion=completion.runs)
+]
 
 
 def register(app: typer.Typer) -> None:

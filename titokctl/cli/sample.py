@@ -5,15 +5,27 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from titokctl.cli import console
-from titokctl.cli.options import Endpoint, Gpus, Json, NodeRank, NumNodes, Overwrite, Procs, Quiet, RunsDir
+from titokctl.cli import completion, console
+from titokctl.cli.options import (
+    MACHINE,
+    Device,
+    Endpoint,
+    Gpus,
+    Json,
+    NodeRank,
+    NumNodes,
+    Overwrite,
+    Procs,
+    Quiet,
+    RunsDir,
+)
 from titokctl.errors import UsageError
 
 # The same names as config.sampling has, which is not imported before the command runs.
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
 EXAMPLE = "Example: titokctl sample --cfg 4.0 -n 50000"
 _OWN = "The generator's own by default."
-_HOW, _RESULT, _MACHINE = "How ids are drawn", "What is written", "Where it runs"
+_HOW, _RESULT = "How ids are drawn", "What is written"
 
 
 def register(app: typer.Typer) -> None:
@@ -24,11 +36,21 @@ def register(app: typer.Typer) -> None:
 def sample(
     generator: Annotated[
         str | None,
-        typer.Option("--generator", metavar="RUN|FILE|NAME", help="The newest trained one by default."),
+        typer.Option(
+            "--generator",
+            metavar="RUN|FILE|NAME",
+            help="The newest trained one by default.",
+            autocompletion=completion.generators,
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", metavar="RUN|FILE|NAME", help="The one the generator was trained for by default."),
+        typer.Option(
+            "--tokenizer",
+            metavar="RUN|FILE|NAME",
+            help="The one the generator was trained for by default.",
+            autocompletion=completion.tokenizers,
+        ),
     ] = None,
     num_images: Annotated[
         int | None, typer.Option("-n", "--num-images", help="How many images; 64 by default.")
@@ -113,17 +135,14 @@ def sample(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", help="Images decoded at once; does not change which are drawn.", rich_help_panel=_MACHINE
+            "--batch-size", help="Images decoded at once; does not change which are drawn.", rich_help_panel=MACHINE
         ),
     ] = None,
     precision: Annotated[
         Literal["float32", "bf16"] | None,
-        typer.Option("--precision", help="The fastest of the device by default; recorded.", rich_help_panel=_MACHINE),
+        typer.Option("--precision", help="The fastest of the device by default; recorded.", rich_help_panel=MACHINE),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cpu or cuda; the best there is by default.", rich_help_panel=_MACHINE),
-    ] = None,
+    device: Device = None,
     gpus: Gpus = None,
     procs: Procs = None,
     nodes: NumNodes = 1,

@@ -7,7 +7,6 @@ import typer
 
 from titokctl.cli import console
 from titokctl.cli.features import (
-    Device,
     Fast,
     Features,
     InceptionWeights,
@@ -16,7 +15,7 @@ from titokctl.cli.features import (
     extractor_options,
     working,
 )
-from titokctl.cli.options import Gpus, Json, Overwrite, Procs, Quiet, RunsDir
+from titokctl.cli.options import Device, Gpus, Json, Overwrite, Procs, Quiet, RunsDir
 from titokctl.errors import UsageError
 
 EXAMPLE = "Example: titokctl stats imagenet/ --size 256 --crop adm -o ref.npz"

@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Endpoint, Gpus, Json, NodeRank, NumNodes, Overwrite, Procs, Quiet, RunsDir
+from titokctl.cli.options import (
+    Device,
+    Endpoint,
+    Gpus,
+    Json,
+    NodeRank,
+    NumNodes,
+    Overwrite,
+    Procs,
+    Quiet,
+    RunsDir,
+    Tokenizer,
+)
 from titokctl.errors import UsageError
 
 EXAMPLE = "Example: titokctl tokenize imagenet/ -o tokens.h5"
@@ -25,10 +37,7 @@ def tokenize(
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE|FOLDER/", help="The token cache; FOLDER/ keeps its parts.")
     ],
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", metavar="NAME|PATH", help="By default the newest trained one, else titok-l-32."),
-    ] = None,
+    tokenizer: Tokenizer = None,
     views: Annotated[
         str,
         typer.Option("--views", metavar="LIST|none", help="Further views: flip, ten-crop, or names of these, commas."),
@@ -79,7 +88,7 @@ def tokenize(
         str | None,
         typer.Option("--part", metavar="I/N", help="One of N jobs that share only the output's folder."),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    device: Device = None,
     gpus: Gpus = None,
     procs: Procs = None,
     nodes: NumNodes = 1,

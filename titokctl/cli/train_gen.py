@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titokctl.cli import console
+from titokctl.cli import completion, console
 from titokctl.cli.options import (
+    Device,
     Endpoint,
     Gpus,
     Json,
+    MadeWith,
     NodeRank,
     NumNodes,
     Overrides,
@@ -36,19 +38,23 @@ def register(app: typer.Typer) -> None:
 def train_gen(
     cache: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache made by titokctl tokenize.")],
     recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="NAME|FILE", help="By default the one that fits the cache.")
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="By default the one that fits the cache.",
+            autocompletion=completion.generator_recipes,
+        ),
     ] = None,
     overrides: Overrides = None,
     validation: Annotated[
         Path | None, typer.Option("--val", metavar="TOKENS", help="A cache of held-out images, for the held-out loss.")
     ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="What made the tokens, for pictures; found by its hash.")
-    ] = None,
+    tokenizer: MadeWith = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a run would be and take, and leave.")] = False,
     measure: Annotated[bool, typer.Option("--measure", help="The same, with the time, from 20 steps.")] = False,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    device: Device = None,
     gpus: Gpus = None,
     procs: Procs = None,
     nodes: NumNodes = 1,

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from titokctl.cli import console
+from titokctl.cli import completion, console
 from titokctl.cli.options import (
+    Device,
     Endpoint,
     Gpus,
     Json,
@@ -30,19 +31,36 @@ def register(app: typer.Typer) -> None:
 
 def train_tokenizer(
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Images or shards: folders, files or URLs.")],
-    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="What to train.")] = "tiny",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe", metavar="NAME|FILE", help="What to train.", autocompletion=completion.tokenizer_recipes
+        ),
+    ] = "tiny",
     overrides: Overrides = None,
     validation: Annotated[
         list[str] | None, typer.Option("--val", help="Held-out images or shards; repeatable.")
     ] = None,
     proxy: Annotated[
-        str | None, typer.Option("--proxy", help="The VQGAN of the two-stage recipes: a run, a file or a known name.")
+        str | None,
+        typer.Option(
+            "--proxy",
+            metavar="RUN|FILE|NAME",
+            help="The VQGAN of the two-stage recipes.",
+            autocompletion=completion.proxies,
+        ),
     ] = None,
     init: Annotated[
-        str | None, typer.Option("--init", help="What stage decoder starts from: a run of stage proxy, or a file.")
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="RUN|FILE",
+            help="What stage decoder starts from: a run of stage proxy.",
+            autocompletion=completion.tokenizers,
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    device: Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and leave.")] = False,
     gpus: Gpus = None,
     procs: Procs = None,

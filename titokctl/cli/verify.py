@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from titokctl.cli import console
-from titokctl.cli.options import Json, Quiet, RunsDir, Seed
+from titokctl.cli.options import Device, Json, MadeWith, Quiet, RunsDir, Seed
 from titokctl.errors import EXIT_FAILED
 
 EXAMPLE = "Example: titokctl verify tokens.h5"
@@ -21,10 +21,8 @@ def verify(
     path: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.")],
     sample: Annotated[int, typer.Option("--sample", min=0, help="Random images to encode again and compare.")] = 0,
     seed: Seed = 0,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", metavar="NAME|PATH", help="What encodes them; found by its hash.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; the best there is by default.")] = None,
+    tokenizer: MadeWith = None,
+    device: Device = None,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,
     as_json: Json = False,

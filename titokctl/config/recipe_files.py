@@ -13,32 +13,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from titokctl.config.recipe import GeneratorRecipe
+from titokctl.config.recipe_names import KINDS, recipes_folder, shipped
 from titokctl.config.sampling import SamplingConfig
 from titokctl.config.tokenizer_recipe import STAGES
 from titokctl.config.yaml_reader import read_mapping, read_value
 from titokctl.errors import UsageError
 
-_KINDS = ("tokenizer", "generator", "sampling")
 _TAKEN_BY = {
     "tokenizer": "`titokctl train-tokenizer` takes it",
     "generator": "`titokctl train-gen` takes it",
     "sampling": "`titokctl sample` takes it",
 }
 M = TypeVar("M", bound=BaseModel)
-
-
-def recipes_folder() -> Path:
-    """The shipped recipes: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
-
-
-def shipped() -> list[str]:
-    """Names of all shipped recipes, kind/name, sorted."""
-    root = recipes_folder()
-    found = (p for kind in _KINDS for p in (root / kind).glob("*.yaml"))
-    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in found)
 
 
 def find(name: str, kind: str | None = None) -> Path:
@@ -88,8 +74,8 @@ def _kind_of(data: dict[str, Any], path: Path) -> str:
     if "kind" not in data and "model" in data:
         raise UsageError(f"{path} does not say its kind", "begin it with kind: tokenizer or kind: generator")
     kind = data.get("kind", "sampling")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        near = difflib.get_close_matches(str(kind), _KINDS, n=1)
+    if not isinstance(kind, str) or kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, n=1)
         return near[0] if near else "generator" if "views" in data else "tokenizer"
     return kind
 

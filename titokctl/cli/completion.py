@@ -1,0 +1,78 @@
+"""What a shell offers after Tab beside commands and options: recipes, released models, runs. Without torch: it waits.
+
+The functions are Typer's `autocompletion`: text begun -> words. Where nothing fits, the shell offers file names.
+"""
+
+from pathlib import Path
+
+import typer
+
+
+def recipes(incomplete: str) -> list[str]:
+    """All shipped recipes, kind/name."""
+    from titokctl.config.recipe_names import shipped
+
+    return _fitting(shipped(), incomplete)
+
+
+def tokenizer_recipes(incomplete: str) -> list[str]:
+    """Recipes of train-tokenizer, by name alone."""
+    return _recipes_of("tokenizer", incomplete)
+
+
+def generator_recipes(incomplete: str) -> list[str]:
+    """Recipes of train-gen, by name alone."""
+    return _recipes_of("generator", incomplete)
+
+
+def models(incomplete: str) -> list[str]:
+    """All released models."""
+    from titokctl.weights.known import BY_NAME
+
+    return _fitting(list(BY_NAME), incomplete)
+
+
+def tokenizers(context: typer.Context, incomplete: str) -> list[str]:
+    """Trained tokenizers, then released ones."""
+    return _of_kind("tokenizer", context, incomplete)
+
+
+def generators(context: typer.Context, incomplete: str) -> list[str]:
+    """Trained generators, then released ones."""
+    return _of_kind("generator", context, incomplete)
+
+
+def proxies(context: typer.Context, incomplete: str) -> list[str]:
+    """Trained VQGANs, then the released one."""
+    return _of_kind("proxy", context, incomplete)
+
+
+def runs(context: typer.Context, incomplete: str) -> list[str]:
+    """All runs of the runs folder, kind/name."""
+    from titokctl.formats.run_folder import KINDS
+
+    return _fitting([f"{kind}/{path.name}" for kind in KINDS for path in _folders(kind, context)], incomplete)
+
+
+def _recipes_of(kind: str, incomplete: str) -> list[str]:
+    from titokctl.config.recipe_names import shipped
+
+    return _fitting([name.split("/")[1] for name in shipped(kind)], incomplete)
+
+
+def _of_kind(kind: str, context: typer.Context, incomplete: str) -> list[str]:
+    from titokctl.weights.known import of_kind
+
+    names = [*map(str, _folders(kind, context)), *(known.name for known in of_kind(kind))]
+    return _fitting(names, incomplete)
+
+
+def _folders(kind: str, context: typer.Context) -> list[Path]:
+    from titokctl.formats.run_folder import runs_root
+
+    root = runs_root(context.params.get("runs_dir"))
+    return sorted(path.parent for path in (root / kind).glob("*/run.json"))
+
+
+def _fitting(names: list[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
