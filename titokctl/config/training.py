@@ -34,7 +34,8 @@ class ScheduleConfig(Config):
     """The learning rate over steps: linear from 0 over `warmup_steps`, then `kind` towards `end_fraction` of it.
 
     "warmup-stable-decay" stays at the full rate until `decay_steps` before the end and falls linearly from there
-    (arXiv 2404.06395). It and "constant" don't depend on the length until then, so such a run may be made longer.
+    (arXiv 2404.06395). It and "constant" don't depend on the length until then, so such a run may be made longer;
+    it goes on from its newest checkpoint, after a decay at the full rate again.
     """
 
     kind: Literal["cosine", "constant", "warmup-stable-decay"] = "cosine"
