@@ -220,7 +220,7 @@ def test_a_damaged_part_is_made_again(place: Place) -> None:
         ({"views": ("ten",)}, UsageError, "'ten'"),
         ({"part": "9/8"}, UsageError, "9/8"),
         ({"part": "1/8", "overwrite": True}, UsageError, "exclude"),
-        ({"device": "cuda"}, UsageError, "GPU"),
+        ({"device": "cuda"}, UsageError, "CUDA device"),
         ({"precision_name": "int3"}, UsageError, "int3"),
         ({"precision_name": "fp16"}, UsageError, "fp16"),
         ({"tokenizer": None}, UserError, "no tokenizer was named"),

@@ -147,6 +147,7 @@ def _run(folder: Path, count: int, arguments: list[str], stdout: int | None) -> 
     environment = {**os.environ, FOLDER: str(folder)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in our words, without C++ frames
     words = [sys.executable, "-m", "titokctl.distributed.agent", *arguments]
     with _forwarding(folder):
         # A session of its own: Ctrl-C on a terminal reaches the launcher alone, which tells the workers once.

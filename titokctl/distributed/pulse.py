@@ -13,7 +13,7 @@ import torch.distributed as dist
 from titokctl.errors import EXIT_FAILED, Stopped, UserError
 
 _BEAT_S = 5.0
-_SILENCE_S = 45.0
+_SILENCE_S = 40.0
 _AGAIN = "run the same command again on every machine; what was finished is kept"
 
 
@@ -28,17 +28,16 @@ class Pulse:
     def __init__(self, store: dist.Store, rank: int, world_size: int, silence: float = _SILENCE_S) -> None:
         self._store, self._rank, self._silence = store, rank, silence
         others = range(1, world_size) if rank == 0 else (0,)
-        self._heard = {other: (0, time.monotonic()) for other in others}
-        self._looked = 0.0
+        self._heard = {other: (0, time.monotonic()) for other in others}  # beats, and when the last one came
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def start(self) -> None:
-        """Begin to give signs of life."""
+        """Begin to give signs of life, and to listen for those of others."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End them."""
+        """End that."""
         self._end.set()
         self._thread.join()
 
@@ -60,19 +59,21 @@ class Pulse:
                 raise UserError(record["message"], _AGAIN)
             raise Stopped(record["code"], "finished work is kept.")
         now = time.monotonic()
-        if now - self._looked < min(_BEAT_S, self._silence):
-            return
-        self._looked = now
-        for other, (before, at) in self._heard.items():
-            count = self._store.add(f"beat/{other}", 0)
-            self._heard[other] = (count, at if count == before else now)
-            if count == before and now - at > self._silence:
+        for other, (_, at) in self._heard.items():
+            if now - at > self._silence:
                 raise UserError(f"process {other} is silent: it or its machine is gone", _AGAIN)
 
     def _beat(self) -> None:
         try:
             while not self._end.is_set():
                 self._store.add(f"beat/{self._rank}", 1)
-                self._end.wait(_BEAT_S)
+                self._listen()
+                self._end.wait(min(_BEAT_S, self._silence / 4))
         except dist.DistError:
             pass  # the first process is gone; whoever waits finds out by itself
+
+    def _listen(self) -> None:
+        for other, (before, _) in self._heard.items():
+            count = self._store.add(f"beat/{other}", 0)
+            if count != before:
+                self._heard[other] = (count, time.monotonic())
