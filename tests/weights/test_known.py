@@ -1,15 +1,13 @@
 """Known names: looked up on this machine, fetched when that is wanted, otherwise one clear error."""
 
-import hashlib
-import http.server
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hub_server
 import pytest
 from networks import GENERATOR, tiny_generator, tiny_tokenizer
 
@@ -23,7 +21,6 @@ from titokctl.weights.store import Weights, save_tokenizer
 
 NAME = "maskgit-vit-l-32"
 REPOSITORY = "yucornetto/generator_titok_l32_imagenet"
-COMMIT = "0" * 40
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +64,9 @@ def test_in_our_folder(caches, official):
 
 def test_in_the_cache_of_the_hub(caches, official):
     repository = caches / "huggingface/hub" / f"models--{REPOSITORY.replace('/', '--')}"
-    shutil.copytree(official, repository / "snapshots" / COMMIT)
+    shutil.copytree(official, repository / "snapshots" / hub_server.COMMIT)
     (repository / "refs").mkdir()
-    (repository / "refs/main").write_text(COMMIT)
+    (repository / "refs/main").write_text(hub_server.COMMIT)
     assert load_generator(NAME).config == GENERATOR
 
 
@@ -98,52 +95,11 @@ def test_weights_ls(run_cli, caches, official):
     assert text.count("not here") >= len(BY_NAME) - 1
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as a download needs: /<repository>/resolve/<revision>/<file>."""
-
-    root: Path
-    requests: list[str]
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        self.requests.append(f"{self.command} {self.path}")
-        owner, name, _, _, file = (*self.path.lstrip("/").split("/", 4), "", "", "", "")[:5]
-        path = self.root / owner / name / file
-        if not path.is_file():
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        data = path.read_bytes()
-        self.send_response(200)
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def hub(tmp_path) -> Iterator[tuple[str, list[str]]]:
-    """A server on 127.0.0.1 that plays the Hub: its address, and the requests it saw."""
-    handler = type("ThisHub", (Hub,), {"root": tmp_path / "hub", "requests": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.requests
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """The address of a Hub of our own, and the requests it saw."""
+    with hub_server.serve(tmp_path / "hub") as found:
+        yield found
 
 
 def load_online(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -157,11 +113,8 @@ def load_online(address: str, **environment: str) -> subprocess.CompletedProcess
         "except UserError as error:\n"
         "    raise SystemExit(str(error))\n"
     )
-    online = {"TITOKCTL_OFFLINE": "", "HF_HUB_OFFLINE": "", "HF_ENDPOINT": address, "NO_PROXY": "127.0.0.1"}
-    online |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **online, **environment}, capture_output=True, text=True
-    )
+    environment = {**os.environ, **hub_server.online(address), **environment}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
 def test_download(hub, official, monkeypatch):

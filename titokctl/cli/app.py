@@ -68,6 +68,7 @@ def _register() -> None:
         "fid",
         "stats",
         "compare",
+        "reproduce",
         "reconstruct",
         "inspect",
         "verify",

@@ -19,14 +19,15 @@ from torch import Tensor
 from titokctl.errors import UsageError
 from titokctl.models import efficientnet_lite0, inception
 from titokctl.models.inception import Inception
+from titokctl.progress import Progress
 from titokctl.weights.feature_networks import (
     INCEPTION_SHA256_START,
     LITE0_SHA256_START,
-    find_inception,
     find_lite0,
     load_inception,
     load_lite0,
 )
+from titokctl.weights.network_files import INCEPTION, find
 
 ENTRY_POINT_GROUP = "titokctl.features"
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -36,12 +37,14 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 class ExtractorOptions:
     """What a factory is told.
 
-    `weights` is a file to read instead of the usual place; `precision` "bf16" trades exactness for speed.
+    `weights` is a file to read instead of the usual place; `precision` "bf16" trades exactness for speed; `progress`
+    shows a download.
     """
 
     device: str = "cpu"
     weights: Path | None = None
     precision: Literal["float32", "bf16"] = "float32"
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _lite0(options: ExtractorOptions) -> Extractor:
 
 
 def _inception(options: ExtractorOptions) -> Extractor:
-    return inception_extractor(load_inception(find_inception(options.weights)), options)
+    return inception_extractor(load_inception(find(INCEPTION, options.weights, options.progress)), options)
 
 
 def inception_extractor(network: Inception, options: ExtractorOptions) -> Extractor:

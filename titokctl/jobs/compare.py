@@ -11,13 +11,13 @@ import numpy as np
 from titokctl.distributed.group import single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.extractors import ExtractorOptions, open_extractor
+from titokctl.evaluation.extractors import ExtractorOptions
 from titokctl.evaluation.feature_set import FeatureSet
 from titokctl.evaluation.frechet import Gaussian, frechet_distance
 from titokctl.evaluation.frechet_error import IMAGES_PER_FEATURE, influences, paired_test
 from titokctl.formats.evaluation import read_evaluation
 from titokctl.formats.statistics import file_sha256, read_statistics
-from titokctl.jobs.feature_pass import from_statistics
+from titokctl.jobs.feature_pass import extractor_for, from_statistics
 from titokctl.jobs.fid import fid
 from titokctl.jobs.image_set import Opening
 from titokctl.jobs.image_sets import open_images
@@ -211,7 +211,7 @@ def _features(
     if kept is not None:
         return kept
     try:
-        extractor = open_extractor(name, options)
+        extractor = extractor_for(name, options, progress)
     except UserError as error:
         raise _NoTest(f"the features of {judged.name} are not kept, and {error.message}") from error
     if extractor.description != description:

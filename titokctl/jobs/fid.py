@@ -8,12 +8,13 @@ from typing import Any
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
+from titokctl.evaluation.extractors import Extractor, ExtractorOptions
 from titokctl.evaluation.feature_set import FeatureSet
 from titokctl.evaluation.metrics import METRICS, Numbers, compare, lacking
 from titokctl.formats.evaluation import write_evaluation
 from titokctl.jobs.cautions import warnings_about
 from titokctl.jobs.chain import pick_samples
+from titokctl.jobs.feature_pass import extractor_for
 from titokctl.jobs.image_set import ImageSet, Opening
 from titokctl.jobs.image_sets import open_images
 from titokctl.jobs.kept_features import features_of
@@ -66,7 +67,7 @@ def fid(
     """
     group = group or single_group()
     check_metrics(metrics)
-    extractor = open_extractor(features, options)
+    extractor = extractor_for(features, options, progress, group)
     _check_network_has(metrics, extractor)
     opening = Opening(runs, progress.say, tokenizer, None, extractor.device)
     picked = group.from_main(str(pick_samples(samples, runs, progress.say)) if group.is_main else "")

@@ -7,11 +7,12 @@ import torch
 
 from titokctl.data.images import to_float
 from titokctl.errors import UserError
-from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
+from titokctl.evaluation.extractors import Extractor, ExtractorOptions
 from titokctl.evaluation.feature_set import FeatureCollector
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.metrics import compare
 from titokctl.evaluation.reconstruction import ReconstructionScore, ReconstructionSums
+from titokctl.jobs.feature_pass import extractor_for
 from titokctl.models.lpips import Lpips
 from titokctl.progress import Progress
 from titokctl.weights.network_files import INCEPTION, LITE0, LPIPS_LINEAR, VGG16, here
@@ -57,7 +58,7 @@ def find_judges(features: str, lpips: bool | None, device: str, progress: Progre
                 + ("; fd-lite0 instead, which is not comparable with it" if features == "lite0" else "")
             )
     network = load_lpips().to(device) if lpips else None
-    extractor = None if features == NONE else open_extractor(features, ExtractorOptions(device))
+    extractor = None if features == NONE else extractor_for(features, ExtractorOptions(device), progress)
     return Judges(network, extractor)
 
 

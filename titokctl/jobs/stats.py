@@ -8,9 +8,9 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.extractors import ExtractorOptions, open_extractor
+from titokctl.evaluation.extractors import ExtractorOptions
 from titokctl.formats.statistics import file_sha256, write_statistics
-from titokctl.jobs.feature_pass import KEEP_OF_REFERENCE, measure, statistics_about, to_statistics
+from titokctl.jobs.feature_pass import KEEP_OF_REFERENCE, extractor_for, measure, statistics_about, to_statistics
 from titokctl.jobs.image_set import Opening
 from titokctl.jobs.image_sets import open_images
 from titokctl.progress import Progress
@@ -55,7 +55,7 @@ def stats(
         raise UsageError(f"-o {output} is no .npz", "statistics are kept as .npz, e.g. -o ref.npz")
     if group.from_main(output.exists()) and not overwrite:
         raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
-    extractor = open_extractor(features, options)
+    extractor = extractor_for(features, options, progress, group)
     images = open_images(Path(data[0]), Opening(runs, progress.say, tokenizer, preprocessing, extractor.device), data)
     found = measure(images, extractor, KEEP_OF_REFERENCE, str(images.path), progress, stop, skip_bad, group)
     if group.is_main:

@@ -1,0 +1,139 @@
+"""What a result says of itself: what was compared, and a warning for everything that keeps it from being comparable."""
+
+import numpy as np
+import pytest
+import tiny
+import toy_features
+import trained
+from PIL import Image
+
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import UserError
+from titokctl.evaluation.extractors import open_extractor
+from titokctl.formats.statistics import file_sha256
+from titokctl.jobs.fid import fid
+from titokctl.jobs.sample import sample
+from titokctl.jobs.tokenize import tokenize
+from titokctl.progress import SilentProgress
+
+SIZE = 24
+
+
+@pytest.fixture(autouse=True)
+def toy(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    toy_features.install(tmp_path / "package")
+
+
+def noise(n: int, seed: int, size: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def judge(samples, reference, runs, **settings):
+    with StopRequest() as stop:
+        return fid(str(samples), None if reference is None else str(reference), runs, features="toy",
+                   progress=SilentProgress(), stop=stop, **settings)  # fmt: skip
+
+
+def warned(found, words: str) -> bool:
+    return any(words in warning for warning in found.warnings)
+
+
+def test_it_says_what_was_compared(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(40, 0))
+    np.savez(tmp_path / "ref.npz", noise(30, 1))
+    found = judge(tmp_path / "a.npz", tmp_path / "ref.npz", tmp_path / "runs")
+    assert (found.samples["count"], found.samples["rounding"], found.reference["count"]) == (40, "none", 30)
+    assert found.reference["sha256"] == file_sha256(next((tmp_path / "runs" / "statistics").iterdir()))
+    assert found.extractor == {"name": "toy", "network": "colours", "device": "cpu"}
+    for network in ("lite0",):
+        assert {"network", "weights_sha256_start", "resize", "precision"} <= open_extractor(network).description.keys()
+
+
+def test_few_images_are_said_in_two_degrees(tmp_path):
+    np.savez(tmp_path / "ref.npz", noise(30, 1))
+    for n, words in ((8, "8 images are fewer than the 9 features: fd-toy says little, look at kid-toy"),
+                     (40, "40 images: fd-toy is larger than it would be for 50,000")):  # fmt: skip
+        np.savez(tmp_path / "a.npz", noise(n, 0))
+        assert warned(judge(tmp_path / "a.npz", tmp_path / "ref.npz", tmp_path / "runs"), words)
+
+
+def test_lossy_files_are_counted_and_exact_ones_are_not(tmp_path):
+    np.savez(tmp_path / "ref.npz", noise(30, 1))
+    (tmp_path / "a").mkdir()
+    kinds = [("png", {}), ("webp", {"lossless": True}), ("webp", {"quality": 80}), ("jpg", {"quality": 95})] * 3
+    for i, (image, (ending, how)) in enumerate(zip(noise(12, 0), kinds, strict=True)):
+        Image.fromarray(image).save(tmp_path / "a" / f"{i:03d}.{ending}", **how)
+    assert warned(judge(tmp_path / "a", tmp_path / "ref.npz", tmp_path / "runs"), "6 images come from lossy files")
+
+
+def test_another_resolution_is_said_and_mixed_ones_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(30, 1))
+    (tmp_path / "larger").mkdir()
+    for i, image in enumerate(noise(3, 2, 32)):
+        Image.fromarray(image).save(tmp_path / "larger" / f"{i}.png")
+    found = judge(tmp_path / "larger", tmp_path / "a.npz", tmp_path / "runs")
+    assert warned(found, "the samples are of 32 px, the reference of 24 px")
+    Image.fromarray(noise(1, 3)[0]).save(tmp_path / "larger" / "9.png")
+    with pytest.raises(UserError, match="images of different sizes: 0 is 32 x 32, 9 is 24 x 24"):
+        judge(tmp_path / "larger", tmp_path / "a.npz", tmp_path / "runs")
+
+
+@pytest.fixture
+def reconstructions(tmp_path):
+    """A token cache of an unbalanced folder, and its tokenizer."""
+    weights = tmp_path / "tok.safetensors"
+    tiny.tokenizer(weights, image_size=SIZE)
+    folder = tiny.class_folder(tmp_path / "photos", per_class=6)
+    for i in (4, 5):
+        (folder / "dog" / f"{i:04d}.jpg").unlink()
+    with StopRequest() as stop:
+        cache = tmp_path / "tokens.h5"
+        tokenize([folder], cache, str(weights), tmp_path / "runs", progress=SilentProgress(), stop=stop)
+    return cache, str(weights)
+
+
+def test_reconstructions_belong_to_their_originals(tmp_path, reconstructions):
+    cache, weights = reconstructions
+    own = judge(cache, None, tmp_path / "runs", tokenizer=weights)
+    assert not warned(own, "these are reconstructions")
+    assert warned(own, "not equally frequent")
+    np.savez(tmp_path / "VIRTUAL_imagenet256_labeled.npz", noise(30, 1))
+    other = judge(cache, tmp_path / "VIRTUAL_imagenet256_labeled.npz", tmp_path / "runs", tokenizer=weights)
+    assert warned(other, "these are reconstructions: rFID compares them with their own originals")
+
+
+def test_names_tell_what_files_do_not(tmp_path):
+    for name in ("reconstructed", "samples"):
+        np.savez(tmp_path / f"{name}.npz", noise(30, 0))
+    np.savez(tmp_path / "VIRTUAL_imagenet256_labeled.npz", noise(30, 1))
+    reference = tmp_path / "VIRTUAL_imagenet256_labeled.npz"
+    assert warned(judge(tmp_path / "reconstructed.npz", reference, tmp_path / "runs"), "these are reconstructions")
+    assert not warned(judge(tmp_path / "samples.npz", reference, tmp_path / "runs"), "these are reconstructions")
+
+
+def test_samples_belong_to_the_training_set(tmp_path):
+    runs = trained.both(tmp_path / "runs")
+    with StopRequest() as stop:
+        drawn = sample(runs, num_images=12, progress=SilentProgress(), stop=stop)
+    for name in ("val-256", "interval"):
+        np.savez(tmp_path / f"{name}.npz", noise(30, 1, trained.SIZE))
+    assert warned(judge(drawn.samples, tmp_path / "val-256.npz", runs), "val-256.npz looks like validation images")
+    assert not warned(judge(drawn.samples, tmp_path / "interval.npz", runs), "validation")
+
+
+def test_images_of_a_reference_like_adms_are_looked_at_once(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", noise(30, 0))
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(9), sigma=np.eye(9), mu_s=np.zeros(9), sigma_s=np.eye(9),
+             arr_0=noise(20, 1))  # fmt: skip
+    first = judge(tmp_path / "a.npz", tmp_path / "adm.npz", tmp_path / "runs")
+    assert {"precision-toy", "kid-toy", "sfid-toy"} <= first.metrics.keys()
+    kept = list((tmp_path / "runs" / "statistics").iterdir())
+    assert len(kept) == 1
+    before = kept[0].stat().st_mtime_ns
+    assert judge(tmp_path / "a.npz", tmp_path / "adm.npz", tmp_path / "runs").metrics == first.metrics
+    assert kept[0].stat().st_mtime_ns == before
+    np.savez(tmp_path / "pytorch-fid.npz", mu=np.zeros(9), sigma=np.eye(9))
+    bare = judge(tmp_path / "a.npz", tmp_path / "pytorch-fid.npz", tmp_path / "runs")
+    assert bare.metrics["fd-toy"] == first.metrics["fd-toy"]
+    assert not {"precision-toy", "kid-toy", "sfid-toy"} & bare.metrics.keys()
