@@ -210,7 +210,7 @@ def _share_findings(images: ImageSet, seen: _Seen, stop: StopRequest, group: Gro
 
 
 def _refuse_or_say(images: ImageSet, skip_bad: bool, progress: Progress) -> None:
-    named = "; ".join(f"{bad.key} ({bad.text})" for bad in images.rejected[:_NAMED_BAD])
+    named = "; ".join(f"{bad.key} ({bad.reason})" for bad in images.rejected[:_NAMED_BAD])
     more = len(images.rejected) - _NAMED_BAD
     text = f"{len(images.rejected):,} of {images.count:,} images in {images.path} can't be read: {named}"
     text += f"; and {more:,} more" if more > 0 else ""
