@@ -77,9 +77,11 @@ def _register() -> None:
         "diff",
         "preview",
         "neighbors",
+        "runs",
         "convert",
         "weights",
         "recipes",
+        "doctor",
     ):
         import_module(f"titokctl.cli.{name}").register(app)
 
