@@ -24,6 +24,8 @@ def shown() -> list[str]:
             found += [line for line in lines if line.startswith("titokctl ")]
     for recipe in sorted((ROOT / "recipes").glob("*/*.yaml")):
         found += IN_A_HEAD.findall(recipe.read_text(encoding="utf-8"))
+    machines = (ROOT / "recipes" / "clusters" / "machines.txt").read_text(encoding="utf-8").splitlines()
+    found += [line for line in machines if line.startswith("titokctl ")]
     return sorted(set(found))
 
 
