@@ -2,7 +2,8 @@
 
 import pytest
 
-from titokctl.distributed.place import Place, adopt_slurm, first_host, place
+from titokctl.distributed.launch import relaunch
+from titokctl.distributed.place import Place, adopt_slurm, first_host, is_placed, place
 
 
 def test_alone_without_a_launcher(monkeypatch):
@@ -30,6 +31,24 @@ def test_the_tasks_of_srun_are_processes():
     assert (environment["RANK"], environment["WORLD_SIZE"], environment["LOCAL_RANK"]) == ("9", "16", "1")
     assert environment["MASTER_ADDR"] == "gpu03"
     assert 20_000 <= int(environment["MASTER_PORT"]) < 40_000
+
+
+def test_tasks_of_srun_start_no_processes_of_their_own(monkeypatch):
+    """Although each may see all GPUs of its machine."""
+    monkeypatch.setattr("os.environ", dict(SRUN))
+    assert not relaunch(None, None, otherwise="all")
+
+
+POD = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "placed"),
+    [({}, False), ({"RANK": "1"}, True), (POD, False), (POD | {"RANK": "1"}, False),
+     (POD | {"RANK": "9", "LOCAL_RANK": "1"}, True)],
+)  # fmt: skip
+def test_a_machines_rank_is_not_a_processs(environment, placed):
+    assert is_placed(environment) == placed
 
 
 @pytest.mark.parametrize(

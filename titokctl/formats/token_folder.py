@@ -21,6 +21,7 @@ from titokctl.formats.token_merge import Tally, all_parts
 from titokctl.formats.token_parts import MANIFEST, PartsFolder, TokenPart
 
 _PARTS_KEPT = 64
+_AGAIN = "run the `titokctl tokenize` command that began it again"
 
 
 class PartedRows:
@@ -85,12 +86,12 @@ def open_folder(path: Path) -> TokenCache:
         )
     manifest = folder.manifest()
     if not manifest.get("complete"):
-        raise UserError(f"{path} was never finished", "run the `titokctl tokenize` command that began it again")
+        raise UserError(f"{path} was never finished", _AGAIN)
     header, rows, sha256 = _header(path, manifest), manifest.get("rows"), manifest.get("sha256")
     if not isinstance(rows, list) or not all(isinstance(n, int) and n >= 0 for n in rows) or sum(rows) < 1:
-        raise UserError(f"the manifest of {path} does not say how many rows each part has")
+        raise UserError(f"the manifest of {path} does not say how many rows each part has", _AGAIN)
     if not isinstance(sha256, str):
-        raise UserError(f"the manifest of {path} has no sha256")
+        raise UserError(f"the manifest of {path} has no sha256", _AGAIN)
     ends = np.cumsum(np.array(rows, np.int64))
 
     @lru_cache(_PARTS_KEPT)
@@ -160,11 +161,11 @@ def _checked(folder: PartsFolder, unit: int, header: CacheHeader, rows: int) -> 
     """The part of `unit` if it fits the header. Raises UserError otherwise."""
     part = folder.read(unit)
     if part is None:
-        raise UserError(f"{folder.place(unit)} is missing")
+        raise UserError(f"{folder.place(unit)} is missing", _AGAIN)
     arrays = [part.ids, *part.views.values()]
     fits = part.views.keys() == header.views.keys() and part.labels.dtype == np.dtype("<i4")
     if not fits or any(a.dtype != header.row_dtype or a.shape != (rows, *header.row_shape) for a in arrays):
-        raise UserError(f"{folder.place(unit)} does not fit the manifest beside it")
+        raise UserError(f"{folder.place(unit)} does not fit the manifest beside it", _AGAIN)
     return part
 
 
@@ -193,14 +194,14 @@ def _header(path: Path, manifest: dict[str, Any]) -> CacheHeader:
         fields = dict(manifest["header"]) | {"num_rejected": manifest.get("num_rejected")}
         header = CacheHeader(**fields | {"class_names": tuple(fields.get("class_names", ()))})
     except (TypeError, ValueError) as error:
-        raise UserError(f"the manifest of {path} has no header of a token cache") from error
+        raise UserError(f"the manifest of {path} has no header of a token cache", _AGAIN) from error
     counts = (header.codebook_size, header.num_latent_tokens, header.image_size, header.token_size)
     objects = (header.tokenizer, header.preprocessing, header.source, header.views, header.made_with)
     texts = (header.encoder_sha256, header.weights_sha256, header.created_by, *header.class_names)
     good = all(isinstance(n, int) and n >= 0 for n in counts) and all(isinstance(o, dict) for o in objects)
     good = good and all(isinstance(t, str) for t in texts) and header.num_latent_tokens > 0 and header.image_size > 0
     if not good or (header.codebook_size > 0) == (header.token_size > 0) or any("/" in name for name in header.views):
-        raise UserError(f"the manifest of {path} has no header of a token cache")
+        raise UserError(f"the manifest of {path} has no header of a token cache", _AGAIN)
     return header
 
 
