@@ -66,8 +66,7 @@ def build_stage(recipe: TokenizerRecipe, start: Start, around: Surroundings) -> 
         tokenizer = _first_tokenizer(recipe, around)
         return SingleStage(tokenizer, recipe, around.images, *_judges(recipe, around))
     if isinstance(recipe, VqganRecipe):
-        vqgan = _first_vqgan(recipe).to(around.device).train()
-        return VqganStage(vqgan, recipe, around.images, *_judges(recipe, around))
+        return VqganStage(_first_vqgan(recipe, around), recipe, around.images, *_judges(recipe, around))
     if isinstance(recipe, ProxyRecipe):
         assert start.vqgan is not None
         tokenizer, vqgan = _first_tokenizer(recipe, around), start.vqgan.to(around.device)
@@ -92,21 +91,27 @@ def _first_tokenizer(recipe: SingleRecipe | ProxyRecipe, around: Surroundings) -
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     tokenizer = TiTok(recipe.model)
     if recipe.initialization == "fan-in":
-        group = around.group
-        mean = summed({"mean": around.images.batch(0).mean() / group.world_size}, group)["mean"]
-        initialize_fan_in(tokenizer, pixel_mean=float(mean))
+        initialize_fan_in(tokenizer, pixel_mean=_pixel_mean(around))
     else:
         initialize(tokenizer)
     return tokenizer.to(around.device).train()
 
 
-def _first_vqgan(recipe: VqganRecipe) -> MaskGitVqgan:
-    """Convolutions as torch starts them, which suits any width; the codes as the tokenizer's."""
+def _first_vqgan(recipe: VqganRecipe, around: Surroundings) -> MaskGitVqgan:
+    """Convolutions as torch starts them, which suits any width, the last one at the mean colour; codes as elsewhere."""
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     vqgan = MaskGitVqgan(recipe.model)
     bound = 1 / recipe.model.codebook_size
     nn.init.uniform_(vqgan.codebook, -bound, bound)
-    return vqgan
+    assert vqgan.decoder.conv_out.bias is not None
+    nn.init.constant_(vqgan.decoder.conv_out.bias, _pixel_mean(around))
+    return vqgan.to(around.device).train()
+
+
+def _pixel_mean(around: Surroundings) -> float:
+    """Mean of the first batch."""
+    share = around.images.batch(0).mean() / around.group.world_size
+    return float(summed({"mean": share}, around.group)["mean"])
 
 
 def _judges(

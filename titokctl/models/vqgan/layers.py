@@ -16,10 +16,14 @@ class Pointwise(nn.Linear):
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with the published eps; 32 groups, or as many as divide a smaller network's channels."""
-    groups = 32
+    """GroupNorm with the published eps; 32 groups, in smaller networks fewer.
+
+    A group has at least 4 channels, as in the published network's finest level: with one channel a group no layer could
+    tell an image's mean colour.
+    """
+    groups = max(1, min(32, channels // 4))
     while channels % groups:
-        groups //= 2
+        groups -= 1
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
