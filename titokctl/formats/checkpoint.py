@@ -66,6 +66,7 @@ class CheckpointWriter:
         self._folder, self._policy = folder, policy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
+        self._copy: dict[str, torch.Tensor] = {}  # kept, since memory that is new costs more than what is copied
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Copy the state and write the copy; an earlier one that is still being written is waited for.
@@ -73,8 +74,8 @@ class CheckpointWriter:
         Raises UserError when that one could not be written.
         """
         self.wait()
-        copied = {name: t.detach().to("cpu", copy=True) for name, t in checkpoint.tensors.items()}
-        state = Checkpoint(checkpoint.step, copied, checkpoint.scalars)
+        self._copy = {name: _copied(t.detach(), self._copy.get(name)) for name, t in checkpoint.tensors.items()}
+        state = Checkpoint(checkpoint.step, self._copy, checkpoint.scalars)
         self._writing = self._thread.submit(save, self._folder, state, self._policy)
 
     def wait(self) -> None:
@@ -90,6 +91,13 @@ class CheckpointWriter:
         self._thread.shutdown()
         if kind is None:
             self.wait()
+
+
+def _copied(tensor: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+    """The tensor on the CPU, in the memory of `into` where that fits."""
+    if into is None or (into.shape, into.dtype) != (tensor.shape, tensor.dtype):
+        return tensor.to("cpu", copy=True)
+    return into.copy_(tensor)
 
 
 def save(folder: Path, checkpoint: Checkpoint, policy: Policy) -> Path:
