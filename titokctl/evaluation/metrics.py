@@ -9,7 +9,6 @@ from titokctl.evaluation.inception_score import score_of
 from titokctl.evaluation.kernel_distance import kernel_distance, kernel_distance_in_subsets
 from titokctl.evaluation.precision_recall import MAX_REFERENCE_IMAGES, NEIGHBOURS, precision_recall
 
-METRICS = ("fid", "sfid", "is", "pr", "kid")
 # All pairs of larger sets take minutes; subsets say as much there.
 _MAX_ALL_PAIRS = 10_000
 
@@ -86,3 +85,4 @@ def _kid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
 _COMPUTE: dict[str, Callable[[FeatureSet, FeatureSet], Numbers]] = {
     "fid": _fid, "sfid": _sfid, "is": _inception_score, "pr": _precision_recall, "kid": _kid,
 }  # fmt: skip
+METRICS = tuple(_COMPUTE)

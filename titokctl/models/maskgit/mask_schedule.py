@@ -4,11 +4,13 @@ Training draws t uniformly; parallel decoding walks t = 1/S, 2/S, ..., 1 (MaskGI
 """
 
 import math
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 
-SCHEDULES = ("arccos", "cosine", "linear", "root")
+from titokctl.config.recipe import MaskScheduleName
+
+SCHEDULES = get_args(MaskScheduleName)
 T = TypeVar("T", float, torch.Tensor)
 
 
