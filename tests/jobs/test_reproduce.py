@@ -12,7 +12,8 @@ from titokctl.config.models import GeneratorConfig, TokenizerConfig, Transformer
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import ExtractorOptions
-from titokctl.jobs.reproduce import GENERATORS, TOLERANCE, _not_comparable, reproduce
+from titokctl.jobs.fid import FidResult
+from titokctl.jobs.reproduce import GENERATORS, TOLERANCE, _not_comparable, _verdict, reproduce
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.titok.tokenizer import TiTok
@@ -100,6 +101,15 @@ def test_only_the_published_protocol_is_comparable():
     assert _not_comparable(50_000, "lite0", inception, True)
     assert _not_comparable(50_000, "inception", ExtractorOptions(precision="bf16"), True)
     assert _not_comparable(50_000, "inception", inception, False)
+
+
+@pytest.mark.parametrize(
+    ("measured", "agrees"), [(2.68, True), (2.86, True), (2.66, False), (2.88, False), (6.9, False)]
+)
+def test_the_verdict_follows_the_interval(tmp_path, measured, agrees):
+    found = FidResult({"fid": measured}, {"count": 50_000}, {}, {"name": "inception"}, [], None)
+    assert _verdict(NAME, found, tmp_path, []).agrees is agrees
+    assert _verdict(NAME, found, tmp_path, ["another number of images"]).agrees is None
 
 
 def test_each_pair_has_a_published_number_and_settings():

@@ -17,7 +17,7 @@ from titokctl.formats.atomic import write_json
 from titokctl.formats.run_folder import versions
 from titokctl.formats.statistics import is_statistics, read_statistics
 from titokctl.jobs.feature_pass import extractor_for
-from titokctl.jobs.fid import fid
+from titokctl.jobs.fid import FidResult, fid
 from titokctl.jobs.sample import sample
 from titokctl.progress import Progress
 from titokctl.weights.known import BY_NAME
@@ -121,11 +121,18 @@ def reproduce(
         stop=stop,
         group=group,
     )
-    metric = "fid" if features == "inception" else f"fd-{features}"
-    published = BY_NAME[GENERATORS[name]].gfid or 0.0
-    reasons = _not_comparable(num_images, features, options, is_adm)
-    measured, low, high = found.metrics[metric], published - TOLERANCE, published + TOLERANCE
-    result = Reproduction(
+    result = _verdict(name, found, drawn.samples, _not_comparable(num_images, features, options, is_adm))
+    if group.is_main:
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions()}
+        write_json(drawn.samples / RESULT, header | asdict(result))
+    return result
+
+
+def _verdict(name: str, found: FidResult, samples: Path, reasons: list[str]) -> Reproduction:
+    metric = "fid" if found.extractor["name"] == "inception" else f"fd-{found.extractor['name']}"
+    published, measured = BY_NAME[GENERATORS[name]].gfid or 0.0, found.metrics[metric]
+    low, high = published - TOLERANCE, published + TOLERANCE
+    return Reproduction(
         name=name,
         published=published,
         lowest=low,
@@ -133,17 +140,13 @@ def reproduce(
         metric=metric,
         measured=measured,
         standard_error=found.metrics.get(f"{metric}_standard_error"),
-        images=num_images,
+        images=found.samples["count"],
         agrees=None if reasons else low <= measured <= high,
         reasons=reasons,
-        samples=str(drawn.samples),
+        samples=str(samples),
         evaluation=found.kept_in,
         reference_sha256=found.reference.get("sha256"),
     )
-    if group.is_main:
-        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions()}
-        write_json(drawn.samples / RESULT, header | asdict(result))
-    return result
 
 
 def _check_reference(reference: Path, features: str) -> bool:
