@@ -99,12 +99,14 @@ class ChunkWriter:
         self._pending.append((first, count, self._pool.submit(self._write, first, rows)))
 
     def commit(self, wait: bool = True) -> None:
-        """Record what was added, once it is on the disk; without `wait`, in the background.
+        """Record what was added, once it is on the disk; without `wait`, in the background, unless that is busy still.
 
         Raises UserError when the disk is full, for an earlier commit also.
         """
         with disk_errors(self.work.parent):
             if self._committing is not None:
+                if not wait and not self._committing.done():
+                    return
                 self.done |= self._committing.result()
                 self._committing = None
             if not self._pending:

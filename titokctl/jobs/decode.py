@@ -135,9 +135,11 @@ def _decode_missing(
 
 def _decoded(decoder: ImageDecoder, block: np.ndarray, batch: int, device: str) -> Callable[[], Rows]:
     """Begin to decode rows; all batches have one size, so that no image depends on how many there are."""
-    padded = np.zeros((batch, *block.shape[1:]), np.int64 if block.dtype.kind == "u" else np.float32)
-    padded[: len(block)] = block
-    fetch = on_host({"images": decoder.images(torch.from_numpy(padded).to(device))[: len(block)]})
+    dtype = torch.int64 if block.dtype.kind == "u" else torch.float32
+    # From pinned memory: the copy then waits for nothing that the device has in hand.
+    padded = torch.zeros((batch, *block.shape[1:]), dtype=dtype, pin_memory=torch.device(device).type == "cuda")
+    padded[: len(block)] = torch.from_numpy(block.astype(np.int64 if dtype == torch.int64 else np.float32))
+    fetch = on_host({"images": decoder.images(padded.to(device, non_blocking=True))[: len(block)]})
     return lambda: Rows(np.empty((len(block), 0), np.uint16), fetch()["images"])
 
 
