@@ -25,7 +25,7 @@ class Expected:
 
 # Chosen before any measurement. Half a percent leaves room for another order of sums and other kernels, while another
 # resize, bias or split shows as several percent. Precision and recall count comparisons of distances, which ADM's
-# evaluator makes in half precision, so borderline images fall either way.
+# evaluator makes in half precision where it can, so borderline images fall either way.
 PUBLISHED = {
     "is": Expected(215.84, 1.08),
     "fid": Expected(3.943, 0.02),
