@@ -24,8 +24,9 @@ from titokctl.errors import UsageError
 # The same names as config.sampling has, which is not imported before the command runs.
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
 EXAMPLE = "Example: titokctl sample --cfg 4.0 -n 50000"
-_OWN = "The generator's own by default."
-_HOW, _RESULT = "How ids are drawn", "What is written"
+_HOW, _RESULT = "How ids are drawn (by default as the generator says)", "What is written"
+_SWITCH = "How ids are drawn, on or off"  # in one table its two names would take the room of the others
+_SCHEDULES = "How guidance grows over the steps: constant, linear or power-cosine."
 
 
 def register(app: typer.Typer) -> None:
@@ -67,29 +68,30 @@ def sample(
         typer.Option(
             metavar="S|Ww",
             help="Guidance scale s of c + s (c - u), 0 = off. DiT's and diffusers' scale is this one plus 1: "
-            f"write 5.0w for theirs. {_OWN}",
+            "write 5.0w for theirs.",
             rich_help_panel=_HOW,
         ),
     ] = None,
     cfg_schedule: Annotated[
         GuidanceSchedule | None,
-        typer.Option("--cfg-schedule", help=f"How guidance grows over the steps. {_OWN}", rich_help_panel=_HOW),
+        typer.Option("--cfg-schedule", metavar="NAME", help=_SCHEDULES, rich_help_panel=_HOW),
     ] = None,
     cfg_power: Annotated[
         float | None,
-        typer.Option("--cfg-power", help=f"Power of the power-cosine schedule. {_OWN}", rich_help_panel=_HOW),
+        typer.Option("--cfg-power", help="Power of the power-cosine schedule.", rich_help_panel=_HOW),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help=f"Decoding steps. {_OWN}", rich_help_panel=_HOW)] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Decoding steps.", rich_help_panel=_HOW)] = None,
     choice_temperature: Annotated[
         float | None,
-        typer.Option("--choice-temperature", help=f"Scale of the noise in the choices. {_OWN}", rich_help_panel=_HOW),
+        typer.Option("--choice-temperature", help="Scale of the noise in the choices.", rich_help_panel=_HOW),
     ] = None,
     softmax_annealing: Annotated[
         bool | None,
         typer.Option(
             "--softmax-annealing/--no-softmax-annealing",
-            help=f"Sharpen logits step by step. {_OWN}",
-            rich_help_panel=_HOW,
+            metavar="",
+            help="Sharpen logits step by step.",
+            rich_help_panel=_SWITCH,
         ),
     ] = None,
     seed: Annotated[
