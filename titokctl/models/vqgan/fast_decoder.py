@@ -3,6 +3,8 @@
 Letters: B batch, C channels, H x W places.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -10,9 +12,10 @@ from torch.nn import functional as F
 from titokctl.models.vqgan.layers import ResBlock
 from titokctl.models.vqgan.vqgan import VqganDecoder
 
-# Rows of a doubled picture that fall on the same row of the small one share it, so their kernel rows add up. Row k of
-# the 4-row kernel of a transposed convolution (stride 2, padding 1) is the sum of these rows of the 3-row kernel.
-_ROWS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+# Rows of a doubled picture that repeat one row of the small one share it, so their kernel rows add up: for the upper
+# and the lower of two output rows, which of the 3 kernel rows fall on each of the 2 small rows they meet.
+_ROWS = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
+_PIECE = 1024  # places that are summed at once
 
 
 class FastVqganDecoder(nn.Module):
@@ -48,18 +51,35 @@ class FastVqganDecoder(nn.Module):
         return self.conv_out(self.norm_out(x))
 
 
-def doubling_kernel(weight: torch.Tensor) -> torch.Tensor:
-    """The kernel of the transposed convolution that equals doubling by repetition and then a convolution with `weight`.
-
-    Every output place meets 2 x 2 different inputs instead of 3 x 3 repeated ones. Exact but for the order of sums.
+def doubling_kernels(weight: torch.Tensor) -> torch.Tensor:
+    """Kernels for `doubled`: every output place meets 2 x 2 different inputs instead of 3 x 3 repeated ones.
 
     Args:
-        weight: (D, C, 3, 3) of a convolution with padding 1.
+        weight: (D, C, 3, 3) of the convolution with padding 1 that follows a doubling by repetition.
 
-    Returns: (C, D, 4, 4), for stride 2 and padding 1.
+    Returns: (4D, C, 2, 2): D of them for each of the four places that an input place becomes, row by row.
     """
     rows = weight.new_tensor(_ROWS)
-    return torch.einsum("ip,jq,dcpq->cdij", rows, rows, weight)
+    return torch.einsum("aip,bjq,dcpq->abdcij", rows, rows, weight).flatten(0, 2)
+
+
+def doubled(x: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) doubled by repetition and convolved, (B, D, 2H, 2W) channels-last; exact but for the order of sums.
+
+    A transposed convolution does the same in one call, but its last bits depend on the number of threads.
+
+    Args:
+        kernels: as `doubling_kernels` gives them.
+        bias: (4D,), the convolution's own four times.
+    """
+    batch, height, width = x.shape[0], x.shape[2], x.shape[3]
+    parts = F.conv2d(x, kernels, bias, padding=1).chunk(4, 1)  # 4 x (B, D, H + 1, W + 1)
+    shape = (batch, len(bias) // 4, 2 * height, 2 * width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    for place, part in enumerate(parts):
+        row, column = divmod(place, 2)
+        out[:, :, row::2, column::2] = part[:, :, row : row + height, column : column + width]
+    return out
 
 
 class _Convolution(nn.Module):
@@ -77,21 +97,41 @@ class _Doubling(nn.Module):
         super().__init__()
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
-        self.kernel = _frozen(doubling_kernel(conv.weight.detach().float()), dtype)
-        self.bias = _frozen(conv.bias, dtype)
+        self.kernels = _frozen(doubling_kernels(conv.weight.detach().float()), dtype)
+        self.bias = _frozen(conv.bias.repeat(4), dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) -> (B, C, 2H, 2W)
-        return F.conv_transpose2d(x, self.kernel, self.bias, stride=2, padding=1)
+        return doubled(x, self.kernels, self.bias)
 
 
 class _NormSilu(nn.Module):
     def __init__(self, norm: nn.GroupNorm, dtype: torch.dtype) -> None:
         super().__init__()
         self.groups, self.eps = norm.num_groups, norm.eps
-        self.weight, self.bias = _frozen(norm.weight, dtype), _frozen(norm.bias, dtype)
+        self.weight, self.bias = _frozen(norm.weight, torch.float32), _frozen(norm.bias, torch.float32)
+        self.own_sums = dtype == torch.bfloat16
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.silu(F.group_norm(x, self.groups, self.weight, self.bias, self.eps), inplace=True)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W)
+        if self.own_sums and x.device.type == "cpu":
+            mean, variance = _group_statistics(x, self.groups)
+            y = F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
+        else:
+            y = F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return F.silu(y, inplace=True)
+
+
+def _group_statistics(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of one channels-last image's groups, for each channel (C,) float32.
+
+    torch's own sums over channels-last memory depend on the number of threads, and so would a third of the pixels (by a
+    level or two). Products with ones do not; their bfloat16 results are summed in float32, over many pieces.
+    """
+    channels, places = x.shape[1], x.shape[2] * x.shape[3]
+    rows = x.permute(0, 2, 3, 1).reshape(-1, math.gcd(places, _PIECE), channels)
+    ones = x.new_ones(1, 1, rows.shape[1]).expand(len(rows), -1, -1)
+    sums = torch.stack([torch.bmm(ones, part).float().sum((0, 1)) for part in (rows, rows * rows)])  # (2, C)
+    mean, square = sums.view(2, groups, -1).mean(-1).div(places).repeat_interleave(channels // groups, 1)
+    return mean, (square - mean.square()).clamp(min=0)
 
 
 class _Residual(nn.Module):
