@@ -15,6 +15,7 @@ from titokctl.formats import checkpoint
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.chain import pick_tokenizer, tokenizer_with
+from titokctl.jobs.image_decoder import ImageDecoder
 from titokctl.jobs.inspect import inspect
 from titokctl.jobs.reconstruct import reconstruct
 from titokctl.jobs.tokenize import tokenize
@@ -99,6 +100,8 @@ def test_a_cache_by_the_proxy_run_is_decoded_by_the_decoder_run(chain, tmp_path)
     found = tokenizer_with(head.encoder_sha256, head.weights_sha256, None, chain.runs, QUIET.say)
     assert found == str(chain.decoder.run) == pick_tokenizer(None, chain.runs, QUIET.say, pixels=True)
     with pytest.raises(UserError, match="stage proxy only and makes no pixels"):
+        ImageDecoder(load_tokenizer(chain.proxy.run), "cpu", "float32")
+    with pytest.raises(UserError, match="stage proxy only and makes no pixels"):
         reconstruct([str(chain.pictures)], str(chain.proxy.run), tmp_path, chain.runs, progress=QUIET, stop=no_stop())
 
 
@@ -124,6 +127,14 @@ def test_weights_of_another_architecture_are_listed(chain):
     assert "num_latent_tokens" not in refused.value.message
     with pytest.raises(UserError, match=r"proxy tokenizer of another size .*codebook_size: 32 -> 16"):
         chain.train("proxy", f"proxy={chain.vqgan.run}", "model.proxy.codebook_size=16")
+
+
+def test_missing_weights_of_a_perceptual_network_are_one_error_before_training(chain, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="convnext_small") as refused:
+        chain.train("vqgan", "loss.perceptual={convnext-s: 0.1}", runs=tmp_path / "runs")
+    assert refused.value.hint
+    assert not list((tmp_path / "runs").glob("*/*/checkpoints"))
 
 
 def test_what_is_missing_is_said_before_anything_is_made(chain, tmp_path):

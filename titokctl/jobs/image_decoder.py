@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from titokctl.data.images import encode_png, encode_webp, to_bytes
+from titokctl.errors import UserError
 from titokctl.formats.image_files import Encode
 from titokctl.formats.token_header import CacheHeader
 from titokctl.models.inference import prepared
@@ -30,9 +31,15 @@ def recorded_precision(header: CacheHeader) -> Precision | None:
 
 
 class ImageDecoder:
-    """A tokenizer's second half, ready on `device` in the precision `precision_name`; the tokenizer stays as it is."""
+    """A tokenizer's second half, ready on `device` in the precision `precision_name`; the tokenizer stays as it is.
+
+    Raises UserError for one that was trained in stage proxy only and makes no pixels.
+    """
 
     def __init__(self, tokenizer: TiTok, device: str, precision_name: Precision) -> None:
+        if not tokenizer.config.pixel_decoder:
+            hint = "train its decoder with the -decoder recipe of the same name and --init, and name that run"
+            raise UserError("this tokenizer was trained in stage proxy only and makes no pixels", hint)
         self._model = prepared(tokenizer, device, precision_name, "decoder")
         self._device, self._precision = device, precision_name
 
