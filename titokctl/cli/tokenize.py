@@ -23,6 +23,7 @@ from titokctl.errors import UsageError
 
 EXAMPLE = "Example: titokctl tokenize imagenet/ -o tokens.h5"
 _CROPS = ("center", "adm")
+_MAX_TERMS = 4096
 
 
 def register(app: typer.Typer) -> None:
@@ -70,6 +71,10 @@ def tokenize(
     label_table: Annotated[
         Path | None, typer.Option("--label-table", metavar="FILE", help="Synset and ILSVRC2012_ID, a line each.")
     ] = None,
+    terms: Annotated[
+        str | None,
+        typer.Option("--terms", metavar="TEXT", help="Under which the images stand [default: known of ImageNet]."),
+    ] = None,
     crop: Annotated[
         str,
         typer.Option("--crop", metavar="center|adm", help="adm halves large images first, as guided-diffusion does."),
@@ -105,6 +110,8 @@ def tokenize(
     """
     if crop not in _CROPS:
         raise UsageError(f"there is no crop named {crop!r}", f"one of: {', '.join(_CROPS)}")
+    if terms is not None and len(terms.encode()) > _MAX_TERMS:
+        raise UsageError(f"--terms has more than {_MAX_TERMS:,} bytes", "say where they stand instead of all of them")
     target, keep = Path(output), output.endswith("/") or Path(output).is_dir()
     wanted = () if views == "none" else tuple(views.split(","))
     from titokctl.distributed.group import process_group
@@ -136,6 +143,7 @@ def tokenize(
             accept_cut=accept_cut,
             labels=labels,
             label_table=label_table,
+            terms=terms,
             crop=crop,
             exif=exif,
             fast_decode=fast_decode,

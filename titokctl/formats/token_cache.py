@@ -14,10 +14,11 @@ size.
 
 Root attributes: format "titokctl/token-cache", format_version 1, tokenizer (config, JSON), encoder_sha256,
 weights_sha256, codebook_size (0 with /latents), num_latent_tokens, image_size, preprocessing (JSON), source (JSON),
-created_by, with /latents token_size, and complete = 1, which is written after everything else; made_with (JSON) and
-num_rejected may be there. `sha256` covers the contents: the SHA-256 of one line a dataset, sorted by path,
-"<path> <numpy type> <n,n> <sha256 of its bytes>\\n". A writer (`token_cache_writer`) works under a temporary name and
-renames the finished file; the target itself is never opened for writing.
+created_by, with /latents token_size, and complete = 1, which is written after everything else; made_with (JSON),
+num_rejected and terms (text) may be there. `sha256` covers the contents: the SHA-256 of one line a dataset, sorted by
+path, "<path> <numpy type> <n,n> <sha256 of its bytes>\\n".
+A writer (`token_cache_writer`) works under a temporary name and renames the finished file; the target itself is never
+opened for writing.
 A collection too large for one file stays a folder of parts (`token_folder`).
 """
 

@@ -198,6 +198,8 @@ class TokenCacheWriter:
         root["created_by"] = header.created_by or f"titokctl {__version__}"
         if header.num_rejected is not None:
             root["num_rejected"] = header.num_rejected
+        if header.terms:
+            root["terms"] = header.terms
         self._file.flush()
         root["complete"] = 1
         self._file.flush()

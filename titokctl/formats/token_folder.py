@@ -197,7 +197,7 @@ def _header(path: Path, manifest: dict[str, Any]) -> CacheHeader:
         raise UserError(f"the manifest of {path} has no header of a token cache", _AGAIN) from error
     counts = (header.codebook_size, header.num_latent_tokens, header.image_size, header.token_size)
     objects = (header.tokenizer, header.preprocessing, header.source, header.views, header.made_with)
-    texts = (header.encoder_sha256, header.weights_sha256, header.created_by, *header.class_names)
+    texts = (header.encoder_sha256, header.weights_sha256, header.created_by, header.terms, *header.class_names)
     good = all(isinstance(n, int) and n >= 0 for n in counts) and all(isinstance(o, dict) for o in objects)
     good = good and all(isinstance(t, str) for t in texts) and header.num_latent_tokens > 0 and header.image_size > 0
     if not good or (header.codebook_size > 0) == (header.token_size > 0) or any("/" in name for name in header.views):

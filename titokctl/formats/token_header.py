@@ -34,6 +34,7 @@ class CacheHeader:
         made_with: versions, device kind, precision and tile; {} when not recorded.
         num_rejected: images of the source that have no row; None when not recorded.
         token_size: C of a Gaussian tokenizer, whose rows are latents; 0 for ids.
+        terms: under which the images stand, and so the ids, in words for people; "" when nothing was said.
     """
 
     tokenizer: dict[str, Any]
@@ -50,6 +51,7 @@ class CacheHeader:
     made_with: dict[str, Any] = field(default_factory=dict)
     num_rejected: int | None = None
     token_size: int = 0
+    terms: str = ""
 
     @property
     def main(self) -> str:
@@ -109,6 +111,7 @@ def read_header(file: h5py.File) -> CacheHeader:
         made_with=_json_attribute(file, "made_with") if "made_with" in file.attrs else {},
         num_rejected=int(hdf5_checks.attribute(file, "num_rejected", int)) if "num_rejected" in file.attrs else None,
         token_size=token_size,
+        terms=str(hdf5_checks.attribute(file, "terms", str)) if "terms" in file.attrs else "",
     )
 
 

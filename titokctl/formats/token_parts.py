@@ -226,6 +226,8 @@ def _decisive(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest without where the source lies and which titokctl wrote it, the header's fields on top."""
     header = manifest.get("header")
     fields = {k: v for k, v in header.items() if k not in ("created_by", "num_rejected")} if header else {}
+    if not fields.get("terms"):  # as in manifests from before there were any
+        fields.pop("terms", None)
     if isinstance(fields.get("source"), dict):
         fields["source"] = {k: v for k, v in fields["source"].items() if k != "paths"}
     return {k: v for k, v in manifest.items() if k in ("format", "format_version", "num_units")} | fields

@@ -21,12 +21,13 @@ _ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class Export:
-    """What was written."""
+    """What was written, and the terms under which the images stand; of the forms only safetensors and wds hold them."""
 
     output: Path
     form: str
     rows: int
     view: str
+    terms: str
 
 
 def export(
@@ -60,7 +61,7 @@ def export(
             progress.advance(rows)
             stop.check()
     progress.close()
-    return Export(output, form, len(cache), view)
+    return Export(output, form, len(cache), view, cache.header.terms)
 
 
 def _write_jsonl(target: Path, cache: TokenCache, ids: np.ndarray) -> Iterator[int]:
@@ -108,7 +109,8 @@ def _members(cache: TokenCache, i: int, row: np.ndarray) -> dict[str, bytes]:
     array = io.BytesIO()
     np.save(array, row, allow_pickle=False)
     label = int(cache.labels[i])
-    about = json.dumps({"key": cache.key(i), "label": label}, ensure_ascii=False).encode()
+    terms = {"terms": cache.header.terms} if cache.header.terms else {}
+    about = json.dumps({"key": cache.key(i), "label": label} | terms, ensure_ascii=False).encode()
     return {"npy": array.getvalue(), "json": about} | ({"cls": str(label).encode()} if label >= 0 else {})
 
 

@@ -92,6 +92,7 @@ def token_cache(path: Path) -> Inspection:
         "preprocessing": head.preprocessing,
         "created by": head.created_by,
         "made with": head.made_with,
+        "terms": head.terms or "not said",
     }
     positions: list[dict[str, Any]] = []
     if cache.is_discrete and head.codebook_size * head.num_latent_tokens <= MAX_COUNTS:

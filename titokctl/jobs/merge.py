@@ -20,7 +20,7 @@ from titokctl.progress import Progress
 
 _ROWS_AT_ONCE = 1 << 16
 # What may differ: where the rows come from, and a decoder that was fine-tuned later.
-_FREE = ("source", "created_by", "num_rejected", "weights_sha256")
+_FREE = ("source", "created_by", "num_rejected", "weights_sha256", "terms")
 
 
 @dataclass(frozen=True)
@@ -100,4 +100,5 @@ def _header(caches: Sequence[TokenCache]) -> CacheHeader:
         source=source,
         created_by=f"titokctl {__version__}",
         num_rejected=sum(known) if len(known) == len(rejected) else None,
+        terms="; ".join(dict.fromkeys(cache.header.terms for cache in caches if cache.header.terms)),
     )

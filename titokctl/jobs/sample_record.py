@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from titokctl.config.sampling import SamplingConfig
+from titokctl.data.terms import IMAGENET
 from titokctl.formats.image_output import ImageFormat
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import CacheHeader
@@ -17,6 +18,7 @@ from titokctl.jobs.sample_inputs import Given, Networks, Settings, lineage
 from titokctl.models.precision import Precision
 from titokctl.sampling.guidance import S_FORM, W_FORM
 from titokctl.sampling.plan import Plan
+from titokctl.weights.known import released
 
 _LABEL_RULE = "image i has the class classes[i mod C]"
 # Rows of a canonical tile: how many images a device draws at once. It is part of what makes an image.
@@ -88,6 +90,13 @@ class SampleTask:
         names = lineage(self.generator).get("class_names", [])
         return tuple(names) if len(names) == self.generator.config.num_classes else ()
 
+    @property
+    def terms(self) -> str:
+        """Those of the images that the generator learnt from; all released ones learnt from ImageNet."""
+        trained_on = lineage(self.generator)
+        is_released = not trained_on and released(self.generator.config) is not None
+        return IMAGENET if is_released else trained_on.get("terms", "")
+
     def header(self) -> CacheHeader:
         """What ids.h5 says about itself."""
         config, hashes = self.tokenizer.config, self.networks.hashes
@@ -104,6 +113,7 @@ class SampleTask:
             class_names=self.class_names,
             made_with={"versions": versions(), **self._machine()},
             num_rejected=0,
+            terms=self.terms,
         )
 
     def manifest(self) -> dict[str, Any]:
@@ -119,6 +129,7 @@ class SampleTask:
             "labels": _LABEL_RULE if self.settings.classes is not None else "none",
             **networks,
             "inputs": self.inputs(),
+            **({"terms": self.terms} if self.terms else {}),
             "made_with": {"versions": versions(), **self._machine(), "batch_size": self.batch_size},
         }
 

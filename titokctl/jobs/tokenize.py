@@ -14,6 +14,7 @@ from titokctl import __version__
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfig
 from titokctl.data.sources import Source, open_source
 from titokctl.data.sources.opening import check_paths
+from titokctl.data.terms import terms_of
 from titokctl.data.workers import available_cores
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
@@ -63,6 +64,7 @@ def tokenize(
     keep_parts: bool = False,
     compress: bool = False,
     part: str | None = None,
+    terms: str | None = None,
     device: str = "cpu",
     group: Group | None = None,
     progress: Progress,
@@ -79,9 +81,9 @@ def tokenize(
         batch_size: images a tile; None for what suits the device. On a CPU the ids don't depend on it.
         workers: decoding threads of each process; None for its share of the cores.
         max_rejected: the largest share of images that may be unusable.
-        keep_parts: `output` is a folder, and the parts stay in it.
-        compress: deflate the rows of the file.
+        keep_parts: `output` is a folder, and the parts stay in it. compress: deflate the rows of the file.
         part: "i/n" for one of several jobs that share no process group and claim units through files.
+        terms: of the images, for the record; None for ImageNet's where it is recognised.
         group: the process group; None for this process alone.
 
     Returns None in every process of the group but the first.
@@ -102,7 +104,7 @@ def tokenize(
     squared = {"size": model.config.image_size, "crop": crop, "exif": exif}
     preprocessing = PreprocessingConfig.model_validate(squared | {"fast_decode": fast_decode, "max_pixels": max_pixels})
     tile = batch_size or default_tile(device)
-    header = _header(source, model, preprocessing, names_of(views), made_with(tile, precision_name, device))
+    header = _header(source, model, preprocessing, names_of(views), made_with(tile, precision_name, device), terms)
     encoder = TileEncoder(model, header, preprocessing, tile, device)
     share, folder = Share.parse(part) if part else None, PartsFolder(output, keep_parts)
     job = TokenJob(source, preprocessing, encoder, header, folder, group, board, share, progress, stop)
@@ -113,7 +115,12 @@ def tokenize(
 
 
 def _header(
-    source: Source, model: TiTok, preprocessing: PreprocessingConfig, views: Sequence[str], made_with: dict[str, Any]
+    source: Source,
+    model: TiTok,
+    preprocessing: PreprocessingConfig,
+    views: Sequence[str],
+    made_with: dict[str, Any],
+    terms: str | None,
 ) -> CacheHeader:
     record = preprocessing.model_dump(mode="json")
     return CacheHeader(
@@ -130,6 +137,7 @@ def _header(
         created_by=f"titokctl {__version__}",
         made_with=made_with,
         token_size=0 if model.config.is_discrete else model.config.token_size,
+        terms=terms_of(source) if terms is None else terms,
     )
 
 

@@ -122,9 +122,10 @@ def plan_training(
 
 
 def lineage(cache: TokenCache, path: Path) -> dict[str, Any]:
-    """What a generator's products must know of the cache: hashes, source and preprocessing."""
+    """What a generator's products must know of the cache: hashes, source, preprocessing, terms if there are any."""
     made_by = {name: cache.attrs[name] for name in ("encoder_sha256", "weights_sha256", "source", "preprocessing")}
-    return {"cache": str(path.absolute()), **made_by, "class_names": cache.class_names}
+    terms = {"terms": cache.header.terms} if cache.header.terms else {}
+    return {"cache": str(path.absolute()), **made_by, "class_names": cache.class_names, **terms}
 
 
 def _validation_cache(path: Path | None, trained: TokenCache) -> TokenCache | None:
