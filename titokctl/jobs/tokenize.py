@@ -84,9 +84,7 @@ def tokenize(
         keep_parts: `output` is a folder, and the parts stay in it. compress: deflate the rows of the file.
         part: "i/n" for one of several jobs that share no process group and claim units through files.
         terms: of the images, for the record; None for ImageNet's where it is recognised.
-        group: the process group; None for this process alone.
-
-    Returns None in every process of the group but the first.
+        group: None for this process alone; of several all but the first return None.
 
     Raises: UserError when the output exists, the settings changed, or too many images are unusable; Stopped after a
         signal.
