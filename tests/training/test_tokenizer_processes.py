@@ -1,14 +1,21 @@
 """A batch shared by processes, or taken in pieces: the same losses, with k-means, re-seeding of codes and a GAN."""
 
+import os
+import sys
+import time
+
 import numpy as np
 import pytest
 import stages
 import tiny
+import torch
 
 from titokctl.config import recipe_files
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
+from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
+from titokctl.formats.run_folder import open_run
 from titokctl.jobs.train_tokenizer import train_tokenizer
 from titokctl.progress import SilentProgress
 
@@ -64,6 +71,13 @@ def assert_same_curves(stage, one, other, rtol=1e-4):
         np.testing.assert_allclose(b, a, rtol=rtol, atol=1e-5, err_msg=what)
 
 
+def assert_same_state(one, other):
+    """The newest checkpoints, to the bit: weights, averages, optimizers, usage of codes, discriminator."""
+    a, b = (checkpoint.load_newest(run / "checkpoints", print).tensors for run in (one, other))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.parametrize(
     "stage", ["single", *(pytest.param(s, marks=pytest.mark.slow) for s in SHOWN if s != "single")]
 )
@@ -83,9 +97,38 @@ def test_two_processes_train_as_one_and_one_goes_on_alone(chain, stage, runs, ru
     command = ("train-tokenizer", pictures, "--recipe", stages.write_recipe(chain, stage), *flags, "--runs-dir", runs)
     run_cli(*command, "--name", "two", "--procs", "2", code=0)
     assert_same_curves(stage, whole.run, whole.run.with_name("two"))
+    run_cli(*command, "--name", "again", "--procs", "2", "--set", "training.steps=11", code=0)
+    run_cli(*command, "--name", "again", "--procs", "2", code=0)
+    assert_same_state(whole.run.with_name("two"), whole.run.with_name("again"))
     run_cli(*command, "--name", "fewer", "--procs", "2", "--set", "training.steps=11", code=0)
     stages.train(pictures, stage, runs, chain, *words, name="fewer")
     assert_same_curves(stage, whole.run, whole.run.with_name("fewer"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [s for s in SHOWN if s != "single"])
+def test_a_killed_process_goes_on_bit_for_bit(chain, stage, runs, start):
+    pictures, words = chain / "pictures", [*named(chain, stage), "training.steps=60"]
+    whole = stages.train(pictures, stage, runs, chain, *words, name="whole")
+    command = [
+        sys.executable,
+        "-m",
+        "titokctl",
+        "train-tokenizer",
+        pictures,
+        "--recipe",
+        stages.write_recipe(chain, stage),
+    ]
+    command += [f"--set={word}" for word in words] + ["--runs-dir", runs, "--name", "cut"]
+    child = start([str(w) for w in command], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    while not any((whole.run.with_name("cut") / "checkpoints").glob("step-*")):
+        assert child.poll() is None, child.communicate()[1]
+        time.sleep(0.01)
+    child.kill()
+    child.communicate()
+    assert not open_run(whole.run.with_name("cut")).is_finished
+    cut = stages.train(pictures, stage, runs, chain, *words, name="cut")
+    assert_same_state(whole.run, cut.run)
 
 
 @pytest.mark.slow
