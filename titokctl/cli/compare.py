@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def compare(
     sets: Annotated[
-        list[str], typer.Argument(metavar="SET...", help="Sets of images as fid takes them, or its kept results.")
+        list[str], typer.Argument(metavar="SET", help="Sets of images as fid takes them, or its kept results.")
     ],
     reference: Annotated[
         str | None, typer.Option("--ref", metavar="REF", help="For sets that were not judged before, as fid takes it.")

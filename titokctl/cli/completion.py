@@ -25,6 +25,11 @@ def generator_recipes(incomplete: str) -> list[str]:
     return _recipes_of("generator", incomplete)
 
 
+def sampling_recipes(incomplete: str) -> list[str]:
+    """Published models with settings of their own, by name alone."""
+    return _recipes_of("sampling", incomplete)
+
+
 def models(incomplete: str) -> list[str]:
     """All released models."""
     from titokctl.weights.known import BY_NAME

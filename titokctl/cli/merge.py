@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def merge(
-    paths: Annotated[list[Path], typer.Argument(metavar="TOKENS...", help="Token caches of one tokenizer.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="TOKENS", help="Token caches of one tokenizer.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The token cache to make.")],
     compress: Annotated[
         bool, typer.Option("--compress", help="Deflate the rows: smaller, but read into memory.")

@@ -20,12 +20,12 @@ def register(app: typer.Typer) -> None:
 def neighbors(
     path: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.")],
     other: Annotated[
-        Path | None, typer.Argument(metavar="[OTHER]", help="A second one; pairs are then between the two.")
+        Path | None, typer.Argument(metavar="OTHER", help="A second one; pairs are then between the two.")
     ] = None,
     max_distance: Annotated[
         int | None, typer.Option("--max-distance", min=0, help="Ids that may differ; by default a quarter of them.")
     ] = None,
-    shown: Annotated[int, typer.Option("-n", min=0, help="Closest pairs to name.")] = 20,
+    shown: Annotated[int, typer.Option("-n", "--num-pairs", min=0, help="Closest pairs to name.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Find nearly equal images by their ids: duplicates, or leakage between two sets."""

@@ -21,7 +21,7 @@ def preview(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The PNG to write.")] = Path(
         "preview.png"
     ),
-    count: Annotated[int, typer.Option("-n", min=1, help="Rows, evenly spread over the cache.")] = 64,
+    count: Annotated[int, typer.Option("-n", "--num-images", min=1, help="Rows, evenly spread over the cache.")] = 64,
     view: Annotated[str, typer.Option("--view", help="plain, or a further view such as flip.")] = "plain",
     source: Annotated[
         str | None,

@@ -64,7 +64,7 @@ def cp(
 
 
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recipe files of your own.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipe files of your own.")],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def reconstruct(
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="A folder of images, or tar shards.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA", help="A folder of images, or tar shards.")],
     tokenizer: Tokenizer = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where picture and numbers go.")] = Path(
         "reconstructed"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titokctl.cli import console
+from titokctl.cli import completion, console
 from titokctl.cli.features import Features, InceptionWeights, extractor_options, working
 from titokctl.cli.options import Device, Gpus, Json, Procs, Quiet, RunsDir
 
@@ -21,10 +21,15 @@ def register(app: typer.Typer) -> None:
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(metavar="titok-l-32|titok-b-64|titok-s-128", help="What was published.")],
-    reference: Annotated[
-        Path, typer.Option("--ref", metavar="REF", help="ADM's reference, VIRTUAL_imagenet256_labeled.npz.")
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="What was published: titok-l-32, titok-b-64 or titok-s-128.",
+            autocompletion=completion.sampling_recipes,
+        ),
     ],
+    reference: Annotated[Path, typer.Option("--ref", metavar="REF", help="ADM's reference batch for 256 px, an .npz.")],
     num_images: Annotated[
         int, typer.Option("-n", "--num-images", help="Another number is not comparable with the published one.")
     ] = 50_000,

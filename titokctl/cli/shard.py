@@ -18,14 +18,12 @@ def register(app: typer.Typer) -> None:
 
 
 def shard(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="A folder of class folders, or other shards.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="A folder of class folders, or other shards.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder of shards to make.")],
     per_shard: Annotated[int, typer.Option("--per-shard", min=1, help="Images in a shard, at most.")] = 1000,
     max_bytes: Annotated[
         int | None,
-        typer.Option(
-            "--max-bytes", min=1, help="Bytes of images in a shard, at most [default: no limit].", show_default=False
-        ),
+        typer.Option("--max-bytes", min=1, help="Bytes of images in a shard, at most; no limit by default."),
     ] = None,
     shuffle: Annotated[
         bool, typer.Option("--shuffle/--no-shuffle", help="Mix the images, so that every shard holds all classes.")

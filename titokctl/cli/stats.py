@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def stats(
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="A folder of images, shards, an .npz, ...")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA", help="A folder of images, shards, an .npz, ...")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The statistics to make.")],
     size: Annotated[
         int | None, typer.Option("--size", min=1, help="Bring images to this edge; by default they are taken as is.")

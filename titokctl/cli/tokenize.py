@@ -23,6 +23,7 @@ from titokctl.errors import UsageError
 
 EXAMPLE = "Example: titokctl tokenize imagenet/ -o tokens.h5"
 _CROPS = ("center", "adm")
+_READ = "How images are read"
 _MAX_TERMS = 4096
 
 
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def tokenize(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Images in folders, tar shards, parquet, or URLs of shards.")
+        list[str], typer.Argument(metavar="PATH", help="Images in folders, tar shards, parquet, or URLs of shards.")
     ],
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE|FOLDER/", help="The token cache; FOLDER/ keeps its parts.")
@@ -52,39 +53,67 @@ def tokenize(
     ] = "float32",
     workers: Annotated[
         int | None,
-        typer.Option(
-            "--workers", min=1, help="Decoding threads of a process [default: its cores].", show_default=False
-        ),
+        typer.Option("--workers", min=1, help="Decoding threads of a process; by default its cores."),
     ] = None,
     max_rejected: Annotated[
-        float, typer.Option("--max-rejected", min=0, max=1, help="Largest share of images that may be unusable.")
+        float,
+        typer.Option(
+            "--max-rejected", min=0, max=1, help="Largest share of images that may be unusable.", rich_help_panel=_READ
+        ),
     ] = 0.001,
     source: Annotated[
-        str | None, typer.Option("--source", metavar="KIND", help="What PATH is, when it can't be told: folder, ...")
+        str | None,
+        typer.Option(
+            "--source", metavar="KIND", help="What PATH is, when it can't be told: folder, ...", rich_help_panel=_READ
+        ),
     ] = None,
     accept_cut: Annotated[
-        bool, typer.Option("--accept-cut", help="Take the whole images of shards that were cut; recorded.")
+        bool,
+        typer.Option(
+            "--accept-cut", help="Take the whole images of shards that were cut; recorded.", rich_help_panel=_READ
+        ),
     ] = False,
     labels: Annotated[
-        Path | None, typer.Option("--labels", metavar="FILE", help="Labels of images that carry none, a line each.")
+        Path | None,
+        typer.Option(
+            "--labels", metavar="FILE", help="Labels of images that carry none, a line each.", rich_help_panel=_READ
+        ),
     ] = None,
     label_table: Annotated[
-        Path | None, typer.Option("--label-table", metavar="FILE", help="Synset and ILSVRC2012_ID, a line each.")
+        Path | None,
+        typer.Option(
+            "--label-table", metavar="FILE", help="Synset and ILSVRC2012_ID, a line each.", rich_help_panel=_READ
+        ),
     ] = None,
     terms: Annotated[
         str | None,
-        typer.Option("--terms", metavar="TEXT", help="Under which the images stand [default: known of ImageNet]."),
+        typer.Option(
+            "--terms",
+            metavar="TEXT",
+            help="Terms of use of the images, recorded; ImageNet's are known.",
+            rich_help_panel=_READ,
+        ),
     ] = None,
     crop: Annotated[
         str,
-        typer.Option("--crop", metavar="center|adm", help="adm halves large images first, as guided-diffusion does."),
+        typer.Option(
+            "--crop",
+            metavar="center|adm",
+            help="adm halves large images first, as guided-diffusion does.",
+            rich_help_panel=_READ,
+        ),
     ] = "center",
-    exif: Annotated[bool, typer.Option("--exif", help="Turn images as their EXIF tag says; recorded.")] = False,
+    exif: Annotated[
+        bool, typer.Option("--exif", help="Turn images as their EXIF tag says; recorded.", rich_help_panel=_READ)
+    ] = False,
     fast_decode: Annotated[
-        bool, typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size; recorded.")
+        bool,
+        typer.Option(
+            "--fast-decode", help="Decode large JPEGs at a fraction of their size; recorded.", rich_help_panel=_READ
+        ),
     ] = False,
     max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Images of more pixels are rejected.")
+        int, typer.Option("--max-pixels", min=1, help="Images of more pixels are rejected.", rich_help_panel=_READ)
     ] = 178_956_970,
     compress: Annotated[
         bool, typer.Option("--compress", help="Deflate the rows: smaller, but read into memory.")

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train_tokenizer(
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Images or shards: folders, files or URLs.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA", help="Images or shards: folders, files or URLs.")],
     recipe: Annotated[
         str,
         typer.Option(
