@@ -70,6 +70,11 @@ def test_from_images_to_samples(here: Path) -> None:
     assert SampleSet.open(samples).manifest["terms"] == terms(str(samples / "ids.h5")) == IMAGENET
 
 
+def test_terms_that_are_a_book_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["tokenize", "own", "-o", "a.h5", "--terms", "x" * 5000]) == 2
+    assert "--terms has more than 4,096 bytes" in capsys.readouterr().err
+
+
 def test_terms_of_several_caches_are_joined(here: Path) -> None:
     for name, said in (("one", "first"), ("two", "second"), ("three", "first"), ("four", "")):
         does("tokenize", "own", "-o", f"{name}.h5", "--views", "none", "--terms", said)
