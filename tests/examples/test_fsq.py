@@ -110,3 +110,18 @@ def test_the_whole_chain(fsq, tmp_path, monkeypatch):
     titokctl_does("reconstruct", "pictures", "-o", "seen")
     with Image.open("rows.png") as picture:
         assert picture.size[0] > 64
+
+
+@pytest.mark.slow
+def test_the_two_stages(fsq, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TITOKCTL_RUNS", "runs")
+    tiny.class_folder(Path("pictures"), per_class=8)
+    short = ["training.steps=4", "training.global_batch_size=4", "training.precision=float32"]
+    mine = ["model.quantizer=fsq", "model.codebook_size=240", "model.token_size=3", "model.normalize_codes=false"]
+    titokctl_does("train-tokenizer", "pictures", "--recipe", "tiny-vqgan", *settings(short))
+    for stage in ("tiny-proxy", "tiny-decoder"):
+        no_network = ["loss.perceptual=none"] if stage == "tiny-decoder" else []
+        titokctl_does("train-tokenizer", "pictures", "--recipe", stage, *settings([*short, *mine, *no_network]))
+    first, second = (run.hashes["encoder_sha256"] for run in finished_runs(Path("runs"), "tokenizer"))
+    assert first == second, "the second stage leaves ids as they are"
