@@ -159,8 +159,10 @@ def test_neighbors_finds_copies_within_and_between(made: Made, answer, tmp_path:
     assert (between["rows"], between["others"], between["share_of_others"]) == (19, 20, 1.0)
 
 
-def test_sampled_images_are_encoded_again(made: Made, answer) -> None:
-    found = answer("verify", made.cache, "--sample", 12, "--tokenizer", made.tokenizer)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_sampled_images_are_encoded_again_as_they_were(made: Made, answer, precision: str) -> None:
+    cache = made.tokenize(f"{precision}.h5", "--precision", precision)
+    found = answer("verify", cache, "--sample", 12, "--tokenizer", made.tokenizer)
     assert found["agreement"] == {"images": 12, "share_of_ids": 1.0, "share_of_rows": 1.0, "made_with": {}}
     assert found["problems"] == []
 

@@ -80,6 +80,17 @@ def test_contents_do_not_depend_on_batches_and_workers(place: Place, batch_size:
     assert place.run(batch_size=batch_size, workers=workers).sha256 == usual.sha256
 
 
+def test_ids_in_bf16_do_not_depend_on_batches_and_stay_near_float32(place: Place) -> None:
+    exact = np.array(TokenCache.open(place.run().output).ids)
+    by_batch = []
+    for batch_size in (1, 5, 16):
+        place.run(batch_size=batch_size, precision_name="bf16", overwrite=True)
+        by_batch.append(np.array(TokenCache.open(place.output).ids))
+    assert (by_batch[0] == by_batch[1]).all()
+    assert (by_batch[0] == by_batch[2]).all()
+    assert 0.9 < (by_batch[0] == exact).mean() < 1
+
+
 def test_views_can_be_left_out(place: Place) -> None:
     place.run(views=())
     assert TokenCache.open(place.output).views == ("plain",)

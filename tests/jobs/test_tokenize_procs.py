@@ -32,12 +32,13 @@ def words(source: Path, output: Path, *more: str, tokenizer: str = "tokenizer") 
     return ["tokenize", str(source / "shards"), "-o", str(output), "--tokenizer", weights, *more]
 
 
-@pytest.mark.parametrize("procs", [pytest.param("2", marks=pytest.mark.slow), "3"])
+@pytest.mark.parametrize(("procs", "precision"), [pytest.param("2", "float32", marks=pytest.mark.slow), ("3", "bf16")])
 def test_bytes_do_not_depend_on_the_number_of_processes(
-    source: Path, run_cli: RunCli, tmp_path: Path, procs: str
+    source: Path, run_cli: RunCli, tmp_path: Path, procs: str, precision: str
 ) -> None:
-    assert run([*words(source, tmp_path / "one.h5"), "--quiet"]) == 0
-    done = run_cli(*words(source, tmp_path / "many.h5", "--procs", procs, "--views", "flip"), "--json", code=0)
+    assert run([*words(source, tmp_path / "one.h5", "--precision", precision), "--quiet"]) == 0
+    more = ("--procs", procs, "--views", "flip", "--precision", precision, "--json")
+    done = run_cli(*words(source, tmp_path / "many.h5", *more), code=0)
     assert done.json["rows"] == SHARDS * PER_SHARD
     assert "60 rows + 0 rejected = 60 images" in done.stderr
     assert (tmp_path / "many.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()

@@ -16,6 +16,8 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import to_float
 from titokctl.formats.token_header import CacheHeader
 from titokctl.jobs.views import View, squares_of, view
+from titokctl.models.inference import prepared
+from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
 
 _CPU_TILE = 16
@@ -44,17 +46,17 @@ class TileEncoder:
     """Pixels to ids, or to the latents of a Gaussian tokenizer, a tile at a time.
 
     Args:
-        model: a tokenizer on `device`.
-        header: of the cache the rows are for; it says their type and the views to make beside the plain one.
+        model: a tokenizer with float32 weights; it stays as it is.
+        header: of the cache the rows are for. It says their type, the views to make beside the plain one, and in
+            `made_with` the precision and the images of a tile (the last one of a call is padded).
         preprocessing: of the plain crop.
-        tile: images of a tile; the last one of a call is padded.
-        device: where the model is.
+        device: where it runs.
     """
 
-    def __init__(
-        self, model: TiTok, header: CacheHeader, preprocessing: PreprocessingConfig, tile: int, device: str
-    ) -> None:
-        self._model, self._tile, self._device = model, tile, device
+    def __init__(self, model: TiTok, header: CacheHeader, preprocessing: PreprocessingConfig, device: str) -> None:
+        self.tile = int(header.made_with.get("tile", _CPU_TILE))
+        self._precision, self._device = header.made_with.get("precision", "float32"), device
+        self._model = prepared(model, device, self._precision, "encoder")
         self._dtype, self._row_shape = header.row_dtype, header.row_shape
         self._views = [view(name, preprocessing) for name in header.views]
         self.squares = squares_of(self._views)
@@ -71,16 +73,19 @@ class TileEncoder:
         """
         names = ("", *(one.name for one in self._views))
         tiles: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        for first in range(0, len(pixels), self._tile):
-            count = min(self._tile, len(pixels) - first)
+        for first in range(0, len(pixels), self.tile):
+            count = min(self.tile, len(pixels) - first)
             squares = [self._images(array[first : first + count]) for array in (pixels, *further)]
-            tiles[""].append(self._model.tokenize_unchecked(squares[0])[:count])
+            tiles[""].append(self._encoded(squares[0])[:count])
             for one in self._views:
-                square = one.cut(self._square(one, squares))
-                tiles[one.name].append(self._model.tokenize_unchecked(square)[:count])
+                tiles[one.name].append(self._encoded(one.cut(self._square(one, squares)))[:count])
             advance(count)
         rows = {name: self._gathered(found) for name, found in tiles.items()}
         return rows.pop(""), rows
+
+    def _encoded(self, images: torch.Tensor) -> torch.Tensor:
+        with precision(self._precision, self._device):
+            return self._model.tokenize_unchecked(images)
 
     def _gathered(self, tiles: list[torch.Tensor]) -> np.ndarray:
         """The rows of all tiles on the host: the one place that waits for the device."""
@@ -95,7 +100,7 @@ class TileEncoder:
         """(n, S, S, 3) uint8 -> (tile, 3, S, S) in [0, 1], black where there is no image."""
         # Laid out as `pixels`; pinned memory lets the copy run beside the device's work on the tile before.
         pinned = torch.device(self._device).type == "cuda"
-        padded = torch.zeros((self._tile, 3, *pixels.shape[1:3]), dtype=torch.uint8, pin_memory=pinned)
+        padded = torch.zeros((self.tile, 3, *pixels.shape[1:3]), dtype=torch.uint8, pin_memory=pinned)
         padded = padded.permute(0, 2, 3, 1)
         padded[: len(pixels)] = torch.from_numpy(pixels)
         return to_float(padded.to(self._device, non_blocking=True))

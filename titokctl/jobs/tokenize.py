@@ -103,13 +103,12 @@ def tokenize(
     preprocessing = PreprocessingConfig.model_validate(squared | {"fast_decode": fast_decode, "max_pixels": max_pixels})
     tile = batch_size or default_tile(device)
     header = _header(source, model, preprocessing, names_of(views), made_with(tile, precision_name, device), terms)
-    encoder = TileEncoder(model, header, preprocessing, tile, device)
+    encoder = TileEncoder(model, header, preprocessing, device)
     share, folder = Share.parse(part) if part else None, PartsFolder(output, keep_parts)
     job = TokenJob(source, preprocessing, encoder, header, folder, group, board, share, progress, stop)
     # Two threads at least: with one, decoding would wait for the encoder.
     workers = workers or max(available_cores() // group.world_size, 2)
-    with precision(precision_name, device):
-        return job.run(workers, max_rejected, overwrite, compress)
+    return job.run(workers, max_rejected, overwrite, compress)
 
 
 def _header(

@@ -15,7 +15,6 @@ from titokctl.formats.token_checksums import damaged_places
 from titokctl.formats.token_folder import damaged_parts
 from titokctl.jobs.cached_rows import Originals, tokenizer_of
 from titokctl.jobs.tile_encoder import TileEncoder
-from titokctl.models.precision import Precision, precision
 from titokctl.progress import Progress
 
 
@@ -118,27 +117,26 @@ def _encoded_again(
     originals = Originals(cache)
     model = tokenizer_of(cache, tokenizer, runs, device, progress.say)
     head = cache.header
-    tile, name = int(head.made_with.get("tile", 16)), head.made_with.get("precision", "float32")
     config = PreprocessingConfig.model_validate(head.preprocessing)
     count = min(sample, len(cache))
     rows = np.sort(np.random.default_rng(seed).choice(len(cache), count, replace=False))
-    plain = TileEncoder(model, replace(head, views={}), config, tile, device)
+    made_with = head.made_with | {"precision": _precision(head.made_with.get("precision", "float32"), device)}
+    plain = TileEncoder(model, replace(head, views={}, made_with=made_with), config, device)
     progress.start("encode again", count)
     same: list[np.ndarray] = []
-    with precision(_precision(name, device), device):
-        for first in range(0, count, tile):
-            block = rows[first : first + tile]
-            again, _ = plain.rows(originals.pixels(block), [], progress.advance)
-            same.append(np.equal(cache.view(PLAIN)[block], again))
-            stop.check()
+    for first in range(0, count, plain.tile):
+        block = rows[first : first + plain.tile]
+        again, _ = plain.rows(originals.pixels(block), [], progress.advance)
+        same.append(np.equal(cache.view(PLAIN)[block], again))
+        stop.check()
     progress.close()
     equal: np.ndarray = np.concatenate(same).reshape(count, head.num_latent_tokens, -1).min(axis=2)
     return Agreement(count, float(equal.mean()), float(equal.min(axis=1).mean()), _other_makers(head.made_with, device))
 
 
-def _precision(name: str, device: str) -> Precision:
+def _precision(name: str, device: str) -> str:
     """The recorded precision where this device has it."""
-    return "float32" if name == "fp16" and device == "cpu" else name  # type: ignore[return-value]
+    return "float32" if name == "fp16" and device == "cpu" else name
 
 
 def _other_makers(recorded: dict[str, object], device: str) -> dict[str, str]:
