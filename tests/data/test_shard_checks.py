@@ -131,7 +131,7 @@ def test_a_shard_that_is_there_twice_is_noticed(tmp_path: Path) -> None:
     source = open_source([tmp_path])
     assert source.keys() == ["0000", "0001", "0002", "0003", "0004", "0005"]
     assert problems(source) == {"duplicate": 3}
-    assert source.problems[0].text == "also in 0.tar, byte for byte"
+    assert source.problems[0].reason == "also in 0.tar, byte for byte"
 
 
 def test_shards_that_count_from_zero_each_are_told_apart(tmp_path: Path) -> None:
@@ -159,4 +159,4 @@ def test_what_hostile_shards_hold_is_counted_by_kind(tmp_path: Path) -> None:
     unit = decode_unit(source, source.units[0], PreprocessingConfig(size=4))
     assert unit.keys == ["good", "dots"]
     assert Counter(r.kind for r in unit.rejected) == {"format": 2, "too-large": 1, "empty": 1}
-    assert not source.problems
+    assert [(p.key, p.kind) for p in source.problems] == [("many", "several-dots")]

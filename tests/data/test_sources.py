@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from image_files import class_folders, encoded, noise
 
-from titokctl.data.sources import Source, open_source
+from titokctl.data.sources import Source, open_source, reopen_source
 from titokctl.data.sources.source import units_of
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.shard_set import ShardSample, write_set_index, write_shard
@@ -135,6 +135,20 @@ def test_an_accepted_cut_shard_is_recorded(tmp_path: Path) -> None:
     source = open_source([tmp_path / "shards"], accept_cut=True)
     assert len(source) == 4
     assert source.description["accepted_cut_shards"] == [str(paths[1])]
+
+
+def test_all_cut_shards_are_named(tmp_path: Path) -> None:
+    paths = make_shards(tmp_path / "shards")
+    for path, length in zip(paths, (1100, 2000), strict=False):
+        path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"2 shards are incomplete: .*s-0\.tar \(cut after .*s-1\.tar \(cut") as error:
+        open_source([tmp_path / "shards"])
+    assert "--accept-cut" in str(error.value.hint)
+
+
+def test_a_source_of_merged_caches_is_none() -> None:
+    with pytest.raises(UserError, match="merged from several caches"):
+        reopen_source({"kind": "merged", "paths": ["/a.h5", "/b.h5"]})
 
 
 def test_positions_outside_are_refused(tmp_path: Path) -> None:

@@ -132,6 +132,22 @@ def test_a_member_above_the_limit_is_left_out(tmp_path: Path) -> None:
     assert problem_counts([index]) == {"too-large": 1, "unlabelled": 1}
 
 
+def test_a_sample_without_an_image_has_one_problem_that_says_why(tmp_path: Path) -> None:
+    members = [
+        ("alone.cls", b"cat"),
+        ("photo.1.JPG", PNG), ("photo.2.png", PNG), ("photo.cls", b"1"),
+        ("whole.seg.png", PNG), ("whole.png", PNG),
+        ("big.png", bytes(5000)), ("big.jpg", PNG),
+        ("text.v1.txt", b"about"),
+    ]  # fmt: skip
+    index = build_index(tar_of(tmp_path / "s.tar", members), max_image_bytes=4000)
+    assert [index.key(i) for i in range(len(index))] == ["whole", "big"]
+    assert [(key, kind) for key, kind, _ in index.problems] == [
+        ("alone", "no-image"), ("photo", "several-dots"), ("big", "too-large"),
+    ]  # fmt: skip
+    assert index.problems[1][2].startswith("photo.1.JPG (and 1 more): ")
+
+
 def test_links_and_devices_are_no_samples(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name, kind in (("l.png", tarfile.SYMTYPE), ("h.png", tarfile.LNKTYPE), ("d.png", tarfile.DIRTYPE)):

@@ -62,6 +62,23 @@ def test_remote_shards_give_the_cache_of_local_ones_and_resume_by_shard(tmp_path
     assert a.labels.tolist() == b.labels.tolist()
 
 
+@pytest.mark.parametrize("counted", [None, 3, 5])
+def test_a_remote_shard_that_holds_more_than_was_counted(tmp_path: Path, server: Server, counted: int | None) -> None:
+    images = [(f"{i}.jpg", tiny.jpeg(i)) for i in range(3)]
+    odd = [("1.png", tiny.jpeg(4)), ("6.cls", b"7"), ("7.x.jpg", tiny.jpeg(5))]
+    members = [*images, *odd, *((f"{i}.cls", b"0") for i in range(3))]
+    server.files["0.tar"] = tar_bytes(members)
+    if counted is not None:
+        server.files["sizes.json"] = b'{"0.tar": %d}' % counted
+    write_tar(tmp_path / "local" / "0.tar", members)
+    local = run(tmp_path, [tmp_path / "local"], "local.h5", max_rejected=1)
+    remote = run(tmp_path, [f"{server.url}/0.tar"], "remote.h5", max_rejected=1)
+    assert (remote.rows, remote.rejected, remote.samples) == (local.rows, local.rejected, local.samples) == (3, 3, 6)
+    assert remote.rejected_by_kind == local.rejected_by_kind == {"duplicate": 1, "no-image": 1, "several-dots": 1}
+    checked = verify(tmp_path / "remote.h5", progress=SilentProgress(), stop=StopRequest())
+    assert (checked.problems, checked.source_checked) == ([], True)
+
+
 def test_the_tar_of_class_tars_gives_the_cache_of_class_folders(tmp_path: Path) -> None:
     folders = tiny.class_folder(tmp_path / "images", 4, ("n01440764", "n01443537"))
     classes = [

@@ -4,7 +4,7 @@ Specification: the index of `<name>.tar` is `.titokctl-index/<name>.tar.npz` in 
 written, `$XDG_CACHE_HOME/titokctl/shard-index/<start of the SHA-256 of the shard's path>-<name>.tar.npz`. It is a NumPy
 .npz without pickled objects:
 
-    header    (n,) uint8     JSON: format "titokctl/shard-index", format_version 2, the shard's `size` and `mtime_ns`,
+    header    (n,) uint8     JSON: format "titokctl/shard-index", format_version 3, the shard's `size` and `mtime_ns`,
                              `cut` ("" or how the tar ends too early), `problems` [[key, kind, text], ...], `layout`
                              ("samples", or "class-tars" of a tar of class tars), `names` {label: name} as far as known
     offsets   (N,) uint64    first byte of each image in the tar
@@ -35,9 +35,10 @@ from titokctl.formats.shard_scan import MAX_IMAGE_BYTES, Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
 
 FORMAT = "titokctl/shard-index"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FOLDER = ".titokctl-index"
 SAMPLES, CLASS_TARS = "samples", "class-tars"
+CUT_HINT = "copy or download it again; `titokctl tokenize --accept-cut` takes what it still holds"
 _ARRAYS = {"offsets": "<u8", "sizes": "<u8", "labels": "<i4", "keys": "|u1", "key_ends": "<u8"}
 
 
@@ -82,9 +83,7 @@ def open_index(shard: Path, accept_cut: bool = False, keep: bool = True, layout:
         if keep:
             _keep(shard, index)
     if index.cut and not accept_cut:
-        raise UserError(
-            f"the shard {shard} is incomplete: {index.cut}", "copy or download it again; what it still holds is a part"
-        )
+        raise UserError(f"the shard {shard} is incomplete: {index.cut}", CUT_HINT)
     return index
 
 

@@ -2,7 +2,9 @@
 
 A sample is what WebDataset takes for one: members that share a name up to the first dot of its last part; that is the
 key, the rest the kind. It has one image (jpg, jpeg, png, webp, in any case) and at most one label, in a `cls` or `json`
-member. Other members are never read. The pass only goes forwards, so that a stream from a server will do.
+member. Other members are never read; where one of them has an image's name (`a.b.jpg`) and the sample has no image, the
+sample is told of, so that names with dots of their own lose nothing in silence. The pass only goes forwards, so that a
+stream from a server will do.
 """
 
 import json
@@ -52,6 +54,19 @@ class _Sample:
     label: int | None = None
     problem: tuple[str, str] | None = None
     extra: list[tuple[str, str]] = field(default_factory=list)
+    dotted: list[str] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[tuple[str, str]]:
+        """Kind and text of what is wrong with it: without an image, why it has none, once whatever its labels are."""
+        if self.image is not None:
+            return ([] if self.problem is None else [self.problem]) + _once(self.extra)
+        if self.problem is None and self.dotted:
+            more = f" (and {len(self.dotted) - 1:,} more)" if len(self.dotted) > 1 else ""
+            return [("several-dots", f"{self.dotted[0]}{more}: a name has one dot, between key and kind")]
+        return [problem for problem in self.extra if problem[0] == "label-map"] + [
+            self.problem or ("no-image", "a label without an image")
+        ]
 
 
 def scan(
@@ -82,12 +97,10 @@ def scan(
             raise
         result.cut = str(error)
     for key, sample in samples.items():
-        result.problems += [(key, *problem) for problem in _once(sample.extra)]
+        result.problems += [(key, *problem) for problem in sample.problems]
         if sample.image is not None:
             label = -1 if sample.label is None else sample.label
             result.found.append(Found(sample.image.offset, sample.image.size, label, key))
-        else:
-            result.problems.append((key, *(sample.problem or ("no-image", "a label without an image"))))
     result.found.sort(key=lambda one: one.offset)
     return result
 
@@ -110,9 +123,13 @@ def _take(
 ) -> bool:
     """Note what a member adds to its sample; True when it is the sample's image."""
     key, kind = _split(member.name)
-    if not key or kind not in IMAGES + _LABELS:
+    dotted = "." in kind and kind.rpartition(".")[2] in IMAGES
+    if not key or not (dotted or kind in IMAGES + _LABELS):
         return False
     sample = samples.setdefault(key, _Sample())
+    if dotted:
+        sample.dotted.append(member.name)
+        return False
     if kind in _LABELS:
         _take_label(sample, member, kind, file, names)
     elif sample.image is not None:

@@ -82,7 +82,8 @@ class UnitWork:
         ids, views = self.encoder.rows(decoded.pixels, decoded.further, self._tile_done)
         keys = np.array([key.encode() for key in decoded.keys], dtype=None if decoded.keys else "S1")
         rejected = [asdict(one) for one in decoded.rejected]
-        return TokenPart(unit.index, unit.first, unit.count, unit.name, ids, decoded.labels, keys, views, rejected)
+        count = unit.count if self.source.can_seek else len(ids) + len(rejected)
+        return TokenPart(unit.index, unit.first, count, unit.name, ids, decoded.labels, keys, views, rejected)
 
     def _tile_done(self, images: int) -> None:
         self.advance(images)

@@ -55,6 +55,8 @@ def open_source(
 
 def reopen_source(description: dict[str, Any]) -> Source:
     """The source that a recorded `Source.description` tells of. Raises UserError when it is gone or no longer fits."""
+    if description.get("kind") == "merged":
+        raise UserError("it was merged from several caches, each with a source of its own", "name one of these caches")
     files = [Path(description[name]) if name in description else None for name in ("labels", "label_table")]
     accept_cut = bool(description.get("accepted_cut_shards"))
     return open_source(description["paths"], description.get("kind"), accept_cut, *files)

@@ -22,12 +22,13 @@ from titokctl.data.sources.shard_checks import check_counts, check_samples, cont
 from titokctl.data.sources.source import Rejected, Sample, Source, units_of
 from titokctl.errors import UserError
 from titokctl.formats.class_tars import is_class_tars
-from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, open_index
+from titokctl.formats.shard_index import CLASS_TARS, CUT_HINT, SAMPLES, ShardIndex, open_index
 from titokctl.formats.shard_set import read_set_index
 
 KIND = "shards"
 _MAX_OPEN = 256
 _MAX_SHARDS = 1_000_000
+_NAMED = 20  # of cut shards, in a message
 
 
 class _OpenShards:
@@ -147,7 +148,8 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
     if twice:
         raise UserError(f"the shard {twice[0]} is named twice")
     layout = CLASS_TARS if len(paths) == 1 and is_class_tars(paths[0]) else SAMPLES
-    found = [open_index(path, accept_cut, layout=layout) for path in paths]
+    found = [open_index(path, True, layout=layout) for path in paths]
+    _check_whole(paths, found, accept_cut)
     check_counts(paths, found)
     names = joined_names([str(path) for path in paths], found)
     class_names = _class_names(paths) or contiguous_names(names)
@@ -180,6 +182,17 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
         indices=indices,
         prefixes=checked.prefixes,
     )
+
+
+def _check_whole(paths: Sequence[Path], found: Sequence[ShardIndex], accept_cut: bool) -> None:
+    """Raise UserError that names all shards that are cut."""
+    cut = [(path, index) for path, index in zip(paths, found, strict=True) if index.cut and not accept_cut]
+    if len(cut) == 1:
+        raise UserError(f"the shard {cut[0][0]} is incomplete: {cut[0][1].cut}", CUT_HINT)
+    if cut:
+        named = "; ".join(f"{path} ({index.cut})" for path, index in cut[:_NAMED])
+        more = f"; and {len(cut) - _NAMED:,} more" if len(cut) > _NAMED else ""
+        raise UserError(f"{len(cut):,} shards are incomplete: {named}{more}", CUT_HINT)
 
 
 def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:

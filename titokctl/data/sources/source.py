@@ -91,8 +91,17 @@ class Source(ABC):
             yield self.sample(position)
 
     def read_unit(self, unit: Unit) -> tuple[list[Sample], list[Rejected]]:
-        """The samples of one unit, and those of it that turned out unusable only now: `unit.count` of both."""
+        """The samples of one unit, and those of it that turned out unusable only now.
+
+        They are `unit.count` together; of a source that can't seek, more where it holds what no count tells, such as a
+        second image of a key.
+        """
         return list(self.read(unit)), []
+
+    def is_whole(self, samples: int) -> bool:
+        """Whether so many rows and unusable samples are all there is."""
+        expected = len(self) + len(self.problems)
+        return samples == expected if self.can_seek else samples >= expected
 
     def sample(self, position: int) -> Sample:
         """The sample at `position`."""
