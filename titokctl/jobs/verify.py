@@ -94,8 +94,8 @@ def _against_source(cache: TokenCache) -> tuple[list[str], list[str]]:
         return [], [f"the source can't be read: {error.message}"]
     if source.description.get("fingerprint") != recorded.get("fingerprint"):
         return [], [f"the source {paths[0]} has changed since the cache was made"]
-    expected = len(source) + len(source.problems)
-    if len(cache) + rejected != expected:
+    if not source.is_whole(len(cache) + rejected):
+        expected = len(source) + len(source.problems)
         return [f"{len(cache):,} rows + {rejected:,} rejected, but the source has {expected:,} images"], []
     return [], []
 
