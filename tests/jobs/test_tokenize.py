@@ -13,6 +13,7 @@ from titokctl.data.images import preprocess, to_float
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
+from titokctl.jobs.token_output import allowed_share
 from titokctl.jobs.tokenize import TokenizeResult, tokenize
 from titokctl.progress import SilentProgress
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
@@ -126,6 +127,11 @@ def test_unusable_images_are_named_and_fail_at_the_end(place: Place) -> None:
         ("cat/0003x", "truncated"), ("cat/0007x", "format"), ("dog/zero", "empty"),
     ]  # fmt: skip
     assert all(line["reason"] for line in lines)
+
+
+def test_few_of_a_small_set_are_left_out_and_named() -> None:
+    fails_from = {count: int(allowed_share(count) * count) + 1 for count in (19, 40, 300, 20_000, 1_281_167)}
+    assert fails_from == {19: 1, 40: 3, 300: 11, 20_000: 21, 1_281_167: 1_282}
 
 
 def test_a_higher_limit_goes_on_without_encoding_again(place: Place) -> None:

@@ -56,11 +56,15 @@ def tokenize(
         typer.Option("--workers", min=1, help="Decoding threads of a process; by default its cores."),
     ] = None,
     max_rejected: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--max-rejected", min=0, max=1, help="Largest share of images that may be unusable.", rich_help_panel=_READ
+            "--max-rejected",
+            min=0,
+            max=1,
+            help="Largest share of images that may be unusable: by default 0.001, or ten images if under 5 %.",
+            rich_help_panel=_READ,
         ),
-    ] = 0.001,
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option(

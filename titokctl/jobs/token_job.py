@@ -62,14 +62,14 @@ class TokenJob:
     progress: Progress
     stop: StopRequest
 
-    def run(self, workers: int, max_rejected: float, overwrite: bool, compress: bool) -> TokenizeResult | None:
+    def run(self, workers: int, max_rejected: float | None, overwrite: bool, compress: bool) -> TokenizeResult | None:
         """Lead in the first process of the group, which alone has a result; follow in the others."""
         if self.group.is_main:
             return self._lead(workers, max_rejected, overwrite, compress)
         self._follow(workers)
         return None
 
-    def _lead(self, workers: int, max_rejected: float, overwrite: bool, compress: bool) -> TokenizeResult:
+    def _lead(self, workers: int, max_rejected: float | None, overwrite: bool, compress: bool) -> TokenizeResult:
         """Say what is to be done, do a share of it, wait for the others, and make the output."""
         shared = self.share is not None
         if shared and (found := finished_before(self.folder.output, self.header)) is not None:

@@ -16,6 +16,8 @@ from titokctl.formats.token_merge import Tally, merge, summaries, write_rejected
 from titokctl.formats.token_parts import MANIFEST, PartsFolder, differences
 from titokctl.progress import Progress
 
+_ALLOWED_SHARE, _ALLOWED_FEW, _ALLOWED_SHARE_OF_FEW = 0.001, 10, 0.05
+
 
 def check_output(output: Path, overwrite: bool, keep: bool = False) -> None:
     """Raise UserError when `output` is taken and may not be replaced, or can't be written.
@@ -104,7 +106,7 @@ class TokenOutput:
             )
         return tally
 
-    def check_rejected(self, tally: Tally, max_rejected: float) -> None:
+    def check_rejected(self, tally: Tally, max_rejected: float | None) -> None:
         """Write the list of rejected images. Raises UserError when they are too many."""
         output = self.folder.output
         listing = output.with_name(output.name + ".rejected.jsonl")
@@ -113,12 +115,13 @@ class TokenOutput:
             return
         self.progress.say(f"{tally.rejected:,} of {tally.samples:,} images can't be used: {listing}")
         share = tally.rejected / tally.samples
-        if tally.rows == 0 or share > max_rejected:
+        allowed = allowed_share(tally.samples) if max_rejected is None else max_rejected
+        if tally.rows == 0 or share > allowed:
             more = f" and {tally.rejected - len(tally.examples):,} more" * (tally.rejected > len(tally.examples))
             kept = "the finished parts are kept: run the same command "
             raise UserError(
                 f"{tally.rejected:,} of {tally.samples:,} images ({share:.2%}) can't be used, more than --max-rejected "
-                f"{max_rejected:g} allows: {'; '.join(tally.examples)}{more} (all in {listing})",
+                f"{allowed:g} allows: {'; '.join(tally.examples)}{more} (all in {listing})",
                 "none is left"
                 if tally.rows == 0
                 else f"{kept}with --max-rejected {_rounded_up(share)} to do without them",
@@ -151,6 +154,11 @@ class TokenOutput:
     def _problems(self) -> Iterator[dict[str, str]]:
         """What the source itself could not give."""
         return (asdict(problem) for problem in self.source.problems)
+
+
+def allowed_share(samples: int) -> float:
+    """The largest share of unusable images that is taken for granted: 0.1 %, or ten of a small set if under 5 %."""
+    return max(_ALLOWED_SHARE, min(_ALLOWED_FEW / samples, _ALLOWED_SHARE_OF_FEW))
 
 
 def _rounded_up(share: float) -> str:

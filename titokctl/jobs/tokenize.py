@@ -38,7 +38,6 @@ from titokctl.weights.load import load_tokenizer
 
 __all__ = ["TokenizeResult", "check_output", "check_request", "tokenize"]
 
-DEFAULT_MAX_REJECTED = 0.001
 
 
 def tokenize(
@@ -51,7 +50,7 @@ def tokenize(
     batch_size: int | None = None,
     precision_name: Precision = "float32",
     workers: int | None = None,
-    max_rejected: float = DEFAULT_MAX_REJECTED,
+    max_rejected: float | None = None,
     source_kind: str | None = None,
     accept_cut: bool = False,
     labels: Path | None = None,
@@ -80,7 +79,7 @@ def tokenize(
         views: further views of each image, names of `views.GROUPS`.
         batch_size: images a tile; None for what suits the device. On a CPU the ids don't depend on it.
         workers: decoding threads of each process; None for its share of the cores.
-        max_rejected: the largest share of images that may be unusable.
+        max_rejected: the largest share of images that may be unusable; None as `allowed_share` says.
         keep_parts: `output` is a folder, and the parts stay in it. compress: deflate the rows of the file.
         part: "i/n" for one of several jobs that share no process group and claim units through files.
         terms: of the images, for the record; None for ImageNet's where it is recognised.
