@@ -32,7 +32,13 @@ class Place:
 
     def run(self, **settings) -> TokenizeResult:
         given = {"paths": [self.images], "output": self.output, "tokenizer": str(self.root / "tokenizer.safetensors")}
-        given |= {"runs": self.root / "runs", "progress": SilentProgress(), "stop": StopRequest()} | settings
+        given |= {
+            "runs": self.root / "runs",
+            "progress": SilentProgress(),
+            "stop": StopRequest(),
+            "max_rejected": 0.001,
+        }
+        given |= settings
         return tokenize(**given)
 
 
