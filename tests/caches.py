@@ -23,16 +23,21 @@ def write_cache(
 ):
     """A cache of `rows` random rows in which the first id tells the class; labels are -1 when `classes` is 0.
 
+    Latents of 4 channels instead of ids when `codes` is 0.
     `hashes` are encoder_sha256 and weights_sha256 of the tokenizer that it says it is from.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, rows) if classes else np.full(rows, -1)
-    ids = rng.integers(0, codes, (rows, tokens)).astype(np.uint16)
-    ids[:, 0] = np.maximum(labels, 0)
+    if codes:
+        ids = rng.integers(0, codes, (rows, tokens)).astype(np.uint16)
+        ids[:, 0] = np.maximum(labels, 0)
+    else:
+        ids = rng.normal(size=(rows, tokens, 4)).astype(np.float16)
     header = CacheHeader(
         tokenizer={},
         **({"encoder_sha256": "e" * 64, "weights_sha256": "f" * 64} | hashes),
         codebook_size=codes,
+        token_size=0 if codes else 4,
         num_latent_tokens=tokens,
         image_size=64,
         preprocessing={"size": 64},

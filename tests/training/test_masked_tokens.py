@@ -111,6 +111,32 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(cache, recipe, muon):
     assert not torch.equal(weights, before["module.head.weight"]), "it goes on after that"
 
 
+def test_a_share_of_labels_is_left_out_and_rows_without_any_have_none(cache, recipe, tmp_path):
+    task = make_task(cache, recipe)
+    dropped = torch.cat([task._draw(step).dropped for step in range(300)])
+    assert dropped.float().mean().item() == pytest.approx(0.1, abs=5 * (0.09 / len(dropped)) ** 0.5)
+    draws = task._draw(0)
+    task.prepare(0)
+    labels = task.rows.at(draws.positions, draws.view).labels
+    assert torch.equal(task._batch.labels, torch.where(draws.dropped, 3, labels))
+    unlabelled = make_task(write_cache(tmp_path / "none.h5", 50, classes=0), recipe)
+    unlabelled.prepare(0)
+    assert (unlabelled._batch.labels == 3).all()
+
+
+@pytest.mark.parametrize("micro", ["null", "4"])
+def test_a_steps_loss_equals_a_plain_numpy_version(cache, recipe, micro):
+    task = make_task(cache, recipe, *STILL, f"training.micro_batch_size={micro}")
+    task.prepare(0)
+    batch = task._batch
+    with torch.no_grad():
+        logits = task.model(batch.inputs, batch.labels).double().numpy()
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    each = -0.9 * np.take_along_axis(log_p, batch.ids.numpy()[..., None], -1)[..., 0] - 0.1 * log_p.mean(-1)
+    weights = np.where(batch.masked.numpy(), 1, 0.1)
+    assert float(task.step(0)["loss"]) == pytest.approx((each * weights).sum() / weights.sum(), rel=1e-5)
+
+
 def test_held_out_rows_are_never_trained_on_and_survive_reordering(cache):
     keys = TokenCache.open(cache).keys
     kept = held_out(keys, 0.25)

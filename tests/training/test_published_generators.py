@@ -5,7 +5,9 @@ import torch
 
 from titokctl.config import recipe_files
 from titokctl.jobs.generator_plan import num_parameters, plan_run
+from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
+from titokctl.training.optimizer import is_decayed
 
 IMAGENET = 1_281_167
 PARAMETERS_M = {
@@ -29,6 +31,32 @@ def test_size_and_schedule_are_the_published_ones(name):
     assert recipe.training.global_batch_size % 8 == 0
 
 
+@pytest.mark.parametrize("name", PARAMETERS_M)
+def test_headers_tell_the_epochs_and_the_cost(name):
+    header = recipe_files.find(name, "generator").read_text()
+    recipe = recipe_files.load(name, "generator")
+    plan = plan_run(recipe, name, IMAGENET, 2, 1)
+    assert f"{plan.epochs:.0f} epochs of ImageNet's {IMAGENET:,}" in header
+    assert f"{plan.operations:.1e} operations" in header
+    assert f"{plan.operations / (0.65 * 700e12) / 3600:.0f} h on one H100" in header
+
+
+@pytest.mark.parametrize("architecture", ["vit", "uvit"])
+def test_first_values_and_what_decays_are_as_published(architecture):
+    recipe = recipe_files.load("maskgit-vit-l-32", "generator", (f"model.architecture={architecture}",
+        "model.num_layers=2", "model.width=256", "model.mlp_width=512"))  # fmt: skip
+    model = MaskGit(recipe.model)
+    torch.manual_seed(0)
+    initialize(model)
+    for name, weight in model.named_parameters():
+        is_matrix, is_table = weight.ndim > 1, "embedding" in name
+        assert is_decayed(name, weight) == (is_matrix and not is_table), name
+        if is_matrix:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.1), name
+        else:
+            assert (weight == (0.0 if name.endswith("bias") else 1.0)).all(), name
+
+
 @pytest.mark.parametrize("name", ["maskgit-vit-l-32", "maskgit-vit-b-64", "maskgit-uvit-s-128"])
 def test_sampling_settings_are_those_of_the_released_generator(name):
     released = recipe_files.load("titok-" + name.split("-", 2)[2], "sampling")
@@ -42,5 +70,7 @@ def test_a_plan_counts_epochs_operations_and_memory():
     assert alone.operations / alone.images == pytest.approx(35e9, rel=0.01), "the floor: 35 GFLOP an image"
     assert eight.images_per_process == 256
     assert 4 * 5 * 177.2e6 / 1e9 < eight.memory_gb < alone.memory_gb < 80
+    many = 10**9
+    assert plan_run(recipe, "l-32", many, 2, 1).memory_gb < alone.memory_gb, "so many ids stay where they are"
     lean = recipe.model_copy(update={"training": recipe.training.model_copy(update={"activation_checkpointing": True})})
     assert plan_run(lean, "l-32", IMAGENET, 2, 1).memory_gb < alone.memory_gb

@@ -16,6 +16,9 @@ from titokctl.config import recipe_files
 from titokctl.errors import UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
+from titokctl.formats.token_cache import TokenCache
+from titokctl.jobs.train_generator import plan_training
+from titokctl.progress import SilentProgress
 
 
 def same(a, b):
@@ -121,6 +124,15 @@ def test_changed_settings_of_a_named_run_are_refused_with_a_list(train):
     assert "constant or warmup-stable-decay" in refused.value.hint
 
 
+def test_other_data_for_a_named_run_are_refused_with_both_hashes(train, cache, tmp_path):
+    train("training.steps=2", name="one")
+    other = write_cache(tmp_path / "other.h5", 50, seed=1)
+    old, new = (TokenCache.open(path).sha256[:12] for path in (cache, other))
+    assert f"data, or weights it starts from: {old} -> {new}" in refusal(
+        train, "training.steps=2", cache=other, name="one"
+    )
+
+
 def test_what_only_watches_may_change_on_the_way(train):
     first, _ = train("training.steps=10")
     again, _ = train("training.steps=10", "training.log_every=2", "training.keep_checkpoints=5")
@@ -151,10 +163,35 @@ def test_steps_may_grow_unless_the_rate_depends_on_them(train, kind):
         ("model.num_classes=2", "model.num_classes: the recipe says 2, the cache's labels need 3"),
         ("views=[plain, ten]", "the recipe wants ten, the cache has plain, flip"),
         ("training.global_batch_size=500", "fewer than one global batch of 500"),
+        ("val_fraction=0.999", "at least 1 must be kept, and one global batch of 16 left"),
+        ("val_fraction=1e-9", "keeps 0 of the 200 rows"),
+        ("training.precision=fp16", "training.precision fp16 is for GPUs"),
     ],
 )
-def test_what_does_not_fit_is_named(train, override, message):
+def test_what_does_not_fit_is_named(train, runs, override, message):
     assert message in refusal(train, override)
+    assert not runs.exists(), "before anything is written"
+
+
+def test_a_validation_cache_must_fit_too(train, tmp_path):
+    wide = write_cache(tmp_path / "wide.h5", 30, classes=5)
+    other = write_cache(tmp_path / "other.h5", 30, encoder_sha256="a" * 64)
+    assert "the recipe says 3, the labels of" in refusal(train, validation=wide)
+    assert "encoder aaaaaaaaaaaa, not eeeeeeeeeeee" in refusal(train, validation=other)
+    assert "both name what is held out" in refusal(train, "val_fraction=0.1", validation=wide)
+    unlabelled = write_cache(tmp_path / "none.h5", 100, classes=0)
+    result, _ = train("training.steps=2", cache=unlabelled, validation=wide)
+    assert "held_out_loss" in result.metrics, "without classes all labels are the null label"
+
+
+def test_latents_are_refused_as_such(train, tmp_path):
+    with pytest.raises(UserError, match="holds latents of a Gaussian tokenizer"):
+        train(cache=write_cache(tmp_path / "latents.h5", 30, codes=0))
+
+
+def test_a_plan_divides_the_batch_as_the_run_will(cache, recipe):
+    with pytest.raises(UserError, match="16 is not a multiple of 3 processes"):
+        plan_training(cache, str(recipe), processes=3, progress=SilentProgress())
 
 
 def test_a_cache_that_does_not_fit_is_one_sentence_on_the_command_line(run_cli, cache, recipe):
@@ -165,8 +202,9 @@ def test_a_cache_that_does_not_fit_is_one_sentence_on_the_command_line(run_cli, 
 
 
 def test_unlabelled_caches_train_unconditionally(train, tmp_path):
-    _, talk = train("training.steps=2", cache=write_cache(tmp_path / "none.h5", 100, classes=0))
+    found, talk = train("training.steps=2", cache=write_cache(tmp_path / "none.h5", 100, classes=0))
     assert "no labels" in talk
+    assert open_run(found.run).settings["model"]["num_classes"] == 0, "nobody can draw classes that were never seen"
 
 
 def test_a_recipe_is_found_by_tokens_codes_and_classes(train, tmp_path):

@@ -14,7 +14,7 @@ import torch
 from titokctl.data.order import batch_positions
 from titokctl.formats.token_cache import TokenCache
 
-_DEVICE_BUDGET_BYTES = 4 << 30
+DEVICE_BUDGET_BYTES = 4 << 30
 _ENTROPY_ROWS = 1 << 18
 
 
@@ -43,15 +43,14 @@ class TokenRows:
         views: tuple[str, ...],
         rows: np.ndarray | None,
         device: torch.device | str = "cpu",
-        budget: int = _DEVICE_BUDGET_BYTES,
+        budget: int = DEVICE_BUDGET_BYTES,
     ) -> None:
         self._views = [cache.view(name) for name in views]
         self._codebook_size = cache.codebook_size
         self._rows = rows
         self.count = len(cache) if rows is None else len(rows)
         self._device = torch.device(device)
-        labels = np.asarray(cache.labels if rows is None else cache.labels[rows]).astype(np.int64)
-        self._labels = torch.from_numpy(labels)
+        self._labels = torch.from_numpy(np.asarray(cache.labels if rows is None else cache.labels[rows]))
         size = len(views) * self.count * self._views[0].shape[1] * self._views[0].itemsize
         self._resident = self._load() if self._device.type != "cpu" and size <= budget else None
 
@@ -61,7 +60,7 @@ class TokenRows:
 
     def at(self, positions: torch.Tensor, view: torch.Tensor) -> TokenBatch:
         """Rows at `positions` (B,) int64 on the CPU among the chosen ones, each in the view numbered by `view` (B,)."""
-        labels = self._labels[positions].to(self._device, non_blocking=True)
+        labels = self._labels[positions].long().to(self._device, non_blocking=True)
         if self._resident is not None:
             flat = (view * self.count + positions).to(self._device, non_blocking=True)
             return TokenBatch(_as_int64(self._resident[flat]), labels)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from titokctl.config.recipe import GeneratorRecipe
+from titokctl.data.tokens import DEVICE_BUDGET_BYTES
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.training.masked_tokens import MaskedTokens
 
@@ -20,8 +21,9 @@ _ACTIVATION_TYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class GeneratorPlan:
     """A run in numbers.
 
-    `memory_gb` is of one process and an estimate: weights, gradients, optimizer, average, ids, and what the backward
-    pass keeps of one micro batch. The last two are None unless they were measured.
+    `memory_gb` is of one process and an estimate: weights, gradients, optimizer, average, ids (unless they are too
+    many to stay on the device), and what the backward pass keeps of one micro batch. The last two are None unless they
+    were measured.
     """
 
     recipe: str
@@ -55,7 +57,7 @@ def plan_run(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int, proce
         operations=6.0 * parameters * positions(recipe) * images,
         processes=processes,
         images_per_process=share,
-        memory_gb=(_STATE_BYTES * parameters + ids + kept) / 1e9,
+        memory_gb=(_STATE_BYTES * parameters + (ids if ids <= DEVICE_BUDGET_BYTES else 0) + kept) / 1e9,
     )
 
 

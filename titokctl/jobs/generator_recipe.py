@@ -18,14 +18,17 @@ def resolve_recipe(
 ) -> tuple[str, GeneratorRecipe]:
     """The named recipe, or the shipped one for the cache's K and V, checked against the cache.
 
-    A recipe that was found takes its number of classes from the cache; a named one must have enough.
+    A recipe that was found takes its number of classes from the cache; a named one must have enough. Without labels
+    the generator has no classes: those of the recipe would never be trained, and could still be drawn.
     """
-    tokens, codes = cache.num_latent_tokens, cache.codebook_size
+    tokens, codes = cache.ids.shape[1], cache.codebook_size  # a cache of latents is refused here
     classes = num_classes(cache)
     if name is None:
         name = _fitting_recipe(cache, classes, path)
         progress.say(f"recipe: {name} (K {tokens}, V {codes}, {classes} classes)")
         overrides = [f"model.num_classes={classes}", *overrides]
+    if classes == 0:
+        overrides = [*overrides, "model.num_classes=0"]
     recipe: GeneratorRecipe = recipe_files.load(name, "generator", overrides)
     _check_fit(recipe, name, tokens, codes, classes, cache, path)
     say_class_order(cache.class_names, recipe.model, progress.say)
@@ -79,7 +82,9 @@ def _check_fit(
         wrong.append(f"views: the recipe wants {', '.join(missing)}, the cache has {', '.join(cache.views)}")
     if wrong:
         lines = "\n".join(f"  {line}" for line in wrong)
-        raise UserError(f"recipe {name} does not fit {path}:\n{lines}", "change the recipe's fields with --set")
+        there = ", ".join(view for view in recipe.views if view in cache.views) or "plain"
+        hint = "change the recipe's fields with --set" + (f', such as --set "views=[{there}]"' if missing else "")
+        raise UserError(f"recipe {name} does not fit {path}:\n{lines}", hint)
     if len(cache) < recipe.training.global_batch_size:
         raise UserError(
             f"{path} has {len(cache):,} rows, fewer than one global batch of {recipe.training.global_batch_size:,}",

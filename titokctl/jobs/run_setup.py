@@ -8,9 +8,11 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 
 from titokctl.config.recipe_files import flat_differences, to_yaml
+from titokctl.config.training import TrainingConfig
 from titokctl.distributed.group import Group
 from titokctl.errors import UserError
 from titokctl.formats.atomic import write_bytes
@@ -62,14 +64,17 @@ def training_run(
         yield run
 
 
-def check_division(global_batch_size: int, group: Group) -> None:
-    """Raise UserError when the processes can't share a batch evenly."""
-    if global_batch_size % group.world_size:
-        fitting = max(1, global_batch_size // group.world_size) * group.world_size
+def check_machine(training: TrainingConfig, processes: int, device: str) -> None:
+    """Raise UserError when the processes can't share a batch evenly, or the device has no use for the precision."""
+    size = training.global_batch_size
+    if size % processes:
+        fitting = max(1, size // processes) * processes
         raise UserError(
-            f"training.global_batch_size {global_batch_size:,} is not a multiple of {group.world_size} processes",
+            f"training.global_batch_size {size:,} is not a multiple of {processes} processes",
             f"use another number of processes, or --set training.global_batch_size={fitting}",
         )
+    if training.precision == "fp16" and torch.device(device).type == "cpu":
+        raise UserError("training.precision fp16 is for GPUs", "on a CPU use --set training.precision=bf16")
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
@@ -101,12 +106,17 @@ def _reopened(wanted: RunFolder) -> RunFolder:
     elif old < new:
         hint += "; only runs with a constant or warmup-stable-decay schedule can be made longer"
     changed = flat_differences(before, after)
-    if found.inputs.get("identity") != wanted.inputs["identity"]:
-        changed.append("data, or weights it starts from: not the ones this run was started with")
+    old_data, new_data = (str(run.inputs.get("identity")) for run in (found, wanted))
+    if old_data != new_data:
+        changed.append(f"data, or weights it starts from: {_short(old_data)} -> {_short(new_data)}")
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise UserError(f"{wanted.path} was started with other settings:\n{lines}", hint)
     return found
+
+
+def _short(identity: str) -> str:
+    return "/".join(part[:12] for part in identity.split("/"))
 
 
 def _digest(value: Any) -> str:

@@ -19,8 +19,8 @@ from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.generator_plan import GeneratorPlan, measure, num_parameters, plan_run, positions
 from titokctl.jobs.generator_preview import make_preview
-from titokctl.jobs.generator_recipe import resolve_recipe
-from titokctl.jobs.run_setup import check_division, training_run
+from titokctl.jobs.generator_recipe import num_classes, resolve_recipe
+from titokctl.jobs.run_setup import check_machine, training_run
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
@@ -74,8 +74,9 @@ def train_generator(
     group = group or single_group()
     cache = TokenCache.open(cache_path, check_ids=group.is_main)
     recipe_name, recipe = resolve_recipe(cache, cache_path, recipe_name, overrides, progress)
-    check_division(recipe.training.global_batch_size, group)
-    judged = _validation_cache(validation, cache)
+    check_machine(recipe.training, group.world_size, device)
+    judged = _validation_cache(validation, cache, recipe)
+    rows = training_rows(recipe, cache, judged, device)
     preview = make_preview(tokenizer, cache, cache_path, recipe, runs, device, progress) if group.is_main else None
     identity = "/".join(c.sha256 for c in (cache, judged) if c)
     inputs = lineage(cache, cache_path)
@@ -85,7 +86,6 @@ def train_generator(
             progress.say(f"{run.path} is finished already; --overwrite trains it again")
         else:
             progress.say(f"run: {run.path}")
-            rows = training_rows(recipe, cache, judged, device)
             task = build_task(recipe, rows, device, group, preview.into(run.path) if preview else None)
             _train(run, task, device, progress, stop)
         group.barrier()
@@ -112,7 +112,7 @@ def plan_training(
     group = group or single_group()
     cache = TokenCache.open(cache_path, check_ids=group.is_main)
     recipe_name, recipe = resolve_recipe(cache, cache_path, recipe_name, overrides, progress)
-    check_division(recipe.training.global_batch_size, group)
+    check_machine(recipe.training, processes, device)
     rows = training_rows(recipe, cache, None, device)
     plan = plan_run(recipe, recipe_name, rows[0].count, cache.ids.itemsize, processes)
     if measured:
@@ -128,13 +128,26 @@ def lineage(cache: TokenCache, path: Path) -> dict[str, Any]:
     return {"cache": str(path.absolute()), **made_by, "class_names": cache.class_names, **terms}
 
 
-def _validation_cache(path: Path | None, trained: TokenCache) -> TokenCache | None:
+def _validation_cache(path: Path | None, trained: TokenCache, recipe: GeneratorRecipe) -> TokenCache | None:
     if path is None:
         return None
-    cache = TokenCache.open(path)
-    if cache.header.encoder_sha256 != trained.header.encoder_sha256:
+    if recipe.val_fraction:
         raise UserError(
-            f"{path} was made by another tokenizer than the training cache", "tokenize it with the same one"
+            f"{path} and val_fraction {recipe.val_fraction} both name what is held out",
+            "leave out --val, or --set val_fraction=0",
+        )
+    cache = TokenCache.open(path)
+    theirs, ours = cache.header.encoder_sha256, trained.header.encoder_sha256
+    if theirs != ours:
+        raise UserError(
+            f"{path} was made by another tokenizer than {trained.path}: encoder {theirs[:12]}, not {ours[:12]}",
+            "tokenize it with the same one",
+        )
+    needed, classes = num_classes(cache), recipe.model.num_classes
+    if needed > classes > 0:
+        raise UserError(
+            f"model.num_classes: the recipe says {classes}, the labels of {path} need {needed}",
+            "validate on images of the classes that are trained, or raise model.num_classes with --set",
         )
     return cache
 
@@ -156,14 +169,24 @@ def build_task(
 def training_rows(
     recipe: GeneratorRecipe, cache: TokenCache, judged: TokenCache | None, device: str
 ) -> tuple[TokenRows, TokenRows | None]:
-    """Training rows, and rows for the held-out loss: another cache, or a share of this one."""
+    """Training rows, and rows for the held-out loss: another cache, or a share of this one.
+
+    Raises UserError when `val_fraction` leaves too few rows on either side.
+    """
     if judged is not None:
         return TokenRows(cache, recipe.views, None, device), TokenRows(judged, (PLAIN,), None, device)
     if recipe.val_fraction == 0:
         return TokenRows(cache, recipe.views, None, device), None
-    kept = held_out(cache.keys, recipe.val_fraction)
+    kept, batch = held_out(cache.keys, recipe.val_fraction), recipe.training.global_batch_size
+    judging = np.count_nonzero(kept)
+    if not judging or len(kept) - judging < batch:
+        raise UserError(
+            f"val_fraction {recipe.val_fraction} keeps {judging:,} of the {len(kept):,} rows of {cache.path} from "
+            f"training; at least 1 must be kept, and one global batch of {batch:,} left",
+            "change --set val_fraction=..., or --set training.global_batch_size=...",
+        )
     train = TokenRows(cache, recipe.views, np.flatnonzero(~kept), device)
-    return train, TokenRows(cache, (PLAIN,), np.flatnonzero(kept), device) if kept.any() else None
+    return train, TokenRows(cache, (PLAIN,), np.flatnonzero(kept), device)
 
 
 def _train(run: RunFolder, task: MaskedTokens, device: str, progress: Progress, stop: StopRequest) -> None:

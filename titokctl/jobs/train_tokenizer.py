@@ -5,21 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from titokctl.config.tokenizer_recipe import TokenizerRecipe
+from titokctl.config.tokenizer_recipe import ProxyRecipe, TokenizerRecipe
 from titokctl.data.sources import open_source
 from titokctl.data.sources.source import Source
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
+from titokctl.formats import proxy_codes
 from titokctl.formats.metrics_log import MetricsLog
+from titokctl.formats.proxy_codes import ProxyCodes
 from titokctl.formats.run_folder import RunFolder, open_run
-from titokctl.jobs.run_setup import check_division, training_run
+from titokctl.jobs.run_setup import check_machine, training_run
 from titokctl.jobs.stage_start import Start, find_start
 from titokctl.jobs.step_images import StepImages
 from titokctl.jobs.tokenizer_cost import operations_per_image
 from titokctl.jobs.tokenizer_stages import Surroundings, build_stage, run_kind, save_product
 from titokctl.jobs.tokenizer_validation import Validation, inception_if_here
 from titokctl.progress import Progress
+from titokctl.training.kept_codes import KeptCodes
 from titokctl.training.loop import Loop
 from titokctl.training.speed import training_cost
 
@@ -70,7 +73,7 @@ def train_tokenizer(
     Raises: UserError for data that can't be read or are too few; Stopped after a signal, with everything saved.
     """
     group = group or single_group()
-    check_division(recipe.training.global_batch_size, group)
+    check_machine(recipe.training, group.world_size, device)
     source = open_source(data)
     held_out = open_source(validation) if validation else None
     if len(source) < 1:
@@ -103,13 +106,26 @@ def _train(
     if held_out:
         judge = inception_if_here(device, progress.say)
         validate = Validation(held_out, recipe.image_size, run.path, group, judge, progress.say)
-    task = build_stage(recipe, start, Surroundings(images, validate, device, group))
+    kept = _kept_codes(run.path, recipe, images, group)
+    task = build_stage(recipe, start, Surroundings(images, validate, device, group, kept))
     cost = training_cost(lambda: operations_per_image(recipe), device, recipe.training.precision)
     Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", progress, stop, group, cost).run()
     for remark in images.remarks():
         progress.say(remark)
     if group.is_main:
         run.finish(WEIGHTS, save_product(run.path / WEIGHTS, task.averaged().cpu(), start.inputs))
+
+
+def _kept_codes(folder: Path, recipe: TokenizerRecipe, images: StepImages, group: Group) -> KeptCodes | None:
+    """The file of proxy codes beside the run, made on the first start; None where the recipe wants none."""
+    if not isinstance(recipe, ProxyRecipe) or not recipe.cached_crops or recipe.model.proxy is None:
+        return None
+    path, places = folder / proxy_codes.NAME, (recipe.image_size // recipe.model.proxy.downsampling) ** 2
+    shape = (recipe.cached_crops * len(images), places)
+    if group.is_main and not path.exists():
+        proxy_codes.create(path, shape)
+    group.barrier()
+    return KeptCodes(ProxyCodes(path, shape, recipe.model.proxy.codebook_size), images.views, len(images))
 
 
 def _result(run: RunFolder) -> TrainedTokenizer:

@@ -169,7 +169,8 @@ class MaskedTokens:
         draws = generator(self.recipe.training.seed, "evaluation")
         positions = torch.randperm(rows.count, generator=draws)[:_EVALUATION_ROWS]
         batch = rows.at(positions, torch.zeros(len(positions), dtype=torch.int64))
-        labels = torch.where(batch.labels < 0, self.recipe.model.num_classes, batch.labels)
+        classes = self.recipe.model.num_classes
+        labels = torch.where((batch.labels < 0) | (batch.labels >= classes), classes, batch.labels)
         losses, accuracies = [], []
         for ratio in _EVALUATION_RATIOS:
             count = masked_count(torch.full((len(positions),), ratio), batch.ids.shape[1])
