@@ -116,6 +116,7 @@ class TokenCacheWriter:
 
     def _create(self) -> None:
         header, n = self._header, self._num_rows
+        self._open: dict[str, h5py.Dataset] = {}
         self._id_paths = [header.main, *(f"views/{view}" for view in header.views)]
         self._hashes = {name: RunningChecksum() for name in (*self._id_paths, "labels", "keys")}
         for name in self._id_paths:
@@ -176,7 +177,10 @@ class TokenCacheWriter:
         return np.ascontiguousarray(block, dtype=header.row_dtype)
 
     def _write(self, name: str, block: np.ndarray) -> None:
-        self._file[name][self._done : self._done + len(block)] = block
+        # A dataset that is let go of drops its chunks, half-filled ones too, to be deflated anew with the next block.
+        if name not in self._open:
+            self._open[name] = self._file[name]
+        self._open[name][self._done : self._done + len(block)] = block
         self._hashes[name].update(block)
 
     def _finish(self) -> None:
