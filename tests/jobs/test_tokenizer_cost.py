@@ -30,3 +30,12 @@ def test_stage_1_of_l_32():
 def test_stage_2_of_l_32_does_not_go_back_into_the_encoder():
     counted = operations_per_image(DecoderRecipe(stage="decoder", model=l_32(True), **REST))
     assert counted == pytest.approx(ENCODE + 3 * PIXELS, rel=0.03)
+
+
+def test_with_kept_codes_stage_1_of_s_128_takes_half():
+    small = TransformerConfig(patch_size=16, width=512, num_layers=8, num_heads=8)
+    model = l_32(False).model_copy(update={"encoder": small, "decoder": small, "num_latent_tokens": 128})
+    anew, kept = (
+        operations_per_image(ProxyRecipe(stage="proxy", model=model, cached_crops=crops, **REST)) for crops in (None, 4)
+    )
+    assert kept / anew == pytest.approx(0.51, abs=0.01)

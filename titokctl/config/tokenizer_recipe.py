@@ -13,6 +13,7 @@ from titokctl.config.models import TokenizerConfig, VqganConfig
 from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 Initialization = Literal["published", "fan-in"]  # fan-in: for widths far below 512
+MAX_CACHED_CODES = 65_535  # they are kept in 16 bits, with one number for "not known"
 PerceptualName = Literal["lpips", "convnext-s", "lite0"]
 
 
@@ -145,11 +146,14 @@ class ProxyRecipe(_OfTiTok):
     """Stage 1: a tokenizer that predicts the codes that a VQGAN gives the same crop.
 
     `proxy` is a vqgan run, a file of weights or a known name; null takes the newest vqgan run that fits.
+    With `cached_crops` an image comes in that many crops in turn, epoch after epoch, and the VQGAN's encoder runs once
+    for each of them: codes are kept in a file beside the run (2 bytes a code: 0.66 GB a crop for ImageNet at 256 px).
     """
 
     kind: Literal["tokenizer"]
     stage: Literal["proxy"]
     proxy: str | None = None
+    cached_crops: PositiveInt | None = None
     initialization: Initialization = "published"
     loss: ProxyLossConfig = ProxyLossConfig()
     codebook: CodebookConfig = CodebookConfig(reseed_decay=None)
@@ -164,6 +168,8 @@ class ProxyRecipe(_OfTiTok):
             raise ValueError("stage: proxy needs model.head: proxy and model.pixel_decoder: false")
         if not self.model.is_discrete:
             raise ValueError("stage: proxy needs a quantizer with codes, not a gaussian one")
+        if self.cached_crops and self.model.proxy and self.model.proxy.codebook_size > MAX_CACHED_CODES:
+            raise ValueError(f"cached_crops is for proxy tokenizers of at most {MAX_CACHED_CODES:,} codes")
         return self
 
 

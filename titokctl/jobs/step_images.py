@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
-from titokctl.config.tokenizer_recipe import TokenizerRecipe
+from titokctl.config.tokenizer_recipe import ProxyRecipe, TokenizerRecipe
 from titokctl.data.images import to_float
 from titokctl.data.order import batch_positions
 from titokctl.data.prefetch import Prefetch
@@ -13,6 +14,7 @@ from titokctl.data.streamed_images import StreamedImages
 from titokctl.data.training_images import TrainingImages
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import slice_of
+from titokctl.errors import UserError
 
 _STREAMED = (
     "these shards are read from front to end: the order depends on the number of processes, and a run that is stopped "
@@ -35,16 +37,34 @@ class StepImages:
     def __init__(self, source: Source, recipe: TokenizerRecipe, group: Group, say: Callable[[str], None]) -> None:
         self._share = slice_of(recipe.training.global_batch_size, group)
         self._seed, self._size = recipe.training.seed, recipe.training.global_batch_size
+        self._count = len(source)
         self._images: TrainingImages | StreamedImages
+        self._crops = recipe.cached_crops if isinstance(recipe, ProxyRecipe) else None
         chance = (recipe.augmentation.crop, recipe.augmentation.flip, self._seed)
         if source.can_seek:
             self._images = TrainingImages(source, recipe.image_size, *chance)
         else:
+            if self._crops:
+                raise UserError(
+                    "cached_crops is for images that can be read in any order, not for shards on a server",
+                    "fetch the shards first, or --set cached_crops=null",
+                )
             say(_STREAMED)
             share = self._share.stop - self._share.start
             self._images = StreamedImages(source, recipe.image_size, share, group.rank, group.world_size, *chance)
         self._say, self._is_told = say, False
         self._prefetch = Prefetch(self._make)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def views(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the global batch of `step` shows: epochs (or the recorded crops that come in turn) and positions.
+
+        Both (B,) int64; of sources that can be read by position.
+        """
+        epochs, positions = batch_positions(self._seed, step, self._size, self._count)
+        return epochs % self._crops if self._crops else epochs, positions
 
     def batch(self, step: int) -> torch.Tensor:
         """(b, 3, S, S) float32 in [0, 1]."""
@@ -61,5 +81,5 @@ class StepImages:
     def _make(self, step: int) -> torch.Tensor:
         if isinstance(self._images, StreamedImages):
             return to_float(self._images.batch(step))
-        epochs, positions = batch_positions(self._seed, step, self._size, len(self._images))
+        epochs, positions = self.views(step)
         return to_float(self._images.batch(epochs[self._share], positions[self._share]))

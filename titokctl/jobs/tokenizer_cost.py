@@ -1,7 +1,7 @@
 """How many operations a stage of training a tokenizer takes for an image, counted on the meta device.
 
 Counted are the trained network, forward and backward, and the frozen parts in front of it; not perceptual networks,
-the discriminator, nor what activation checkpointing computes twice.
+the discriminator, what activation checkpointing computes twice, nor a VQGAN whose codes are kept.
 """
 
 import torch
@@ -20,7 +20,7 @@ def operations_per_image(recipe: TokenizerRecipe) -> float:
         if isinstance(recipe, VqganRecipe):
             _train_vqgan(recipe.model, images)
             return float(counter.get_total_flops())
-        if isinstance(recipe, ProxyRecipe) and recipe.model.proxy is not None:
+        if isinstance(recipe, ProxyRecipe) and recipe.model.proxy is not None and not recipe.cached_crops:
             with torch.no_grad():
                 MaskGitVqgan(recipe.model.proxy).encode(images)
         _train_titok(recipe.model, images, has_encoder=not isinstance(recipe, DecoderRecipe))

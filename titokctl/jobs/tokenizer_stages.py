@@ -30,6 +30,7 @@ from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.adversary import Adversary
 from titokctl.training.decoder_stage import DecoderStage
 from titokctl.training.image_stage import ImageBatches, ImageStage
+from titokctl.training.kept_codes import KeptCodes
 from titokctl.training.pixel_loss import Perceptual, PixelLoss
 from titokctl.training.proxy_stage import ProxyStage
 from titokctl.training.randomness import key
@@ -50,6 +51,7 @@ class Surroundings:
     validate: Validate | None
     device: str
     group: Group
+    kept: KeptCodes | None = None  # of stage proxy
 
 
 def run_kind(recipe: TokenizerRecipe) -> str:
@@ -70,7 +72,7 @@ def build_stage(recipe: TokenizerRecipe, start: Start, around: Surroundings) -> 
     if isinstance(recipe, ProxyRecipe):
         assert start.vqgan is not None
         tokenizer, vqgan = _first_tokenizer(recipe, around), start.vqgan.to(around.device)
-        return ProxyStage(tokenizer, recipe, around.images, vqgan, around.validate, around.group)
+        return ProxyStage(tokenizer, recipe, around.images, vqgan, around.validate, around.group, around.kept)
     assert start.tokenizer is not None
     tokenizer = start.tokenizer.to(around.device).train()
     return DecoderStage(tokenizer, recipe, around.images, *_judges(recipe, around))

@@ -16,6 +16,7 @@ from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.codebook import live_codebook
 from titokctl.training.image_stage import ImageBatches, ImageStage, Made, Micro
+from titokctl.training.kept_codes import KeptCodes
 from titokctl.training.losses import proxy_cross_entropy
 from titokctl.weights.assemble import with_pixel_decoder
 
@@ -24,6 +25,7 @@ class ProxyStage(ImageStage[TiTok]):
     """The task of `stage: proxy`; arguments as of ImageStage.
 
     `vqgan` gives the codes and is never changed; held-out pictures are what its decoder makes of predicted codes.
+    `kept` has the codes of crops that were seen before, if they are kept.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class ProxyStage(ImageStage[TiTok]):
         vqgan: MaskGitVqgan,
         validate: Callable[[TiTok, int], dict[str, float]] | None,
         group: Group,
+        kept: KeptCodes | None = None,
     ) -> None:
-        self.tokenizer, self.recipe = tokenizer, recipe
+        self.tokenizer, self.recipe, self.kept = tokenizer, recipe, kept
         self.vqgan = vqgan.eval().requires_grad_(False)
         codebook = live_codebook(tokenizer, recipe, group)
         parts = [tokenizer.encoder, tokenizer.decoder]
@@ -43,7 +46,7 @@ class ProxyStage(ImageStage[TiTok]):
 
     def make(self, micro: Micro) -> Made:
         """Logits over the proxy codes of the images, and what they cost."""
-        codes = self._proxy_codes(micro.images)  # (b, N)
+        codes = self._proxy_codes(micro)  # (b, N)
         quantized = None
         with precision(self.training.precision, self.device), training_attention(self.device):
             latents = self.tokenizer.encode(micro.images)  # (b, K, C)
@@ -70,10 +73,16 @@ class ProxyStage(ImageStage[TiTok]):
         return self.validate(with_pixel_decoder(self.averaged(), self.vqgan), step)
 
     @torch.no_grad()
-    def _proxy_codes(self, images: torch.Tensor) -> torch.Tensor:
+    def _proxy_codes(self, micro: Micro) -> torch.Tensor:
         """(b, 3, S, S) to (b, N): outside autocast, since an image's codes are near each other."""
+        known = self.kept.read(micro) if self.kept is not None else None
+        if known is not None:
+            return known
         with precision("float32" if self.training.precision == "float32" else "tf32", self.device):
-            return self.vqgan.codes(images).flatten(1)
+            codes = self.vqgan.codes(micro.images).flatten(1)
+        if self.kept is not None:
+            self.kept.keep(micro, codes)
+        return codes
 
     def _on_sphere(self, latents: torch.Tensor) -> torch.Tensor:
         return F.normalize(latents.float(), dim=-1) if self.recipe.model.normalize_codes else latents

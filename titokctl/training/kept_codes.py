@@ -1,0 +1,59 @@
+"""Proxy codes that are computed once: images come in a few recorded crops again and again, whose codes a file keeps.
+
+Letters: b images of a micro batch, N places of the grid of proxy codes.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from titokctl.formats.proxy_codes import ProxyCodes
+from titokctl.training.image_stage import Micro
+
+Views = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+
+class KeptCodes:
+    """The codes of micro batches, where all of their rows were seen before.
+
+    A micro batch is known as a whole or computed as a whole, so that the VQGAN always works on the same sizes.
+
+    Args:
+        file: with a row for each crop of each image.
+        views: crop numbers and positions, both (B,) int64, of the images of a step's global batch.
+        count: images of the source.
+    """
+
+    def __init__(self, file: ProxyCodes, views: Views, count: int) -> None:
+        self._file, self._views, self._count = file, views, count
+        self._coming: list[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None]] = []
+
+    def read(self, micro: Micro) -> torch.Tensor | None:
+        """(b, N) int64 on the device of the images, or None when they have to be computed."""
+        self._write_what_came()
+        codes = self._file.read(self._rows(micro))
+        return None if codes is None else torch.from_numpy(codes).to(micro.images.device)
+
+    def keep(self, micro: Micro, codes: torch.Tensor) -> None:
+        """Keep what was computed, codes (b, N); from a GPU they are fetched while it works on."""
+        host = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=codes.is_cuda)
+        host.copy_(codes, non_blocking=True)
+        arrived = None
+        if codes.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._coming.append((self._rows(micro), host, arrived))
+        if arrived is None:
+            self._write_what_came()
+
+    def _write_what_came(self) -> None:
+        for rows, codes, arrived in self._coming:
+            if arrived is not None:
+                arrived.synchronize()  # of the micro batch before: the device has later work in hand
+            self._file.write(rows, codes.numpy())
+        self._coming.clear()
+
+    def _rows(self, micro: Micro) -> np.ndarray:
+        crops, positions = self._views(micro.step)
+        return (crops * self._count + positions)[micro.rows]
