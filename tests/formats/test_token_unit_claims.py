@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,10 @@ def test_a_claim_that_is_just_being_written_is_respected(tmp_path: Path) -> None
         assert not claims.take(5)
     with UnitClaims(tmp_path, lease=-1) as claims:
         assert claims.take(5)
+
+
+def test_once_another_process_has_removed_the_folder_there_is_nothing_to_claim(tmp_path: Path) -> None:
+    with UnitClaims(tmp_path, "1/2") as late:
+        shutil.rmtree(tmp_path / FOLDER)
+        assert not late.take(3)
+        assert not late.take(MERGE)

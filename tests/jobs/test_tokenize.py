@@ -13,7 +13,10 @@ from titokctl.data.images import preprocess, to_float
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_parts import PartsFolder
+from titokctl.jobs.token_job import TokenJob
 from titokctl.jobs.token_output import allowed_share
+from titokctl.jobs.token_team import TeamProgress
 from titokctl.jobs.tokenize import TokenizeResult, tokenize
 from titokctl.progress import SilentProgress
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
@@ -190,6 +193,47 @@ def test_an_existing_output_is_kept_unless_told(place: Place) -> None:
     assert place.output.read_bytes() != before
     with pytest.raises(UserError, match="is a folder"):
         place.run(output=place.root)
+
+
+def test_what_was_finished_when_it_was_killed_is_taken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr(PartsFolder, "remove", lambda self: None)
+        made = place.run()
+    before = place.output.read_bytes()
+    assert place.parts.is_dir()
+    with pytest.raises(UserError, match="exists already, made with other settings: views"):
+        place.run(views=())
+    again = place.run()
+    assert (again.finished, again.rows, again.samples, again.sha256) == (True, 40, 40, made.sha256)
+    assert place.output.read_bytes() == before
+    assert [p.name for p in place.output.parent.iterdir()] == ["tokens.h5"]
+
+
+def test_a_job_that_ends_after_another_has_merged_says_what_was_made(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = TokenJob._work
+
+    def overtaken(self: TokenJob, *given) -> TeamProgress:
+        counted = work(self, *given)
+        monkeypatch.setattr(TokenJob, "_work", work)
+        assert place.run(part="2/2").finished
+        return counted
+
+    monkeypatch.setattr(TokenJob, "_work", overtaken)
+    late = place.run(part="1/2")
+    assert (late.finished, late.rows, late.sha256) == (True, 40, TokenCache.open(place.output).sha256)
+    assert [p.name for p in place.output.parent.iterdir()] == ["tokens.h5"]
+
+
+def test_the_file_of_a_killed_merge_is_removed(place: Place) -> None:
+    begun(place)
+    left, other = (place.output.with_name(f".{name}.tmp-1-ab") for name in ("tokens.h5", "tokens2.h5"))
+    left.write_bytes(b"half")
+    other.write_bytes(b"of another")
+    place.run(max_rejected=0.1)
+    assert not left.exists()
+    assert other.exists()
 
 
 def begun(place: Place) -> None:

@@ -13,6 +13,7 @@ processes that share no process group share the lock and claim units through fil
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 from collections.abc import Iterator
@@ -128,6 +129,7 @@ class PartsFolder:
         if not shared:
             for left in (MANIFEST, "unit-*"):
                 remove_leftovers(self.path, left)
+            remove_leftovers(self.output.parent, glob.escape(self.output.name))  # of a merge that was killed
         return True
 
     def manifest(self) -> dict[str, Any]:
@@ -196,6 +198,12 @@ class PartsFolder:
         (self.path / ".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
+
+    def remove_if_left(self) -> None:
+        """Delete what a process left that was killed after it had made the output; not while others are at work."""
+        if not self.keep and self.path.is_dir():
+            with contextlib.suppress(UserError), self.locked():
+                self.remove()
 
     def place(self, unit: int) -> Path:
         """The file of `unit`'s part."""

@@ -92,7 +92,7 @@ class UnitClaims:
     def _create(self, place: Path) -> bool:
         try:
             descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # without the folder, another process has merged and removed it
             return False
         with os.fdopen(descriptor, "w") as file:
             file.write(self._name)

@@ -72,8 +72,9 @@ class TokenJob:
     def _lead(self, workers: int, max_rejected: float | None, overwrite: bool, compress: bool) -> TokenizeResult:
         """Say what is to be done, do a share of it, wait for the others, and make the output."""
         shared = self.share is not None
-        if shared and (found := finished_before(self.folder.output, self.header)) is not None:
+        if not overwrite and (found := finished_before(self.folder.output, self.header)) is not None:
             self._begin([])
+            self.folder.remove_if_left()
             return _existing(found)
         check_space(self.folder.output, self.header, len(self.source))
         began = time.monotonic()
@@ -94,6 +95,8 @@ class TokenJob:
                 tally = output.tally()
                 output.check_rejected(tally, max_rejected)
                 made = tally, output.make(tally)
+        if shared and made is None and (found := finished_before(self.folder.output, self.header)) is not None:
+            return _existing(found)
         speed = self.board.count("images") / max(seconds, 1e-9)
         reused = len(self.source.units) - len(todo)
         return self._result(made, reused, time.monotonic() - began, speed)
@@ -141,6 +144,8 @@ class TokenJob:
         if claims is None:
             return True
         missing = len(self.source.units) - len(self.folder.finished())
+        if missing and self.folder.output.is_file():  # another one has merged already
+            return False
         if missing:
             self.progress.say(f"{missing:,} units are in the hands of other jobs; the last of them merges")
         return not missing and claims.take(MERGE)

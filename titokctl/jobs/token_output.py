@@ -29,7 +29,8 @@ def check_output(output: Path, overwrite: bool, keep: bool = False) -> None:
         _check_folder(output, overwrite)
     elif output.is_dir():
         raise UserError(f"{output} is a folder", "name a file, e.g. -o tokens.h5")
-    elif output.exists() and not overwrite:
+    elif output.exists() and not overwrite and not PartsFolder(output).path.is_dir():
+        # With parts beside it, it may be what a process finished that was killed before it could remove them.
         raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
     folder = next(p for p in output.absolute().parents if p.exists())
     if not folder.is_dir():
@@ -61,7 +62,7 @@ def check_space(output: Path, header: CacheHeader, samples: int) -> None:
 
 
 def finished_before(output: Path, header: CacheHeader) -> TokenCache | None:
-    """The finished output of jobs that share the work, if it is there. Raises UserError when it is another one."""
+    """The output, if an earlier run or another job has finished it. Raises UserError when it is another one."""
     if not (output.is_file() or (output / MANIFEST).is_file()):
         return None
     if output.is_dir() and "complete" not in PartsFolder(output, keep=True).manifest():
