@@ -17,6 +17,7 @@ from titokctl.distributed.launch import run_workers
 from titokctl.formats.token_cache import TokenCache
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.maskgit.mask_schedule import mask_ratio
 from titokctl.training.losses import masked_accuracy
 from titokctl.training.masked_tokens import MaskedTokens, masked_count, random_subset
 
@@ -122,6 +123,21 @@ def test_a_share_of_labels_is_left_out_and_rows_without_any_have_none(cache, rec
     unlabelled = make_task(write_cache(tmp_path / "none.h5", 50, classes=0), recipe)
     unlabelled.prepare(0)
     assert (unlabelled._batch.labels == 3).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+@pytest.mark.parametrize("schedule", ["arccos", "root"])
+@pytest.mark.parametrize("tokens", [1, 8, 32])
+def test_masks_of_steps_follow_the_schedule(recipe, tmp_path, tokens, schedule, seed):
+    changes = (f"loss.mask_schedule={schedule}", f"training.seed={seed}", f"model.num_latent_tokens={tokens}")
+    task = make_task(write_cache(tmp_path / "few.h5", 20, tokens=tokens), recipe, *changes)
+    draws = [task._draw(step) for step in range(200)]
+    counts = torch.cat([draw.masked.sum(1) for draw in draws]).double()
+    times = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    expected = masked_count(mask_ratio(times, schedule), tokens).double()
+    assert (counts.mean() - expected.mean()).abs() <= 4 * expected.std() / len(counts) ** 0.5
+    for draw in draws[:5]:
+        assert draw.total_weight == pytest.approx(float(draw.masked.sum() + 0.1 * (~draw.masked).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("micro", ["null", "4"])

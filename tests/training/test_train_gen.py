@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
 
+import h5py
 import pytest
 import torch
 from caches import write_cache
@@ -165,6 +167,7 @@ def test_steps_may_grow_unless_the_rate_depends_on_them(train, kind):
         ("training.global_batch_size=500", "fewer than one global batch of 500"),
         ("val_fraction=0.999", "at least 1 must be kept, and one global batch of 16 left"),
         ("val_fraction=1e-9", "keeps 0 of the 200 rows"),
+        ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1"),
         ("training.precision=fp16", "training.precision fp16 is for GPUs"),
     ],
 )
@@ -214,6 +217,14 @@ def test_a_recipe_is_found_by_tokens_codes_and_classes(train, tmp_path):
     found, talk = train(*small, cache=cache, recipe=None)
     assert "recipe: generator/tiny" in talk
     assert open_run(found.run).settings["model"]["num_classes"] == 5
+
+
+def test_an_id_beyond_the_codebook_is_named(train, cache, tmp_path):
+    damaged = tmp_path / "damaged.h5"
+    shutil.copyfile(cache, damaged)
+    with h5py.File(damaged, "r+") as file:
+        file["views/flip"][7, 2] = 16
+    assert "row 7 of view 'flip'" in refusal(train, cache=damaged)
 
 
 def test_no_fitting_recipe_is_one_sentence(train):

@@ -12,9 +12,10 @@ class Config(BaseModel):
 
 
 # YAML and JSON have lists, not tuples: tuples in configs accept both.
-FloatPair = Annotated[tuple[float, float], Field(strict=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+DecayPair = Annotated[tuple[Decay, Decay], Field(strict=False)]

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from titokctl.config.base import (
     Config,
-    FloatPair,
+    DecayPair,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,7 +23,7 @@ class OptimizerConfig(Config):
     """
 
     learning_rate: PositiveFloat
-    betas: FloatPair = (0.9, 0.999)
+    betas: DecayPair = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 1e-4
     clip_norm: PositiveFloat | None = 1.0
     muon_learning_rate: PositiveFloat | None = None

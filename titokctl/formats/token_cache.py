@@ -208,7 +208,8 @@ class TokenCache:
             i = int((block >= self.codebook_size).any(axis=1).argmax())
             raise UserError(
                 f"row {first + i} of view {name!r} in {self.path} holds the id {int(block[i].max())}, but the "
-                f"codebook has only {self.codebook_size} codes"
+                f"codebook has only {self.codebook_size} codes",
+                "the file is damaged: fetch or make it again; `titokctl verify` names all that changed",
             )
 
 
