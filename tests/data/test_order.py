@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from titokctl.data.order import batch_positions, epoch_order, uniform
+from titokctl.data.order import batch_positions, epoch_order, scattered, uniform
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 3), (7, 7), (5, 12), (100, 32), (1, 4)])
@@ -29,7 +29,33 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_the_order_never_changes() -> None:
     assert epoch_order(0, 0, 8).tolist() == [7, 4, 2, 6, 5, 0, 1, 3]
+    assert scattered(0, 0, 8, np.arange(8)).tolist() == [0, 1, 4, 5, 6, 7, 2, 3]
     assert uniform(1, 2, np.array([3]), np.array([4])).tolist() == [0.5573661009846101]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 64, 1000, 4097])
+def test_an_order_that_is_not_stored_holds_every_sample_once(count: int) -> None:
+    orders = [scattered(7, epoch, count, np.arange(count)) for epoch in range(3)]
+    assert all((np.sort(order) == np.arange(count)).all() for order in orders)
+    assert len({tuple(order) for order in orders}) == 3 or count < 5
+
+
+def test_an_order_that_is_not_stored_has_no_pattern() -> None:
+    order = scattered(7, 0, 100_000, np.arange(100_000)) / 100_000
+    assert abs(np.corrcoef(order, np.arange(100_000))[0, 1]) < 0.02
+    assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.02
+    assert np.histogram(np.diff(order) % 1.0, 20)[0].std() < 5 * (100_000 / 20) ** 0.5
+
+
+def test_batches_of_a_billion_samples_cost_next_to_nothing() -> None:
+    epoch_order.cache_clear()
+    last = 10**9 // 2048
+    epochs, positions = batch_positions(3, last, 2048, 10**9)
+    assert set(epochs) == {0, 1}
+    assert positions.min() >= 0
+    assert positions.max() < 10**9
+    assert len(np.unique(positions[epochs == 0])) == (epochs == 0).sum()
+    assert epoch_order.cache_info().misses == 0
 
 
 def test_an_order_is_not_to_be_written_to() -> None:

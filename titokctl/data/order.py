@@ -12,6 +12,8 @@ import numpy as np
 _MASK = (1 << 64) - 1
 _ORDER = 1  # what Philox's counter starts at, so that no other use of (seed, epoch) draws the same bits
 _U64 = np.uint64
+_MOST_SORTED = 1 << 24  # above this an epoch's order would cost seconds and gigabytes in every process
+_ROUNDS = 6
 
 
 def batch_positions(seed: int, step: int, global_batch_size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +34,10 @@ def batch_positions(seed: int, step: int, global_batch_size: int, count: int) ->
     positions = np.empty_like(drawn)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         here = epochs == epoch
-        positions[here] = epoch_order(seed, epoch, count)[places[here]]
+        if count > _MOST_SORTED:
+            positions[here] = scattered(seed, epoch, count, places[here])
+        else:
+            positions[here] = epoch_order(seed, epoch, count)[places[here]]
     return epochs, positions
 
 
@@ -44,6 +49,28 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     order = np.argsort(bits, kind="stable")
     order.setflags(write=False)
     return order
+
+
+def scattered(seed: int, epoch: int, count: int, places: np.ndarray) -> np.ndarray:
+    """(n,) int64: where `places` (n,) of an epoch lead, under a permutation of `count` samples that is never stored.
+
+    A Feistel network permutes the next even power of two; what falls outside of `count` walks on until it is inside.
+    """
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    keys = [_mix(_mix(np.array(seed & _MASK, _U64)) ^ _mix(np.array((epoch << 8) | r, _U64))) for r in range(_ROUNDS)]
+    found = np.array(places, _U64)
+    moving = np.arange(len(found))
+    while len(moving):
+        found[moving] = _feistel(found[moving], keys, half)
+        moving = moving[found[moving] >= _U64(count)]
+    return found.astype(np.int64)
+
+
+def _feistel(x: np.ndarray, keys: list[np.ndarray], half: int) -> np.ndarray:
+    left, right = x >> _U64(half), x & _U64((1 << half) - 1)
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) >> _U64(64 - half))
+    return (left << _U64(half)) | right
 
 
 def uniform(seed: int, what: int, epochs: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -166,8 +166,9 @@ class MaskedTokens:
 
     def _masked_numbers(self, model: MaskGit, rows: TokenRows) -> dict[str, float]:
         """Mean over the fixed ratios; the same rows and masks every time."""
-        draws = generator(self.recipe.training.seed, "evaluation")
-        positions = torch.randperm(rows.count, generator=draws)[:_EVALUATION_ROWS]
+        seed = self.recipe.training.seed
+        draws = generator(seed, "evaluation")
+        positions = rows.positions(key(seed, "evaluation"), 0, min(_EVALUATION_ROWS, rows.count))
         batch = rows.at(positions, torch.zeros(len(positions), dtype=torch.int64))
         classes = self.recipe.model.num_classes
         labels = torch.where((batch.labels < 0) | (batch.labels >= classes), classes, batch.labels)
