@@ -72,6 +72,15 @@ def test_a_checkpoint_of_the_first_format_is_read(folder):
     assert torch.equal(load_newest(folder, say).tensors["weight"], torch.ones(3))
 
 
+def test_a_damaged_one_of_a_later_step_pushes_no_other_out(folder):
+    (save(folder, made(9), Policy(1)) / "state.json").unlink()
+    save(folder, made(4), Policy(1))
+    assert load_newest(folder, say).step == 4
+    save(folder, made(5), Policy(1))
+    assert load_newest(folder, say).step == 5
+    assert not (folder / "step-00000004").exists()
+
+
 def test_files_outside_the_folder_are_never_read(folder):
     marker = save(folder, made(1), Policy(1)) / "state.json"
     state = json.loads(marker.read_text())

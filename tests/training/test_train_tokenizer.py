@@ -150,6 +150,10 @@ def test_the_perceptual_loss_joins_at_its_step(train):
     ]
     assert losses[0][:6] == losses[1][:6]
     assert losses[1][6] > losses[0][6] + 0.01
+    last = joined.metrics
+    parts = 10 ** (-last["psnr"] / 10) + last["quantizer_loss"] + 0.1 * last["lite0"]
+    assert last["loss"] == pytest.approx(parts, rel=1e-4)
+    assert "lite0" not in without.metrics
 
 
 def test_the_perceptual_loss_ranks_a_blur_behind_a_shift():

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,14 @@ def test_truncated_pickles(tmp_path, keep):
     torch.save({"latent_tokens": torch.zeros(200)}, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"model\.bin (cannot be read|is refused)"):
+        load_tokenizer(path)
+
+
+def test_a_tar_is_told_in_our_words(tmp_path):
+    path = tmp_path / "shard.bin"
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("000000.jpg"))
+    with pytest.raises(UserError, match="its bytes are no pickle"):
         load_tokenizer(path)
 
 

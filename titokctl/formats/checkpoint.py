@@ -118,7 +118,9 @@ def save(folder: Path, checkpoint: Checkpoint, policy: Policy) -> Path:
         state = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": checkpoint.step}
         state["files"] = _fingerprints(temporary, [_SCALARS, *names])
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    for old in _step_folders(folder)[policy.keep :]:
+    # Later ones are damaged, since a run goes on from the newest that is whole: they must not push others out.
+    whole = [path for path in _step_folders(folder) if _step_of(path) <= checkpoint.step]
+    for old in whole[policy.keep :]:
         if not policy.keep_every or _step_of(old) % policy.keep_every:
             shutil.rmtree(old, ignore_errors=True)
     return target

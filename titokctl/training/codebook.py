@@ -107,8 +107,9 @@ def reseed(
 
     Source: online clustered codebook (CVQ-VAE, arXiv 2307.15139) as in bytedance/1d-tokenizer, commit 942a96f.
     """
-    share = torch.bincount(ids, minlength=len(codebook)).float() / len(ids)
-    usage.mul_(decay).add_(share, alpha=1 - decay)
+    # Not bincount: on a GPU it waits for the largest id. Counts below 2^24 are exact in any order.
+    counts = torch.zeros_like(usage).index_add_(0, ids, torch.ones_like(ids, dtype=usage.dtype))
+    usage.mul_(decay).add_(counts / len(ids), alpha=1 - decay)
     pull = torch.exp(-usage * len(codebook) * 10 / (1 - decay) - 1e-3).unsqueeze(1)
     nearest = latents[_nearest_latent(codebook, latents, normalize)]
     codebook.mul_(1 - pull).add_(pull * nearest)

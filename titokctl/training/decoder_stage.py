@@ -52,7 +52,7 @@ class DecoderStage(ImageStage[TiTok]):
                 ids = self.tokenizer.quantizer.nearest(self.tokenizer.encode(micro.images))  # (b, K)
                 vectors = self.tokenizer.quantizer.vectors_of(ids)
             made = self.tokenizer.decode(vectors).float()  # (b, 3, S, S)
-        loss, mse = self.pixel_loss(made, micro.images, micro.step)
+        loss, shown = self.pixel_loss(made, micro.images, micro.step)
         if self.adversary is not None:
             loss = loss + self.adversary.loss(made, micro.step)
-        return Made(loss, {"mse": mse}, made)
+        return Made(loss, shown, made)

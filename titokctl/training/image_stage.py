@@ -171,7 +171,8 @@ class ImageStage(Generic[M]):
         made = self.make(micro)
         (made.loss * self._share(micro)).backward()
         detached = (t.detach() if t is not None else None for t in (made.images, made.latents, made.ids))
-        return Made(made.loss.detach() * self._share(micro), made.shown, *detached)
+        share = self._share(micro)
+        return Made(made.loss.detach() * share, {name: v * share for name, v in made.shown.items()}, *detached)
 
     def _share(self, micro: Micro) -> float:
         return len(micro.images) / self.training.global_batch_size
@@ -180,7 +181,7 @@ class ImageStage(Generic[M]):
         """The metrics over the global batch."""
         own = {"loss": torch.stack([m.loss for m in made]).sum()}
         for name in made[0].shown:
-            own[name] = torch.stack([m.shown[name] for m in made]).mean() / self.group.world_size
+            own[name] = torch.stack([m.shown[name] for m in made]).sum()
         total = summed(own, self.group)
         if "mse" in total:
             total["psnr"] = -10 * torch.log10(total.pop("mse"))

@@ -21,12 +21,18 @@ class PixelLoss:
     def __init__(self, config: PixelLossConfig, networks: Mapping[str, Perceptual]) -> None:
         self.config, self.networks = config, networks
 
-    def __call__(self, made: torch.Tensor, images: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss and, detached, the mean squared error of made (B, 3, S, S) float32 against images; scalars."""
+    def __call__(
+        self, made: torch.Tensor, images: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of made (B, 3, S, S) float32 against images, a scalar, and its unweighted parts, detached, by name.
+
+        Among these is always "mse", the mean squared error.
+        """
         mse = F.mse_loss(made, images)
         pixels = mse if self.config.reconstruction == "l2" else F.l1_loss(made, images)
-        loss = self.config.reconstruction_weight * pixels
+        loss, parts = self.config.reconstruction_weight * pixels, {"mse": mse.detach()}
         if step >= self.config.perceptual_start:
             for name, weight in self.config.perceptual.items():
-                loss = loss + weight * self.networks[name](made, images)
-        return loss, mse.detach()
+                seen = self.networks[name](made, images)
+                loss, parts[name] = loss + weight * seen, seen.detach()
+        return loss, parts

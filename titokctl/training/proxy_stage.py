@@ -58,7 +58,8 @@ class ProxyStage(ImageStage[TiTok]):
         shown = {"cross_entropy": entropy.detach(), "accuracy": (logits.argmax(-1) == codes).float().mean()}
         if quantized is None:
             return Made(entropy, shown)
-        loss = entropy + self.recipe.loss.quantizer_weight * (quantized.codebook_loss + quantized.commitment_loss)
+        of_codes = quantized.codebook_loss + quantized.commitment_loss
+        loss, shown["quantizer_loss"] = entropy + self.recipe.loss.quantizer_weight * of_codes, of_codes.detach()
         return Made(loss, shown, None, latents.float().flatten(0, 1), quantized.ids.flatten())
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:

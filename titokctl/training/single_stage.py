@@ -54,15 +54,18 @@ class SingleStage(ImageStage[TiTok]):
             vectors = quantized.vectors if quantized else self._on_sphere(latents)
             made = self.tokenizer.decode(vectors).float()  # (b, 3, S, S)
         config = self.recipe.loss
-        loss, mse = self.pixel_loss(made, micro.images, micro.step)
+        loss, shown = self.pixel_loss(made, micro.images, micro.step)
         if quantized is not None:
-            loss = loss + config.quantizer_weight * (quantized.codebook_loss + quantized.commitment_loss)
-            loss = loss + config.kl_weight * quantized.kl
+            of_codes = quantized.codebook_loss + quantized.commitment_loss
+            loss = loss + config.quantizer_weight * of_codes + config.kl_weight * quantized.kl
+            shown |= (
+                {"quantizer_loss": of_codes.detach()} if quantized.ids is not None else {"kl": quantized.kl.detach()}
+            )
         if self.adversary is not None:
             loss = loss + self.adversary.loss(made, micro.step)
         if quantized is None or quantized.ids is None:
-            return Made(loss, {"mse": mse}, made)
-        return Made(loss, {"mse": mse}, made, latents.float().flatten(0, 1), quantized.ids.flatten())
+            return Made(loss, shown, made)
+        return Made(loss, shown, made, latents.float().flatten(0, 1), quantized.ids.flatten())
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         """(b, 3, S, S) to (b x K, C), as codes are compared with them."""

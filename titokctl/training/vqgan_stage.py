@@ -48,13 +48,14 @@ class VqganStage(ImageStage[MaskGitVqgan]):
                 quantized = vector_quantize(vectors, self.vqgan.codebook, False, self.config.commitment_cost)
                 vectors = quantized.vectors
             made = self.vqgan.decoder(vectors.movedim(-1, 1).contiguous()).float()  # (b, 3, S, S)
-        loss, mse = self.pixel_loss(made, micro.images, micro.step)
+        loss, shown = self.pixel_loss(made, micro.images, micro.step)
         if self.adversary is not None:
             loss = loss + self.adversary.loss(made, micro.step)
         if quantized is None or quantized.ids is None:
-            return Made(loss, {"mse": mse}, made)
-        loss = loss + self.config.quantizer_weight * (quantized.codebook_loss + quantized.commitment_loss)
-        return Made(loss, {"mse": mse}, made, latents, quantized.ids.flatten())
+            return Made(loss, shown, made)
+        of_codes = quantized.codebook_loss + quantized.commitment_loss
+        loss, shown["quantizer_loss"] = loss + self.config.quantizer_weight * of_codes, of_codes.detach()
+        return Made(loss, shown, made, latents, quantized.ids.flatten())
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         """(b, 3, S, S) to (b x h x w, C)."""

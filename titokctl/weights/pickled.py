@@ -33,7 +33,8 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
     # A damaged pickle can fail in any way: whatever it is, the file is at fault.
     except Exception as error:
         told = str(error).splitlines()[0] if str(error) else ""
-        reason = told if " " in told else "its bytes are no pickle"  # "105" says nothing to anyone
+        # "105" says nothing to anyone, and torch's advice to read a pickle in another way is not ours.
+        reason = told if " " in told and "weights_only" not in told else "its bytes are no pickle"
         hint = "it may be truncated: fetch it again"
         raise UserError(f"{path} cannot be read as a file of weights ({reason})", hint) from error
     if not isinstance(loaded, dict) or not all(_is_entry(name, value) for name, value in loaded.items()):
