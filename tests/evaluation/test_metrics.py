@@ -62,6 +62,7 @@ def test_what_a_metric_lacks_is_said():
     a = collected(60, 1)
     bare = FeatureSet(0, a.pool)
     assert "mu_s" in lacking("sfid", a, bare)
+    assert "no spatial part" in lacking("sfid", bare, a)
     assert "no classifier" in lacking("is", bare, a)
     assert "neither images nor features" in lacking("kid", a, bare)
     assert "more than 3" in lacking("pr", a, collected(3, 3))

@@ -58,6 +58,8 @@ BAD = {
     "no mu": ({"sigma": np.eye(4)}, "but no mu"),
     "other shapes": ({"mu": np.zeros(4), "sigma": np.eye(5)}, r"found \(4,\) and \(5, 5\)"),
     "not finite": ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "not finite"),
+    "not symmetric": ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [0.0, 1.0]])}, "no covariance"),
+    "below 0": ({"mu": np.zeros(4), "sigma": -np.eye(4)}, "no covariance"),
     "text": ({"mu": np.zeros(4), "sigma": np.eye(4), "about": np.array("{")}, "not JSON"),
     "newer": ({"mu": np.zeros(4), "sigma": np.eye(4), "about": np.array(NEWER)}, "newer titokctl"),
     "count": ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.array(-3)}, "no number of images"),

@@ -7,6 +7,7 @@ import toy_features
 import trained
 from PIL import Image
 
+from titokctl.cli.app import run
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.evaluation.extractors import open_extractor
@@ -50,12 +51,23 @@ def test_it_says_what_was_compared(tmp_path):
         assert {"network", "weights_sha256_start", "resize", "precision"} <= open_extractor(network).description.keys()
 
 
+def test_the_command_says_it_too(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", noise(20, 0))
+    words = ["fid", "a.npz", "--ref", "a.npz", "--features", "toy", "--metrics", "fid", "--device", "cpu"]
+    files = [str(tmp_path / word) if word.endswith(".npz") else word for word in words]
+    assert run([*files, "--runs-dir", str(tmp_path / "runs")]) == 0
+    assert "(20 images, pixels as they are) against" in " ".join(capsys.readouterr().out.split())
+
+
 def test_few_images_are_said_in_two_degrees(tmp_path):
     np.savez(tmp_path / "ref.npz", noise(30, 1))
     for n, words in ((8, "8 images are fewer than the 9 features: fd-toy says little, look at kid-toy"),
                      (40, "40 images: fd-toy is larger than it would be for 50,000")):  # fmt: skip
         np.savez(tmp_path / "a.npz", noise(n, 0))
         assert warned(judge(tmp_path / "a.npz", tmp_path / "ref.npz", tmp_path / "runs"), words)
+    np.savez(tmp_path / "few.npz", noise(9, 1))
+    found = judge(tmp_path / "a.npz", tmp_path / "few.npz", tmp_path / "runs")
+    assert warned(found, "the reference has 9 images, fewer than the 9 features need")
 
 
 def test_lossy_files_are_counted_and_exact_ones_are_not(tmp_path):

@@ -198,8 +198,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     np.savez(tmp_path / "no_sigma.npz", mu=np.zeros(1280))
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     np.savez(tmp_path / "one.npz", noise(1, 0))
+    np.savez(tmp_path / "flat.npz", np.zeros((3, 0, 0, 3), np.uint8))
     np.savez(tmp_path / "a.npz", noise(5, 0))
+    (tmp_path / "begun" / ".unfinished").mkdir(parents=True)
+    (tmp_path / "begun" / ".unfinished" / "settings.json").write_text("{}")
     refused = [
+        ("flat.npz", reference, r"expected \(n, height, width, 3\) uint8", UserError),
+        ("begun", reference, "no finished sample set", UserError),
         ("stats_only.npz", reference, "arr_0 is missing, found mu, sigma", UserError),
         ("a.npz", tmp_path / "no_sigma.npz", "but no sigma", UserError),
         ("a.npz", tmp_path / "wide.npz", "2048 features", UserError),

@@ -105,6 +105,16 @@ def test_what_it_records(sample, networks):
     assert manifest["made_with"]["versions"]["torch"] == torch.__version__
 
 
+def test_what_it_says_at_the_start(networks, capsys):
+    ramp = ["--cfg", "6.9w", "--cfg-schedule", "power-cosine", "--cfg-power", "2"]
+    words = ["sample", "-n", "3", *ramp, "--no-softmax-annealing", "--runs-dir", str(networks), "--device", "cpu"]
+    assert run(words) == 0
+    said = capsys.readouterr().err
+    assert "3 images, 3 of 3 classes, seed 0, 4 steps" in said
+    assert "s = 5.9 (w = 6.9 as DiT and diffusers count), power-cosine of power 2" in said
+    assert "choice temperature 3, softmax annealing off" in said
+
+
 def test_ids_and_images_do_not_depend_on_batch_size_number_or_format(sample, tmp_path):
     whole = sample("-n", 50)
     ids, images = TokenCache.open(whole.ids).ids, images_of(whole)

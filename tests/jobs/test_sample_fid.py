@@ -87,6 +87,13 @@ def test_features_of_finished_chunks_are_kept_and_the_metrics_too(titokctl, netw
     assert again["metrics"] == whole["metrics"]
 
 
+def test_one_image_is_refused_before_it_is_drawn(toy, networks, tmp_path, capsys):
+    words = ["sample", "-n", 1, "-o", tmp_path / "one", "--fid", networks / "ref.npz", "--features", "toy"]
+    assert run([*map(str, words), "--runs-dir", str(networks), "--device", "cpu"]) == 2
+    assert "--fid needs at least 2 images, not 1" in capsys.readouterr().err
+    assert not (tmp_path / "one").exists()
+
+
 def test_a_reference_that_is_not_there_is_told_before_anything_is_drawn(toy, networks, tmp_path, capsys):
     words = ["sample", "-n", "4", "-o", tmp_path / "set", "--fid", tmp_path / "no.npz", "--features", "toy"]
     assert run([*map(str, words), "--runs-dir", str(networks), "--device", "cpu"]) == 1

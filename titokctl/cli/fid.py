@@ -134,8 +134,9 @@ def _show(result: "FidResult", as_json: bool) -> None:
         return
     sha = str(result.reference.get("sha256", ""))[:12]
     network, seen = result.extractor, result.samples
+    rounding = seen.get("rounding", "none")
     about = [
-        f"{seen['path']} ({seen['count']:,} images, pixels {seen.get('rounding', 'as they are')})",
+        f"{seen['path']} ({seen['count']:,} images, pixels {'as they are' if rounding == 'none' else rounding})",
         f"against {result.reference['path']}" + (f" (SHA-256 {sha}...)" if sha else ""),
         f"{network.get('network', network['name'])}; resize {network.get('resize', 'its own')}",
     ]

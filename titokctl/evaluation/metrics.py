@@ -29,7 +29,9 @@ def compare(samples: FeatureSet, reference: FeatureSet, metrics: Sequence[str], 
 
 def lacking(metric: str, samples: FeatureSet, reference: FeatureSet) -> str:
     """Why `metric` can't be computed, "" when it can."""
-    if metric == "sfid" and (samples.spatial is None or reference.spatial is None):
+    if metric == "sfid" and samples.spatial is None:
+        return "these features have no spatial part"
+    if metric == "sfid" and reference.spatial is None:
         return "the reference has no spatial statistics (mu_s, sigma_s)"
     if metric == "is" and samples.score_sums is None:
         return "these features have no classifier"

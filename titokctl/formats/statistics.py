@@ -29,6 +29,8 @@ from titokctl.formats.npz_reader import NpzReader
 FORMAT = "titokctl/statistics"
 FORMAT_VERSION = 1
 IMAGES = "arr_0"
+# A matrix whose halves differ by more than this share of the largest variance is no covariance.
+_ASYMMETRY = 1e-3
 _HINT = "make statistics with `titokctl stats DATA -o ref.npz`, or name images as the reference"
 
 
@@ -116,6 +118,9 @@ def _gaussian(npz: NpzReader, mean_name: str, covariance_name: str) -> tuple[np.
     mean, covariance = (npz.array(name).astype(np.float64) for name in (mean_name, covariance_name))
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{npz.path}: {mean_name} or {covariance_name} holds numbers that are not finite", _HINT)
+    variances, apart = covariance.diagonal(), np.abs(covariance - covariance.T).max(initial=0)
+    if variances.min(initial=0) < 0 or apart > _ASYMMETRY * variances.max(initial=0):
+        raise UserError(f"{npz.path}: {covariance_name} is no covariance: not symmetric, or a variance below 0", _HINT)
     return mean, covariance
 
 

@@ -21,6 +21,9 @@ _ARE_RECONSTRUCTIONS = "these are reconstructions: rFID compares them with their
 def warnings_about(images: ImageSet, measured: FeatureSet, reference: Reference, extractor: Extractor) -> list[str]:
     """A sentence for everything that keeps the numbers from being what their names promise."""
     found = _of_counts(images, measured, extractor)
+    few = extractor.widths["pool"]
+    if 0 < reference.features.count <= few:
+        found.append(f"the reference has {reference.features.count:,} images, fewer than the {few:,} features need")
     if images.lossy:
         found.append(f"{images.lossy:,} images come from lossy files (JPEG or WebP), which shifts every metric")
     if reference.image_size and images.image_size and reference.image_size != images.image_size:

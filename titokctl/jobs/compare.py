@@ -99,7 +99,8 @@ def compare(
     for given in sets:
         record = _kept_result(Path(given), features, reference, opening)
         if record is None:
-            progress.say(f"{given} was not judged on these features before")
+            against = "" if reference is None else " against this reference"
+            progress.say(f"{given} was not judged on these features{against} before")
             record = asdict(
                 fid(
                     given, reference, runs, features=features, options=options, tokenizer=tokenizer,

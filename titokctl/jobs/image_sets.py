@@ -12,7 +12,7 @@ from titokctl.data.images import to_bytes
 from titokctl.data.sources import Source, open_source, reopen_source
 from titokctl.errors import UserError
 from titokctl.formats.npz_reader import NpzReader
-from titokctl.formats.sample_set import MANIFEST, SampleSet
+from titokctl.formats.sample_set import SampleSet, state_of
 from titokctl.formats.statistics import IMAGES
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.chain import tokenizer_with
@@ -39,7 +39,7 @@ def open_images(path: Path, opening: Opening, shards: Sequence[str] = ()) -> Ima
         return from_npz(path)
     if path.suffix in _HDF5:
         return from_token_cache(path, opening)
-    if (path / MANIFEST).is_file() or (path / "run.json").is_file():
+    if state_of(path) in ("finished", "unfinished") or (path / "run.json").is_file():
         return from_sample_set(path, opening)
     return from_source(open_source(shards or [path]), path, opening.preprocessing)
 
@@ -54,7 +54,7 @@ def from_npz(path: Path) -> ImageSet:
             )
         member = npz.member(IMAGES)
     shape, dtype = member.shape, member.dtype
-    if len(shape) != 4 or shape[3] != 3 or not shape[0] or (dtype != np.uint8 and dtype.kind != "f"):
+    if len(shape) != 4 or shape[3] != 3 or 0 in shape or (dtype != np.uint8 and dtype.kind != "f"):
         raise UserError(
             f"arr_0 of {path} is {shape} {dtype}; expected (n, height, width, 3) uint8",
             "save pixels from 0 to 255 as uint8, colours last",

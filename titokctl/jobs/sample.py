@@ -79,6 +79,8 @@ def sample(
     found = find_generator(generator, runs, progress.say)
     wanted = num_images if num_images or per_class else DEFAULT_NUM_IMAGES
     settings = settings_for(found, changes, classes, wanted, per_class, progress.say)
+    if fid is not None and settings.num_images < 2:
+        raise UsageError(f"--fid needs at least 2 images, not {settings.num_images}", "draw more with -n")
     decoder = find_tokenizer(tokenizer, found, runs, progress.say)
     if group.is_main:
         board.tell("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
@@ -143,9 +145,10 @@ def _say_settings(settings: Settings, generator: Given, precision_name: str, pro
     every = generator.config.num_classes
     classes = "no classes" if settings.classes is None else f"{len(settings.classes)} of {every} classes"
     annealing = "on" if sampling.softmax_annealing else "off"
+    power = f" of power {sampling.guidance_power:g}" if sampling.guidance_schedule == "power-cosine" else ""
     progress.say(
         f"{settings.num_images:,} images, {classes}, seed {sampling.seed}, {sampling.num_steps} steps; "
-        f"guidance {both_forms(sampling.guidance_scale)}, {sampling.guidance_schedule}; "
+        f"guidance {both_forms(sampling.guidance_scale)}, {sampling.guidance_schedule}{power}; "
         f"choice temperature {sampling.choice_temperature:g}, softmax annealing {annealing}; "
         f"{precision_name}"
     )
