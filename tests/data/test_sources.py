@@ -1,5 +1,6 @@
 """Sources: recognised by what lies there, stable in order, exact about what is missing."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -144,6 +145,25 @@ def test_all_cut_shards_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2 shards are incomplete: .*s-0\.tar \(cut after .*s-1\.tar \(cut") as error:
         open_source([tmp_path / "shards"])
     assert "--accept-cut" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"dog"])
+def test_class_folders_of_any_name_have_names_that_can_be_written(tmp_path: Path, name: bytes) -> None:
+    folder = os.fsencode(tmp_path) + b"/images/" + name
+    os.makedirs(folder)
+    Path(os.fsdecode(folder + b"/a\xfe.png")).write_bytes(b"1")
+    source = open_source([tmp_path / "images"])
+    assert source.class_names == [name.decode("utf-8", "backslashreplace")]
+    assert source.keys() == [f"{source.class_names[0]}/a\\xfe"]
+    assert source.sample(0).data == b"1"
+
+
+def test_a_pipe_named_like_an_image_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    os.mkfifo(tmp_path / "cat" / "pipe.jpg")
+    (tmp_path / "cat" / "zero.jpg").symlink_to("/dev/zero")
+    source = open_source([tmp_path])
+    assert [source.sample(i).data for i in range(2)] == [b"", b""]
 
 
 def test_a_source_of_merged_caches_is_none() -> None:

@@ -46,7 +46,7 @@ class FolderSource(Source):
             raise IndexError(f"sample {position} of {len(self.names)}")
         path = self.root / self.names[position]
         try:
-            data = path.read_bytes()
+            data = path.read_bytes() if path.is_file() else b""  # a pipe or a device would never end
         except OSError:
             data = b""  # a dangling link, a file of somebody else's: decoding rejects it by name, as empty
         return Sample(self.file_keys[position], int(self.file_labels[position]), data)
@@ -88,7 +88,7 @@ def open_folder(path: Path) -> FolderSource:
         "fingerprint": fingerprint(zip(names, sizes, strict=True)),
     }
     return FolderSource(
-        class_names=list(classes),
+        class_names=[_text(name) for name in classes],
         description=description,
         units=units_of([(path.name, len(names))]),
         root=path,
@@ -127,11 +127,16 @@ def _relative(paths: Iterable[str], root: Path) -> Iterable[str]:
     return (path[start:].replace(os.sep, "/") for path in paths)
 
 
+def _text(name: str) -> str:
+    """The name of a file or folder as text that can be written, whatever its bytes are."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _keys(names: list[str]) -> list[str]:
     """Names without their extension, as in shards; where two agree, the later one keeps it."""
     keys, taken = [], set()
     for name in names:
-        text = os.fsencode(name).decode("utf-8", "backslashreplace")
+        text = _text(name)
         stem = text.rpartition(".")[0]
         keys.append(text if stem in taken else stem)
         taken.add(keys[-1])
