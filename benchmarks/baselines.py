@@ -143,8 +143,16 @@ def gumbel_like(x: torch.Tensor) -> torch.Tensor:
     return -torch.log(-torch.log(torch.rand_like(x).clamp(min=1e-20)).clamp(min=1e-20))
 
 
+def pillow_square(image: Image.Image, size: int) -> Image.Image:
+    """The shorter edge resized to `size` (bicubic), and the middle of that."""
+    width, height = image.size
+    w, h = (size, int(size * height / width)) if width < height else (int(size * width / height), size)
+    left, top = round((w - size) / 2), round((h - size) / 2)
+    return image.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
 class PillowImages(Dataset[torch.Tensor]):
-    """Image files for a torch DataLoader: shorter edge to `size` (bicubic), the middle, float (3, S, S) in [0, 1]."""
+    """Image files for a torch DataLoader: squares as float (3, S, S) in [0, 1]."""
 
     def __init__(self, paths: list[Path], size: int) -> None:
         self.paths, self.size = paths, size
@@ -153,16 +161,11 @@ class PillowImages(Dataset[torch.Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        image = Image.open(self.paths[index]).convert("RGB")
-        width, height = image.size
-        scale = self.size / min(width, height)
-        w, h = max(self.size, int(width * scale)), max(self.size, int(height * scale))
-        left, top = round((w - self.size) / 2), round((h - self.size) / 2)
-        image = image.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + self.size, top + self.size))
-        return torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0) / 255
+        square = np.array(pillow_square(Image.open(self.paths[index]).convert("RGB"), self.size))
+        return torch.from_numpy(square).movedim(-1, 0) / 255
 
 
-def save_each(folder: Path, rows: np.ndarray) -> None:
-    """A .npy file for each image."""
-    for number, row in enumerate(rows):
+def save_each(folder: Path, rows: np.ndarray, first: int = 0) -> None:
+    """A .npy file for each image, numbered from `first`."""
+    for number, row in enumerate(rows, first):
         np.save(folder / f"{number:08d}.npy", row)

@@ -1,34 +1,78 @@
-"""Time and memory of writing, merging, opening, checking and inspecting token caches, beside plain NumPy files.
+"""Writing, merging, opening, checking and inspecting token caches, beside plain NumPy files; their peak memory.
 
-    python -m benchmarks.cache --quick      # 1,281,167 rows of 32 ids in 2 views
-    python -m benchmarks.cache              # and 10,000,000 rows
+    python -m benchmarks.cache [--rows 1281167] [--folder DIR] [--quick] [--json out.json]
 
-Random ids in parts of 1,024 rows, as `titokctl tokenize` writes them. Each step runs in a process of its own, which
-gives its peak resident memory (pages of memory-mapped files included). `np.save` of the same arrays with fsync is the
-baseline of writing, `np.load` that of opening. Prints a line of JSON a step.
+Random ids in 2 views and in parts of 1,024 rows, as `titokctl tokenize` writes them. `np.save` of the same arrays with
+fsync is the baseline of writing and merging, `np.load` that of opening. The peak memory is that of a process which does
+nothing else (pages of memory-mapped files included).
 """
 
-import argparse
-import json
-import multiprocessing
 import os
-import resource
 import shutil
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-IMAGENET, MANY = 1_281_167, 10_000_000
+from benchmarks.measuring import BASELINE, Parts, Way, compare, parser, peak_memory_of, report
+from titokctl.distributed.stop import StopRequest
+from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_header import CacheHeader
+from titokctl.formats.token_merge import Tally, merge, summaries
+from titokctl.formats.token_parts import PartsFolder, TokenPart
+from titokctl.jobs.inspect import inspect
+from titokctl.jobs.merge import merge as merge_caches
+from titokctl.jobs.verify import verify
+from titokctl.progress import SilentProgress
+
+IMAGENET = 1_281_167
 TOKENS, CODES, UNIT = 32, 4096, 1024
 
 
-def header() -> "object":
-    """The header of a cache with one further view."""
-    from titokctl.formats.token_header import CacheHeader
+def main() -> None:
+    """Measure and print."""
+    made = parser(__doc__)
+    made.add_argument("--rows", type=int, help=f"default: {IMAGENET}, or 20000 with --quick")
+    made.add_argument("--folder", type=Path, help="on the disk to be measured; the folder for temporary files else")
+    given = made.parse_args()
+    rows, silent = given.rows or (20_000 if given.quick else IMAGENET), SilentProgress()
+    with tempfile.TemporaryDirectory(dir=given.folder) as name, StopRequest() as stop:
+        folder = Path(name)
+        cache, both = folder / "tokens.h5", folder / "both.h5"
 
+        def again() -> None:
+            cache.unlink(missing_ok=True)
+            shutil.rmtree(folder / "tokens.h5.parts", ignore_errors=True)
+            os.sync()
+
+        ways = {
+            BASELINE: Way(lambda: save_plain(folder, rows), items=rows, before=os.sync),
+            "write and merge": Way(lambda: write(folder, rows), items=rows, before=again),
+            "np.load": Way(lambda: load_plain(folder, rows), items=rows, beside="np.load"),
+            "open and load": Way(lambda: open_cache(cache, rows), items=rows, beside="np.load"),
+            "inspect": Way(lambda: inspect(cache), items=rows, beside=""),
+            "verify": Way(lambda: verify(cache, progress=silent, stop=stop), items=rows, beside=""),
+            "merge two caches": Way(
+                lambda: merge_caches([cache] * 2, both, progress=silent, stop=stop),
+                items=2 * rows, beside="", before=lambda: both.unlink(missing_ok=True),
+            ),
+        }  # fmt: skip
+        found = compare(ways, "cpu", 1 if given.quick else 3)
+        peaks = {"imports_peak_mib": peak_memory_of("from benchmarks import cache") >> 20}
+        peaks |= {f"{what}_peak_mib": peak_memory_of(_ALONE.format(what), folder, rows) >> 20 for what in _MEASURED}
+    report("cache: token caches on the disk", given, found, rows=rows, tokens=TOKENS, views=2, **peaks)
+
+
+_MEASURED = ("write", "open_cache")
+_ALONE = """
+import sys; from pathlib import Path; from benchmarks import cache
+folder = Path(sys.argv[1])
+cache.{0}(folder / ("alone" if "{0}" == "write" else "tokens.h5"), int(sys.argv[2]))
+"""
+
+
+def header() -> CacheHeader:
+    """The header of a cache with one further view."""
     return CacheHeader(
         tokenizer={},
         encoder_sha256="e" * 64,
@@ -43,36 +87,32 @@ def header() -> "object":
     )
 
 
-def write_parts(folder: Path, rows: int) -> float:
-    """A part for every 1,024 rows, each flushed to the disk. Returns the seconds without making up the rows."""
-    from titokctl.formats.token_parts import PartsFolder, TokenPart
-
-    parts = PartsFolder(folder / "tokens.h5")
+def write(folder: Path, rows: int) -> Parts:
+    """A part for every 1,024 rows, each flushed to the disk, then one file of them."""
+    folder.mkdir(exist_ok=True)
+    parts, found = PartsFolder(folder / "tokens.h5"), Parts()
     parts.path.mkdir()
-    seconds = 0.0
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, CODES, (UNIT, TOKENS), np.uint16)
-    for unit, first in enumerate(range(0, rows, UNIT)):
-        n = min(UNIT, rows - first)
-        keys = np.array([f"n{i // 1300:08d}/n{i // 1300:08d}_{i % 1300}".encode() for i in range(first, first + n)])
-        labels = (np.arange(first, first + n) // 1300 % 1000).astype(np.int32)
-        block = np.roll(ids[:n], unit, axis=1)
-        part = TokenPart(unit, first, n, f"unit {unit}", block, labels, keys, {"flip": block[:, ::-1]})
-        began = time.perf_counter()
-        parts.write(part)
-        seconds += time.perf_counter() - began
-    return seconds
+    ids = np.random.default_rng(0).integers(0, CODES, (UNIT, TOKENS), np.uint16)
+    found.time("write parts", "cpu", lambda: [parts.write(part(ids, first, rows)) for first in range(0, rows, UNIT)])
+    found.time("merge parts", "cpu", lambda: merged(parts, -(-rows // UNIT)))
+    return found
 
 
-def merge_parts(folder: Path, rows: int) -> None:
+def part(ids: np.ndarray, first: int, rows: int) -> TokenPart:
+    """The part that begins at row `first`."""
+    n = min(UNIT, rows - first)
+    numbers = np.arange(first, first + n)
+    keys, labels = np.char.mod(b"n00000000/n00000000_%08d", numbers), (numbers // 1300 % 1000).astype(np.int32)
+    block = np.roll(ids[:n], first, axis=1)
+    return TokenPart(first // UNIT, first, n, f"unit {first}", block, labels, keys, {"flip": block[:, ::-1]})
+
+
+def merged(parts: PartsFolder, units: int) -> None:
     """The parts as one file."""
-    from titokctl.formats.token_merge import Tally, merge, summaries
-    from titokctl.formats.token_parts import PartsFolder
-
-    parts, units, tally = PartsFolder(folder / "tokens.h5"), -(-rows // UNIT), Tally()
+    tally = Tally()
     for summary in summaries(parts, units):
         tally.add(summary)
-    merge(parts, header(), units, tally, lambda n: None)  # type: ignore[arg-type]
+    merge(parts, header(), units, tally, lambda n: None)
 
 
 def save_plain(folder: Path, rows: int) -> None:
@@ -84,11 +124,9 @@ def save_plain(folder: Path, rows: int) -> None:
             os.fsync(file.fileno())
 
 
-def open_cache(folder: Path, rows: int) -> None:
+def open_cache(path: Path, rows: int) -> None:
     """Open, check all ids, and load ids and labels."""
-    from titokctl.formats.token_cache import TokenCache
-
-    cache = TokenCache.open(folder / "tokens.h5")
+    cache = TokenCache.open(path)
     assert np.array(cache.ids).shape == (rows, TOKENS)
     assert np.array(cache.labels).shape == (rows,)
 
@@ -96,99 +134,6 @@ def open_cache(folder: Path, rows: int) -> None:
 def load_plain(folder: Path, rows: int) -> None:
     """The ids by np.load."""
     assert np.load(folder / "plain.npy", allow_pickle=False).shape == (rows, TOKENS)
-
-
-def inspect_cache(folder: Path, rows: int) -> None:
-    """What `titokctl inspect` does."""
-    from titokctl.jobs.inspect import inspect
-
-    assert inspect(folder / "tokens.h5").facts["rows"] == rows
-
-
-def verify_cache(folder: Path, rows: int) -> None:
-    """What `titokctl verify` does."""
-    from titokctl.distributed.stop import StopRequest
-    from titokctl.jobs.verify import verify
-    from titokctl.progress import SilentProgress
-
-    result = verify(folder / "tokens.h5", progress=SilentProgress(), stop=StopRequest())
-    assert (result.rows, result.problems) == (rows, [])
-
-
-def join_caches(folder: Path, rows: int) -> None:
-    """What `titokctl merge` does with two caches of these rows."""
-    from titokctl.distributed.stop import StopRequest
-    from titokctl.jobs.merge import merge
-    from titokctl.progress import SilentProgress
-
-    paths = [folder / "tokens.h5"] * 2
-    assert merge(paths, folder / "two.h5", progress=SilentProgress(), stop=StopRequest()).rows == 2 * rows
-
-
-STEPS: dict[str, Callable[[Path, int], float | None]] = {
-    "write parts": write_parts,
-    "merge parts": merge_parts,
-    "np.save": save_plain,
-    "open and load": open_cache,
-    "np.load": load_plain,
-    "inspect": inspect_cache,
-    "verify": verify_cache,
-    "merge two caches": join_caches,
-}
-_IMPORTS = ("titokctl.formats.token_merge", "titokctl.formats.token_cache", "titokctl.jobs.inspect",
-            "titokctl.jobs.verify", "titokctl.jobs.merge")  # fmt: skip
-_QUICK = ("write parts", "merge parts", "np.save", "open and load", "np.load")
-
-
-def run_step(name: str, folder: Path, rows: int, results: "multiprocessing.Queue[dict]") -> None:
-    """Run one step after its imports and report seconds and peak memory."""
-    for module in _IMPORTS[:2] if name in _QUICK else _IMPORTS:
-        __import__(module)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
-    own = STEPS[name](folder, rows)
-    seconds = time.perf_counter() - began if own is None else own
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    results.put({"seconds": round(seconds, 3), "peak_mib": round(peak / 1024), "imports_mib": round(before / 1024)})
-
-
-def measure(rows: int, names: tuple[str, ...], place: Path | None) -> dict[str, dict]:
-    """Run the steps for caches of `rows` rows."""
-    context, measured = multiprocessing.get_context("spawn"), {}
-    folder = Path(tempfile.mkdtemp(dir=place))
-    try:
-        for name in names:
-            results: multiprocessing.Queue[dict] = context.Queue()
-            process = context.Process(target=run_step, args=(name, folder, rows, results))
-            process.start()
-            process.join()
-            if process.exitcode:
-                raise SystemExit(f"{name} failed")
-            measured[name] = results.get()
-            print(json.dumps({"rows": rows, "step": name} | measured[name]), flush=True)
-    finally:
-        shutil.rmtree(folder)
-    return measured
-
-
-def main() -> None:
-    """Measure, then print the ratios to the baselines."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only the size of ImageNet")
-    parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
-    given = parser.parse_args()
-    found = measure(IMAGENET, _QUICK, given.folder)
-    write = found["write parts"]["seconds"] + found["merge parts"]["seconds"]
-    summary = {
-        "write_and_merge_seconds": round(write, 2),
-        "write_and_merge_to_np_save": round(write / found["np.save"]["seconds"], 1),
-        "open_and_load_seconds": found["open and load"]["seconds"],
-        "open_and_load_to_np_load": round(found["open and load"]["seconds"] / found["np.load"]["seconds"], 1),
-        "peak_mib": max(step["peak_mib"] for step in found.values()),
-    }
-    print(json.dumps(summary))
-    if not given.quick:
-        measure(MANY, tuple(STEPS), given.folder)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ Weights are arbitrary; the pixels of both ways are compared for the same ids.
 import torch
 
 from benchmarks.baselines import PlainTokenizer
+from benchmarks.counting import counted, fill, weight_bytes
 from benchmarks.encode import MODELS
-from benchmarks.measuring import BASELINE, Way, compare, counted, default_batch, fill, parser, report, weight_bytes
+from benchmarks.measuring import BASELINE, Way, compare, default_batch, parser, report
 from titokctl.models.inference import fastest_precision, prepared
 from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok

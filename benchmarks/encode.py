@@ -8,7 +8,8 @@ Weights are arbitrary and images random; reading and decoding files are measured
 import torch
 
 from benchmarks.baselines import PlainTokenizer
-from benchmarks.measuring import BASELINE, Way, compare, counted, default_batch, fill, parser, report, weight_bytes
+from benchmarks.counting import counted, fill, weight_bytes
+from benchmarks.measuring import BASELINE, Way, compare, default_batch, parser, report
 from titokctl.models.inference import fastest_precision, prepared
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok

@@ -1,26 +1,19 @@
 """What `titokctl fid` costs: features beside the bare network, statistics, the trace; and what --fast does to numbers.
 
-    python -m benchmarks.fid                          # Inception at full size, random weights: speed asks for no others
-    python -m benchmarks.fid --quick --json           # fewer images
-    python -m benchmarks.fid --device cuda            # on a GPU
-    python -m benchmarks.fid --what deviation         # float32 beside bf16, on the Earth tiles
+    python -m benchmarks.fid [--device cpu|cuda] [--quick] [--json out.json]    # Inception at full size, random weights
+    python -m benchmarks.fid --what deviation                       # float32 beside bf16, on the Earth tiles
 
-Speed: the whole way of `titokctl stats` (an .npz on the disk -> features -> sums) and the bare network on batches that
-are ready, alternately in this run; medians. On a CPU that others use, too, processor time is the measure that means
-something: both are printed. The trace is that of two covariances of 2,048 features; the baseline for it and for the
-sums is one float64 matrix product of the same size in the same run.
+Speed: the whole way of `titokctl stats` (an .npz on the disk -> features -> sums) beside the bare network on batches
+that are ready; the float64 sums and the trace of two covariances of 2,048 features beside one float64 matrix product of
+the same size.
 
 Deviation: lite0 has its published weights; Inception, whose weights are not here, has the weights of the formula that
 the tests compare it by (tests/golden.py), so its figures tell about the arithmetic and not about FIDs.
 """
 
-import argparse
-import json
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -28,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.measuring import BASELINE, Figures, Way, compare, parser, report, report_numbers
 from titokctl.data.earth import earth_tiles
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
@@ -38,34 +32,27 @@ from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.jobs.feature_pass import KEEP_OF_SAMPLES, measure
 from titokctl.jobs.image_sets import from_npz
 from titokctl.models import inception
-from titokctl.models.device import best_device
 from titokctl.models.inception import Inception
 from titokctl.progress import SilentProgress
 from titokctl.weights.feature_networks import inception_from
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, WIDTH = 256, 2048
-Timed = dict[str, float]
 
 
 def main() -> None:
     """Measure what the command line asks for and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("speed", "deviation"), default="speed")
-    parser.add_argument("--device", default=best_device())
-    parser.add_argument("--quick", action="store_true", help="fewer images and rounds")
-    parser.add_argument("--json", action="store_true")
-    words = parser.parse_args()
-    found: dict[str, object] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": words.device}
-    if words.what == "deviation":
-        found |= deviation(words.device, 24 if words.quick else 160)
+    made = parser(__doc__)
+    made.add_argument("--what", choices=("speed", "deviation"), default="speed")
+    given = made.parse_args()
+    if given.what == "deviation":
+        report_numbers("fid: bf16 beside float32", given, deviation(given.device, 24 if given.quick else 160))
     else:
-        found |= features(words.device, words.quick) | sums(words.quick) | trace(words.quick)
-    print(json.dumps(found) if words.json else "\n".join(f"{k:40} {shown(v)}" for k, v in found.items()))
+        report("fid: features, sums and the trace", given, speed(given.device, given.quick), image_size=SIZE)
 
 
-def features(device: str, quick: bool) -> dict[str, object]:
-    """Images a second of the whole way, and its share of the bare network's."""
+def speed(device: str, quick: bool) -> dict[str, Figures]:
+    """The whole way, and its parts."""
     torch.manual_seed(0)
     extractor = inception_extractor(Inception().eval().requires_grad_(False), ExtractorOptions(device))
     count = extractor.batch_size * (4 if quick else 12 if device == "cpu" else 60)
@@ -90,42 +77,24 @@ def features(device: str, quick: bool) -> dict[str, object]:
         def whole() -> None:
             measure(images, extractor, KEEP_OF_SAMPLES, "images", SilentProgress(), stop)
 
-        rows = alternately({"bare": bare, "whole": whole}, 1 if quick else 3)
-    wall, cpu = (rows["bare"][k] / rows["whole"][k] for k in ("wall", "cpu"))
-    return {
-        "images": count,
-        "features_per_s": count / rows["whole"]["wall"],
-        "features_per_cpu_s": count / rows["whole"]["cpu"],
-        "share_of_bare_network_by_the_clock": wall,
-        "share_of_bare_network_by_cpu_time": cpu,
-    }
+        ways = {BASELINE: Way(bare, items=count), "ours": Way(whole, items=count)}
+        return compare(ways | statistics_ways(), device, 1 if quick else 3)
 
 
-def sums(quick: bool) -> dict[str, object]:
-    """The float64 sums for mean and covariance, beside bare products of the same blocks."""
-    rows = np.random.default_rng(0).random((1024, WIDTH), dtype=np.float32)
-    ready = torch.from_numpy(rows).double()
-    collected = GaussianSums(WIDTH)
-    found = alternately({"bare": lambda: ready.T @ ready, "sums": lambda: collected.add(rows)}, 3 if quick else 9)
-    return {
-        "sums_images_per_cpu_s": len(rows) / found["sums"]["cpu"],
-        "sums_share_of_bare_product": found["bare"]["cpu"] / found["sums"]["cpu"],
-    }
-
-
-def trace(quick: bool) -> dict[str, object]:
-    """Seconds of the trace at 2,048 and how many bare products of that size it takes the time of."""
+def statistics_ways() -> dict[str, Way]:
+    """The sums for mean and covariance of 1,024 images, and the trace, each beside bare products."""
     rng = np.random.default_rng(0)
+    rows = rng.random((1024, WIDTH), dtype=np.float32)
+    ready, collected = torch.from_numpy(rows).double(), GaussianSums(WIDTH)
     mixing = rng.standard_normal((WIDTH, WIDTH)) * np.linspace(0.01, 1, WIDTH)
     a, b = (gaussian_of((rng.standard_normal((5000, WIDTH)) @ mixing).astype(np.float32)) for _ in range(2))
     x = torch.from_numpy(a.covariance)
-    ways = {"product": lambda: x @ x, "trace": lambda: trace_of_root(a.covariance, b.covariance)}
-    found = alternately(ways, 1 if quick else 3)
+    of_rows, square = "product of 1,024 rows", "square product"
     return {
-        "trace_s_by_the_clock": found["trace"]["wall"],
-        "trace_cpu_s": found["trace"]["cpu"],
-        "trace_in_bare_products": found["trace"]["cpu"] / found["product"]["cpu"],
-        "product_gflops_per_cpu_s": 2 * WIDTH**3 / found["product"]["cpu"] / 1e9,
+        of_rows: Way(lambda: ready.T @ ready, items=len(rows), beside=of_rows),
+        "sums": Way(lambda: collected.add(rows), items=len(rows), beside=of_rows),
+        square: Way(lambda: x @ x, beside=square),
+        "trace": Way(lambda: trace_of_root(a.covariance, b.covariance), beside=square),
     }
 
 
@@ -179,28 +148,6 @@ def tiles(split: str, count: int) -> np.ndarray:
     """(count, 64, 64, 3) uint8 Earth tiles of a split, spread over it."""
     found = [tile.pixels for tile in earth_tiles() if tile.split == split]
     return np.stack(list(islice(found, 0, None, len(found) // count))[:count])
-
-
-def alternately(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timed]:
-    """Medians of the clock's and the processor's seconds of every way, after one round to warm up."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for round_ in range(rounds + 1):
-        for name, way in ways.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            way()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if round_:
-                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {
-        name: {"wall": statistics.median(w for w, _ in rows), "cpu": statistics.median(c for _, c in rows)}
-        for name, rows in times.items()
-    }
-
-
-def shown(value: object) -> str:
-    """A number short, anything else as it is."""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

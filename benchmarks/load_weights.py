@@ -1,40 +1,49 @@
-"""Time and memory of loading TiTok-L-32 (641M parameters) to the CPU, beside reading its file.
+"""Loading TiTok-L-32 (641 M parameters), beside reading its file: time, and the peak memory of a process that loads it.
 
-    python benchmarks/load_weights.py [--official] [--folder /tmp]
+    python -m benchmarks.load_weights [--official] [--folder /tmp] [--model titok-l-32] [--device cpu|cuda] [--quick]
+        [--json out.json]
 
-Writes a file of random weights, then reads and loads it in fresh processes, three times each. It was just written, so
-both come from the page cache. Prints seconds, peak resident memory and the two ratios.
+Writes a file of random weights; it was just written, so it comes from the page cache. `memory_ratio` is to the bytes of
+the file.
 """
 
-import argparse
-import json
 import multiprocessing
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-_READ = """
-buffer = bytearray(16 << 20)
-with open(path, "rb", buffering=0) as file:
-    while file.readinto(buffer):
-        pass
-"""
-_LOAD = "load_tokenizer(path)"
-_HARNESS = """
-import json, resource, sys, time
-from pathlib import Path
+from benchmarks.measuring import BASELINE, Way, compare, parser, peak_memory_of, report
 from titokctl.weights.load import load_tokenizer
-path = Path(sys.argv[1])
-began = time.perf_counter()
-{work}
-seconds = time.perf_counter() - began
-print(json.dumps({{"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}}))
-"""
+
+MODELS = ("titok-l-32", "titok-b-64", "titok-s-128")
+_LOAD = "import sys; from titokctl.weights.load import load_tokenizer; model = load_tokenizer(sys.argv[1])"
 
 
-def make(path: Path, official: bool) -> None:
-    """Write TiTok-L-32 with random weights, in our layout or in the official one."""
+def main() -> None:
+    """Measure and print."""
+    made = parser(__doc__)
+    made.add_argument("--model", default=MODELS[0], choices=MODELS)
+    made.add_argument("--official", action="store_true", help="in the layout of the published files")
+    made.add_argument("--folder", type=Path, help="where to write (default: the folder for temporary files)")
+    given = made.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        path = Path(folder) / ("weights" if given.official else "weights.safetensors")
+        # In a process of its own, whose memory goes with it.
+        maker = multiprocessing.get_context("spawn").Process(target=make, args=(path, given.model, given.official))
+        maker.start()
+        maker.join()
+        file = path / "model.safetensors" if given.official else path
+        size = file.stat().st_size
+        ratio = peak_memory_of(_LOAD, path) / size
+        ways = {
+            BASELINE: Way(lambda: read(file), bytes=size),
+            "ours": Way(lambda: load_tokenizer(str(path), given.device), bytes=size),
+        }
+        found = compare(ways, given.device, 1 if given.quick else 3, training=True)
+    report(f"load_weights: {given.model}, a file to a network", given, found, memory_ratio=round(ratio, 3))
+
+
+def make(path: Path, name: str, official: bool) -> None:
+    """Write the model with random weights, in our layout or in the official one."""
     import torch
 
     from titokctl.weights.build import shapes, skeleton
@@ -42,39 +51,18 @@ def make(path: Path, official: bool) -> None:
     from titokctl.weights.official.files import write_official
     from titokctl.weights.store import Weights, save
 
-    config = BY_NAME["titok-l-32"].config
+    config = BY_NAME[name].config
     needed = shapes(skeleton("tokenizer", config).state_dict())
     weights = Weights("tokenizer", config, {name: torch.randn(shape) for name, shape in needed.items()})
-    if official:
-        write_official(path, weights)
-    else:
-        save(path, weights)
+    (write_official if official else save)(path, weights)
 
 
-def measure(work: str, path: Path) -> dict[str, float]:
-    """Seconds and peak memory of `work` in a process of its own; the best of three."""
-    command = [sys.executable, "-c", _HARNESS.format(work=work), str(path)]
-    runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
-    return min(runs, key=lambda run: run["seconds"])
-
-
-def main() -> None:
-    """Measure and print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--official", action="store_true")
-    parser.add_argument("--folder", type=Path)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        path = Path(folder) / ("l32" if given.official else "l32.safetensors")
-        # In a process of its own: children inherit their parent's peak.
-        maker = multiprocessing.get_context("spawn").Process(target=make, args=(path, given.official))
-        maker.start()
-        maker.join()
-        file = path / "model.safetensors" if given.official else path
-        size = file.stat().st_size
-        read, load = measure(_READ, file), measure(_LOAD, path)
-    ratios = {"time_ratio": load["seconds"] / read["seconds"], "memory_ratio": load["peak"] / size}
-    print(json.dumps({"bytes": size, "read": read, "load": load, **ratios}))
+def read(path: Path) -> None:
+    """All bytes, 16 MiB at a time."""
+    buffer = bytearray(16 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
 
 
 if __name__ == "__main__":

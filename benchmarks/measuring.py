@@ -1,15 +1,17 @@
-"""What the benchmarks share: flags, alternate measuring, the device's peaks, counts of operations, one table.
+"""What the benchmarks share: flags, alternate measuring, the device's peaks, one table.
 
 Ways of doing the same thing are run in turns, and so are a large matrix product and a large copy: where other work is
 done beside it, the median of the rounds' ratios still means something, when absolute times don't.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from titokctl.models.device import best_device
 from titokctl.models.precision import Precision, low_dtype
 
 BASELINE = "baseline"
-Network = TypeVar("Network", bound=nn.Module)
+Result = TypeVar("Result")
 _SIDE = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 
@@ -59,6 +57,9 @@ class Way:
         precision: of its arithmetic; decides which peak it is compared with.
         operations, bytes: of one run, by count; None where nobody counted.
         weights: bytes of its weights.
+        beside: the way it is compared with.
+        before: done before each run, outside the time.
+        items: images or rows of one run.
     """
 
     run: Callable[[], object]
@@ -66,6 +67,22 @@ class Way:
     operations: float | None = None
     bytes: float | None = None
     weights: int | None = None
+    beside: str = BASELINE
+    before: Callable[[], object] = lambda: None
+    items: int | None = None
+
+
+class Parts(dict[str, tuple[float, float]]):
+    """What a way's run returns when it times parts of itself; they get rows of their own below it."""
+
+    def time(self, name: str, device: str, call: Callable[[], Result]) -> Result:
+        """Do `call` as the part `name`."""
+        synchronize(device)
+        began, processor = time.perf_counter(), _processor_seconds()
+        found = call()
+        synchronize(device)
+        self[f"  {name}"] = time.perf_counter() - began, _processor_seconds() - processor
+        return found
 
 
 @dataclass(frozen=True)
@@ -85,54 +102,70 @@ class Figures:
     gbyte: float | None = None
     share_of_peak: float | None = None
     weights_mib: int | None = None
+    items_per_second: float | None = None
 
 
-def compare(ways: Mapping[str, Way], device: str, repeats: int) -> dict[str, Figures]:
-    """Measure `ways` in turns; the one called "baseline" is what the others are compared with.
+def compare(ways: Mapping[str, Way], device: str, repeats: int, training: bool = False) -> dict[str, Figures]:
+    """Measure `ways` in turns; each is compared with the one it is `beside`.
 
     Large matrix products and copies, measured in the same turns, are there as "peak float32", "peak bf16", "peak copy".
     """
-    with torch.inference_mode():
+    with torch.inference_mode(not training):
         calls = {name: way.run for name, way in ways.items()} | _peak_calls(device, ways)
-        rounds = _in_turns(calls, device, repeats)
+        rounds = _in_turns(calls, ways, device, repeats)
     peaks = {f"peak {_type_name(way.precision)}": 2.0 * _SIDE[device] ** 3 for way in ways.values()}
     found = {}
     for name, times in rounds.items():
-        way = ways.get(name) or Way(calls[name], operations=peaks.get(name), bytes=_copied(name, device))
+        way = ways.get(name) or Way(_nothing, operations=peaks.get(name), bytes=_copied(name, device))
         peak = f"peak {_type_name(way.precision)}"
-        compared = name in ways and name != BASELINE and BASELINE in ways
+        compared = name in ways and name != way.beside and way.beside in ways
+        seconds = statistics.median(wall for wall, _ in times)
         found[name] = Figures(
-            seconds=statistics.median(wall for wall, _ in times),
+            seconds=seconds,
             quartiles=_quartiles([wall for wall, _ in times]),
             processor_seconds=statistics.median(processor for _, processor in times),
-            times_as_fast=_ratio(rounds, name, 0) if compared else None,
-            times_less_processor=_ratio(rounds, name, 1) if compared and device == "cpu" else None,
+            times_as_fast=_ratio(rounds[way.beside], times, 0) if compared else None,
+            times_less_processor=_ratio(rounds[way.beside], times, 1) if compared and device == "cpu" else None,
             gflop=way.operations and way.operations / 1e9,
             gbyte=way.bytes and way.bytes / 1e9,
             share_of_peak=_share(rounds, name, way, peak, device) if name in ways and way.operations else None,
             weights_mib=None if way.weights is None else way.weights >> 20,
+            items_per_second=way.items and way.items / seconds,
         )
     return found
 
 
-def _in_turns(calls: Mapping[str, Callable[[], object]], device: str, repeats: int) -> dict[str, list[Any]]:
-    """(wall, processor) seconds of each call in each of `repeats` rounds, after one that does not count."""
-    rounds: dict[str, list[Any]] = {name: [] for name in calls}
+def _in_turns(
+    calls: Mapping[str, Callable[[], object]], ways: Mapping[str, Way], device: str, repeats: int
+) -> dict[str, list[Any]]:
+    """(wall, processor) seconds of each call and its parts in `repeats` rounds, after one that does not count."""
+    rounds: dict[str, list[Any]] = {}
     for number in range(repeats + 1):
         for name, call in calls.items():
-            synchronize(device)
-            began, processor = time.perf_counter(), _processor_seconds()
-            call()
-            synchronize(device)
+            if name in ways:
+                ways[name].before()
+            whole = Parts()
+            parts = whole.time(name, device, call)
             if number:
-                rounds[name].append((time.perf_counter() - began, _processor_seconds() - processor))
+                rounds.setdefault(name, []).append(whole[f"  {name}"])
+                for part, spent in parts.items() if isinstance(parts, Parts) else ():
+                    rounds.setdefault(part, []).append(spent)
     return rounds
 
 
+def _nothing() -> None:
+    pass
+
+
 def _processor_seconds() -> float:
-    """Of this process, all its threads, and its finished children."""
+    """Of this process, all its threads, and its children, of those that still run to a hundredth of a second."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    ticks = 0
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            with contextlib.suppress(OSError):  # it may have ended
+                ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+    return sum(one.ru_utime + one.ru_stime for one in used) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_calls(device: str, ways: Mapping[str, Way]) -> dict[str, Callable[[], object]]:
@@ -153,15 +186,17 @@ def _type_name(precision: Precision) -> str:
     return "float32" if low_dtype(precision) is None else precision
 
 
-def _ratio(rounds: Mapping[str, list[Any]], name: str, clock: int) -> float:
-    return statistics.median(b[clock] / o[clock] for b, o in zip(rounds[BASELINE], rounds[name], strict=True))
+def _ratio(baseline: Sequence[Any], ours: Sequence[Any], clock: int) -> float:
+    return statistics.median(b[clock] / max(o[clock], 1e-9) for b, o in zip(baseline, ours, strict=True))
 
 
 def _share(rounds: Mapping[str, list[Any]], name: str, way: Way, peak: str, device: str) -> float:
     clock = 1 if device == "cpu" else 0
     assert way.operations is not None
     amount = way.operations / (2.0 * _SIDE[device] ** 3)
-    return statistics.median(amount * p[clock] / o[clock] for p, o in zip(rounds[peak], rounds[name], strict=True))
+    return statistics.median(
+        amount * p[clock] / max(o[clock], 1e-9) for p, o in zip(rounds[peak], rounds[name], strict=True)
+    )
 
 
 def _copied(name: str, device: str) -> float | None:
@@ -173,61 +208,6 @@ def _quartiles(times: Sequence[float]) -> tuple[float, float]:
         return times[0], times[0]
     low, _, high = statistics.quantiles(times, n=4, method="inclusive")
     return low, high
-
-
-def counted(run: Callable[[], object]) -> dict[str, float]:
-    """`operations` (multiplications and additions of products, convolutions and attention) and `bytes` of `run`.
-
-    Bytes are those of all tensors that go into an operation or come out of it, as if nothing stayed in a cache. Nothing
-    is computed: `run` works on fake tensors, so it must not look at values.
-    """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    # torch counts the attention kernels of GPUs only.
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations}
-    flops, traffic = FlopCounterMode(display=False, custom_mapping=attention), _Bytes()
-    with torch.inference_mode(), fake, flops, traffic:
-        run()
-    return {"operations": float(flops.get_total_flops()), "bytes": float(traffic.total)}
-
-
-def _attention_operations(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-class _Bytes(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = torch.utils._pytree.tree_leaves((args, kwargs, out))
-            self.total += sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
-        return out
-
-
-def fill(module: Network) -> Network:
-    """Quick arbitrary weights of the usual size, in place: norms 1, biases 0, the rest by fan-in; frozen."""
-    block = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim == 1:
-                parameter.zero_()
-                continue
-            flat, scale = parameter.view(-1), max(1, parameter[0].numel()) ** -0.5
-            for start in range(0, flat.numel(), len(block)):
-                part = flat[start : start + len(block)]
-                torch.mul(block[: len(part)], scale, out=part)
-        for part in module.modules():
-            if isinstance(part, nn.LayerNorm | nn.GroupNorm):
-                part.reset_parameters()
-    return module.requires_grad_(False).eval()
-
-
-def weight_bytes(*modules: nn.Module) -> int:
-    """Bytes of all parameters of the modules, shared ones once."""
-    return sum({p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}.values())
 
 
 def environment(device: str) -> dict[str, object]:
@@ -244,16 +224,34 @@ def environment(device: str) -> dict[str, object]:
 
 def report(title: str, given: argparse.Namespace, found: Mapping[str, Figures], **facts: object) -> None:
     """Print the table and write the JSON file that was asked for."""
+    facts = _head(title, given, facts)
+    names = ("", "seconds", "quartiles", "x baseline", "proc. s", "x baseline", "GFLOP", "GB", "GFLOP/s", "of peak")
+    rows = [(*names, "weights", "items/s"), *(_row(name, one) for name, one in found.items())]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    for first, *cells in zip(*columns, strict=True):
+        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
+    _write(title, given, facts, {name: asdict(one) for name, one in found.items()})
+
+
+def report_numbers(title: str, given: argparse.Namespace, found: Mapping[str, object], **facts: object) -> None:
+    """The same for what is no comparison of times: a line for each number."""
+    facts = _head(title, given, facts)
+    for name, value in found.items():
+        print(f"{name:40} {value:.5g}" if isinstance(value, float) else f"{name:40} {value}")
+    _write(title, given, facts, found)
+
+
+def _head(title: str, given: argparse.Namespace, facts: dict[str, object]) -> dict[str, object]:
     facts = {**environment(given.device), **facts, "peak_memory_mib": _peak_memory(given.device)}
     print(title)
     print("  " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    names = ("", "seconds", "quartiles", "x baseline", "proc. s", "x baseline", "GFLOP", "GB", "GFLOP/s", "of peak")
-    rows = [(*names, "weights"), *(_row(name, one) for name, one in found.items())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *cells in rows:
-        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
+    return facts
+
+
+def _write(title: str, given: argparse.Namespace, facts: object, figures: object) -> None:
     if given.json:
-        values = {"what": title, "facts": facts, "figures": {name: asdict(one) for name, one in found.items()}}
+        values = {"what": title, "facts": facts, "figures": figures}
         given.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
@@ -273,7 +271,17 @@ def _row(name: str, one: Figures) -> tuple[str, ...]:
         shown(one.gflop and one.gflop / one.seconds, ".0f"),
         shown(one.share_of_peak, ".0%"),
         "" if one.weights_mib is None else f"{one.weights_mib} MiB",
+        shown(one.items_per_second, ".4g"),
     )
+
+
+def peak_memory_of(code: str, *words: object) -> int:
+    """Bytes that a process of its own holds at most while it runs this Python code."""
+    # Not ru_maxrss, which begins with what the parent held.
+    code += "\nprint(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])"
+    command = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) << 10
 
 
 def _peak_memory(device: str) -> int:

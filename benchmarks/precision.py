@@ -9,19 +9,18 @@ decoded from the same ids, and the share of equal ids after a whole decoding wit
 fp16, but its arithmetic can be judged there.
 """
 
-import argparse
-import json
+from argparse import Namespace
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.measuring import parser, report_numbers
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.images import to_float
 from titokctl.data.pipeline import TrainingImages
 from titokctl.data.sources import open_source
-from titokctl.models.device import best_device
 from titokctl.models.inference import prepared
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.precision import Precision, precision
@@ -29,7 +28,7 @@ from titokctl.models.titok.tokenizer import TiTok
 from titokctl.sampling.decoding import decode_ids
 from titokctl.weights.load import load_generator, load_tokenizer
 
-_BATCH, _IMAGES, _QUICK_IMAGES = 16, 1024, 128
+_BATCH, _IMAGES, _QUICK_IMAGES = 16, 1024, 128  # of a run with --quick
 
 
 def main() -> None:
@@ -39,31 +38,23 @@ def main() -> None:
     generator = load_generator(given.generator, given.device) if given.generator else None
     images = _images(given.images, tokenizer.config.image_size, _QUICK_IMAGES if given.quick else _IMAGES)
     ids = _tokens(tokenizer, images, "float32", given.device)
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, float] = {}
     for name in _lower(given.device):
-        found[name] = {
-            "same_ids": _equal(_tokens(tokenizer, images, name, given.device), ids),
-            "pixel_difference_of_255": _pixel_difference(tokenizer, ids, name, given.device),
-        }
+        found[f"{name}_same_ids"] = _equal(_tokens(tokenizer, images, name, given.device), ids)
+        found[f"{name}_pixel_difference_of_255"] = _pixel_difference(tokenizer, ids, name, given.device)
         if generator is not None:
             drawn = [_drawn(generator, len(images), one, given.device) for one in ("float32", name)]
-            found[name]["same_sampled_ids"] = _equal(*drawn)  # type: ignore[arg-type]
-    print(f"{len(images)} images, {tokenizer.config.num_latent_tokens} ids each, against float32 on {given.device}")
-    for name, figures in found.items():
-        print(f"{name:6}", "  ".join(f"{key} {value:.5g}" for key, value in figures.items()))
-    if given.json:
-        given.json.write_text(json.dumps({"images": len(images), "found": found}) + "\n", encoding="utf-8")
+            found[f"{name}_same_sampled_ids"] = _equal(*drawn)  # type: ignore[arg-type]
+    tokens = tokenizer.config.num_latent_tokens
+    report_numbers("precision: beside float32", given, found, images=len(images), ids_an_image=tokens)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", required=True, help="a trained one")
-    parser.add_argument("--images", required=True, type=Path, help="a source of images it was not trained on")
-    parser.add_argument("--generator", help="one trained on its ids")
-    parser.add_argument("--device", default=best_device(), choices=("cpu", "cuda"))
-    parser.add_argument("--quick", action="store_true", help=f"{_QUICK_IMAGES} images instead of {_IMAGES}")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    return parser.parse_args()
+def _arguments() -> Namespace:
+    made = parser(__doc__)
+    made.add_argument("--tokenizer", required=True, help="a trained one")
+    made.add_argument("--images", required=True, type=Path, help="a source of images it was not trained on")
+    made.add_argument("--generator", help="one trained on its ids")
+    return made.parse_args()
 
 
 def _lower(device: str) -> tuple[Precision, ...]:

@@ -9,8 +9,9 @@ decoder) are measured in the same turns. Weights are arbitrary; pixels of both w
 import torch
 
 from benchmarks import baselines
+from benchmarks.counting import counted, fill, weight_bytes
 from benchmarks.decode import cost, decoder_bytes, pixel_difference
-from benchmarks.measuring import BASELINE, Way, compare, counted, default_batch, fill, parser, report, weight_bytes
+from benchmarks.measuring import BASELINE, Way, compare, default_batch, parser, report
 from titokctl.config import recipe_files
 from titokctl.config.sampling import SamplingConfig
 from titokctl.models.inference import fastest_precision, prepared

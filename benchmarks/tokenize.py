@@ -1,47 +1,107 @@
-"""`titokctl tokenize` beside the bare encoder on ready tensors, and its memory for few and for many images.
+"""`titokctl tokenize` from files to a cache, beside the plain way and the bare encoder; its memory for many images.
 
-    python -m benchmarks.tokenize [--encoder small|base|large] [--images 96] [--rounds 3] [--device cpu]
+    python -m benchmarks.tokenize [--encoder small|base|large] [--images 96] [--precision float32] [--device cpu|cuda]
+        [--quick] [--json out.json]
     python -m benchmarks.tokenize --memory 10000 200000
 
-The first writes JPEGs of ImageNet's usual sizes as a shard, then in turns encodes the ready tensors of all of them in
-the command's tiles, and runs the command's job on the shard (read, decode, encode, write, merge; without starting
-Python and loading weights). Encoder widths and layers are those of TiTok; weights are random. Prints a line of JSON:
-images/s of the best round of both, and the ratio.
-The second tokenizes tiny pictures with a tiny encoder and prints the peak memory of the whole command for each count.
+The first gives the command's job a shard of JPEGs of ImageNet's usual sizes (load weights, read, decode, encode, write,
+merge; without starting Python). The baseline: a DataLoader with Pillow, a float32 encoder around nn.MultiheadAttention,
+a .npy file for each image. The bare encoder gets ready tensors in the command's tiles, so what the command takes longer
+is everything else.
+Encoder widths and layers are those of TiTok; weights are random. The second tokenizes tiny pictures with a tiny encoder
+and prints the peak memory of the whole command for each count.
 """
 
-import argparse
 import io
-import json
-import subprocess
-import sys
+import itertools
 import tarfile
 import tempfile
-import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from benchmarks.preprocess import picture
+from benchmarks.baselines import PillowImages, PlainTokenizer, save_each
+from benchmarks.measuring import BASELINE, Figures, Way, compare, parser, peak_memory_of, report, report_numbers
+from benchmarks.preprocess import write_pictures
 from titokctl.config.models import TokenizerConfig, TransformerConfig
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import preprocess, to_float
+from titokctl.data.workers import available_cores
 from titokctl.distributed.stop import StopRequest
 from titokctl.jobs.tile_encoder import default_tile
 from titokctl.jobs.tokenize import tokenize
+from titokctl.models.inference import prepared
 from titokctl.models.initialization import initialize
+from titokctl.models.precision import PRECISIONS, precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import SilentProgress
 from titokctl.weights.store import save_tokenizer
 
 ENCODERS = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
-_PEAK = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
+SIZE = 256
+_COMMAND = "import sys; from titokctl.cli.app import run; assert run(sys.argv[1:]) == 0"
+
+
+def main() -> None:
+    """Measure and print."""
+    made = parser(__doc__)
+    made.add_argument("--encoder", choices=ENCODERS, default="small")
+    made.add_argument("--images", type=int, help="default: 96, or 16 with --quick")
+    made.add_argument("--precision", choices=PRECISIONS, default="float32", help="ours")
+    made.add_argument("--memory", type=int, nargs="+", metavar="IMAGES", help="only the peak memory for these counts")
+    given = made.parse_args()
+    if given.memory:
+        found = {f"peak_mib_of_{count}_images": peak_memory(count) >> 20 for count in given.memory}
+        report_numbers("tokenize: peak memory of the command", given, found)
+        return
+    count = given.images or (16 if given.quick else 96)
+    figures = speed(given, count)
+    title = f"tokenize: {given.encoder} encoder, files to a cache"
+    report(title, given, figures, images=count, batch=default_tile(given.device), precision=given.precision)
+
+
+def speed(given: Namespace, count: int) -> dict[str, Figures]:
+    """All ways, in turns."""
+    device, tile = given.device, default_tile(given.device)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "shards").mkdir()
+        (root / "rows").mkdir()
+        paths = write_pictures(root, count)
+        images = [path.read_bytes() for path in paths]
+        write_shard(root / "shards" / "0.tar", images, range(count), "jpg")
+        model = tokenizer(root / "tok.safetensors", SIZE, 16, ENCODERS[given.encoder], 32).to(device)
+        plain, ready = PlainTokenizer(model), prepared(model, device, given.precision, "encoder")
+        loader = DataLoader(PillowImages(paths, SIZE), tile, num_workers=available_cores())
+        config, outputs = PreprocessingConfig(size=SIZE), itertools.count()
+        squares = to_float(torch.from_numpy(np.stack([preprocess(data, config) for data in images])))
+        tiles = [part.to(device) for part in squares.split(tile)]
+
+        def baseline() -> None:
+            for number, batch in enumerate(loader):
+                ids = model.quantizer.nearest(plain.encode(batch.to(device)))
+                save_each(root / "rows", ids.cpu().numpy(), number * tile)
+
+        def bare() -> None:
+            with precision(given.precision, device):
+                torch.cat([ready.tokenize_unchecked(part) for part in tiles]).cpu()
+
+        def command() -> None:
+            tokenize(
+                [root / "shards"], root / f"{next(outputs)}.h5", str(root / "tok.safetensors"), root, views=(),
+                precision_name=given.precision, device=device, progress=SilentProgress(), stop=StopRequest(),
+            )  # fmt: skip
+
+        ways = {
+            BASELINE: Way(baseline, items=count),
+            "ours": Way(command, given.precision, items=count),
+            "bare encoder": Way(bare, given.precision, items=count),
+        }
+        return compare(ways, device, 1 if given.quick else 3)
 
 
 def tokenizer(path: Path, size: int, patch: int, encoder: tuple[int, int, int], tokens: int) -> TiTok:
@@ -68,39 +128,8 @@ def write_shard(path: Path, images: list[bytes], numbers: range, ending: str) ->
             tar.addfile(member, io.BytesIO(data))
 
 
-def speed(name: str, count: int, rounds: int, device: str) -> dict[str, float | str]:
-    """Images/s of the bare encoder and of the command, the best of several rounds in turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        model = tokenizer(root / "tok.safetensors", 256, 16, ENCODERS[name], 32).to(device)
-        images = [picture(i) for i in range(count)]
-        (root / "shards").mkdir()
-        write_shard(root / "shards" / "0.tar", images, range(count), "jpg")
-        config = PreprocessingConfig(size=256)
-        ready = to_float(torch.from_numpy(np.stack([preprocess(data, config) for data in images])))
-        tiles = [tile.to(device) for tile in ready.split(default_tile(device))]
-        best = {"encoder": 0.0, "command": 0.0}
-        for i in range(rounds):
-            best["encoder"] = max(best["encoder"], count / _seconds_of(model, tiles))
-            result = tokenize(
-                [root / "shards"], root / f"{i}.h5", str(root / "tok.safetensors"), root, views=(), device=device,
-                progress=SilentProgress(), stop=StopRequest(),
-            )  # fmt: skip
-            assert result is not None
-            best["command"] = max(best["command"], count / result.seconds)
-    return {"name": name, "images": count, **{k: round(v, 3) for k, v in best.items()},
-            "ratio": round(best["command"] / best["encoder"], 3)}  # fmt: skip
-
-
-def _seconds_of(model: TiTok, tiles: list[torch.Tensor]) -> float:
-    began = time.perf_counter()
-    for tile in tiles:
-        model.tokenize(tile).cpu()
-    return time.perf_counter() - began
-
-
-def peak_memory(count: int) -> dict[str, float]:
-    """Peak resident memory of the command for `count` tiny pictures."""
+def peak_memory(count: int) -> int:
+    """Bytes that the command's process holds at most for `count` tiny pictures."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         tokenizer(root / "tok.safetensors", 16, 8, (32, 1, 2), 8)
@@ -113,46 +142,8 @@ def peak_memory(count: int) -> dict[str, float]:
         (root / "shards").mkdir()
         for shard, first in enumerate(range(0, count, 10_000)):
             write_shard(root / "shards" / f"{shard:03d}.tar", pictures, range(first, min(first + 10_000, count)), "png")
-        words = [
-            "tokenize",
-            str(root / "shards"),
-            "-o",
-            str(root / "t.h5"),
-            "--tokenizer",
-            str(root / "tok.safetensors"),
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "titokctl",
-            *words,
-            "--views",
-            "none",
-            "--batch-size",
-            "256",
-            "--quiet",
-            "--json",
-        ]
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", _PEAK, *command], check=True, capture_output=True, text=True)
-        seconds = time.perf_counter() - began
-        return {"images": count, "peak_mib": int(done.stdout.split()[-1]) // 1024, "seconds": round(seconds, 1)}
-
-
-def main() -> None:
-    """Measure and print lines of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", choices=ENCODERS, default="small")
-    parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--memory", type=int, nargs="+", metavar="IMAGES")
-    given = parser.parse_args()
-    if given.memory:
-        for count in given.memory:
-            print(json.dumps(peak_memory(count)), flush=True)
-    else:
-        print(json.dumps(speed(given.encoder, given.images, given.rounds, given.device)))
+        words = ["tokenize", root / "shards", "-o", root / "t.h5", "--tokenizer", root / "tok.safetensors"]
+        return peak_memory_of(_COMMAND, *words, "--views", "none", "--batch-size", 256, "--quiet", "--json")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where a training step's time goes: data, forward and backward, optimizer with clipping and EMA; beside a plain model.
 
-    python -m benchmarks.train_step --what generator --quick            # the tiny recipe, a few steps
-    python -m benchmarks.train_step --what generator --recipe maskgit-vit-l-32 --json     # on a GPU
+    python -m benchmarks.train_step --what generator --quick [--device cpu|cuda] [--json out.json]   # the tiny recipe
+    python -m benchmarks.train_step --what generator --recipe maskgit-vit-l-32            # on a GPU
     python -m benchmarks.train_step --what generator --recipe maskgit-vit-l-32 --set model.num_layers=4 \\
         --set training.global_batch_size=32         # clipping, optimizer and EMA at L-32's width, on a CPU
     python -m benchmarks.train_step --what tokenizer                    # the whole loop: data wait and overhead
@@ -9,9 +9,7 @@
     python -m benchmarks.train_step --what memory                       # two processes that read all of such a cache
 
 The baseline of a generator is torch's own nn.TransformerEncoder of the same sizes, eager float32, with its default
-AdamW, on ids that are ready on the device. All figures of a run are measured alternately in that run: the medians and
-their ratios mean something on a busy machine, too, where absolute times don't. On a GPU the peak of a matrix product is
-measured as well and the share of it (MFU) printed.
+AdamW, on ids that are ready on the device. `of peak` is MFU: operations by the number of parameters and positions.
 
 A tokenizer runs through the loop as train-tokenizer runs it, on JPEGs of which each is seen for the first time.
 `data_wait` and `loop_overhead` (everything but forward, backward and optimizer, the wait included) are shares of the
@@ -19,16 +17,14 @@ time from the first measured step to the last; held-out numbers and pictures are
 long a checkpoint holds the loop up, over the steps between two of them.
 """
 
-import argparse
-import json
-import platform
+import itertools
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +33,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks.cache import IMAGENET, header
+from benchmarks.measuring import BASELINE, Figures, Parts, Way, compare, parser, report, report_numbers
 from titokctl.config import recipe_files
 from titokctl.config.recipe import GeneratorRecipe
 from titokctl.config.tokenizer_recipe import TokenizerRecipe
@@ -52,88 +50,75 @@ from titokctl.jobs.stage_start import Start
 from titokctl.jobs.step_images import StepImages
 from titokctl.jobs.tokenizer_stages import Surroundings, build_stage
 from titokctl.jobs.train_generator import build_task
-from titokctl.models.device import best_device
 from titokctl.progress import SilentProgress
 from titokctl.training.image_stage import ImageStage
 from titokctl.training.loop import Loop, Metrics
 from titokctl.training.masked_tokens import MaskedTokens
-from titokctl.training.speed import training_cost, transformer_operations
+from titokctl.training.speed import transformer_operations
 
-IMAGENET, WARM = 1_281_167, 3
+WARM = 3
 
 
 def main() -> None:
     """Measure what the command line asks for and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("generator", "tokenizer", "loading", "memory"), default="generator")
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--set", action="append", default=[], help="as titokctl train takes it")
-    parser.add_argument("--device", default=best_device())
-    parser.add_argument("--quick", action="store_true", help="6 steps instead of 40")
-    parser.add_argument("--json", action="store_true")
-    words = parser.parse_args()
-    steps = 6 if words.quick else 40
-    if words.what == "loading":
-        found = loading(words.device)
-    elif words.what == "memory":
-        found = memory()
-    elif words.what == "tokenizer":
-        found = whole_loop(recipe_files.load(words.recipe, "tokenizer", words.set), words.device, steps)
+    made = parser(__doc__)
+    made.add_argument("--what", choices=("generator", "tokenizer", "loading", "memory"), default="generator")
+    made.add_argument("--recipe", default="tiny")
+    made.add_argument("--set", action="append", default=[], help="as titokctl train-gen takes it")
+    given = made.parse_args()
+    steps = 6 if given.quick else 40
+    if given.what == "loading":
+        report_numbers("train_step: from a closed cache to the first batch", given, loading(given.device))
+    elif given.what == "memory":
+        report_numbers("train_step: a cache in two processes", given, memory())
+    elif given.what == "tokenizer":
+        tokenizer: TokenizerRecipe = recipe_files.load(given.recipe, "tokenizer", given.set)
+        found = whole_loop(tokenizer, given.device, steps)
+        report_numbers(f"train_step: the loop of {given.recipe}", given, found)
     else:
-        recipe: GeneratorRecipe = recipe_files.load(words.recipe, "generator", words.set)
-        found = step(recipe, words.device, steps)
-    found |= {"device": device_name(words.device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(json.dumps(found) if words.json else "\n".join(f"{k:32} {shown(v)}" for k, v in found.items()))
+        recipe: GeneratorRecipe = recipe_files.load(given.recipe, "generator", given.set)
+        figures, facts = generator(recipe, given.device, steps)
+        report(f"train_step: {given.recipe}", given, figures, **facts)
 
 
-def step(recipe: GeneratorRecipe, device: str, steps: int) -> dict[str, object]:
-    """Medians of the parts of a step, in seconds and as shares."""
+def generator(recipe: GeneratorRecipe, device: str, steps: int) -> tuple[Mapping[str, Figures], dict[str, object]]:
+    """A step and its parts beside a plain model's."""
+    batch = recipe.training.global_batch_size
     with tempfile.TemporaryDirectory() as folder:
         cache = random_cache(Path(folder) / "tokens.h5", 20_000, recipe.model.num_latent_tokens, recipe)
         task = build_task(recipe, (TokenRows(cache, recipe.views, None, device), None), device, single_group())
-        baseline = Plain(recipe, device)
-        times: dict[str, list[float]] = {"data": [], "step": [], "update": [], "baseline": []}
-        for number in range(WARM + steps):
-            one = timed_step(task, number, device) | {"baseline": timed(baseline.step, device)}
-            if number >= WARM:
-                for name, seconds in one.items():
-                    times[name].append(seconds)
-    median = {name: statistics.median(values) for name, values in times.items()}
-    whole = median["data"] + median["step"]
-    batch = recipe.training.global_batch_size
-    found: dict[str, object] = {
+        plain, numbers = Plain(recipe, device), itertools.count()
+        operations = batch * transformer_operations(num_parameters(task.model), positions(recipe))
+        ways = {
+            BASELINE: Way(plain.step, operations=operations, items=batch),
+            "ours": Way(
+                lambda: timed_step(task, next(numbers), device), recipe.training.precision, operations, items=batch
+            ),
+        }
+        for _ in range(WARM):
+            timed_step(task, next(numbers), device)
+        found = compare(ways, device, steps, training=True)
+    whole, data, update = (found[name].seconds for name in ("ours", "  data", "  clip, optimizer, EMA"))
+    facts: dict[str, object] = {
         "parameters": num_parameters(task.model),
         "batch": batch,
-        "step_s": whole,
-        "images_per_s": batch / whole,
-        "data_share": median["data"] / whole,
-        "clip_optimizer_ema_share": median["update"] / whole,
-        "baseline_step_s": median["baseline"],
-        "times_as_fast_as_baseline": median["baseline"] / whole,
+        "precision": recipe.training.precision,
+        "data_share": f"{data / whole:.2%}",
+        "clip_optimizer_ema_share": f"{update / whole:.1%}",
     }
-    operations = transformer_operations(num_parameters(task.model), positions(recipe))
-    cost = training_cost(lambda: operations, device, recipe.training.precision)
-    if cost is not None:
-        found |= {"peak_tflops": cost.peak / 1e12, "mfu": batch / whole * cost.operations_per_image / cost.peak}
-    return found
+    return found, facts
 
 
-def timed_step(task: MaskedTokens, number: int, device: str) -> dict[str, float]:
-    """Seconds for the data, for the rest of the step, and of these for clipping, optimizer and EMA."""
-    update, inside = task.learner.update, list[float]()
-
-    def timed_update(step: int) -> dict[str, torch.Tensor | float]:
-        result: list[dict[str, torch.Tensor | float]] = []
-        inside.append(timed(lambda: result.append(update(step)), device))
-        return result[0]
-
-    task.learner.update = timed_update  # type: ignore[method-assign]
+def timed_step(task: MaskedTokens, number: int, device: str) -> Parts:
+    """A step, with the times of its data and of clipping, optimizer and EMA."""
+    parts, update = Parts(), task.learner.update
+    task.learner.update = lambda step: parts.time("clip, optimizer, EMA", device, lambda: update(step))  # type: ignore[method-assign]
     try:
-        data = timed(lambda: task.prepare(number), device)
-        rest = timed(lambda: task.step(number), device)
+        parts.time("data", device, lambda: task.prepare(number))
+        task.step(number)
     finally:
         task.learner.update = update  # type: ignore[method-assign]
-    return {"data": data, "step": rest, "update": inside[0]}
+    return parts
 
 
 class Plain:
@@ -277,13 +262,16 @@ class Watched:
 
     def prepare(self, step: int) -> None:
         self.begins.append(time.perf_counter())
-        self.waited.append(timed(lambda: self.task.prepare(step), self.device))
+        parts = Parts()
+        parts.time("data", self.device, lambda: self.task.prepare(step))
+        self.waited.append(parts["  data"][0])
 
     def step(self, step: int) -> Metrics:
-        found: list[Metrics] = []
-        self.worked.append(timed(lambda: found.append(self.task.step(step)), self.device))
+        parts = Parts()
+        found = parts.time("step", self.device, lambda: self.task.step(step))
+        self.worked.append(parts["  step"][0])
         self.ends.append(time.perf_counter())
-        return found[0]
+        return found
 
     def evaluate(self, step: int) -> dict[str, float]:
         return {}
@@ -300,8 +288,6 @@ def write_jpegs(folder: Path, count: int, size: int) -> None:
 
 def random_cache(path: Path, rows: int, tokens: int, recipe: GeneratorRecipe) -> TokenCache:
     """A cache of random ids in two views."""
-    from benchmarks.cache import header
-
     rng = np.random.default_rng(0)
     codes = recipe.model.codebook_size
     made = {"num_latent_tokens": tokens, "codebook_size": codes, "class_names": ()}
@@ -312,31 +298,6 @@ def random_cache(path: Path, rows: int, tokens: int, recipe: GeneratorRecipe) ->
             labels = np.arange(first, first + n) % max(1, recipe.model.num_classes)
             writer.append(ids, labels, [f"{i:012d}" for i in range(first, first + n)], {"flip": ids[:, ::-1]})
     return TokenCache.open(path)
-
-
-def timed(call: Callable[[], object], device: str) -> float:
-    """Seconds that `call` takes, the device's part included."""
-    synchronize(device)
-    began = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - began
-
-
-def synchronize(device: str) -> None:
-    """Wait for a GPU."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def device_name(device: str) -> str:
-    """What it ran on."""
-    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
-
-
-def shown(value: object) -> str:
-    """A figure for people."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
