@@ -34,14 +34,14 @@ class ProxyCodes:
         self._codebook_size = codebook_size
         hint = f"remove it, and codes are computed again: rm {path}"
         try:
-            self._stored = np.load(path, mmap_mode="r+", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error})", hint) from error
+            found = np.lib.format.open_memmap(path, "r")  # to write, it would make a file longer that was cut off
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: it is no whole NumPy array", hint) from error
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}", hint) from error
-        if (self._stored.shape, self._stored.dtype) != (shape, np.dtype("<u2")):
-            found = f"{self._stored.dtype} {self._stored.shape}"
-            raise UserError(f"{path} holds {found} where uint16 {shape} was expected", hint)
+        if (found.shape, found.dtype) != (shape, np.dtype("<u2")):
+            raise UserError(f"{path} holds {found.dtype} {found.shape} where uint16 {shape} was expected", hint)
+        self._stored = np.lib.format.open_memmap(path, "r+")
 
     def read(self, rows: np.ndarray) -> np.ndarray | None:
         """(n, N) int64 codes of `rows` (n,) int64, or None when any of them is not known."""
