@@ -109,6 +109,15 @@ def test_a_codebook_that_falls_out_of_use_is_warned_about_once(recipe, tmp_path,
     assert max(used) < 0.1
 
 
+def test_a_few_held_out_images_are_no_sign_of_a_codebook_out_of_use(recipe, pictures, tmp_path, runs):
+    one_picture, said = tiny.class_folder(tmp_path / "one", per_class=1, names=("cat",)), Said()
+    settings = recipe_files.load(str(recipe), "tokenizer", ("model.codebook_size=256", "training.steps=7"))
+    with StopRequest() as stop:
+        result = train_tokenizer([pictures], settings, "x", runs, validation=[one_picture], progress=said, stop=stop)
+    assert result.metrics["val_codebook_usage"] < 0.1
+    assert not any("of the codebook is in use" in line for line in said.lines)
+
+
 def test_the_same_command_finds_the_same_run_and_other_settings_another(train):
     first = train("training.steps=2")
     assert train("training.steps=2").run == first.run

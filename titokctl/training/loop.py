@@ -170,9 +170,8 @@ class Loop:
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:
             sink.append(step, values)
-        for name, value in values.items():
-            if name.endswith(_USAGE):
-                self._watch_codes(step, value)
+        if _USAGE in values:  # not the held-out one, which a few images keep low
+            self._watch_codes(step, values[_USAGE])
 
     def _watch_codes(self, step: int, share: float) -> None:
         """Warn when most of the codebook fell out of use, once until it recovers."""
