@@ -10,6 +10,8 @@ from titokctl.config.recipe import GeneratorRecipe
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.class_order import say_class_order
+from titokctl.models.maskgit.generator import BODIES, ENTRY_POINT_GROUP
+from titokctl.models.registry import find
 from titokctl.progress import Progress
 
 
@@ -66,6 +68,7 @@ def _check_fit(
     recipe: GeneratorRecipe, name: str, tokens: int, codes: int, classes: int, cache: TokenCache, path: Path
 ) -> None:
     model = recipe.model
+    find("generator architecture", model.architecture, BODIES, ENTRY_POINT_GROUP)  # refuses what nobody knows
     wrong = [
         f"{field}: the recipe says {ours}, the cache has {theirs}"
         for field, ours, theirs in (
