@@ -127,6 +127,8 @@ def test_a_statistics_file_gives_what_its_images_give(tmp_path):
     assert through.reference["sha256"] == made.sha256
     with pytest.raises(UserError, match="exists already"):
         make_stats(folder, tmp_path / "ref.npz", tmp_path)
+    with pytest.raises(UserError, match="cannot make the folder"):
+        make_stats(folder, tmp_path / "a.npz" / "ref.npz", tmp_path)
 
 
 def test_stats_brings_images_to_a_size(tmp_path, extractor):

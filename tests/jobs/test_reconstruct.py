@@ -133,6 +133,9 @@ def test_existing_results_and_wrong_numbers_are_refused(made, tmp_path):
     go(made, tmp_path / "out", num_images=3, overwrite=True)
     with pytest.raises(UsageError, match="at least 1"):
         go(made, tmp_path / "other", num_images=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make the folder"):
+        go(made, tmp_path / "file" / "out", num_images=2)
 
 
 def test_a_corrupt_image_is_named(made, tmp_path):

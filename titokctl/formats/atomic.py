@@ -84,6 +84,15 @@ def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless it is there. Raises UserError when that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"cannot make the folder {folder}: {reason}", "name another one") from error
+
+
 @contextlib.contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
     """Turn errors of the operating system while writing `target` into one sentence and a hint."""

@@ -11,16 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from titokctl.errors import UserError
+from titokctl.formats.atomic import make_folder
 
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, shared: bool = False) -> Iterator[None]:
     """Hold the lock of `folder`, alone or `shared`. Raises UserError when another process's lock is in the way."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
-        raise UserError(f"cannot make the folder {folder}: {reason}", "name another one") from error
+    make_folder(folder)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _lock(descriptor, folder, shared)

@@ -17,7 +17,7 @@ from titokctl.data.workers import available_cores
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.codebook_usage import codebook_usage
-from titokctl.formats.atomic import write_json
+from titokctl.formats.atomic import make_folder, write_json
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.run_folder import versions
 from titokctl.jobs.chain import pick_tokenizer
@@ -101,6 +101,7 @@ def reconstruct(
     units = _spread(source, num_images)
     judges, total = find_judges(features, lpips, device, progress), sum(unit.count for unit in units)
     check_count(judges, total, progress)
+    make_folder(output)  # before hours are spent on what goes into it
     loop = _Loop(model, judges, total, device, stop)
     progress.start("reconstruct", total)
     decoded = decode_units(source, units, preprocessing, available_cores())
@@ -212,7 +213,6 @@ def _write(output: Path, loop: _Loop, about: dict[str, Any]) -> ReconstructResul
         skipped=len(loop.rejected),
         about=about,
     )
-    output.mkdir(parents=True, exist_ok=True)
     save_png(output / PICTURE, picture(loop.shown))
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions()}
     write_json(output / RESULT, header | asdict(result))

@@ -9,6 +9,7 @@ from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import ExtractorOptions
+from titokctl.formats.atomic import make_folder
 from titokctl.formats.statistics import file_sha256, write_statistics
 from titokctl.jobs.feature_pass import KEEP_OF_REFERENCE, extractor_for, measure, statistics_about, to_statistics
 from titokctl.jobs.image_set import Opening
@@ -57,6 +58,7 @@ def stats(
         raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
     extractor = extractor_for(features, options, progress, group)
     images = open_images(Path(data[0]), Opening(runs, progress.say, tokenizer, preprocessing, extractor.device), data)
+    make_folder(output.parent)  # before hours are spent on what goes into it
     found = measure(images, extractor, KEEP_OF_REFERENCE, str(images.path), progress, stop, skip_bad, group)
     if group.is_main:
         write_statistics(output, to_statistics(found, statistics_about(images, extractor)))
