@@ -55,7 +55,7 @@ def speed(device: str, quick: bool) -> dict[str, Figures]:
     """The whole way, and its parts."""
     torch.manual_seed(0)
     extractor = inception_extractor(Inception().eval().requires_grad_(False), ExtractorOptions(device))
-    count = extractor.batch_size * (4 if quick else 12 if device == "cpu" else 60)
+    count = extractor.batch_size * (2 if quick else 12 if device == "cpu" else 60)
     pixels = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
     batches = [torch.from_numpy(pixels[i : i + extractor.batch_size]) for i in range(0, count, extractor.batch_size)]
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
