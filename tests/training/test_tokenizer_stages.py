@@ -75,8 +75,9 @@ def test_a_vqgan_is_no_tokenizer_but_weights_that_load_and_are_told(chain):
     assert vqgan.codes(torch.rand(2, 3, 32, 32)).shape == (2, 4, 4)
     assert inspect(chain.vqgan.weights).what == "proxy weights"
     assert inspect(chain.vqgan.run).what == "proxy run"
-    with pytest.raises(UserError, match=r"a proxy tokenizer .* where a tokenizer"):
+    with pytest.raises(UserError, match=r"a proxy tokenizer .* where a tokenizer") as refused:
         load_tokenizer(chain.vqgan.run)
+    assert refused.value.hint
 
 
 def test_the_decoder_stage_leaves_all_that_decides_ids_as_it_is_to_the_bit(chain):

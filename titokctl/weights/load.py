@@ -60,4 +60,5 @@ def _load(path_or_name: str | Path, kind: str, device: torch.device | str, dtype
 
 
 def _other_kind(what: str, verb: str, found: str, expected: str) -> UserError:
-    return UserError(f"{what} {verb} {_WORDS[found]} where {_WORDS[expected]} is expected")
+    hint = f"name {_WORDS[expected]}; `titokctl weights ls` and `titokctl inspect FILE` tell the kind"
+    return UserError(f"{what} {verb} {_WORDS[found]} where {_WORDS[expected]} is expected", hint)
