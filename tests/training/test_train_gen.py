@@ -169,7 +169,7 @@ def test_steps_may_grow_unless_the_rate_depends_on_them(train, kind):
         ("val_fraction=1e-9", "keeps 0 of the 200 rows"),
         ("model.architecture=foo", "no generator architecture is called 'foo'"),
         ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1"),
-        ("training.precision=fp16", "training.precision fp16 is for GPUs"),
+        ("training.precision=fp16", "training.precision: should be"),
     ],
 )
 def test_what_does_not_fit_is_named(train, runs, override, message):
@@ -254,3 +254,13 @@ def test_a_dry_run_prints_a_recipe_and_what_it_takes(run_cli, runs, cache, recip
     (tmp_path / "printed.yaml").write_text(said.stdout)
     assert recipe_files.load(str(tmp_path / "printed.yaml"), "generator").training.steps == 20
     assert not runs.exists(), "nothing is written"
+
+
+def test_a_cache_with_a_changed_id_is_refused(train, cache, runs):
+    data = bytearray(cache.read_bytes())
+    ids = TokenCache.open(cache).ids
+    place = data.find(ids.tobytes())
+    data[place + 2] ^= 1
+    cache.write_bytes(data)
+    assert "/tokens: rows 0 to 199 changed" in refusal(train)
+    assert not runs.exists()

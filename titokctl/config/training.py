@@ -67,7 +67,7 @@ class TrainingConfig(Config):
     steps: PositiveInt
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt | None = None
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
     ema_decay: Fraction = 0.999
     seed: int = 0
     log_every: PositiveInt = 50

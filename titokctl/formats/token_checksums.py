@@ -69,12 +69,7 @@ def damaged_places(path: Path, advance: Callable[[int], None]) -> list[str]:
     Returns one sentence for each block of rows or dataset that changed since it was written; [] when none did.
     """
     with hdf5_checks.opened(path, "a token cache") as file:
-        checksums = file["checksums"]
-        views = hdf5_checks.subgroup(file, "views")
-        ids = [
-            "latents" if "latents" in file else "tokens",
-            *(f"views/{name}" for name in (hdf5_checks.names_of(views) if views else ())),
-        ]
+        checksums, ids = file["checksums"], _datasets_of_rows(file)
         problems: list[str] = []
         sums = {}
         for name in (*ids, "labels", *(name for name in _TEXT if name in file)):
@@ -89,6 +84,28 @@ def damaged_places(path: Path, advance: Callable[[int], None]) -> list[str]:
         if contents_sha256(sums) != hdf5_checks.attribute(checksums, "sha256", str) and not problems:
             problems.append("labels, keys, class names or the checksum itself changed since the file was written")
         return problems
+
+
+def check_rows(path: Path) -> None:
+    """Compare the rows of a token cache, and those of its views, with their CRC-32s, at the speed of memory.
+
+    Raises UserError when some changed since they were written.
+    """
+    with hdf5_checks.opened(path, "a token cache") as file:
+        for name in _datasets_of_rows(file):
+            found = [zlib.crc32(_bytes_of(block)) for block in _blocks(file[name])]
+            wrong = _wrong_blocks(file["checksums"], name, found, len(file[name]))
+            if wrong:
+                raise UserError(
+                    f"{path} is damaged: {wrong[0]} since the file was written",
+                    "fetch or make it again; `titokctl verify` names all that changed",
+                )
+
+
+def _datasets_of_rows(file: h5py.File) -> list[str]:
+    views = hdf5_checks.subgroup(file, "views")
+    names = hdf5_checks.names_of(views) if views else ()
+    return ["latents" if "latents" in file else "tokens", *(f"views/{name}" for name in names)]
 
 
 def _blocks(found: h5py.Dataset) -> Iterator[np.ndarray]:

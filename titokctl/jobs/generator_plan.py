@@ -14,7 +14,7 @@ from titokctl.training.masked_tokens import MaskedTokens
 _WARM_STEPS, _MEASURED_STEPS = 3, 20
 # Per parameter in float32: weight, gradient, two moments, average.
 _STATE_BYTES = 4 * (1 + 1 + 2 + 1)
-_ACTIVATION_TYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_ACTIVATION_TYPE = {"bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel
 
 from titokctl.config.recipe_files import flat_differences, to_yaml
@@ -64,8 +63,8 @@ def training_run(
         yield run
 
 
-def check_machine(training: TrainingConfig, processes: int, device: str) -> None:
-    """Raise UserError when the processes can't share a batch evenly, or the device has no use for the precision."""
+def check_division(training: TrainingConfig, processes: int) -> None:
+    """Raise UserError when the processes can't share a batch evenly."""
     size = training.global_batch_size
     if size % processes:
         fitting = max(1, size // processes) * processes
@@ -73,8 +72,6 @@ def check_machine(training: TrainingConfig, processes: int, device: str) -> None
             f"training.global_batch_size {size:,} is not a multiple of {processes} processes",
             f"use another number of processes, or --set training.global_batch_size={fitting}",
         )
-    if training.precision == "fp16" and torch.device(device).type == "cpu":
-        raise UserError("training.precision fp16 is for GPUs", "on a CPU use --set training.precision=bf16")
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,6 @@ from titokctl.weights.load import load_tokenizer
 __all__ = ["TokenizeResult", "check_output", "check_request", "tokenize"]
 
 
-
 def tokenize(
     paths: Sequence[Path | str],
     output: Path,

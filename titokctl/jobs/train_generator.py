@@ -17,10 +17,11 @@ from titokctl.errors import UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.formats.token_cache import PLAIN, TokenCache
+from titokctl.formats.token_checksums import check_rows
 from titokctl.jobs.generator_plan import GeneratorPlan, measure, num_parameters, plan_run, positions
 from titokctl.jobs.generator_preview import make_preview
 from titokctl.jobs.generator_recipe import num_classes, resolve_recipe
-from titokctl.jobs.run_setup import check_machine, training_run
+from titokctl.jobs.run_setup import check_division, training_run
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
@@ -33,6 +34,7 @@ from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.store import save_generator
 
 WEIGHTS = "weights.safetensors"
+_CHECKED_BYTES = 4 << 30  # larger caches would wait for it: `titokctl verify` checks them
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,10 @@ def train_generator(
     """
     group = group or single_group()
     cache = TokenCache.open(cache_path, check_ids=group.is_main)
+    if group.is_main and cache_path.is_file() and cache_path.stat().st_size <= _CHECKED_BYTES:
+        check_rows(cache_path)
     recipe_name, recipe = resolve_recipe(cache, cache_path, recipe_name, overrides, progress)
-    check_machine(recipe.training, group.world_size, device)
+    check_division(recipe.training, group.world_size)
     judged = _validation_cache(validation, cache, recipe)
     rows = training_rows(recipe, cache, judged, device)
     preview = make_preview(tokenizer, cache, cache_path, recipe, runs, device, progress) if group.is_main else None
@@ -112,7 +116,7 @@ def plan_training(
     group = group or single_group()
     cache = TokenCache.open(cache_path, check_ids=group.is_main)
     recipe_name, recipe = resolve_recipe(cache, cache_path, recipe_name, overrides, progress)
-    check_machine(recipe.training, processes, device)
+    check_division(recipe.training, processes)
     rows = training_rows(recipe, cache, None, device)
     plan = plan_run(recipe, recipe_name, rows[0].count, cache.ids.itemsize, processes)
     if measured:

@@ -15,7 +15,7 @@ from titokctl.formats import proxy_codes
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.proxy_codes import ProxyCodes
 from titokctl.formats.run_folder import RunFolder, open_run
-from titokctl.jobs.run_setup import check_machine, training_run
+from titokctl.jobs.run_setup import check_division, training_run
 from titokctl.jobs.stage_start import Start, find_start
 from titokctl.jobs.step_images import StepImages
 from titokctl.jobs.tokenizer_cost import operations_per_image
@@ -73,7 +73,7 @@ def train_tokenizer(
     Raises: UserError for data that can't be read or are too few; Stopped after a signal, with everything saved.
     """
     group = group or single_group()
-    check_machine(recipe.training, group.world_size, device)
+    check_division(recipe.training, group.world_size)
     source = open_source(data)
     held_out = open_source(validation) if validation else None
     if len(source) < 1:

@@ -165,7 +165,9 @@ class Loop:
         values = self.task.evaluate(step)
         if values and self.group.is_main:
             self._write(step, values)
-            self.progress.say(f"step {step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+            self.progress.say(
+                f"step {step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items() if "_at_" not in k)
+            )
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:

@@ -24,6 +24,7 @@ from titokctl.training.randomness import generator, key
 
 _EVALUATION_RATIOS = (0.25, 0.5, 0.75, 1.0)
 _EVALUATION_ROWS = 1024
+_EVALUATION_PIECE = 128  # rows at once: logits of S-128 are 2 MB a row
 
 
 @dataclass(frozen=True)
@@ -165,21 +166,32 @@ class MaskedTokens:
         return Draws(positions[mine], view[mine], masked[mine], dropped[mine], total)
 
     def _masked_numbers(self, model: MaskGit, rows: TokenRows) -> dict[str, float]:
-        """Mean over the fixed ratios; the same rows and masks every time."""
+        """Loss and accuracy at every fixed ratio and their means; the same rows and masks every time."""
         seed = self.recipe.training.seed
         draws = generator(seed, "evaluation")
         positions = rows.positions(key(seed, "evaluation"), 0, min(_EVALUATION_ROWS, rows.count))
         batch = rows.at(positions, torch.zeros(len(positions), dtype=torch.int64))
         classes = self.recipe.model.num_classes
         labels = torch.where((batch.labels < 0) | (batch.labels >= classes), classes, batch.labels)
-        losses, accuracies = [], []
+        found: dict[str, float] = {}
         for ratio in _EVALUATION_RATIOS:
             count = masked_count(torch.full((len(positions),), ratio), batch.ids.shape[1])
             masked = random_subset(count, batch.ids.shape[1], draws).to(batch.ids.device)
-            logits = model(torch.where(masked, self.recipe.model.mask_id, batch.ids), labels)
-            losses.append(masked_token_loss(logits, batch.ids, masked.float(), 0.0) / masked.sum())
-            accuracies.append(masked_accuracy(logits, batch.ids, masked))
-        return {"loss": float(torch.stack(losses).mean()), "accuracy": float(torch.stack(accuracies).mean())}
+            loss = accuracy = torch.zeros((), device=batch.ids.device)
+            for first in range(0, len(positions), _EVALUATION_PIECE):
+                piece = slice(first, first + _EVALUATION_PIECE)
+                ids, hidden = batch.ids[piece], masked[piece]
+                logits = model(torch.where(hidden, self.recipe.model.mask_id, ids), labels[piece])
+                loss = loss + masked_token_loss(logits, ids, hidden.float(), 0.0)
+                accuracy = accuracy + len(ids) * masked_accuracy(logits, ids, hidden)
+            found[f"loss_at_{ratio:g}"] = float(loss / masked.sum())
+            found[f"accuracy_at_{ratio:g}"] = float(accuracy / len(positions))
+        return {name: _mean_of(found, f"{name}_at_") for name in ("loss", "accuracy")} | found
+
+
+def _mean_of(numbers: dict[str, float], start: str) -> float:
+    chosen = [value for name, value in numbers.items() if name.startswith(start)]
+    return sum(chosen) / len(chosen)
 
 
 def masked_count(ratio: torch.Tensor, num_tokens: int) -> torch.Tensor:

@@ -88,7 +88,7 @@ def training_cost(operations_per_image: Callable[[], float], device: torch.devic
     """
     if torch.device(device).type != "cuda":
         return None
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Cost(operations_per_image(), _matrix_peak(torch.device(device), dtype))
 
 
