@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from image_files import class_folders, encoded, noise
 
+from titokctl.data.images import BadImage, decode
 from titokctl.data.sources import Source, open_source, reopen_source
 from titokctl.data.sources.source import units_of
 from titokctl.errors import UsageError, UserError
+from titokctl.formats.shard_scan import MAX_IMAGE_BYTES
 from titokctl.formats.shard_set import ShardSample, write_set_index, write_shard
 
 
@@ -235,3 +237,16 @@ def test_wrong_words(tmp_path: Path) -> None:
 def test_labels_fit_into_int32(tmp_path: Path) -> None:
     make_shards(tmp_path / "shards")
     assert open_source([tmp_path / "shards"]).labels().dtype == np.int32
+
+
+def test_a_file_too_large_for_an_image_is_not_read_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    class_folders(folder)
+    with (folder / "dog" / "huge.jpg").open("wb") as file:
+        file.write(b"\xff\xd8\xff")
+        file.truncate(MAX_IMAGE_BYTES + (1 << 30))
+    source = open_source([folder])
+    huge = source.sample(source.keys().index("dog/huge"))
+    assert len(huge.data) == MAX_IMAGE_BYTES + 1
+    with pytest.raises(BadImage, match="more than 256 MiB"):
+        decode(huge.data)

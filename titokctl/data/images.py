@@ -18,6 +18,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfig
 from titokctl.data.resize import resize
+from titokctl.formats.shard_scan import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,8 @@ def decode(
     Raises:
         BadImage: the bytes are no whole JPEG, PNG or WebP, or declare more than `max_pixels` pixels.
     """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BadImage("too-large", f"more than {MAX_IMAGE_BYTES >> 20} MiB")
     try:
         image = _open(data)
         if image.width * image.height > max_pixels:

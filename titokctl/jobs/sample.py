@@ -143,7 +143,7 @@ def _say_settings(settings: Settings, generator: Given, precision_name: str, pro
     if sampling.num_steps > tokens:
         progress.say(f"warning: {too_many_steps(sampling.num_steps, tokens)}")
     every = generator.config.num_classes
-    classes = "no classes" if settings.classes is None else f"{len(settings.classes)} of {every} classes"
+    classes = "no classes" if settings.classes is None else f"{len(set(settings.classes))} of {every} classes"
     annealing = "on" if sampling.softmax_annealing else "off"
     power = f" of power {sampling.guidance_power:g}" if sampling.guidance_schedule == "power-cosine" else ""
     progress.say(

@@ -15,6 +15,7 @@ import numpy as np
 from titokctl.data.images import EXTENSIONS
 from titokctl.data.sources.source import Sample, Source, units_of
 from titokctl.errors import UserError
+from titokctl.formats.shard_scan import MAX_IMAGE_BYTES
 
 KIND = "folder"
 
@@ -46,10 +47,16 @@ class FolderSource(Source):
             raise IndexError(f"sample {position} of {len(self.names)}")
         path = self.root / self.names[position]
         try:
-            data = path.read_bytes() if path.is_file() else b""  # a pipe or a device would never end
+            data = _start_of(path) if path.is_file() else b""  # a pipe or a device would never end
         except OSError:
             data = b""  # a dangling link, a file of somebody else's: decoding rejects it by name, as empty
         return Sample(self.file_keys[position], int(self.file_labels[position]), data)
+
+
+def _start_of(path: Path) -> bytes:
+    """A file's bytes; of one that is too large for an image, no more than shows that."""
+    with path.open("rb") as file:
+        return file.read(MAX_IMAGE_BYTES + 1)
 
 
 def _size(path: Path) -> int:

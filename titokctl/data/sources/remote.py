@@ -149,7 +149,9 @@ def open_remote(urls: Sequence[str], accept_cut: bool = False) -> RemoteShardSou
             units.append(Unit(len(units), first, counts[url], url.rpartition("/")[2]))
         first += counts[url]
     if not units:
-        raise UserError(f"no images in {len(urls)} shards ({urls[0]} ...)")
+        raise UserError(
+            f"no images in {urls[0]}" if len(urls) == 1 else f"no images in {len(urls)} shards ({urls[0]} ...)"
+        )
     description = {
         "kind": KIND,
         "paths": list(urls),

@@ -200,7 +200,7 @@ def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:
         first = problems[0]
         text = f"none of the {len(problems):,} samples in {len(paths)} shards can be used: {first.key} ({first.reason})"
         return UserError(text, "labels are class indices from 0 on")
-    text = f"no images in {len(paths)} shards ({paths[0]} ...)"
+    text = f"no images in {paths[0]}" if len(paths) == 1 else f"no images in {len(paths)} shards ({paths[0]} ...)"
     return UserError(text, "looked for jpg, jpeg, png and webp members")
 
 
