@@ -250,3 +250,10 @@ def test_a_file_too_large_for_an_image_is_not_read_whole(tmp_path: Path) -> None
     assert len(huge.data) == MAX_IMAGE_BYTES + 1
     with pytest.raises(BadImage, match="more than 256 MiB"):
         decode(huge.data)
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_in_words(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"pict\xfcres")
+    class_folders(folder)
+    with pytest.raises(UserError, match="no UTF-8"):
+        open_source([folder])

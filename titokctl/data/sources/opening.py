@@ -1,5 +1,6 @@
 """Recognising what a source is made of, from its paths alone."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,21 @@ def check_paths(paths: Sequence[Path | str]) -> list[Path]:
         raise UserError(
             f"no such file or folder: {missing[0]}{more}", "check the path; folders, shards and patterns are taken"
         )
+    for path in given:
+        # Caches and runs record where their images were, as text.
+        if not _is_text(str(path.absolute())):
+            raise UserError(
+                f"the name of {os.fsencode(path)!r} is no UTF-8", "rename it, or link to it by another name"
+            )
     return given
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _open_one_folder(path: Path, kind: str | None, accept_cut: bool) -> Source:
