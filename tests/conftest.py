@@ -1,17 +1,14 @@
 """What every test gets: no network, no threads beyond the machine's two, a real command line to call."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-import titokctl
+from command_line import ROOT, CliResult, RunCli
 
 # Before anything imports torch or a hub client, here and in every process a test starts.
 os.environ["TITOKCTL_OFFLINE"] = "1"
@@ -24,7 +21,6 @@ _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 for _name in _OURS + _TERMINAL + _RANKS:
     os.environ.pop(_name, None)
 
-ROOT = Path(titokctl.__file__).resolve().parents[1]
 CLI_TIMEOUT_S = 300
 
 
@@ -38,23 +34,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
-
-
-@dataclass(frozen=True)
-class CliResult:
-    """How one run of the command line ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> Any:
-        """stdout read as JSON."""
-        return json.loads(self.stdout)
-
-
-RunCli = Callable[..., CliResult]
 
 
 @pytest.fixture

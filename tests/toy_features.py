@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from conftest import ROOT
+from command_line import ROOT
 
 NAME = "toy"
 _MODULE = """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import trained
-from conftest import RunCli
+from command_line import RunCli
 from PIL import Image
 
 from titokctl.cli.app import run

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import trained
-from conftest import ROOT
+from command_line import ROOT
 
 from titokctl.cli.app import run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from conftest import ROOT, RunCli
+from command_line import ROOT, RunCli
 from process_tree import children, wait_for_end
 
 from titokctl.cli.app import run

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import tiny
 from caches import write_cache
-from conftest import ROOT
+from command_line import ROOT
 
 from titokctl.cli.app import run
 from titokctl.config.recipe_files import recipes_folder
