@@ -1,5 +1,8 @@
 """Processes below a process: who they are, and waiting until none is left."""
 
+import os
+import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -26,3 +29,21 @@ def _has_ended(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def end(process: subprocess.Popen[str], ending: signal.Signals | str, code: int, timeout: float) -> None:
+    """End a command of several processes: a signal to it, or kill -9 of it ("parent") or of one "worker".
+
+    It leaves with `code`, says it where a worker went without a word, and leaves no process behind.
+    """
+    below = children(process.pid)
+    if ending == "worker":
+        os.kill(below[-1], signal.SIGKILL)
+    elif ending == "parent":
+        process.kill()
+    else:
+        process.send_signal(ending)
+    _, err = process.communicate(timeout=timeout)
+    assert process.returncode == code, err
+    assert ("without a word" in err) == (ending == "worker"), err
+    wait_for_end(below)

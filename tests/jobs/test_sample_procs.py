@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trained
 from command_line import ROOT, RunCli
-from process_tree import children, wait_for_end
+from process_tree import end
 
 from titokctl.cli.app import run
 
@@ -69,17 +69,7 @@ def test_killed_workers_and_signals_and_a_killed_parent(networks: Path, start, t
             assert time.monotonic() < until
             assert process.poll() is None
             time.sleep(0.001)
-        below = children(process.pid)
-        if ending == "worker":
-            os.kill(below[-1], signal.SIGKILL)
-        elif ending == "parent":
-            process.kill()
-        else:
-            process.send_signal(ending)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == code, err
-        assert ("without a word" in err) == (ending == "worker"), err
-        wait_for_end(below)
+        end(process, ending, code, timeout=120)
         assert not (output / "manifest.json").exists()
         assert all(p.stat().st_mtime_ns == changed for p, changed in finished.items()), "finished chunks are kept"
     assert run([*words(networks, output, "-n", number), "--quiet", "--json"]) == 0

@@ -53,7 +53,7 @@ def tokenize(
     ] = "float32",
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Decoding threads of a process; by default its cores."),
+        typer.Option("--workers", min=1, help="Images a process decodes at once; by default its cores."),
     ] = None,
     max_rejected: Annotated[
         float | None,

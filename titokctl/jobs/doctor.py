@@ -30,7 +30,7 @@ _IMAGENET, _MODEL = 1_281_167, "titok-l-32"
 _H100 = 400e12  # operations/s that large matrix products reach there in 16 bits, rounded down
 _MEASURED_S = 0.6
 _SIZE = 2048
-_SMALL_DISK, _SMALL_MEMORY, _SMALL_SHARED = 5e9, 3e9, 256e6
+_SMALL_DISK, _SMALL_MEMORY, _SMALL_SHARED = 10e9, 3e9, 256e6
 _NETWORKS = {
     INCEPTION: "FID",
     LITE0: "fd-lite0 and the demo",
@@ -124,7 +124,7 @@ def _hardware() -> Iterator[Finding]:
 
 def _storage(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
-    advice = "50,000 samples at 256 px take 9.8 GB" if free < 2 * _SMALL_DISK else ""
+    advice = "50,000 samples at 256 px take 9.8 GB" if free < _SMALL_DISK else ""
     yield Finding("free disk", f"{free / 1e9:.1f} GB at {folder.absolute()}", advice)
     problem = machine.folder_problem(folder)
     advice = "choose a folder on a local disk with -o and --runs-dir" if problem else ""

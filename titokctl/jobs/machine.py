@@ -1,4 +1,4 @@
-"""What a machine has, as `titokctl doctor` and the records of benchmarks want it: facts, no judgement."""
+"""What a machine has: facts for `titokctl doctor`, no judgement."""
 
 import os
 import platform

@@ -77,7 +77,7 @@ def tokenize(
         runs: the runs folder.
         views: further views of each image, names of `views.GROUPS`.
         batch_size: images a tile; None for what suits the device. On a CPU the ids don't depend on it.
-        workers: decoding threads of each process; None for its share of the cores.
+        workers: images that each process decodes at once; None for its share of the cores.
         max_rejected: the largest share of images that may be unusable; None as `allowed_share` says.
         keep_parts: `output` is a folder, and the parts stay in it. compress: deflate the rows of the file.
         part: "i/n" for one of several jobs that share no process group and claim units through files.
