@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from titokctl.errors import UsageError
 from titokctl.models import efficientnet_lite0, inception
@@ -85,40 +85,28 @@ def open_extractor(name: str, options: ExtractorOptions | None = None) -> Extrac
     options = options or ExtractorOptions()
     if name in _BUILT_IN:
         return _BUILT_IN[name](options)
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name == name:
-            return entry.load()(options)
-    raise UsageError(f"no feature network is named {name!r}", f"known: {', '.join(extractor_names())}")
-
-
-def extractor_names() -> list[str]:
-    """All names that `open_extractor` knows."""
-    return sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))})
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    for entry in found.select(name=name):
+        return entry.load()(options)
+    known = sorted({*_BUILT_IN, *found.names})
+    raise UsageError(f"no feature network is named {name!r}", f"known: {', '.join(known)}")
 
 
 def _lite0(options: ExtractorOptions) -> Extractor:
-    path = options.weights or find_lite0()
-    network = load_lite0(path).to(options.device, _DTYPES[options.precision])
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
+    network = load_lite0(options.weights or find_lite0())
 
     def features(images: Tensor) -> dict[str, Tensor]:
         x = resized(images, efficientnet_lite0.INPUT_SIZE).div_(255)  # (B, 3, 224, 224)
         return {"pool": network.features(x.contiguous(memory_format=torch.channels_last))}
 
-    return Extractor(
-        name="lite0",
-        network=features,
-        widths={"pool": efficientnet_lite0.FEATURE_WIDTH},
-        # Larger maps fall out of a CPU's cache: per core and second 56 images with 4, 47 with 8, 39 with 64.
-        batch_size=4 if options.device == "cpu" else 128,
-        device=options.device,
-        description={
-            "network": "EfficientNet-Lite0, 1,280 pooled features",
-            "weights_sha256_start": LITE0_SHA256_START,
-            "resize": "bilinear to 224, antialiased when shrinking",
-            "precision": options.precision,
-        },
-    )
+    about = {
+        "network": "EfficientNet-Lite0, 1,280 pooled features",
+        "weights_sha256_start": LITE0_SHA256_START,
+        "resize": "bilinear to 224, antialiased when shrinking",
+    }
+    # Larger maps fall out of a CPU's cache: per core and second 56 images with 4, 47 with 8, 39 with 64.
+    batch_size = 4 if options.device == "cpu" else 128
+    return _ready(network, options, "lite0", features, {"pool": efficientnet_lite0.FEATURE_WIDTH}, batch_size, about)
 
 
 def _inception(options: ExtractorOptions) -> Extractor:
@@ -127,30 +115,33 @@ def _inception(options: ExtractorOptions) -> Extractor:
 
 def inception_extractor(network: Inception, options: ExtractorOptions) -> Extractor:
     """The extractor around an Inception that was loaded already."""
-    network.to(options.device, _DTYPES[options.precision])
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
 
     def features(images: Tensor) -> dict[str, Tensor]:
         out = network(images.permute(0, 3, 1, 2).float())
         return {"pool": out.pool_2048, "spatial": out.spatial, "logits": out.logits_unbiased}
 
-    return Extractor(
-        name="inception",
-        network=features,
-        widths={
-            "pool": inception.POOL_WIDTH,
-            "spatial": inception.SPATIAL_WIDTH,
-            "logits": inception.NUM_CLASSES,
-        },
-        batch_size=8 if options.device == "cpu" else 64,
-        device=options.device,
-        description={
-            "network": "Inception (TensorFlow 2015), pool3 of 2,048 features",
-            "weights_sha256_start": INCEPTION_SHA256_START,
-            "resize": "bilinear to 299 as TensorFlow 1 (no half-pixel centres, no antialias)",
-            "precision": options.precision,
-        },
-    )
+    widths = {"pool": inception.POOL_WIDTH, "spatial": inception.SPATIAL_WIDTH, "logits": inception.NUM_CLASSES}
+    about = {
+        "network": "Inception (TensorFlow 2015), pool3 of 2,048 features",
+        "weights_sha256_start": INCEPTION_SHA256_START,
+        "resize": "bilinear to 299 as TensorFlow 1 (no half-pixel centres, no antialias)",
+    }
+    return _ready(network, options, "inception", features, widths, 8 if options.device == "cpu" else 64, about)
+
+
+def _ready(
+    network: nn.Module,
+    options: ExtractorOptions,
+    name: str,
+    features: Callable[[Tensor], dict[str, Tensor]],
+    widths: dict[str, int],
+    batch_size: int,
+    about: dict[str, str],
+) -> Extractor:
+    """The extractor of `features`, which calls `network`, with that where and in the precision that the options say."""
+    network.to(options.device, _DTYPES[options.precision])
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
+    return Extractor(name, features, widths, batch_size, options.device, about | {"precision": options.precision})
 
 
 def resized(images: Tensor, size: int) -> Tensor:

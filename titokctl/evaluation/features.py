@@ -60,19 +60,20 @@ def extract_all(extractor: Extractor, images: Iterable[np.ndarray]) -> Features:
 
 
 def _run_on_cpu(extractor: Extractor, batch: np.ndarray) -> Features:
-    return _to_host(_run(extractor, batch), len(batch))
+    return _to_host(_run(extractor, batch))
 
 
 def _on_gpu(extractor: Extractor, batches: Iterable[np.ndarray]) -> Iterator[Features]:
     """The next batch is read and sent while the GPU computes this one."""
-    pending: deque[tuple[dict[str, torch.Tensor], int]] = deque()
+    before: dict[str, torch.Tensor] | None = None
     for batch in batches:
         with precision("float32", extractor.device):
-            pending.append((_run(extractor, batch), len(batch)))
-        if len(pending) > 1:
-            yield _to_host(*pending.popleft())
-    if pending:
-        yield _to_host(*pending.popleft())
+            computing = _run(extractor, batch)
+        if before is not None:
+            yield _to_host(before)
+        before = computing
+    if before is not None:
+        yield _to_host(before)
 
 
 def _run(extractor: Extractor, batch: np.ndarray) -> dict[str, torch.Tensor]:
@@ -81,11 +82,12 @@ def _run(extractor: Extractor, batch: np.ndarray) -> dict[str, torch.Tensor]:
         padding = np.zeros((extractor.batch_size - n, *batch.shape[1:]), np.uint8)
         batch = np.concatenate([batch, padding])
     with torch.inference_mode():
-        return extractor.network(torch.from_numpy(batch).to(extractor.device))
+        found = extractor.network(torch.from_numpy(batch).to(extractor.device))
+    return {name: values[:n] for name, values in found.items()}
 
 
-def _to_host(out: dict[str, torch.Tensor], count: int) -> Features:
-    return {name: values[:count].cpu().numpy() for name, values in out.items()}
+def _to_host(found: dict[str, torch.Tensor]) -> Features:
+    return {name: values.cpu().numpy() for name, values in found.items()}
 
 
 def _fixed_batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -43,16 +43,6 @@ class GaussianSums:
         if sum(map(len, self._held)) >= _ROWS_AT_ONCE:
             self.settled()
 
-    def merge(self, other: "GaussianSums") -> None:
-        """Take in everything that `other` has seen."""
-        if other.total.shape != self.total.shape:
-            raise ValueError(f"widths differ: {len(self.total)} and {len(other.total)}")
-        self.settled()
-        other.settled()
-        self.count += other.count
-        self.total += other.total
-        self.products += other.products
-
     def gaussian(self) -> Gaussian:
         """Mean and covariance of what was added. Raises ValueError for fewer than two images."""
         self.settled()

@@ -3,22 +3,11 @@
 Letters: n images, C classes of the classifier, S splits.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 SPLIT_SIZE = 5000
 _ROWS_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class InceptionScore:
-    """Mean and standard deviation over splits of consecutive images, and how many splits there were."""
-
-    mean: float
-    deviation: float
-    splits: int
 
 
 class ScoreSums:
@@ -48,13 +37,13 @@ class ScoreSums:
                 self.table[split, 1] += float((p * log_p).sum())
                 self.table[split, 2:] += p.sum(0).numpy()
 
-    def score(self) -> InceptionScore:
-        """exp of the mean divergence between an image's classes and those of its split, averaged over splits."""
-        return score_of(self.table)
 
+def score_of(table: np.ndarray) -> tuple[float, float]:
+    """The score from a table (S, 2 + C) of `ScoreSums`: its mean and standard deviation over the splits.
 
-def score_of(table: np.ndarray) -> InceptionScore:
-    """The score from a table (S, 2 + C) of `ScoreSums`. Raises ValueError when it has seen no images."""
+    That of a split is exp of the mean divergence between an image's classes and those of the split; splits are
+    consecutive images, so a class-sorted set scores too low. Raises ValueError when the table has seen no images.
+    """
     counts, entropies, totals = table[:, 0], table[:, 1], table[:, 2:]
     seen = counts > 0
     if not seen.any():
@@ -63,16 +52,4 @@ def score_of(table: np.ndarray) -> InceptionScore:
     # A class that no image of the split can show has the mean 0 and adds nothing.
     logs = np.log(np.clip(means, np.finfo(float).tiny, None))
     scores = np.exp(entropies[seen] / counts[seen] - (means * logs).sum(1))
-    return InceptionScore(float(scores.mean()), float(scores.std()), len(scores))
-
-
-def inception_score(logits: np.ndarray, split_size: int = SPLIT_SIZE) -> InceptionScore:
-    """The score of logits (n, C) without the classifier's bias, in the order of the set.
-
-    Splits are consecutive images, so a class-sorted set scores too low. Raises ValueError when there are no images.
-    """
-    if logits.ndim != 2 or not len(logits):
-        raise ValueError(f"expected logits (n, C) of at least one image, not {logits.shape}")
-    sums = ScoreSums(logits.shape[1], len(logits), split_size)
-    sums.add(np.arange(len(logits)), np.asarray(logits))
-    return sums.score()
+    return float(scores.mean()), float(scores.std())

@@ -63,22 +63,22 @@ def _sfid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
 def _inception_score(samples: FeatureSet, reference: FeatureSet) -> Numbers:
     if samples.score_sums is None:
         raise ValueError("the Inception score needs sums over logits")
-    score = score_of(samples.score_sums)
-    return {"is": score.mean, "is_deviation": score.deviation}
+    mean, deviation = score_of(samples.score_sums)
+    return {"is": mean, "is_deviation": deviation}
 
 
 def _precision_recall(samples: FeatureSet, reference: FeatureSet) -> Numbers:
     if samples.features is None or reference.features is None:
         raise ValueError("precision and recall need features of both sets")
-    found = precision_recall(samples.features, reference.features[:MAX_REFERENCE_IMAGES])
-    return {"precision": found.precision, "recall": found.recall}
+    precision, recall = precision_recall(samples.features, reference.features[:MAX_REFERENCE_IMAGES])
+    return {"precision": precision, "recall": recall}
 
 
 def _kid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
     if samples.features is None or reference.features is None:
         raise ValueError("a kernel distance needs features of both sets")
-    found = kernel_distance_in_subsets(samples.features, reference.features)
-    numbers = {"kid": found.mean, "kid_deviation": found.deviation}
+    mean, deviation = kernel_distance_in_subsets(samples.features, reference.features)
+    numbers = {"kid": mean, "kid_deviation": deviation}
     if max(len(samples.features), len(reference.features)) <= _MAX_ALL_PAIRS:
         numbers["kid_all_pairs"] = kernel_distance(samples.features, reference.features)
     return numbers

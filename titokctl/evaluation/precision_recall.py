@@ -8,7 +8,6 @@ Letters: n and m images, D feature width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,16 +18,8 @@ MAX_REFERENCE_IMAGES = 10_000
 _DISTANCES_AT_ONCE = 1 << 24
 
 
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """Shares in [0, 1]."""
-
-    precision: float
-    recall: float
-
-
-def precision_recall(samples: np.ndarray, reference: np.ndarray, neighbours: int = NEIGHBOURS) -> PrecisionRecall:
-    """Precision of `samples` (n, D) and recall of `reference` (m, D).
+def precision_recall(samples: np.ndarray, reference: np.ndarray, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+    """Precision of `samples` (n, D) and recall of `reference` (m, D), both shares in [0, 1].
 
     Raises ValueError when widths differ or a set has no more images than `neighbours`.
     """
@@ -46,7 +37,7 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray, neighbours: int
     for first, squares in _squared_distances(a, b):
         hits_a.append((squares <= radii_b).any(1))
         hits_b |= (squares <= radii_a[first : first + len(squares), None]).any(0)
-    return PrecisionRecall(float(torch.cat(hits_a).double().mean()), float(hits_b.double().mean()))
+    return float(torch.cat(hits_a).double().mean()), float(hits_b.double().mean())
 
 
 def _radii(x: Tensor, neighbours: int) -> Tensor:
