@@ -19,8 +19,8 @@ import torch
 from benchmarks.measuring import parser, report_numbers
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.images import to_float
-from titokctl.data.pipeline import TrainingImages
 from titokctl.data.sources import open_source
+from titokctl.data.training_images import TrainingImages
 from titokctl.models.inference import prepared
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.precision import Precision, precision

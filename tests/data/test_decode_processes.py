@@ -1,5 +1,6 @@
 """Images decoded by processes: the same pixels, an error when one dies, and none left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -61,7 +62,7 @@ def test_files_larger_than_the_memory_at_first() -> None:
     files = [encoded(noise(900, 900, seed=i), "PNG") for i in range(3)]
     assert sum(map(len, files)) > 4 << 20
     into = [empty_squares(3, 16)]
-    with DecodeProcesses(CONFIGS[:1]) as processes:
+    with contextlib.closing(DecodeProcesses(CONFIGS[:1])) as processes:
         assert processes.decode(files[:1], into) == []
         assert processes.decode(files, into) == []
     np.testing.assert_array_equal(into[0], [preprocess(data, CONFIGS[0]) for data in files])

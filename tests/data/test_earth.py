@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from titokctl.data import earth
-from titokctl.data.pipeline import TrainingImages
 from titokctl.data.sources import open_source
+from titokctl.data.training_images import TrainingImages
 from titokctl.errors import UserError
 from titokctl.progress import SilentProgress
 

@@ -120,7 +120,7 @@ def test_labels_of_the_validation_images(tmp_path: Path, form: str) -> None:
     assert source.labels().dtype == np.int32
     assert source.class_names == ([] if form == "indices" else SYNSETS)
     assert [s.label for s in source.read_many([3, 0])] == [0, 2]
-    assert [s.label for unit in source.units for s in source.read(unit)] == [2, 0, 1, 0]
+    assert [s.label for unit in source.units for s in source.read_unit(unit)[0]] == [2, 0, 1, 0]
     assert reopen_source(source.description).description == source.description
 
 

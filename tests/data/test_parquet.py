@@ -1,7 +1,6 @@
 """Hugging Face data sets in parquet files."""
 
 import json
-import pickle
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from image_files import encoded, noise
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.pipeline import decode_unit
+from titokctl.data.pipeline import decode_units
 from titokctl.data.sources import open_source
 from titokctl.errors import UserError
 
@@ -69,12 +68,12 @@ def test_a_data_set_folder_means_its_training_files(tmp_path: Path) -> None:
     assert open_source([tmp_path]).description["kind"] == "parquet"
 
 
-def test_it_goes_through_the_pipeline_and_to_another_process(tmp_path: Path) -> None:
+def test_it_goes_through_the_pipeline(tmp_path: Path) -> None:
     source = open_source([write(tmp_path / "a.parquet", range(40))])
     config = PreprocessingConfig(size=4)
-    unit = decode_unit(pickle.loads(pickle.dumps(source)), source.units[0], config, workers=3)
+    [unit] = decode_units(source, [source.units[0]], config, workers=3)
     assert unit.keys == source.keys()
-    np.testing.assert_array_equal(unit.pixels, decode_unit(source, source.units[0], config).pixels)
+    np.testing.assert_array_equal(unit.pixels, next(decode_units(source, [source.units[0]], config)).pixels)
 
 
 def test_without_names_and_labels(tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_an_image_that_is_missing_is_rejected_by_name(tmp_path: Path) -> None:
     rows = table.column("image").to_pylist()
     rows[1] = None
     pq.write_table(table.set_column(0, "image", pa.array(rows, table.schema.field("image").type)), path)
-    unit = decode_unit(open_source([path]), open_source([path]).units[0], PreprocessingConfig(size=4))
+    [unit] = decode_units(open_source([path]), [open_source([path]).units[0]], PreprocessingConfig(size=4))
     assert [r.kind for r in unit.rejected] == ["empty"]
     assert len(unit.pixels) == 2
 

@@ -10,8 +10,9 @@ from image_files import class_folders, encoded, noise
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import decode, preprocess, shorter_edge_to
-from titokctl.data.pipeline import TrainingImages, decode_unit, decode_units
+from titokctl.data.pipeline import decode_units
 from titokctl.data.sources import Source, open_source
+from titokctl.data.training_images import TrainingImages
 from titokctl.data.workers import in_order
 from titokctl.errors import UserError
 
@@ -31,7 +32,7 @@ def spoil(source: Source, position: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_unit_is_decoded_in_order(source: Source, workers: int) -> None:
-    unit = decode_unit(source, source.units[0], CONFIG, workers)
+    [unit] = decode_units(source, [source.units[0]], CONFIG, workers)
     samples = source.read_many(range(60))
     assert unit.keys == [s.key for s in samples]
     assert unit.labels.tolist() == [0] * 30 + [1] * 30
@@ -43,7 +44,7 @@ def test_a_unit_is_decoded_in_order(source: Source, workers: int) -> None:
 def test_what_can_not_be_decoded_is_named(source: Source) -> None:
     for position in (0, 17, 59):
         spoil(source, position)
-    unit = decode_unit(source, source.units[0], CONFIG, 2)
+    [unit] = decode_units(source, [source.units[0]], CONFIG, 2)
     assert [r.key for r in unit.rejected] == [source.keys()[p] for p in (0, 17, 59)]
     assert {r.kind for r in unit.rejected} <= {"truncated", "unreadable"}
     kept = [p for p in range(60) if p not in (0, 17, 59)]
@@ -109,7 +110,7 @@ def test_crop_and_flip_depend_on_seed_epoch_and_position_alone(source: Source) -
 
 def test_without_chance_training_sees_the_center_crop(source: Source) -> None:
     images = TrainingImages(source, 16, crop="center", flip=False)
-    expected = decode_unit(source, source.units[0], CONFIG).pixels
+    expected = next(decode_units(source, [source.units[0]], CONFIG)).pixels
     for epoch in (0, 1):
         np.testing.assert_array_equal(images.batch([epoch] * 60, range(60)), expected)
 

@@ -11,7 +11,7 @@ from image_files import encoded, noise
 from tar_files import write_tar
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.pipeline import decode_unit
+from titokctl.data.pipeline import decode_units
 from titokctl.data.sources import Source, open_source
 from titokctl.errors import UserError
 
@@ -156,7 +156,7 @@ def test_what_hostile_shards_hold_is_counted_by_kind(tmp_path: Path) -> None:
         ("code.pyd", b"\x80\x04evil"), ("code.pickle", b"\x80\x04evil"), ("code.pth", b"\x80\x04evil"),
     ]  # fmt: skip
     source = open_source([write_tar(tmp_path / "0.tar", members)])
-    unit = decode_unit(source, source.units[0], PreprocessingConfig(size=4))
+    [unit] = decode_units(source, [source.units[0]], PreprocessingConfig(size=4))
     assert unit.keys == ["good", "dots"]
     assert Counter(r.kind for r in unit.rejected) == {"format": 2, "too-large": 1, "empty": 1}
     assert [(p.key, p.kind) for p in source.problems] == [("many", "several-dots")]

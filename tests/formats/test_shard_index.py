@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from image_files import encoded, noise, webdataset_samples
 
 from titokctl.errors import UserError
-from titokctl.formats.shard_index import FOLDER, build_index, open_index, problem_counts
+from titokctl.formats.shard_index import FOLDER, ShardIndex, open_index
+from titokctl.formats.shard_scan import scan
 
 PNG = encoded(noise(4, 4))
 
@@ -29,9 +31,13 @@ def samples(n: int) -> list[tuple[str, bytes]]:
     return [part for i, pair in enumerate(pairs) for part in (pair, (f"a/{i:04d}.cls", str(i % 3).encode()))]
 
 
+def problem_counts(index: ShardIndex) -> dict[str, int]:
+    return Counter(kind for _, kind, _ in index.problems)
+
+
 def test_finds_what_webdataset_finds(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "s.tar", samples(20))
-    index = build_index(path)
+    index = open_index(path)
     data = path.read_bytes()
     expected = webdataset_samples(path)
     assert [index.key(i) for i in range(len(index))] == [s["__key__"] for s in expected]
@@ -46,7 +52,7 @@ def test_long_and_foreign_names(tmp_path: Path, format: int) -> None:
     names = ["d" * 60 + "/" + "f" * 80, "größe/файл"]
     if format != tarfile.USTAR_FORMAT:
         names.append("x" * 300)
-    index = build_index(tar_of(tmp_path / "s.tar", [(f"{n}.png", PNG) for n in names], format=format))
+    index = open_index(tar_of(tmp_path / "s.tar", [(f"{n}.png", PNG) for n in names], format=format))
     assert [index.key(i) for i in range(len(index))] == names
 
 
@@ -54,26 +60,23 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
     data = tar_of(tmp_path / "whole.tar", samples(3)).read_bytes()
     end = data.rstrip(b"\0")
     content_end = (len(end) + 511) // 512 * 512
-    cuts = [*range(0, content_end, 256), content_end, content_end + 512, content_end + 1023]
+    cuts = [*range(256, content_end, 256), content_end, content_end + 512, content_end + 1023]
     for cut in cuts:
         path = tmp_path / f"cut{cut}.tar"
         path.write_bytes(data[:cut])
-        with pytest.raises(UserError, match=path.name):
-            open_index(path)
+        assert open_index(path).cut.startswith("cut after")
     whole = tmp_path / "end.tar"
     whole.write_bytes(data[: content_end + 1024])
-    assert len(open_index(whole)) == 3
+    assert (len(open_index(whole)), open_index(whole).cut) == (3, "")
 
 
-def test_a_cut_shard_can_be_accepted(tmp_path: Path) -> None:
+def test_a_cut_shard_gives_its_whole_members(tmp_path: Path) -> None:
     data = tar_of(tmp_path / "whole.tar", samples(3)).read_bytes()
     path = tmp_path / "cut.tar"
     path.write_bytes(data[:2600])
-    with pytest.raises(UserError, match="is incomplete: cut after"):
-        open_index(path)
-    assert len(open_index(path, accept_cut=True)) == 1
-    with pytest.raises(UserError, match="is incomplete"):  # also when the index is the kept one
-        open_index(path)
+    for _ in range(2):  # the second time from the kept index
+        index = open_index(path)
+        assert (len(index), index.cut) == (1, "cut after 2,600 bytes: it ends inside a member")
 
 
 def test_two_tars_in_one_file_are_refused(tmp_path: Path) -> None:
@@ -102,12 +105,12 @@ def test_problems_are_counted_by_kind(tmp_path: Path) -> None:
         ("code.pyd", b"\x80\x04evil"), ("code.pickle", b"\x80\x04evil"), ("code.png", PNG),
         ("many.dots.in.png", PNG), ("many.png", PNG),
     ]  # fmt: skip
-    index = build_index(tar_of(tmp_path / "s.tar", members))
+    index = open_index(tar_of(tmp_path / "s.tar", members))
     assert [index.key(i) for i in range(len(index))] == [
         "good", "twice", "words", "negative", "contradiction", "code", "many",
     ]  # fmt: skip
     assert index.labels.tolist() == [1, -1, -1, -1, 1, -1, -1]
-    assert problem_counts([index]) == {"bad-label": 3, "duplicate": 1, "no-image": 1, "unlabelled": 5}
+    assert problem_counts(index) == {"bad-label": 3, "duplicate": 1, "no-image": 1}
 
 
 def test_labels_in_json(tmp_path: Path) -> None:
@@ -120,16 +123,9 @@ def test_labels_in_json(tmp_path: Path) -> None:
         b"[" * 99999,
     ]
     members = [part for i, body in enumerate(bodies) for part in ((f"{i}.json", body), (f"{i}.JPG", PNG))]
-    index = build_index(tar_of(tmp_path / "s.tar", members))
+    index = open_index(tar_of(tmp_path / "s.tar", members))
     assert index.labels.tolist() == [7, 8, -1, -1, -1, -1]
-    assert problem_counts([index]) == {"bad-label": 3, "unlabelled": 4}
-
-
-def test_a_member_above_the_limit_is_left_out(tmp_path: Path) -> None:
-    path = tar_of(tmp_path / "s.tar", [("a.png", bytes(5000)), ("b.png", PNG)])
-    index = build_index(path, max_image_bytes=4000)
-    assert [index.key(i) for i in range(len(index))] == ["b"]
-    assert problem_counts([index]) == {"too-large": 1, "unlabelled": 1}
+    assert problem_counts(index) == {"bad-label": 3}
 
 
 def test_a_sample_without_an_image_has_one_problem_that_says_why(tmp_path: Path) -> None:
@@ -140,12 +136,14 @@ def test_a_sample_without_an_image_has_one_problem_that_says_why(tmp_path: Path)
         ("big.png", bytes(5000)), ("big.jpg", PNG),
         ("text.v1.txt", b"about"),
     ]  # fmt: skip
-    index = build_index(tar_of(tmp_path / "s.tar", members), max_image_bytes=4000)
-    assert [index.key(i) for i in range(len(index))] == ["whole", "big"]
-    assert [(key, kind) for key, kind, _ in index.problems] == [
+    path = tar_of(tmp_path / "s.tar", members)
+    with path.open("rb") as file:
+        found = scan(file, path.stat().st_size, max_image_bytes=4000)
+    assert [one.key for one in found.found] == ["whole", "big"]
+    assert [(key, kind) for key, kind, _ in found.problems] == [
         ("alone", "no-image"), ("photo", "several-dots"), ("big", "too-large"),
     ]  # fmt: skip
-    assert index.problems[1][2].startswith("photo.1.JPG (and 1 more): ")
+    assert found.problems[1][2].startswith("photo.1.JPG (and 1 more): ")
 
 
 def test_links_and_devices_are_no_samples(tmp_path: Path) -> None:
@@ -154,13 +152,13 @@ def test_links_and_devices_are_no_samples(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
-    assert len(build_index(tmp_path / "s.tar")) == 0
+    assert len(open_index(tmp_path / "s.tar")) == 0
 
 
 def test_names_that_leave_the_folder_are_only_names(tmp_path: Path) -> None:
-    index = build_index(tar_of(tmp_path / "s.tar", [("../../x.png", PNG), ("/etc/y.png", PNG)]))
+    index = open_index(tar_of(tmp_path / "s.tar", [("../../x.png", PNG), ("/etc/y.png", PNG)]))
     assert [index.key(i) for i in range(len(index))] == ["../../x", "/etc/y"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.tar"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [FOLDER, "s.tar"]
 
 
 def test_the_kept_index_is_used_until_the_shard_changes(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_max_bytes(tmp_path: Path) -> None:
     limit = sizes[-1] + sizes[0]
     make([tmp_path / "in"], tmp_path / "out", max_bytes=limit)
     source = open_source([tmp_path / "out"])
-    totals = [sum(len(s.data) for s in source.read(unit)) for unit in source.units]
+    totals = [sum(len(s.data) for s in source.read_unit(unit)[0]) for unit in source.units]
     assert len(totals) > 1
     assert max(totals) <= limit
     assert len(source) == 20

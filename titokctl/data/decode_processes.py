@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 
@@ -59,12 +58,8 @@ class DecodeProcesses:
         self._idle.put(process)
         return bad
 
-    def __enter__(self) -> "DecodeProcesses":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End them."""
         for process in self._all:
             process.close()
 

@@ -2,7 +2,10 @@
 
 import threading
 
-from titokctl.data.sources.source import Rejected
+import numpy as np
+
+from titokctl.data.images import BadImage, decode
+from titokctl.data.sources.source import Rejected, Sample
 from titokctl.errors import UserError
 
 _MAX_REJECTED = 0.01
@@ -37,13 +40,22 @@ class ImageProblems:
         """Whether it was rejected before."""
         return position in self._bad
 
-    def look_at(self, position: int, key: str, height: int, width: int) -> None:
-        """Note the size of a decoded image."""
-        if min(height, width) >= self._size or position in self._small:
-            return
-        with self._lock:
-            self._first_small = self._first_small or f"{key}, {width} x {height}"
-            self._small.add(position)
+    def decoded(self, position: int, sample: Sample) -> np.ndarray | None:
+        """An image as (H, W, 3) uint8; None for one that can't be decoded. Both are noted as they deserve.
+
+        Raises UserError when more than 1 % of all can't.
+        """
+        try:
+            pixels = decode(sample.data)
+        except BadImage as error:
+            self.reject(position, Rejected(sample.key, error.kind, error.text))
+            return None
+        height, width = pixels.shape[:2]
+        if min(height, width) < self._size and position not in self._small:
+            with self._lock:
+                self._first_small = self._first_small or f"{sample.key}, {width} x {height}"
+                self._small.add(position)
+        return pixels
 
     @property
     def rejected(self) -> list[Rejected]:

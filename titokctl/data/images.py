@@ -8,7 +8,7 @@ is computed here.
 import io
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
@@ -45,9 +45,6 @@ class BadImage(Exception):
         super().__init__(text)
         self.kind = kind
         self.text = text
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BadImage, (self.kind, self.text)
 
 
 def decode(

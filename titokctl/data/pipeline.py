@@ -6,7 +6,6 @@ for each other at the interpreter's lock, but cost nothing to start.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 
@@ -14,10 +13,7 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.decode_processes import DecodeProcesses
 from titokctl.data.decoding import CHUNK, Bad, decode_files, empty_squares
 from titokctl.data.sources.source import Rejected, Sample, Source, Unit
-from titokctl.data.training_images import TrainingImages
 from titokctl.data.workers import in_order
-
-__all__ = ["DecodedUnit", "Decoder", "Rejected", "TrainingImages", "decode_unit", "decode_units"]
 
 _BY_THREADS = 1024  # images of a job
 
@@ -59,10 +55,8 @@ class Decoder:
     def __enter__(self) -> "Decoder":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._processes.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._processes.close()
 
     def unit(self, unit: Unit) -> DecodedUnit:
         """One unit as pixels. Raises UserError when a decoding process is killed."""
@@ -107,29 +101,10 @@ class Decoder:
         return decode_files(files, self._configs, into)
 
 
-def decode_unit(
-    source: Source,
-    unit: Unit,
-    preprocessing: PreprocessingConfig,
-    workers: int = 1,
-    further: Sequence[PreprocessingConfig] = (),
-) -> DecodedUnit:
-    """One unit of a source as pixels, with `workers` threads."""
-    with Decoder(source, [preprocessing, *further], workers) as decoder:
-        return decoder.unit(unit)
-
-
 def decode_units(
-    source: Source,
-    units: Iterable[Unit],
-    preprocessing: PreprocessingConfig,
-    workers: int = 1,
-    further: Sequence[PreprocessingConfig] = (),
+    source: Source, units: Iterable[Unit], preprocessing: PreprocessingConfig, workers: int = 1
 ) -> Iterator[DecodedUnit]:
-    """Units of a source as pixels, in their order; the next one is decoded while the caller uses one.
-
-    `further` are other squares that are wanted of the same images; each image is decoded once.
-    """
-    with Decoder(source, [preprocessing, *further], workers) as decoder:
+    """Units of a source as pixels, in their order; the next one is decoded while the caller uses one."""
+    with Decoder(source, [preprocessing], workers) as decoder:
         for _, decoded in in_order(decoder.unit, units, min(workers, 2), ahead=1):
             yield decoded

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 import webdataset
 
-from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS
 from titokctl.data.decoding import empty_squares
 from titokctl.data.image_problems import ImageProblems
-from titokctl.data.images import BadImage, crop_at, decode
+from titokctl.data.images import crop_at
 from titokctl.data.order import epoch_order
 from titokctl.data.sources.source import Rejected, Sample, Source, Unit
 from titokctl.data.training_images import chances
@@ -172,11 +171,8 @@ class StreamedImages:
     ) -> np.ndarray | None:
         """The (S, S, 3) window of one image; None when it can't be decoded."""
         _, position, sample = placed[i]
-        try:
-            pixels = decode(sample.data, DEFAULT_MAX_PIXELS)
-        except BadImage as error:
-            self.problems.reject(position, Rejected(sample.key, error.kind, error.text))
+        pixels = self.problems.decoded(position, sample)
+        if pixels is None:
             return None
-        self.problems.look_at(position, sample.key, *pixels.shape[:2])
         square = crop_at(pixels, self._size, None if where is None else float(where[i]))
         return square[:, ::-1] if mirrored[i] else square

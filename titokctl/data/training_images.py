@@ -11,12 +11,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS
 from titokctl.data.decoding import empty_squares
 from titokctl.data.image_problems import ImageProblems
-from titokctl.data.images import BadImage, crop_at, decode, scaled_size, shorter_edge_to
+from titokctl.data.images import crop_at, scaled_size, shorter_edge_to
 from titokctl.data.order import uniform
-from titokctl.data.sources.source import Rejected, Sample, Source
+from titokctl.data.sources.source import Sample, Source
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
 
@@ -107,12 +106,9 @@ class TrainingImages:
         """One image, with its shorter edge at S and kept where there is room for it; None when it can't be decoded."""
         if self.problems.is_bad(position):
             return None
-        try:
-            pixels = decode(sample.data, DEFAULT_MAX_PIXELS)
-        except BadImage as error:
-            self.problems.reject(position, Rejected(sample.key, error.kind, error.text))
+        pixels = self.problems.decoded(position, sample)
+        if pixels is None:
             return None
-        self.problems.look_at(position, sample.key, *pixels.shape[:2])
         height, width = scaled_size(pixels.shape[0], pixels.shape[1], self._size)
         if max(height, width) > _MAX_ASPECT * self._size or not self._reserve(height * width * 3):
             return pixels

@@ -4,6 +4,7 @@ Every member `<class>.tar` holds the images of one class. Labels are the places 
 which for ImageNet's synset names is the order that every model uses.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,8 +40,8 @@ def scan_class_tars(file: BinaryIO, length: int) -> Scan:
             raise
         result.cut = str(error)
     names = [_class_name(member) for member in classes]
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(names).items():
+        if times > 1:
             raise BrokenTar(f"the class {name} is in it twice", cut=False)
     result.names = dict(enumerate(sorted(names)))
     label_of = {name: label for label, name in result.names.items()}

@@ -22,23 +22,23 @@ import io
 import json
 import os
 import zipfile
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import write_bytes
 from titokctl.formats.class_tars import scan_class_tars
-from titokctl.formats.shard_scan import MAX_IMAGE_BYTES, Scan, scan
+from titokctl.formats.shard_scan import Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
 
 FORMAT = "titokctl/shard-index"
 FORMAT_VERSION = 3
 FOLDER = ".titokctl-index"
 SAMPLES, CLASS_TARS = "samples", "class-tars"
-CUT_HINT = "copy or download it again; `titokctl tokenize --accept-cut` takes what it still holds"
 _ARRAYS = {"offsets": "<u8", "sizes": "<u8", "labels": "<i4", "keys": "|u1", "key_ends": "<u8"}
 
 
@@ -66,76 +66,60 @@ class ShardIndex:
         begin = int(self.key_ends[i - 1]) if i else 0
         return self.keys[begin : int(self.key_ends[i])].tobytes().decode("utf-8", "backslashreplace")
 
+    def only(self, keep: np.ndarray) -> "ShardIndex":
+        """The index of those samples for which `keep` (N,) bool is True."""
+        arrays: dict[str, Any] = {name: getattr(self, name)[keep] for name in ("offsets", "sizes", "labels")}
+        return replace(self, **arrays, **_packed(self.key(i) for i in np.flatnonzero(keep).tolist()))
 
-def open_index(shard: Path, accept_cut: bool = False, keep: bool = True, layout: str = SAMPLES) -> ShardIndex:
-    """The index of `shard`: the kept one when it fits, else made by a pass over the headers and, with `keep`, kept.
 
-    Raises:
-        UserError: the shard can't be read, is no tar, or is cut and `accept_cut` is False.
+def open_index(shard: Path, layout: str = SAMPLES) -> ShardIndex:
+    """The index of `shard`: the kept one when it fits, else made by a pass over the headers, and kept.
+
+    Labels are read for it, images are not. A cut tar gives the index of its whole members and says so in `cut`.
+
+    Raises UserError: the shard can't be read, or is no tar.
     """
     try:
         state = shard.stat()
-    except OSError as error:
-        raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
-    index = _kept(shard, state, layout)
-    if index is None:
-        index = build_index(shard, layout=layout)
-        if keep:
+        index = _kept(shard, state, layout)
+        if index is None:
+            index = _made(shard, layout)
             _keep(shard, index)
-    if index.cut and not accept_cut:
-        raise UserError(f"the shard {shard} is incomplete: {index.cut}", CUT_HINT)
-    return index
-
-
-def build_index(shard: Path, max_image_bytes: int = MAX_IMAGE_BYTES, layout: str = SAMPLES) -> ShardIndex:
-    """The index of `shard` by one pass over its headers; labels are read, images are not.
-
-    A cut tar gives the index of its whole members and says so in `cut`. Raises UserError for what is no tar.
-    """
-    try:
-        return _from_class_tars(shard) if layout == CLASS_TARS else _from_samples(shard, max_image_bytes)
+        return index
     except BrokenTar as error:
-        what = "the file is empty" if shard.stat().st_size == 0 else str(error)
+        what = "the file is empty" if state.st_size == 0 else str(error)
         raise UserError(f"{shard} is not a whole tar file: {what}", "compressed tars must be unpacked first") from error
     except OSError as error:
         raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
 
 
-def write_index(shard: Path, index: ShardIndex) -> None:
-    """Write the index beside the shard, atomically."""
-    target = shard.parent / FOLDER / f"{shard.name}.npz"
-    target.parent.mkdir(exist_ok=True)
-    write_bytes(target, _serialize(index))
-
-
-def _from_class_tars(shard: Path) -> ShardIndex:
-    """The index of a tar of class tars: every image is a sample, its class the class tar it lies in."""
-    with shard.open("rb") as file:
-        state = os.fstat(file.fileno())
-        return _assemble(scan_class_tars(file, state.st_size), state, CLASS_TARS)
-
-
-def _from_samples(shard: Path, max_image_bytes: int) -> ShardIndex:
-    with shard.open("rb") as file:
-        state = os.fstat(file.fileno())
-        return _assemble(scan(file, state.st_size, max_image_bytes), state, SAMPLES)
-
-
-def _assemble(scan: Scan, state: os.stat_result, layout: str) -> ShardIndex:
-    keys = [one.key.encode("utf-8", "backslashreplace") for one in scan.found]
+def from_scan(scan: Scan, size: int = 0, mtime_ns: int = 0, layout: str = SAMPLES) -> ShardIndex:
+    """The index of what a pass over a shard found; `size` and `mtime_ns` are the shard's."""
     return ShardIndex(
-        size=state.st_size,
-        mtime_ns=state.st_mtime_ns,
+        size=size,
+        mtime_ns=mtime_ns,
         cut=scan.cut,
         problems=scan.problems,
         offsets=np.array([one.offset for one in scan.found], "<u8"),
         sizes=np.array([one.size for one in scan.found], "<u8"),
         labels=np.array([one.label for one in scan.found], "<i4"),
-        keys=np.frombuffer(b"".join(keys), "|u1"),
-        key_ends=np.cumsum([len(key) for key in keys], dtype="<u8"),
+        **_packed(one.key for one in scan.found),
         layout=layout,
         names=scan.names,
     )
+
+
+def _made(shard: Path, layout: str) -> ShardIndex:
+    with shard.open("rb") as file:
+        state = os.fstat(file.fileno())
+        found = (scan_class_tars if layout == CLASS_TARS else scan)(file, state.st_size)
+    return from_scan(found, state.st_size, state.st_mtime_ns, layout)
+
+
+def _packed(keys: Iterable[str]) -> dict[str, Any]:
+    encoded = [key.encode("utf-8", "backslashreplace") for key in keys]
+    ends = np.cumsum([len(key) for key in encoded], dtype="<u8")
+    return {"keys": np.frombuffer(b"".join(encoded), "|u1"), "key_ends": ends}
 
 
 def _serialize(index: ShardIndex) -> bytes:
@@ -208,10 +192,3 @@ def _keep(shard: Path, index: ShardIndex) -> None:
             return
         except (OSError, UserError):
             continue
-
-
-def problem_counts(indices: list[ShardIndex]) -> dict[str, int]:
-    """How many samples have which problem, and how many have no label ("unlabelled")."""
-    counts = Counter(kind for index in indices for _, kind, _ in index.problems)
-    counts["unlabelled"] = sum(int((index.labels < 0).sum()) for index in indices)
-    return {kind: n for kind, n in sorted(counts.items()) if n}

@@ -21,7 +21,7 @@ from typing import Any
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path, read_json, write_json
-from titokctl.formats.shard_index import build_index, write_index
+from titokctl.formats.shard_index import open_index
 
 FORMAT = "titokctl/shards"
 FORMAT_VERSION = 1
@@ -64,8 +64,7 @@ def write_shard(path: Path, samples: Iterable[ShardSample]) -> ShardInfo:
         for sample in samples:
             label = {"cls": str(sample.label).encode()} if sample.label >= 0 else {}
             tar.write({"__key__": sample.key, sample.extension: sample.data, **label})
-    index = build_index(path)
-    write_index(path, index)
+    index = open_index(path)
     return ShardInfo(path.name, len(index), index.size)
 
 

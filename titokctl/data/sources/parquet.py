@@ -82,13 +82,6 @@ class ParquetSource(Source):
         table = _reading(path, lambda file: file.read_row_group(number, columns=[f"{self.column}.bytes"]))
         return [b"" if cell is None else cell["bytes"] or b"" for cell in table.column(self.column).to_pylist()]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_kept")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.__post_init__()
-
 
 def parquet_in(path: Path) -> list[Path]:
     """The parquet files of a folder or of its `data/`, sorted; of several splits, those of `train`."""

@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,14 +27,15 @@ from titokctl.data.sources.remote_stream import (
     file_system_of,
     scheme_of,
 )
-from titokctl.data.sources.shard_checks import NO_LABEL, out_of_range
+from titokctl.data.sources.shard_checks import check_distinct, left_out, usable
 from titokctl.data.sources.shards import expand_pattern
 from titokctl.data.sources.source import Rejected, Sample, Source, Unit
 from titokctl.data.workers import in_order
 from titokctl.errors import UserError
 from titokctl.formats.atomic import write_json
 from titokctl.formats.shard_counts import recorded_counts
-from titokctl.formats.shard_scan import BESIDE, Scan, scan
+from titokctl.formats.shard_index import from_scan
+from titokctl.formats.shard_scan import Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
 
 KIND = "remote"
@@ -44,7 +46,7 @@ _HINT = "copy the shards to a disk here, or make a token cache of them with tito
 
 @dataclass
 class RemoteShardSource(Source):
-    """Samples of shards on a server; only `read_unit` and `read` work, by whole shards."""
+    """Samples of shards on a server; only `read_unit` works, by whole shards."""
 
     urls: list[str] = field(default_factory=list)
     accept_cut: bool = False
@@ -52,9 +54,6 @@ class RemoteShardSource(Source):
     def __post_init__(self) -> None:
         self._names: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
-
-    def read(self, unit: Unit) -> Iterator[Sample]:
-        yield from self.read_unit(unit)[0]
 
     def read_unit(self, unit: Unit) -> tuple[list[Sample], list[Rejected]]:
         """One shard. Raises UserError when it is cut, or holds another number of samples than it should."""
@@ -64,19 +63,11 @@ class RemoteShardSource(Source):
         if found.cut and not self.accept_cut:
             raise UserError(f"the shard {url} is incomplete: {found.cut}", "--accept-cut takes what it still holds")
         self._check_names(url, found)
-        rejected = [Rejected(*problem) for problem in found.problems]
-        bad = {key for key, kind, _ in found.problems if kind == "bad-label"}
-        labelled = any(one.label >= 0 for one in found.found)
-        samples = []
-        for one in found.found:
-            if one.key in bad:
-                continue
-            if labelled and one.label < 0:
-                rejected.append(Rejected(one.key, "no-label", NO_LABEL))
-            elif self.class_names and one.label >= len(self.class_names):
-                rejected.append(Rejected(one.key, "label-range", out_of_range(one.label, len(self.class_names))))
-            else:
-                samples.append(Sample(one.key, one.label, images[one.offset]))
+        index = from_scan(found)
+        keep, rejected = usable(index, bool((index.labels >= 0).any()), len(self.class_names))
+        index = index.only(keep)
+        placed = zip(index.labels.tolist(), index.offsets.tolist(), strict=True)
+        samples = [Sample(index.key(i), label, images[offset]) for i, (label, offset) in enumerate(placed)]
         return samples, rejected + self._missing(unit, url, found)
 
     def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
@@ -111,13 +102,6 @@ class RemoteShardSource(Source):
                     text = f"the label {label} is {other!r} in {said_by} and {name!r} in {url}"
                     raise UserError(text, "take shards that were made together")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_names")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.__post_init__()
-
 
 def is_url(path: str) -> bool:
     """True for scheme://..., false for a path."""
@@ -139,8 +123,7 @@ def open_remote(urls: Sequence[str], accept_cut: bool = False) -> RemoteShardSou
     """
     for url in urls:
         check_url(url)
-    if len(set(urls)) < len(urls):
-        raise UserError(f"the shard {max(urls, key=list(urls).count)} is named twice")
+    check_distinct(urls)
     counts = _counts(urls)
     units: list[Unit] = []
     first = 0
@@ -182,11 +165,8 @@ def _beside(folder: str, name: str) -> bytes | None:
 def _counted(url: str) -> int:
     """The samples of a shard that nothing is recorded of."""
     kept = _kept_at(url)
-    try:
-        with RemoteStream(url) as stream:
-            facts = {"url": url, "size": stream.file.size, "version": stream.file.version}
-    except Gone as error:
-        raise UserError(str(error), "check the address and your access") from error
+    with _open(url) as stream:
+        facts = {"url": url, "size": stream.file.size, "version": stream.file.version}
     try:
         record = json.loads(kept.read_bytes())
         if stream.file.version and {name: record.get(name) for name in facts} == facts:
@@ -207,18 +187,25 @@ def _counted(url: str) -> int:
 def _scan(url: str, images: dict[int, bytes] | None = None) -> tuple[RemoteFile, Scan]:
     """What a shard holds; with `images`, they are put there by offset."""
     try:
-        with RemoteStream(url) as stream:
+        with _open(url) as stream:
             length = _ENDLESS if stream.file.size is None else stream.file.size
             collect = None if images is None else images.__setitem__
             return stream.file, scan(stream, length, collect=collect)  # type: ignore[arg-type]
-    except Gone as error:
-        raise UserError(str(error), "check the address and your access") from error
     except BrokenTar as error:
         raise UserError(f"{url} is not a whole tar file: {error}", "compressed tars must be unpacked first") from error
 
 
+@contextmanager
+def _open(url: str) -> Iterator[RemoteStream]:
+    try:
+        with RemoteStream(url) as stream:
+            yield stream
+    except Gone as error:
+        raise UserError(str(error), "check the address and your access") from error
+
+
 def _samples(found: Scan) -> int:
-    return len(found.found) + sum(kind not in BESIDE for _, kind, _ in found.problems)
+    return len(found.found) + left_out(found.problems)
 
 
 def _kept_at(url: str) -> Path:

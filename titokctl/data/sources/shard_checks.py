@@ -7,7 +7,7 @@ key in two shards.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +19,6 @@ from titokctl.formats.shard_counts import Count, recorded_counts
 from titokctl.formats.shard_index import ShardIndex
 from titokctl.formats.shard_scan import BESIDE
 
-NO_LABEL = "no label, where other samples have one"
-
 ReadImage = Callable[[int, int], bytes]
 
 
@@ -31,6 +29,13 @@ class Checked:
     indices: list[ShardIndex]
     problems: list[Rejected]
     prefixes: list[str]
+
+
+def check_distinct(shards: Sequence[str]) -> None:
+    """Raise UserError when a shard is named twice."""
+    for shard, times in Counter(shards).items():
+        if times > 1:
+            raise UserError(f"the shard {shard} is named twice")
 
 
 def check_counts(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> None:
@@ -45,15 +50,15 @@ def check_counts(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> None:
 
 def check_count(shard: str, index: ShardIndex, count: Count) -> None:
     """Raise UserError when `count` is not what `index` found: its images, or its samples with those without one."""
-    if count.samples in (len(index), len(index) + left_out(index)):
+    if count.samples in (len(index), len(index) + left_out(index.problems)):
         return
     text = f"{shard} holds {len(index):,} images where {count.file} says {count.samples:,}"
     raise UserError(text, f"copy it again, or remove {count.file} if that is what is wrong")
 
 
-def left_out(index: ShardIndex) -> int:
-    """The samples of a shard that have no image in its index."""
-    return sum(kind not in BESIDE for _, kind, _ in index.problems)
+def left_out(problems: Sequence[tuple[str, str, str]]) -> int:
+    """The samples of a shard with these problems that have no image in its index."""
+    return sum(kind not in BESIDE for _, kind, _ in problems)
 
 
 def joined_names(shards: Sequence[str], indices: Sequence[ShardIndex]) -> dict[int, str]:
@@ -80,25 +85,37 @@ def check_samples(shards: Sequence[str], indices: Sequence[ShardIndex], num_clas
     `read(shard, i)` gives the bytes of image i of a shard; it is asked only for images that may be the same.
     """
     labelled = any(int(index.labels.max(initial=-1)) >= 0 for index in indices)
-    kept = [np.ones(len(index), bool) for index in indices]
+    kept: list[np.ndarray] = []
     problems: list[Rejected] = []
-    for index, keep in zip(indices, kept, strict=True):
-        problems += [Rejected(*problem) for problem in index.problems]
-        bad = {key for key, kind, _ in index.problems if kind == "bad-label"}
-        if bad:
-            keep &= np.array([index.key(i) not in bad for i in range(len(index))], bool)
-        for i in np.flatnonzero(keep & (index.labels < 0)).tolist() if labelled else []:
-            problems.append(Rejected(index.key(i), "no-label", NO_LABEL))
-        for i in np.flatnonzero(keep & (index.labels >= num_classes)).tolist() if num_classes else []:
-            problems.append(Rejected(index.key(i), "label-range", out_of_range(int(index.labels[i]), num_classes)))
-        keep &= (index.labels >= 0) | (not labelled)
-        keep &= (index.labels < num_classes) | (not num_classes)
+    for index in indices:
+        keep, wrong = usable(index, labelled, num_classes)
+        kept.append(keep)
+        problems += wrong
     same = _same_images(indices, kept, read) if len(indices) > 1 else _Same([], set())
     for shard, i, other in same.doubles:
         kept[shard][i] = False
         problems.append(Rejected(indices[shard].key(i), "duplicate", f"also in {shards[other]}, byte for byte"))
     prefixes = [f"{Path(name).stem}/" if shard in same.ambiguous else "" for shard, name in enumerate(shards)]
-    return Checked([_kept(*pair) for pair in zip(indices, kept, strict=True)], problems, prefixes)
+    left = [index if keep.all() else index.only(keep) for index, keep in zip(indices, kept, strict=True)]
+    return Checked(left, problems, prefixes)
+
+
+def usable(index: ShardIndex, labelled: bool, num_classes: int) -> tuple[np.ndarray, list[Rejected]]:
+    """Which samples of one shard (N,) bool can be used, and why others can't; `num_classes` as for `check_samples`.
+
+    Where the source is `labelled`, a sample without a label is none of them.
+    """
+    problems = [Rejected(*problem) for problem in index.problems]
+    bad = {key for key, kind, _ in index.problems if kind == "bad-label"}
+    keep = np.array([index.key(i) not in bad for i in range(len(index))], bool) if bad else np.ones(len(index), bool)
+    for i in np.flatnonzero(keep & (index.labels < 0)).tolist() if labelled else []:
+        problems.append(Rejected(index.key(i), "no-label", "no label, where other samples have one"))
+    for i in np.flatnonzero(keep & (index.labels >= num_classes)).tolist() if num_classes else []:
+        text = f"the label {index.labels[i]} is out of range: there are {num_classes:,} classes"
+        problems.append(Rejected(index.key(i), "label-range", text))
+    keep &= (index.labels >= 0) | (not labelled)
+    keep &= (index.labels < num_classes) | (not num_classes)
+    return keep, problems
 
 
 @dataclass(frozen=True)
@@ -143,25 +160,6 @@ def _key_hashes(index: ShardIndex) -> np.ndarray:
 def _equal(indices: Sequence[ShardIndex], read: ReadImage, a: tuple[int, int], b: tuple[int, int]) -> bool:
     facts = [(indices[s].sizes[i], indices[s].labels[i]) for s, i in (a, b)]
     return bool(facts[0] == facts[1]) and read(*a) == read(*b)
-
-
-def _kept(index: ShardIndex, keep: np.ndarray) -> ShardIndex:
-    if keep.all():
-        return index
-    keys = [index.key(int(i)).encode("utf-8", "backslashreplace") for i in np.flatnonzero(keep)]
-    return replace(
-        index,
-        offsets=index.offsets[keep],
-        sizes=index.sizes[keep],
-        labels=index.labels[keep],
-        keys=np.frombuffer(b"".join(keys), "|u1"),
-        key_ends=np.cumsum([len(key) for key in keys], dtype="<u8"),
-    )
-
-
-def out_of_range(label: int, num_classes: int) -> str:
-    """What to say of a label that has no class."""
-    return f"the label {label} is out of range: there are {num_classes:,} classes"
 
 
 def contiguous_names(names: dict[int, str]) -> list[str]:

@@ -14,21 +14,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from titokctl.data.sources.shard_checks import check_counts, check_samples, contiguous_names, joined_names
+from titokctl.data.sources.shard_checks import (
+    check_counts,
+    check_distinct,
+    check_samples,
+    contiguous_names,
+    joined_names,
+)
 from titokctl.data.sources.source import Rejected, Sample, Source, units_of
 from titokctl.errors import UserError
 from titokctl.formats.class_tars import is_class_tars
-from titokctl.formats.shard_index import CLASS_TARS, CUT_HINT, SAMPLES, ShardIndex, open_index
+from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, open_index
 from titokctl.formats.shard_set import read_set_index
 
 KIND = "shards"
 _MAX_OPEN = 256
 _MAX_SHARDS = 1_000_000
 _NAMED = 20  # of cut shards, in a message
+_CUT_HINT = "copy or download it again; `titokctl tokenize --accept-cut` takes what it still holds"
 
 
 class _OpenShards:
@@ -52,12 +58,6 @@ class _OpenShards:
             return _pread(descriptor, size, offset)
         finally:
             os.close(descriptor)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_paths": self._paths}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_paths"])  # type: ignore[misc]
 
     def __del__(self) -> None:
         for descriptor in self._open.values():
@@ -144,11 +144,9 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
         UserError: a shard is missing, no tar, or cut; a count differs from what a file beside it says; shards call one
             label by two names; no image can be used.
     """
-    twice = sorted({str(p) for p in paths if list(paths).count(p) > 1}) if len(set(paths)) < len(paths) else []
-    if twice:
-        raise UserError(f"the shard {twice[0]} is named twice")
+    check_distinct([str(path) for path in paths])
     layout = CLASS_TARS if len(paths) == 1 and is_class_tars(paths[0]) else SAMPLES
-    found = [open_index(path, True, layout=layout) for path in paths]
+    found = [open_index(path, layout) for path in paths]
     _check_whole(paths, found, accept_cut)
     check_counts(paths, found)
     names = joined_names([str(path) for path in paths], found)
@@ -188,11 +186,11 @@ def _check_whole(paths: Sequence[Path], found: Sequence[ShardIndex], accept_cut:
     """Raise UserError that names all shards that are cut."""
     cut = [(path, index) for path, index in zip(paths, found, strict=True) if index.cut and not accept_cut]
     if len(cut) == 1:
-        raise UserError(f"the shard {cut[0][0]} is incomplete: {cut[0][1].cut}", CUT_HINT)
+        raise UserError(f"the shard {cut[0][0]} is incomplete: {cut[0][1].cut}", _CUT_HINT)
     if cut:
         named = "; ".join(f"{path} ({index.cut})" for path, index in cut[:_NAMED])
         more = f"; and {len(cut) - _NAMED:,} more" if len(cut) > _NAMED else ""
-        raise UserError(f"{len(cut):,} shards are incomplete: {named}{more}", CUT_HINT)
+        raise UserError(f"{len(cut):,} shards are incomplete: {named}{more}", _CUT_HINT)
 
 
 def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:

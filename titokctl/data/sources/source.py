@@ -6,7 +6,7 @@ named in `opening.py`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,18 +85,13 @@ class Source(ABC):
     def sizes(self) -> np.ndarray:
         """(len,) int64: bytes of each image file."""
 
-    def read(self, unit: Unit) -> Iterator[Sample]:
-        """The samples of one unit, in order."""
-        for position in range(unit.first, unit.first + unit.count):
-            yield self.sample(position)
-
     def read_unit(self, unit: Unit) -> tuple[list[Sample], list[Rejected]]:
         """The samples of one unit, and those of it that turned out unusable only now.
 
         They are `unit.count` together; of a source that can't seek, more where it holds what no count tells, such as a
         second image of a key.
         """
-        return list(self.read(unit)), []
+        return self.read_many(range(unit.first, unit.first + unit.count)), []
 
     def is_whole(self, samples: int) -> bool:
         """Whether so many rows and unusable samples are all there is."""
@@ -108,13 +103,13 @@ class Source(ABC):
         return self.read_many([position])[0]
 
 
-def units_of(parts: Sequence[tuple[str, int]], size: int = UNIT_SIZE) -> list[Unit]:
+def units_of(parts: Sequence[tuple[str, int]]) -> list[Unit]:
     """Units over parts (name, number of samples) that follow each other; no unit spans two parts."""
     units: list[Unit] = []
     begin = 0
     for name, count in parts:
-        for first in range(0, count, size):
-            n = min(size, count - first)
+        for first in range(0, count, UNIT_SIZE):
+            n = min(UNIT_SIZE, count - first)
             units.append(Unit(len(units), begin + first, n, f"{name}[{first}:{first + n}]"))
         begin += count
     return units
