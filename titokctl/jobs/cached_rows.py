@@ -37,12 +37,10 @@ def tokenizer_of(cache: TokenCache, given: str | None, runs: Path, device: str, 
 def decoded(model: TiTok, rows: np.ndarray) -> np.ndarray:
     """Rows (n, K) of ids, or (n, K, C) of latents, as images (n, S, S, 3) uint8."""
     device = model.latent_tokens.device
-    images = []
-    for first in range(0, len(rows), _ROWS_AT_ONCE):
-        block = rows[first : first + _ROWS_AT_ONCE]
-        wide = torch.from_numpy(block.astype(np.int64 if block.dtype.kind == "u" else np.float32))
-        images.append(to_bytes(model.detokenize(wide.to(device))).cpu().numpy())
-    return np.concatenate(images)
+    wide = torch.from_numpy(rows.astype(np.int64 if rows.dtype.kind == "u" else np.float32))
+    return np.concatenate(
+        [to_bytes(model.detokenize(block.to(device))).cpu().numpy() for block in wide.split(_ROWS_AT_ONCE)]
+    )
 
 
 class Originals:
@@ -60,27 +58,22 @@ class Originals:
         if source.description.get("fingerprint") != recorded.get("fingerprint"):
             where = source.description["paths"][0]
             raise UserError(f"the source {where} has changed since {cache.path} was made, or is another one")
-        self.source, self._cache = source, cache
-        self._positions: np.ndarray | None = None
-        if len(source) != len(cache):
-            self._positions = _positions(source.keys(), cache.keys.tolist())
+        self._source, self._preprocessing = source, PreprocessingConfig.model_validate(cache.header.preprocessing)
+        is_whole = len(source) == len(cache)
+        self._positions = None if is_whole else _positions(source.keys(), cache.keys.tolist())
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """The plain crops of `rows` (n,), as (n, S, S, 3) uint8."""
-        config = PreprocessingConfig.model_validate(self._cache.header.preprocessing)
-        positions = rows if self._positions is None else self._positions[rows]
-        return np.stack([preprocess(s.data, config) for s in self.source.read_many(positions)])
+        samples = self._source.read_many(rows if self._positions is None else self._positions[rows])
+        return np.stack([preprocess(sample.data, self._preprocessing) for sample in samples])
 
 
 def _positions(source_keys: list[str], row_keys: list[bytes]) -> np.ndarray:
     """Where each row's image stands in a source of which some images have no row; both are in the same order."""
-    positions, at = np.empty(len(row_keys), np.int64), 0
-    for row, key in enumerate(row_keys):
-        wanted = key.decode()
-        while at < len(source_keys) and source_keys[at] != wanted:
-            at += 1
-        if at == len(source_keys):
+    places, positions = enumerate(source_keys), []
+    for row, wanted in enumerate(map(bytes.decode, row_keys)):
+        found = next((place for place, key in places if key == wanted), None)
+        if found is None:
             raise UserError(f"the image {wanted} of row {row} is not in the source")
-        positions[row] = at
-        at += 1
-    return positions
+        positions.append(found)
+    return np.array(positions, np.int64)

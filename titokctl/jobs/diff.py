@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from titokctl.config.recipe_files import flat_differences
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
@@ -90,7 +91,7 @@ def diff(
         decoded_rows=0 if error is None else len(chosen),
         psnr_of_differing=_psnr(error),
         psnr=_psnr(None if error is None else error * share),
-        made_with=_differences(a.header.made_with, b.header.made_with),
+        made_with=flat_differences(a.header.made_with, b.header.made_with),
         remarks=remarks,
     )
 
@@ -121,8 +122,3 @@ def _squared_error(
 
 def _psnr(error: float | None) -> float | None:
     return 10 * math.log10(255**2 / error) if error else None
-
-
-def _differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
-    names = sorted(one.keys() | other.keys())
-    return [f"{name}: {one.get(name)} -> {other.get(name)}" for name in names if one.get(name) != other.get(name)]

@@ -15,13 +15,12 @@ from titokctl.models.titok.tokenizer import TiTok
 
 # What makes the files of an output format.
 ENCODERS: dict[str, Encode] = {"png": encode_png, "webp": encode_webp, "wds": encode_png}
-_BATCH_SIZE = {"cpu": 8}
-_GPU_BATCH_SIZE = 64
+_CPU_BATCH_SIZE, _GPU_BATCH_SIZE = 8, 64
 
 
 def default_batch_size(device: str) -> int:
     """How many images are decoded at once where nobody says."""
-    return _BATCH_SIZE.get(torch.device(device).type, _GPU_BATCH_SIZE)
+    return _CPU_BATCH_SIZE if torch.device(device).type == "cpu" else _GPU_BATCH_SIZE
 
 
 def recorded_precision(header: CacheHeader) -> Precision | None:
@@ -55,7 +54,7 @@ class ImageDecoder:
 
 def on_host(tensors: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, np.ndarray]]:
     """Begin to copy tensors to the host without waiting. What is returned waits for them, in any thread."""
-    arrived: Callable[[], None] = _nothing
+    event = None
     if any(tensor.is_cuda for tensor in tensors.values()):
         # Pinned memory is taken from a pool and goes back there with the array.
         tensors = {
@@ -64,14 +63,10 @@ def on_host(tensors: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, np.nd
         }
         event = torch.cuda.Event()
         event.record()
-        arrived = event.synchronize
 
     def fetch() -> dict[str, np.ndarray]:
-        arrived()
+        if event is not None:
+            event.synchronize()
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     return fetch
-
-
-def _nothing() -> None:
-    """The tensors are on the host already."""

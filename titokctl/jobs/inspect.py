@@ -40,12 +40,7 @@ def inspect(path: Path) -> Inspection:
         raise UserError(f"no such file or folder: {path}", f"inspect takes {_KNOWN}")
     if path.is_dir():
         return _folder(path)
-    return _file(path)
-
-
-def _file(path: Path) -> Inspection:
-    start = _first_bytes(path)
-    if start == _HDF5:
+    if _first_bytes(path) == _HDF5:
         return token_cache(path)
     if path.suffix == ".safetensors":
         return _weights(path)
@@ -58,10 +53,11 @@ def _folder(path: Path) -> Inspection:
     if (path / "run.json").is_file():
         return _run(path)
     manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else None
-    if isinstance(manifest, dict) and manifest.get("format") == PARTS_FORMAT:
-        return _parts(path, manifest)
-    if isinstance(manifest, dict) and manifest.get("format") == sample_set.FORMAT:
-        return _sample_set(path)
+    manifest = manifest if isinstance(manifest, dict) else {}
+    if manifest.get("format") == PARTS_FORMAT:
+        return token_cache(path) if manifest.get("complete") else _parts(path, manifest)
+    if manifest.get("format") == sample_set.FORMAT:
+        return Inspection(path, "sample set", _without(sample_set.SampleSet.open(path).manifest, "format"))
     record = read_set_index(path)
     if record is not None:
         facts = {"shards": len(record["shards"]), "images": record.get("total"), "classes": len(record["class_names"])}
@@ -94,14 +90,15 @@ def token_cache(path: Path) -> Inspection:
         "made with": head.made_with,
         "terms": head.terms or "not said",
     }
-    positions: list[dict[str, Any]] = []
+    positions = []
     if cache.is_discrete and head.codebook_size * head.num_latent_tokens <= MAX_COUNTS:
         counts = count_codes(cache.ids, head.codebook_size)
         usage = usage_of(counts.sum(0))
-        facts["codes used"], facts["share of codes used"] = usage.used, usage.share
-        facts["perplexity"] = usage.perplexity
-        places = enumerate(map(usage_of, counts))
-        positions = [{"position": i, "codes used": one.used, "perplexity": one.perplexity} for i, one in places]
+        facts |= {"codes used": usage.used, "share of codes used": usage.share, "perplexity": usage.perplexity}
+        positions = [
+            {"position": i, "codes used": one.used, "perplexity": one.perplexity}
+            for i, one in enumerate(map(usage_of, counts))
+        ]
     what = "token cache" if path.is_file() else "token cache in parts"
     return Inspection(path, what, facts, _by_class(np.asarray(cache.labels), cache.class_names), positions)
 
@@ -135,15 +132,9 @@ def _run(path: Path) -> Inspection:
 
 
 def _parts(path: Path, manifest: dict[str, Any]) -> Inspection:
-    if manifest.get("complete"):
-        return token_cache(path)
     finished = sum(1 for _ in path.glob("unit-*.safetensors"))
     facts = {"finished parts": finished, "parts": manifest.get("num_units")} | (manifest.get("header") or {})
     return Inspection(path, "unfinished token cache", facts)
-
-
-def _sample_set(path: Path) -> Inspection:
-    return Inspection(path, "sample set", _without(sample_set.SampleSet.open(path).manifest, "format"))
 
 
 def _source(path: Path) -> Inspection:
