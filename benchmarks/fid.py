@@ -29,7 +29,7 @@ from titokctl.evaluation.extractors import Extractor, ExtractorOptions, inceptio
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import GaussianSums, frechet_distance, gaussian_of, trace_of_root
 from titokctl.evaluation.kernel_distance import kernel_distance
-from titokctl.jobs.feature_pass import KEEP_OF_SAMPLES, measure
+from titokctl.jobs.feature_pass import KEEP_OF_SAMPLES, FeaturePass, measure
 from titokctl.jobs.image_sets import from_npz
 from titokctl.models import inception
 from titokctl.models.inception import Inception
@@ -75,7 +75,7 @@ def speed(device: str, quick: bool) -> dict[str, Figures]:
                 list(pool.map(one, batches))
 
         def whole() -> None:
-            measure(images, extractor, KEEP_OF_SAMPLES, "images", SilentProgress(), stop)
+            measure(images, KEEP_OF_SAMPLES, "images", FeaturePass(extractor, SilentProgress(), stop))
 
         ways = {BASELINE: Way(bare, items=count), "ours": Way(whole, items=count)}
         return compare(ways | statistics_ways(), device, 1 if quick else 3)

@@ -98,7 +98,10 @@ def test_what_cannot_be_tested_is_said(sets):
     different = go(sets, "a.npz", "b.npz", reference=None)
     assert "different references" in different.remarks[0]
     assert len(different.results) == 2
+    assert len(different.remarks) == 1
+    assert len(go(sets, "a.npz", "b.npz").tests) == 1  # b.npz was judged on this reference, too, and that is kept
     np.savez(sets / "a.npz", noise(120, 77) // 3)
+    assert "a.npz has changed since" in go(sets, "a.npz", "b.npz", reference=None).remarks[1]
     with pytest.raises(UserError, match="holds other images than its kept result"):
         go(sets, "a.npz", "few.npz")
     with pytest.raises(UsageError, match="two different sets"):

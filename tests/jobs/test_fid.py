@@ -175,6 +175,9 @@ def test_floats_in_0_to_1_are_rounded_and_others_refused(tmp_path):
     assert "rounded" in as_floats.samples["rounding"]
     with pytest.raises(UserError, match="holds floats from 0 to 255"):
         judge(tmp_path / "wide.npz", reference, tmp_path)
+    np.savez(tmp_path / "broken.npz", np.full((3, 8, 8, 3), np.nan, np.float32))
+    with pytest.raises(UserError, match=r"holds values that are no numbers \(NaN\); expected"):
+        judge(tmp_path / "broken.npz", reference, tmp_path)
     with pytest.raises(UserError, match="int16; expected"):
         judge(tmp_path / "signed.npz", reference, tmp_path)
 

@@ -1,5 +1,6 @@
 """--save-features: features are used again while nothing has changed, and never after."""
 
+import json
 import os
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
+from titokctl.formats.evaluation import read_evaluations
 from titokctl.jobs.fid import fid
 from titokctl.jobs.tokenize import tokenize
 from titokctl.progress import SilentProgress
@@ -125,3 +127,36 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
     kept.write_bytes(kept.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"a\.evaluation-toy\.npz is no \.npz file"):
         judge(tmp_path / "a.npz", tmp_path)
+
+
+def test_results_stay_until_the_images_change(tmp_path):
+    """Metrics of one reference stand together, other references beside them; nothing of other images is left."""
+    np.savez(tmp_path / "a.npz", noise(20, 0))
+    np.savez(tmp_path / "other.npz", noise(12, 3))
+    distance, _ = judge(tmp_path / "a.npz", tmp_path, metrics=["fid"])
+    kernel, _ = judge(tmp_path / "a.npz", tmp_path, metrics=["kid"])
+    with StopRequest() as stop:
+        fid(str(tmp_path / "a.npz"), str(tmp_path / "other.npz"), tmp_path / "runs", features="toy", metrics=["fid"],
+            progress=SilentProgress(), stop=stop)  # fmt: skip
+    newest, before = read_evaluations(tmp_path / "a.evaluation-toy.json")
+    assert newest["reference"]["path"] == str(tmp_path / "other.npz")
+    assert before["metrics"] == distance.metrics | kernel.metrics
+    assert newest["key"] == before["key"]
+    np.savez(tmp_path / "a.npz", noise(20, 1))
+    again, _ = judge(tmp_path / "a.npz", tmp_path, metrics=["kid"])
+    assert [kept["metrics"] for kept in read_evaluations(tmp_path / "a.evaluation-toy.json")] == [again.metrics]
+
+
+def test_results_of_an_earlier_titokctl_and_damaged_ones(tmp_path):
+    np.savez(tmp_path / "a.npz", noise(20, 0))
+    judge(tmp_path / "a.npz", tmp_path, metrics=["fid"])
+    path = tmp_path / "a.evaluation-toy.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({name: kept[name] for name in kept if name not in ("key", "earlier")}))
+    assert [(old["metrics"], old["key"]) for old in read_evaluations(path)] == [(kept["metrics"], "")]
+    for damage in ({"metrics": [1]}, {"earlier": [1]}, {"earlier": [{}]}, {"metrics": {"fid": "1"}}):
+        path.write_text(json.dumps(kept | damage))
+        with pytest.raises(UserError, match="is damaged"):
+            read_evaluations(path)
+    judge(tmp_path / "a.npz", tmp_path, metrics=["fid"])
+    assert json.loads(path.read_text()) == kept

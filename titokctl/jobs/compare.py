@@ -1,23 +1,23 @@
 """`titokctl compare`: kept results side by side, and whether their distances differ by more than luck."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from titokctl.distributed.group import single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import ExtractorOptions
 from titokctl.evaluation.feature_set import FeatureSet
 from titokctl.evaluation.frechet import Gaussian, frechet_distance
 from titokctl.evaluation.frechet_error import IMAGES_PER_FEATURE, influences, paired_test
-from titokctl.formats.evaluation import read_evaluation
+from titokctl.formats.evaluation import read_evaluations
 from titokctl.formats.statistics import file_sha256, read_statistics
-from titokctl.jobs.feature_pass import extractor_for, from_statistics
+from titokctl.jobs.feature_pass import FeaturePass, extractor_for, from_statistics, statistics_key
 from titokctl.jobs.fid import fid
 from titokctl.jobs.image_set import Opening
 from titokctl.jobs.image_sets import open_images
@@ -95,7 +95,7 @@ def compare(
     if len(set(sets)) < 2:
         raise UsageError("a comparison needs two different sets", "e.g. titokctl compare samples-a/ samples-b/")
     opening = Opening(runs, progress.say, tokenizer, None, (options or ExtractorOptions()).device)
-    results = []
+    results, keys = [], []
     for given in sets:
         record = _kept_result(Path(given), features, reference, opening)
         if record is None:
@@ -109,39 +109,45 @@ def compare(
             )  # fmt: skip
         fields = ("metrics", "samples", "reference", "extractor", "warnings")
         results.append(Judged(given, *(record[field] for field in fields)))
+        keys.append(record.get("key", ""))
     try:
-        tests = _tests(results, options, opening, save_features, progress, stop)
+        tests = _tests(results, partial(_features, options, opening, save_features, progress, stop))
     except _NoTest as why:
-        return Comparison(results, [], [f"no test: {why}"])
+        old = [judged.name for judged, key in zip(results, keys, strict=True) if _is_outdated(judged, key, opening)]
+        remarks = [f"warning: {name} has changed since; judge it again with `titokctl fid`" for name in old]
+        return Comparison(results, [], [f"no test: {why}", *remarks])
     return Comparison(results, tests, [])
 
 
 def _kept_result(path: Path, features: str, reference: str | None, opening: Opening) -> dict[str, Any] | None:
     """What was kept of an earlier `fid`; None when there is nothing, or it is on another reference than the given."""
     if path.suffix == ".json":
-        return read_evaluation(path)
-    images = open_images(path, opening)
-    file = None if images.results is None else images.results.with_name(f"{images.results.name}-{features}.json")
-    if file is None or not file.is_file():
-        return None
-    record = read_evaluation(file)
-    same = reference is None or Path(reference).absolute() == Path(str(record["reference"].get("path")))
-    return record if same else None
+        return read_evaluations(path)[0]
+    file = open_images(path, opening).beside(f"{features}.json")
+    kept = read_evaluations(file) if file is not None and file.is_file() else []
+    wanted = None if reference is None else str(Path(reference).absolute())
+    return next((record for record in kept if wanted in (None, record["reference"].get("path"))), None)
 
 
-def _tests(
-    results: Sequence[Judged],
-    options: ExtractorOptions | None,
-    opening: Opening,
-    save: bool,
-    progress: Progress,
-    stop: StopRequest,
-) -> list[PairTested]:
+def _is_outdated(judged: Judged, key: str, opening: Opening) -> bool:
+    """Whether a result that was kept with `key` is of other images than those that are there now."""
+    if not key or not Path(str(judged.samples["path"])).exists():
+        return False
+    images = open_images(Path(str(judged.samples["path"])), opening)
+    return statistics_key(images, *_network(judged), exact=True) != key
+
+
+def _network(judged: Judged) -> tuple[str, dict[str, Any]]:
+    """Name and description of the feature network."""
+    return judged.extractor["name"], {key: value for key, value in judged.extractor.items() if key != "name"}
+
+
+def _tests(results: Sequence[Judged], features_of_set: Callable[[Judged], FeatureSet]) -> list[PairTested]:
     metric = _distance_of_all(results)
     reference = _reference_of_all(results)
     found = []
     for judged in results:
-        features = _features(judged, options, opening, save, progress, stop)
+        features = features_of_set(judged)
         distance = frechet_distance(features.pool, reference)
         if abs(distance - judged.metrics[metric]) > _SAME * abs(distance) + 1e-6:
             raise UserError(
@@ -167,10 +173,7 @@ def _of_all_pairs(found: Sequence[tuple[str, float, np.ndarray]]) -> list[PairTe
     for rank, i in enumerate(order):
         highest = max(highest, min(1.0, pairs[i][2].p * (len(pairs) - rank)))
         corrected[i] = highest
-    return [
-        PairTested(a[0], b[0], test.difference, test.standard_error, test.p, corrected[i], test.is_paired)
-        for i, (a, b, test) in enumerate(pairs)
-    ]
+    return [PairTested(a[0], b[0], p_of_all=corrected[i], **vars(test)) for i, (a, b, test) in enumerate(pairs)]
 
 
 def _distance_of_all(results: Sequence[Judged]) -> str:
@@ -197,17 +200,15 @@ def _reference_of_all(results: Sequence[Judged]) -> Gaussian:
 
 
 def _features(
-    judged: Judged,
     options: ExtractorOptions | None,
     opening: Opening,
     save: bool,
     progress: Progress,
     stop: StopRequest,
+    judged: Judged,
 ) -> FeatureSet:
     """The features of a set: kept ones where they fit, for which no network is needed, else computed."""
-    images = open_images(Path(str(judged.samples["path"])), opening)
-    name = judged.extractor["name"]
-    description = {key: value for key, value in judged.extractor.items() if key != "name"}
+    images, (name, description) = open_images(Path(str(judged.samples["path"])), opening), _network(judged)
     kept = kept_features(images, name, description, progress)
     if kept is not None:
         return kept
@@ -217,7 +218,7 @@ def _features(
         raise _NoTest(f"the features of {judged.name} are not kept, and {error.message}") from error
     if extractor.description != description:
         raise _NoTest(f"{judged.name} was judged with other settings of the feature network")
-    skip_bad = bool(judged.samples.get("skipped"))
-    found = features_of(images, extractor, save, progress, stop, skip_bad, single_group())
+    work = FeaturePass(extractor, progress, stop, skip_bad=bool(judged.samples.get("skipped")))
+    found = features_of(images, save, work)
     assert found is not None
     return found

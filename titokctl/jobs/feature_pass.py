@@ -20,12 +20,11 @@ from titokctl.evaluation.frechet import Gaussian
 from titokctl.evaluation.precision_recall import MAX_REFERENCE_IMAGES
 from titokctl.formats.run_folder import versions
 from titokctl.formats.statistics import Statistics, read_statistics, write_statistics
-from titokctl.jobs.image_set import ImageSet, identity_of
+from titokctl.jobs.image_set import ImageSet, unreadable
 from titokctl.progress import Progress
 
 KEEP_OF_SAMPLES = 50_000
 KEEP_OF_REFERENCE = MAX_REFERENCE_IMAGES
-_NAMED_BAD = 5
 # What changes pixels when files are decoded.
 _DECODERS = ("pillow", "titokctl")
 
@@ -46,43 +45,48 @@ def extractor_for(
     return extractor
 
 
-def measure(
-    images: ImageSet,
-    extractor: Extractor,
-    keep: int,
-    what: str,
-    progress: Progress,
-    stop: StopRequest,
-    skip_bad: bool = False,
-    group: Group | None = None,
-) -> FeatureSet:
-    """The features of a set.
+@dataclass(frozen=True)
+class FeaturePass:
+    """How sets are looked at: by which network, and by which processes together.
+
+    With `skip_bad` images that can't be read are left out, else they are refused.
+    """
+
+    extractor: Extractor
+    progress: Progress
+    stop: StopRequest
+    group: Group = field(default_factory=single_group)
+    skip_bad: bool = False
+
+
+def measure(images: ImageSet, keep: int, what: str, work: FeaturePass) -> FeatureSet:
+    """The features of a set; those that are kept are on rank 0 alone.
 
     Args:
         keep: at most so many rows of features are kept, spread over the set.
         what: the word for the set on the progress line.
-        skip_bad: go on without images that can't be read.
-        group: processes that share the images; the kept features are on rank 0 alone.
 
     Raises: UserError for unreadable images, or fewer than two; Stopped after a signal.
     """
-    group = group or single_group()
-    collector = FeatureCollector(extractor.widths, images.count, keep)
-    share = share_of(images.count, extractor.batch_size, group)
+    collector = FeatureCollector(work.extractor.widths, images.count, keep)
+    share = share_of(images.count, work.extractor.batch_size, work.group)
     seen = _Seen()
-    progress.start(f"features of {what}", len(share))
-    for features in extract(extractor, _watched(images, share, seen, stop)):
+    work.progress.start(f"features of {what}", len(share))
+    for features in extract(work.extractor, _watched(images, share, seen, work.stop)):
         count = len(features["pool"])
         collector.add(features, seen.take(count))
-        progress.advance(count)
-    progress.close()
-    _share_findings(images, seen, stop, group)
+        work.progress.advance(count)
+    work.progress.close()
+    _share_findings(images, seen, work.stop, work.group)
     if images.rejected:
-        _refuse_or_say(images, skip_bad, progress)
+        text = unreadable(images.rejected, f"of {images.count:,} images in {images.path}")
+        if not work.skip_bad:
+            raise UserError(text, "mend or remove them, or judge the others with --skip-bad")
+        work.progress.say(f"warning: {text}")
     good = images.count - len(images.rejected)
     if good < 2:
         raise UserError(f"{images.path} holds {good} usable images; features need at least 2")
-    return collector.result(group)
+    return collector.result(work.group)
 
 
 def share_of(count: int, batch_size: int, group: Group) -> range:
@@ -128,28 +132,19 @@ def statistics_about(images: ImageSet, extractor: Extractor) -> dict[str, Any]:
     }
 
 
-def kept_statistics(
-    images: ImageSet,
-    extractor: Extractor,
-    folder: Path,
-    progress: Progress,
-    stop: StopRequest,
-    skip_bad: bool = False,
-    group: Group | None = None,
-) -> tuple[FeatureSet, Path]:
+def kept_statistics(images: ImageSet, folder: Path, work: FeaturePass) -> tuple[FeatureSet, Path]:
     """The features of a reference set: from `folder` when they were computed before, else computed and kept there."""
-    group = group or single_group()
+    extractor, group = work.extractor, work.group
     key = group.from_main(group.is_main and statistics_key(images, extractor.name, extractor.description))
     path = folder / f"{key}.npz"
     if group.from_main(path.is_file()):
-        progress.say(f"statistics of {images.path}: {path}")
+        work.progress.say(f"statistics of {images.path}: {path}")
         return from_statistics(read_statistics(path)), path
-    what = f"the reference {images.path}"
-    found = measure(images, extractor, KEEP_OF_REFERENCE, what, progress, stop, skip_bad, group)
+    found = measure(images, KEEP_OF_REFERENCE, f"the reference {images.path}", work)
     # Not kept where images are missing: mended files have the same names, and perhaps the same sizes.
     if not images.rejected and group.is_main:
         write_statistics(path, to_statistics(found, statistics_about(images, extractor)))
-        progress.say(f"statistics of {images.path} ({found.count:,} images) are kept in {path}")
+        work.progress.say(f"statistics of {images.path} ({found.count:,} images) are kept in {path}")
     group.barrier()
     return found, path
 
@@ -162,7 +157,7 @@ def statistics_key(images: ImageSet, name: str, description: dict[str, Any], exa
         exact: tell image files apart by every byte, not only by names and sizes.
     """
     decoders = {package: version for package, version in versions().items() if package in _DECODERS}
-    record = [identity_of(images, exact), name, description, decoders, KEEP_OF_REFERENCE]
+    record = [images.identified(exact), name, description, decoders, KEEP_OF_REFERENCE]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -207,13 +202,3 @@ def _share_findings(images: ImageSet, seen: _Seen, stop: StopRequest, group: Gro
         sizes = " and ".join(sorted({f"{width} x {height}" for height, width in shapes}))
         raise UserError(f"{images.path} holds images of different sizes: {sizes}", "give images of one size")
     images.image_size = images.image_size or (shapes[0][0] if shapes else None)
-
-
-def _refuse_or_say(images: ImageSet, skip_bad: bool, progress: Progress) -> None:
-    named = "; ".join(f"{bad.key} ({bad.reason})" for bad in images.rejected[:_NAMED_BAD])
-    more = len(images.rejected) - _NAMED_BAD
-    text = f"{len(images.rejected):,} of {images.count:,} images in {images.path} can't be read: {named}"
-    text += f"; and {more:,} more" if more > 0 else ""
-    if not skip_bad:
-        raise UserError(text, "mend or remove them, or judge the others with --skip-bad")
-    progress.say(f"warning: {text}")

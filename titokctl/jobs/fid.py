@@ -11,10 +11,10 @@ from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions
 from titokctl.evaluation.feature_set import FeatureSet
 from titokctl.evaluation.metrics import METRICS, Numbers, compare, lacking
-from titokctl.formats.evaluation import write_evaluation
+from titokctl.formats.evaluation import keep_evaluation
 from titokctl.jobs.cautions import warnings_about
 from titokctl.jobs.chain import pick_samples
-from titokctl.jobs.feature_pass import extractor_for
+from titokctl.jobs.feature_pass import FeaturePass, extractor_for, statistics_key
 from titokctl.jobs.image_set import ImageSet, Opening
 from titokctl.jobs.image_sets import open_images
 from titokctl.jobs.kept_features import features_of
@@ -74,9 +74,9 @@ def fid(
     images = open_images(Path(picked), opening)
     given = Path(reference) if reference is not None else None
     wanted = tuple(metrics) if metrics else METRICS
-    needs_features = bool({"pr", "kid"} & set(wanted))
-    found = find_reference(given, images, extractor, needs_features, opening, progress, stop, skip_bad, group)
-    measured = features_of(images, extractor, save_features, progress, stop, skip_bad, group)
+    work = FeaturePass(extractor, progress, stop, group, skip_bad)
+    found = find_reference(given, images, bool({"pr", "kid"} & set(wanted)), opening, work)
+    measured = features_of(images, save_features, work)
     result = None
     if group.is_main and measured is not None:
         chosen = _computable(wanted, metrics is not None, measured, found.features, progress)
@@ -84,7 +84,7 @@ def fid(
         cautions = warnings_about(images, measured, found, extractor)
         for caution in cautions:
             progress.say(f"warning: {caution}")
-        result = asdict(_kept(images, numbers, measured, found, extractor, cautions, progress))
+        result = asdict(_kept(images, numbers, measured.count, found, cautions, work))
     return FidResult(**group.from_main(result))
 
 
@@ -120,25 +120,20 @@ def _computable(
 
 
 def _kept(
-    images: ImageSet,
-    numbers: Numbers,
-    measured: FeatureSet,
-    reference: Reference,
-    extractor: Extractor,
-    cautions: list[str],
-    progress: Progress,
+    images: ImageSet, numbers: Numbers, count: int, reference: Reference, cautions: list[str], work: FeaturePass
 ) -> FidResult:
     """The result, also written beside the samples where that is allowed."""
-    about = {"path": str(images.path.absolute()), "count": measured.count, "image_size": images.image_size}
+    extractor = work.extractor
+    about = {"path": str(images.path.absolute()), "count": count, "image_size": images.image_size}
     about |= images.about | {"skipped": len(images.rejected)}
     network = {"name": extractor.name} | extractor.description
     result = FidResult(numbers, about, reference.about, network, cautions, None)
-    if images.results is None:
+    path = images.beside(f"{extractor.name}.json")
+    if path is None:
         return result
-    path = images.results.with_name(f"{images.results.name}-{extractor.name}.json")
     try:
-        write_evaluation(path, asdict(result))
+        keep_evaluation(path, asdict(result), statistics_key(images, extractor.name, extractor.description, exact=True))
     except (OSError, UserError):
-        progress.say(f"the result is not kept: {path.parent} can't be written")
+        work.progress.say(f"the result is not kept: {path.parent} can't be written")
         return result
     return replace(result, kept_in=str(path))

@@ -12,6 +12,7 @@ from titokctl.data.sources import Rejected
 from titokctl.formats.statistics import file_sha256
 
 Say = Callable[[str], None]
+_NAMED_BAD = 5
 # Places in the set (n,) and their pixels (n, H, W, 3) uint8; places of unreadable images are missing.
 Numbered = tuple[Sequence[int], np.ndarray]
 
@@ -22,7 +23,7 @@ class ImageSet:
 
     `about` is JSON for the record; `identity` is JSON that changes with the images; `exact` gives what it leaves out to
     be quick; `origin` is what the images were made from ({"source": ..., "preprocessing": ...}) where that was
-    recorded; a result may be kept as `<results>-<name of the features>.json`.
+    recorded; what is kept of the set lies in `<results>-<name>`.
     `rejected` and `lossy` are filled while the images are read.
     """
 
@@ -38,6 +39,23 @@ class ImageSet:
     exact: Callable[[], dict[str, Any]] | None = None
     rejected: list[Rejected] = field(default_factory=list)
     lossy: int = 0
+    _identified: dict[bool, dict[str, Any]] = field(default_factory=dict)
+
+    def beside(self, name: str) -> Path | None:
+        """The file of that name in which something is kept of the set; None for a set that has no place for it."""
+        return None if self.results is None else self.results.with_name(f"{self.results.name}-{name}")
+
+    def identified(self, exact: bool = False) -> dict[str, Any]:
+        """`identity`, with files that are only named replaced by their SHA-256; worked out once.
+
+        Image files are told apart by names and sizes; with `exact` by every byte, which means reading them all.
+        """
+        if exact not in self._identified:
+            if "sha256_of" in self.identity:
+                self._identified[exact] = {"file": file_sha256(Path(self.identity["sha256_of"]))}
+            else:
+                self._identified[exact] = self.identity | (self.exact() if exact and self.exact is not None else {})
+        return self._identified[exact]
 
     def batches(self) -> Iterator[np.ndarray]:
         """(n, H, W, 3) uint8 in order, all of one size. Raises UserError when sizes differ."""
@@ -60,11 +78,8 @@ class Opening:
     device: str = "cpu"
 
 
-def identity_of(images: ImageSet, exact: bool = False) -> dict[str, Any]:
-    """`identity`, with files that are only named replaced by their SHA-256.
-
-    Image files are told apart by names and sizes; with `exact` by every byte, which means reading them all.
-    """
-    if "sha256_of" in images.identity:
-        return {"file": file_sha256(Path(images.identity["sha256_of"]))}
-    return images.identity | (images.exact() if exact and images.exact is not None else {})
+def unreadable(rejected: Sequence[Rejected], of: str = "images") -> str:
+    """A sentence about images that can't be read: how many `of` them, and the first few with their reasons."""
+    named = "; ".join(f"{bad.key} ({bad.reason})" for bad in rejected[:_NAMED_BAD])
+    more = len(rejected) - _NAMED_BAD
+    return f"{len(rejected):,} {of} can't be read: {named}" + (f"; and {more:,} more" if more > 0 else "")

@@ -162,9 +162,9 @@ def from_origin(origin: dict[str, Any]) -> ImageSet:
 
 def _from_floats(rows: np.ndarray, path: Path) -> np.ndarray:
     low, high = float(rows.min()), float(rows.max())
-    if not (low >= 0 and high <= 1):  # also where a value is not a number
+    if not (low >= 0 and high <= 1):
+        found = "values that are no numbers (NaN)" if np.isnan(low) else f"floats from {low:g} to {high:g}"
         raise UserError(
-            f"arr_0 of {path} holds floats from {low:g} to {high:g}; expected uint8, or floats in [0, 1]",
-            "save pixels from 0 to 255 as uint8",
+            f"arr_0 of {path} holds {found}; expected uint8, or floats in [0, 1]", "save pixels from 0 to 255 as uint8"
         )
     return to_bytes(torch.from_numpy(rows.astype(np.float32)).permute(0, 3, 1, 2)).numpy()

@@ -4,17 +4,15 @@ The file is one of statistics (`formats.statistics`) with the features of all im
 of every byte of the images, of the network and of what decodes: a file with another key is never used.
 """
 
-from pathlib import Path
 from typing import Any
 
-from titokctl.distributed.group import Group
-from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.feature_set import FeatureSet
 from titokctl.formats.statistics import read_statistics, write_statistics
 from titokctl.jobs.feature_pass import (
     KEEP_OF_SAMPLES,
+    FeaturePass,
     from_statistics,
     measure,
     statistics_about,
@@ -25,31 +23,19 @@ from titokctl.jobs.image_set import ImageSet
 from titokctl.progress import Progress
 
 
-def features_file(images: ImageSet, features: str) -> Path | None:
-    """Where the features of a set are kept; None for a set that has no place for them."""
-    return None if images.results is None else images.results.with_name(f"{images.results.name}-{features}.npz")
-
-
-def features_of(
-    images: ImageSet,
-    extractor: Extractor,
-    save: bool,
-    progress: Progress,
-    stop: StopRequest,
-    skip_bad: bool,
-    group: Group,
-) -> FeatureSet | None:
+def features_of(images: ImageSet, save: bool, work: FeaturePass) -> FeatureSet | None:
     """The features of a set, kept ones where they fit; on other ranks than 0 they may be None or incomplete.
 
     Args:
         save: keep them for the next time.
     """
-    kept = kept_features(images, extractor.name, extractor.description, progress) if group.is_main else None
-    if group.from_main(kept is not None):
+    extractor, is_main = work.extractor, work.group.is_main
+    kept = kept_features(images, extractor.name, extractor.description, work.progress) if is_main else None
+    if work.group.from_main(kept is not None):
         return kept
-    measured = measure(images, extractor, KEEP_OF_SAMPLES, str(images.path), progress, stop, skip_bad, group)
-    if save and group.is_main:
-        save_features(images, extractor, measured, progress)
+    measured = measure(images, KEEP_OF_SAMPLES, str(images.path), work)
+    if save and is_main:
+        save_features(images, extractor, measured, work.progress)
     return measured
 
 
@@ -57,7 +43,7 @@ def kept_features(
     images: ImageSet, features: str, description: dict[str, Any], progress: Progress
 ) -> FeatureSet | None:
     """The kept features of a set, if there are and nothing has changed since; says so either way."""
-    path = features_file(images, features)
+    path = images.beside(f"{features}.npz")
     if path is None or not path.is_file():
         return None
     statistics = read_statistics(path)
@@ -72,7 +58,7 @@ def kept_features(
 
 def save_features(images: ImageSet, extractor: Extractor, measured: FeatureSet, progress: Progress) -> None:
     """Keep the features of a set beside it, or say why not. Raises UserError when they can't be written."""
-    path = features_file(images, extractor.name)
+    path = images.beside(f"{extractor.name}.npz")
     if path is None or images.rejected:
         why = "some images could not be read" if images.rejected else f"{images.path} has no folder for them"
         progress.say(f"the features are not kept: {why}")

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.distributed.group import Group
-from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.feature_set import FeatureSet
 from titokctl.formats.statistics import file_sha256, has_images, is_statistics, read_statistics
-from titokctl.jobs.feature_pass import from_statistics, kept_statistics
+from titokctl.jobs.feature_pass import FeaturePass, from_statistics, kept_statistics
 from titokctl.jobs.image_set import ImageSet, Opening
 from titokctl.jobs.image_sets import from_npz, from_origin, open_images
 from titokctl.progress import Progress
@@ -29,15 +27,7 @@ class Reference:
 
 
 def find_reference(
-    given: Path | None,
-    samples: ImageSet,
-    extractor: Extractor,
-    wants_features: bool,
-    opening: Opening,
-    progress: Progress,
-    stop: StopRequest,
-    skip_bad: bool,
-    group: Group,
+    given: Path | None, samples: ImageSet, wants_features: bool, opening: Opening, work: FeaturePass
 ) -> Reference:
     """The reference `given`, or the images that the samples' token cache was made from.
 
@@ -49,14 +39,13 @@ def find_reference(
         UserError: nothing fits; UsageError when none is given and none is recorded.
     """
     if given is not None and given.suffix == ".npz" and given.is_file() and is_statistics(given):
-        return _from_file(given, extractor, wants_features, opening, progress, stop, group)
+        return _from_file(given, wants_features, opening, work)
     if given is None:
-        images = _recorded(samples, progress)
+        images = _recorded(samples, work.progress)
     else:
         config = PreprocessingConfig(size=samples.image_size) if samples.image_size else None
         images = open_images(given, replace(opening, preprocessing=config))
-    folder = opening.root / STATISTICS_FOLDER
-    found, path = kept_statistics(images, extractor, folder, progress, stop, skip_bad, group)
+    found, path = kept_statistics(images, opening.root / STATISTICS_FOLDER, work)
     about = {"path": str(images.path.absolute()), "count": found.count, **images.about}
     if path.is_file():
         about |= {"statistics": str(path.absolute()), "sha256": file_sha256(path)}
@@ -74,21 +63,12 @@ def _recorded(samples: ImageSet, progress: Progress) -> ImageSet:
     return images
 
 
-def _from_file(
-    path: Path,
-    extractor: Extractor,
-    wants_features: bool,
-    opening: Opening,
-    progress: Progress,
-    stop: StopRequest,
-    group: Group,
-) -> Reference:
+def _from_file(path: Path, wants_features: bool, opening: Opening, work: FeaturePass) -> Reference:
     statistics = read_statistics(path)
-    _check_network(path, statistics.about, len(statistics.mean), extractor)
+    _check_network(path, statistics.about, len(statistics.mean), work.extractor)
     found = from_statistics(statistics)
     if wants_features and found.features is None and has_images(path):
-        folder = opening.root / STATISTICS_FOLDER
-        measured, _ = kept_statistics(from_npz(path), extractor, folder, progress, stop, group=group)
+        measured, _ = kept_statistics(from_npz(path), opening.root / STATISTICS_FOLDER, work)
         found = replace(found, features=measured.features)
     about = {"path": str(path.absolute()), "count": found.count or None, "sha256": file_sha256(path)}
     about |= {name: statistics.about[name] for name in ("source", "extractor") if name in statistics.about}

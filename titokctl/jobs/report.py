@@ -7,7 +7,7 @@ from typing import Any
 
 from titokctl.config.recipe_files import flatten
 from titokctl.errors import UsageError, UserError
-from titokctl.formats.evaluation import read_evaluation
+from titokctl.formats.evaluation import read_evaluations
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.formats.run_folder import RunFolder, finished_runs
@@ -123,9 +123,9 @@ def _sample_set(page: ReportPage, run: RunFolder) -> int:
     page.heading(f"Samples: {run.name}")
     page.paragraph(f"{found.manifest['num_images']:,} images of {found.manifest['image_size']} px in {found.folder}")
     for path in sorted(found.folder.glob("evaluation-*.json")):
-        record = read_evaluation(path)
-        page.table((path.stem, ""), [(name, _text(value)) for name, value in record["metrics"].items()])
-        page.paragraph(f"against {record['reference'].get('path', 'a reference')}. {' '.join(record['warnings'])}")
+        for record in read_evaluations(path):
+            page.table((path.stem, ""), [(name, _text(value)) for name, value in record["metrics"].items()])
+            page.paragraph(f"against {record['reference'].get('path', 'a reference')}. {' '.join(record['warnings'])}")
     if not (found.folder / GRID).is_file():
         return 0
     page.picture(found.folder / GRID, "The first images of the set.")

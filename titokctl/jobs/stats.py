@@ -11,7 +11,14 @@ from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import ExtractorOptions
 from titokctl.formats.atomic import make_folder
 from titokctl.formats.statistics import file_sha256, write_statistics
-from titokctl.jobs.feature_pass import KEEP_OF_REFERENCE, extractor_for, measure, statistics_about, to_statistics
+from titokctl.jobs.feature_pass import (
+    KEEP_OF_REFERENCE,
+    FeaturePass,
+    extractor_for,
+    measure,
+    statistics_about,
+    to_statistics,
+)
 from titokctl.jobs.image_set import Opening
 from titokctl.jobs.image_sets import open_images
 from titokctl.progress import Progress
@@ -59,7 +66,8 @@ def stats(
     extractor = extractor_for(features, options, progress, group)
     images = open_images(Path(data[0]), Opening(runs, progress.say, tokenizer, preprocessing, extractor.device), data)
     make_folder(output.parent)  # before hours are spent on what goes into it
-    found = measure(images, extractor, KEEP_OF_REFERENCE, str(images.path), progress, stop, skip_bad, group)
+    work = FeaturePass(extractor, progress, stop, group, skip_bad)
+    found = measure(images, KEEP_OF_REFERENCE, str(images.path), work)
     if group.is_main:
         write_statistics(output, to_statistics(found, statistics_about(images, extractor)))
     group.barrier()
