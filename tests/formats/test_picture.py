@@ -24,10 +24,10 @@ def test_images_stand_in_rows_from_left_to_right():
 
 def test_rows_carry_their_text_on_the_left():
     rows = [("tall", tiles(3, 30, 10)), ("a longer name", tiles(2, 20, 16))]
-    picture = labelled_rows(rows, pad=1)
-    assert picture.shape[0] == 32 + 22
-    for (_, images), top, width in ((rows[0], 0, 33 + 1), (rows[1], 32, 34 + 1)):
-        strip = grid(images, len(images), 1)
+    picture = labelled_rows(rows)
+    assert picture.shape[0] == 34 + 24
+    for (_, images), top, width in ((rows[0], 0, 38), (rows[1], 34, 38)):
+        strip = grid(images, len(images))
         left = next(x for x in range(picture.shape[1]) if np.array_equal(
             picture[top : top + len(strip), x : x + strip.shape[1]], strip))  # fmt: skip
         text = picture[top : top + len(strip), :left]

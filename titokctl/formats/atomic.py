@@ -29,7 +29,7 @@ def atomic_path(target: Path, is_replaceable: bool = False) -> Iterator[Path]:
     Works for a file or a folder (create the folder yourself). A full disk becomes a UserError. For what
     `is_replaceable`, the name is not flushed: after a power failure it may be missing, but it is never half there.
     """
-    temporary = target.with_name(f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = _temporary(target)
     replaced = temporary.with_name(f"{temporary.name}-replaced")
     try:
         with disk_errors(target):
@@ -39,7 +39,7 @@ def atomic_path(target: Path, is_replaceable: bool = False) -> Iterator[Path]:
                 os.replace(target, replaced)
             os.replace(temporary, target)
             if not is_replaceable:
-                _flush_entry(target.parent)
+                flush_entry(target.parent)
     finally:
         _remove(temporary)
         _remove(replaced)
@@ -53,18 +53,18 @@ def write_bytes(target: Path, data: bytes, is_replaceable: bool = False) -> None
 
 def write_json(target: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON atomically."""
-    write_bytes(target, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(target, _as_json(value))
 
 
 def write_new_json(target: Path, value: Any) -> bool:
     """Write JSON to `target` unless it exists; of several processes exactly one writes. Returns True for that one."""
-    temporary = target.with_name(f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = _temporary(target)
     try:
         with disk_errors(target):
-            temporary.write_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-            _flush_entry(temporary)
+            temporary.write_bytes(_as_json(value))
+            flush_entry(temporary)
             os.link(temporary, target)
-            _flush_entry(target.parent)
+            flush_entry(target.parent)
         return True
     except FileExistsError:
         return False
@@ -82,6 +82,13 @@ def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
         raise UserError(f"{path} is not valid JSON ({error})") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def check_version(found: Any, newest: int, where: Path | str, what: str = "") -> None:
+    """Raise UserError when the format_version `found` in the file `where` is above the `newest` one that is read."""
+    if not isinstance(found, int) or found > newest:
+        told = f" ({what} {found})" if what else ""
+        raise UserError(f"{where} was written by a newer titokctl{told}", "upgrade titokctl")
 
 
 def make_folder(folder: Path) -> None:
@@ -146,14 +153,23 @@ def remove_leftovers(folder: Path, name: str) -> None:
         _remove(path)
 
 
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def _flush(path: Path) -> None:
     """Flush a file, or a folder with everything in it."""
     for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
         if entry.is_file() or entry.is_dir():
-            _flush_entry(entry)
+            flush_entry(entry)
 
 
-def _flush_entry(path: Path) -> None:
+def flush_entry(path: Path) -> None:
+    """Wait until one file, or the names in one folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path, read_json, remove_leftovers
+from titokctl.formats.atomic import atomic_path, check_version, read_json, remove_leftovers
 from titokctl.formats.weights_file import write_tensors
 
 FORMAT = "titokctl/checkpoint"
@@ -140,8 +140,7 @@ def _load(path: Path) -> Checkpoint:
     state = read_json(path / "state.json")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint")
-    if state.get("format_version", 0) > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer titokctl", "upgrade titokctl")
+    check_version(state.get("format_version", 0), FORMAT_VERSION, path)
     recorded = state.get("files")
     if not isinstance(recorded, dict) or not all(name == _SCALARS or _TENSORS.fullmatch(name) for name in recorded):
         raise UserError(f"{path / 'state.json'} is damaged: it names files that no checkpoint has")

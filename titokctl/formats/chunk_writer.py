@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -51,11 +50,13 @@ class ChunkWriter:
     Args:
         work: folder of the unfinished set.
         output: where images go; None for nowhere.
-        arrays: where further arrays go, by name; a piece beyond an array's end does not reach it.
+
+    `arrays` may be filled with where further arrays go, by name; a piece beyond an array's end does not reach it.
     """
 
-    def __init__(self, work: Path, output: ImageOutput | None, arrays: Mapping[str, NpzArray] | None = None) -> None:
-        self.work, self.output, self.arrays = work, output, dict(arrays or {})
+    def __init__(self, work: Path, output: ImageOutput | None) -> None:
+        self.work, self.output = work, output
+        self.arrays: dict[str, NpzArray] = {}
         self.done: dict[int, Piece] = {}
         self._pending: list[tuple[int, int, Future[Piece]]] = []
         self._committing: Future[dict[int, Piece]] | None = None
@@ -66,9 +67,7 @@ class ChunkWriter:
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._committer.shutdown(wait=True, cancel_futures=True)
         for store in (self.output, *self.arrays.values()):

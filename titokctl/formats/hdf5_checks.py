@@ -19,42 +19,37 @@ from titokctl.errors import UserError
 _MAX_RATIO = 1100
 _SMALL_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = 64 << 20
-_MAKES = "`titokctl tokenize IMAGES -o tokens.h5` makes"
+_MAKES = "`titokctl tokenize IMAGES -o tokens.h5` makes a token cache"
 _CUT = re.compile(r"truncated file: eof = (\d+),.* stored_eof = (\d+)")
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
 @contextlib.contextmanager
-def opened(path: Path, what: str) -> Iterator[h5py.File]:
-    """`path` open for reading; whatever the library finds wrong with it becomes one sentence.
-
-    Args:
-        path: the file.
-        what: what it is expected to be, for the message ("a token cache").
-    """
+def opened(path: Path) -> Iterator[h5py.File]:
+    """`path`, which should be a token cache, open for reading; what the library finds wrong becomes one sentence."""
     if not path.exists():
-        raise UserError(f"file not found: {path}", f"check the path; {_MAKES} {what}")
+        raise UserError(f"file not found: {path}", f"check the path; {_MAKES}")
     if not path.is_file():
-        raise UserError(f"{path} is not a file, so it is not {what}", f"{_MAKES} {what}")
+        raise UserError(f"{path} is not a file, so it is not a token cache", _MAKES)
     if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty, not {what}", f"{_MAKES} {what}")
+        raise UserError(f"{path} is empty, not a token cache", _MAKES)
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             if file.userblock_size:
-                raise UserError(f"{path} has a user block, which {what} never has")
+                raise UserError(f"{path} has a user block, which a token cache never has")
             yield file
     except UserError as error:
-        raise UserError(error.message, error.hint or f"take a file that was written whole; {_MAKES} {what}") from error
+        raise UserError(error.message, error.hint or f"take a file that was written whole; {_MAKES}") from error
     except PermissionError as error:
         raise UserError(f"no permission to read {path}", "make it readable: chmod +r") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         if "signature not found" in reason:
-            raise UserError(f"{path} is not an HDF5 file, so it is not {what}", f"{_MAKES} {what}") from error
+            raise UserError(f"{path} is not an HDF5 file, so it is not a token cache", _MAKES) from error
         if cut := _CUT.search(reason):
             reason = f"{int(cut[1]):,} of {int(cut[2]):,} bytes are there"
         raise UserError(
-            f"{path} is damaged or was never finished ({reason})", f"fetch or make it again; {_MAKES} {what}"
+            f"{path} is damaged or was never finished ({reason})", f"fetch or make it again; {_MAKES}"
         ) from error
 
 

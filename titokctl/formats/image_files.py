@@ -4,13 +4,14 @@ Specification: `<index>.<extension>`, the index in decimal with leading zeros (s
 a million images), counted from 0.
 """
 
-import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+
+from titokctl.formats.atomic import flush_entry
 
 Encode = Callable[[np.ndarray], bytes]
 
@@ -52,11 +53,7 @@ class ImageFiles:
         """Wait until what was written is on the disk; others may be written meanwhile."""
         paths = [self._unflushed.popleft() for _ in range(len(self._unflushed))]
         for path in [*paths, self._folder]:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            flush_entry(path)
 
     def finish(self, pieces: Iterable[tuple[int, int]]) -> None:
         """Nothing is left to do: the files are whole."""

@@ -65,14 +65,11 @@ class NpzReader:
     def array(self, name: str) -> np.ndarray:
         """The whole array. Raises UserError when it is missing, damaged, too large, or not plain numbers."""
         member = self.member(name)
-        size = math.prod(member.shape) * member.dtype.itemsize
-        if size > _MAX_WHOLE_BYTES:
-            raise UserError(f"{name} of {self.path} is {size:,} bytes, more than expected")
-        if not member.shape:
-            member = Member((1,), member.dtype)
-            return np.concatenate(list(self._read(name, member, 1))).reshape(())
-        rows = list(self._read(name, member, max(1, member.shape[0])))
-        return np.concatenate(rows) if rows else np.empty(member.shape, member.dtype)
+        length = math.prod(member.shape)
+        if length * member.dtype.itemsize > _MAX_WHOLE_BYTES:
+            raise UserError(f"{name} of {self.path} is {length * member.dtype.itemsize:,} bytes, more than expected")
+        read = self._read(name, Member((length,), member.dtype), max(1, length))
+        return np.concatenate([np.empty(0, member.dtype), *read]).reshape(member.shape)
 
     def rows(self, name: str, at_once: int, wanted: range | None = None) -> Iterator[np.ndarray]:
         """Runs of at most `at_once` rows in order, of all or of the `wanted` ones. Raises UserError as `array` does.

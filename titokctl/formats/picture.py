@@ -39,7 +39,7 @@ def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
     return out
 
 
-def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], pad: int = 2) -> np.ndarray:
+def labelled_rows(rows: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """Rows of images with a text left of each; rows may differ in length, images in size only between rows.
 
     Args:
@@ -50,7 +50,7 @@ def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], pad: int = 2) -> np.nd
     """
     if not rows:
         raise ValueError("no rows to draw")
-    strips = [grid(images, len(images), pad) for _, images in rows]
+    strips = [grid(images, len(images)) for _, images in rows]
     texts = [_text(label, max_height=strip.shape[0]) for (label, _), strip in zip(rows, strips, strict=True)]
     left = max(text.shape[1] for text in texts)
     out = np.full((sum(len(s) for s in strips), left + max(s.shape[1] for s in strips), 3), _WHITE, np.uint8)

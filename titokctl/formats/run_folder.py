@@ -20,7 +20,7 @@ from typing import Any
 
 from titokctl import __version__
 from titokctl.errors import UserError
-from titokctl.formats.atomic import read_json, write_json
+from titokctl.formats.atomic import check_version, read_json, write_json
 
 FORMAT = "titokctl/run"
 FORMAT_VERSION = 1
@@ -93,9 +93,7 @@ def open_run(path: Path) -> RunFolder:
     record = read_json(path / "run.json")
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("kind") not in KINDS:
         raise UserError(f"{path / 'run.json'} is not a titokctl run")
-    found = record.get("format_version")
-    if isinstance(found, int) and found > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer titokctl (run format {found})", "upgrade titokctl")
+    check_version(record.get("format_version", 0), FORMAT_VERSION, path, "run format")
     wrong = [name for name, type_ in _FIELDS.items() if not isinstance(record.get(name), type_)]
     product = record.get("product")
     if isinstance(product, str) and Path(product).name != product and not Path(product).is_absolute():

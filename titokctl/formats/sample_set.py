@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from titokctl.config.recipe_files import flat_differences
 from titokctl.errors import UserError
-from titokctl.formats.atomic import read_json, write_json
+from titokctl.formats.atomic import check_version, read_json, write_json
 from titokctl.formats.image_output import PRODUCTS
 
 FORMAT = "titokctl/sample-set"
@@ -56,9 +56,7 @@ class SampleSet:
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise UserError(f"{folder / MANIFEST} is not the manifest of a sample set")
-        if manifest.get("format_version", 0) > FORMAT_VERSION:
-            found = manifest["format_version"]
-            raise UserError(f"{folder} was written by a newer titokctl (sample set {found})", "upgrade titokctl")
+        check_version(manifest.get("format_version", 0), FORMAT_VERSION, folder, "sample set")
         if manifest.get("images") not in (*PRODUCTS.values(), IDS):
             raise UserError(f"{folder / MANIFEST} names no images this titokctl knows: {manifest.get('images')!r}")
         return cls(folder, manifest)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path, read_json, write_json
+from titokctl.formats.atomic import atomic_path, check_version, read_json, write_json
 from titokctl.formats.shard_index import open_index
 
 FORMAT = "titokctl/shards"
@@ -88,8 +88,7 @@ def read_set_index(folder: Path) -> dict[str, Any] | None:
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return None
-    if not isinstance(record.get("format_version"), int) or record["format_version"] > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer titokctl", "upgrade titokctl")
+    check_version(record.get("format_version"), FORMAT_VERSION, path)
     names, shards = record.get("class_names"), record.get("shards")
     if not isinstance(names, list) or not isinstance(shards, list) or not all(_is_info(s) for s in shards):
         raise UserError(f"{path} is damaged: class_names or shards are not what they should be", "copy it again")

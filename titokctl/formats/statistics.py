@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path
+from titokctl.formats.atomic import atomic_path, check_version
 from titokctl.formats.npz_reader import NpzReader
 
 FORMAT = "titokctl/statistics"
@@ -140,7 +140,5 @@ def _about(npz: NpzReader) -> dict[str, Any]:
         raise UserError(f"about of {npz.path} is not JSON") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{npz.path} does not hold statistics of titokctl")
-    if about.get("format_version", 0) > FORMAT_VERSION:
-        found = about["format_version"]
-        raise UserError(f"{npz.path} was written by a newer titokctl (statistics {found})", "upgrade titokctl")
+    check_version(about.get("format_version", 0), FORMAT_VERSION, npz.path, "statistics")
     return about

@@ -34,7 +34,7 @@ import numpy as np
 
 from titokctl.errors import UserError
 from titokctl.formats import hdf5_checks
-from titokctl.formats.token_header import WHAT, CacheHeader, read_header, text_dataset
+from titokctl.formats.token_header import CacheHeader, read_header, text_dataset
 
 __all__ = ["PLAIN", "CacheHeader", "TokenCache"]
 
@@ -88,7 +88,7 @@ class TokenCache:
 
     @classmethod
     def _open_file(cls, path: Path) -> "TokenCache":
-        with hdf5_checks.opened(path, WHAT) as file:
+        with hdf5_checks.opened(path) as file:
             header = read_header(file)
             rows = _read_rows(path, file, header.main, header)
             views = {name: _read_rows(path, file["views"], name, header) for name in header.views}
@@ -244,5 +244,5 @@ def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
 
 
 def _read_keys(path: Path, num_rows: int) -> np.ndarray:
-    with hdf5_checks.opened(path, WHAT) as file:
+    with hdf5_checks.opened(path) as file:
         return np.asarray(text_dataset(file, "keys", num_rows)[...])

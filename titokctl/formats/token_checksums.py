@@ -68,7 +68,7 @@ def damaged_places(path: Path, advance: Callable[[int], None]) -> list[str]:
 
     Returns one sentence for each block of rows or dataset that changed since it was written; [] when none did.
     """
-    with hdf5_checks.opened(path, "a token cache") as file:
+    with hdf5_checks.opened(path) as file:
         checksums, ids = file["checksums"], _datasets_of_rows(file)
         problems: list[str] = []
         sums = {}
@@ -91,7 +91,7 @@ def check_rows(path: Path) -> None:
 
     Raises UserError when some changed since they were written.
     """
-    with hdf5_checks.opened(path, "a token cache") as file:
+    with hdf5_checks.opened(path) as file:
         for name in _datasets_of_rows(file):
             found = [zlib.crc32(_bytes_of(block)) for block in _blocks(file[name])]
             wrong = _wrong_blocks(file["checksums"], name, found, len(file[name]))

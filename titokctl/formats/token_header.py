@@ -9,10 +9,10 @@ import numpy as np
 
 from titokctl.errors import UserError
 from titokctl.formats import hdf5_checks
+from titokctl.formats.atomic import check_version
 
 FORMAT = "titokctl/token-cache"
 FORMAT_VERSION = 1
-WHAT = "a token cache"
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,11 @@ def read_header(file: h5py.File) -> CacheHeader:
     """The header of an open token cache. Raises UserError when it is another file, unfinished, newer, or damaged."""
     path = file.filename
     if file.attrs.get("format") is None:
-        raise UserError(f"{path} is an HDF5 file, but not {WHAT}")
+        raise UserError(f"{path} is an HDF5 file, but not a token cache")
     found = hdf5_checks.attribute(file, "format", str)
     if found != FORMAT:
-        raise UserError(f"{path} holds {found!r}, not {WHAT}")
-    version = int(hdf5_checks.attribute(file, "format_version", int))
-    if version > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer titokctl (token cache {version})", "upgrade titokctl")
+        raise UserError(f"{path} holds {found!r}, not a token cache")
+    check_version(hdf5_checks.attribute(file, "format_version", int), FORMAT_VERSION, path, "token cache")
     if "complete" not in file.attrs or not hdf5_checks.attribute(file, "complete", int):
         raise UserError(f"{path} was never finished", "make it again with `titokctl tokenize`")
     hdf5_checks.names_of(file)

@@ -16,7 +16,6 @@ import socket
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 FOLDER = "claims"
@@ -48,9 +47,7 @@ class UnitClaims:
         self._beat.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.set()
         self._beat.join()
         for unit in list(self._held):
@@ -62,17 +59,15 @@ class UnitClaims:
     def take(self, unit: int) -> bool:
         """Claim `unit`, also from an owner that is no more. False when another process has it."""
         place = self._place(unit)
-        if self._create(place):
-            self._held.add(unit)
-            return True
-        owner = self._owner_of(place)
-        if owner is None or owner == self._name or not self._is_stale(place, owner):
-            return False
-        self._withdraw(place, owner)
-        if self._create(place):
-            self._held.add(unit)
-            return True
-        return False
+        if not self._create(place):
+            owner = self._owner_of(place)
+            if owner is None or owner == self._name or self._silence(place, owner) <= self._lease:
+                return False
+            self._withdraw(place, owner)
+            if not self._create(place):
+                return False
+        self._held.add(unit)
+        return True
 
     def release(self, unit: int) -> None:
         """Give a claim back, finished or not."""
@@ -114,9 +109,6 @@ class UnitClaims:
             return place.read_text(errors="replace")[:300]
         except OSError:
             return None
-
-    def _is_stale(self, place: Path, owner: str) -> bool:
-        return self._silence(place, owner) > self._lease
 
     def _silence(self, place: Path, owner: str) -> float:
         """Seconds since the owner of the claim at `place` gave a sign of life; infinite when it is dead for sure."""

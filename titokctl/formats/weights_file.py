@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path, disk_errors
+from titokctl.formats.atomic import atomic_path, check_version, disk_errors
 
 FORMAT = "titokctl/weights"
 FORMAT_VERSION = 1
@@ -85,9 +85,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     with _open(path) as file:
         metadata = file.metadata() or {}
-    if metadata.get("format") == FORMAT and int(_digits(metadata.get("format_version"))) > FORMAT_VERSION:
-        found = metadata["format_version"]
-        raise UserError(f"{path} was written by a newer titokctl (weights format {found})", "upgrade titokctl")
+    if is_ours(metadata):
+        version = metadata.get("format_version", "")
+        check_version(int(version) if version.isdecimal() else 0, FORMAT_VERSION, path, "weights format")
     return metadata
 
 
@@ -145,10 +145,6 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 def _words(data: torch.Tensor) -> torch.Tensor:
     aligned = data if data.storage_offset() % 8 == 0 else data.clone()
     return aligned.view(torch.int64)
-
-
-def _digits(text: str | None) -> str:
-    return text if text and text.isdecimal() else "0"
 
 
 def _open(path: Path) -> safe_open:
