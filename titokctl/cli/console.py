@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from titokctl.progress import Progress, SilentProgress, StderrProgress
+from titokctl.progress import Progress, QuietProgress, StderrProgress
 
 
 def say(text: str) -> None:
@@ -66,7 +66,7 @@ def emit_json(value: Any) -> None:
 
 def progress(quiet: bool) -> Progress:
     """The progress a command gives its job."""
-    return SilentProgress() if quiet else StderrProgress()
+    return QuietProgress() if quiet else StderrProgress()
 
 
 def result(value: Any, as_json: bool, title: str) -> None:

@@ -110,26 +110,32 @@ class PartsFolder:
 
         Raises UserError that lists the differences otherwise.
         """
-        manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "num_units": num_units}
-        manifest["header"] = json.loads(json.dumps(asdict(header)))
-        place = self.path / MANIFEST
+        place, manifest = self.path / MANIFEST, _manifest(header, num_units)
         if not place.exists() and write_new_json(place, manifest):
             return False
-        found = self.manifest()
-        changes = differences(found, manifest)
-        if (changes or "complete" in found) and afresh and not shared:
+        if not self.goes_on(header, num_units, afresh and not shared):
             self._empty()
             write_json(place, manifest)
+            return False
+        if not shared:
+            for left in (MANIFEST, "unit-*"):
+                remove_leftovers(self.path, left)
+            remove_leftovers(self.output.parent, glob.escape(self.output.name))  # of a merge that was killed
+        return True
+
+    def goes_on(self, header: CacheHeader, num_units: int, afresh: bool = False) -> bool:
+        """Whether `begin` would go on with what an earlier run left. Raises as it does, and writes nothing."""
+        if not (self.path / MANIFEST).exists():
+            return False
+        found = self.manifest()
+        changes = differences(found, _manifest(header, num_units))
+        if (changes or "complete" in found) and afresh:
             return False
         if changes:
             raise UserError(
                 f"{self.output} was begun with other settings: {'; '.join(changes)}",
                 "repeat the earlier command to go on with it, or start afresh with --overwrite",
             )
-        if not shared:
-            for left in (MANIFEST, "unit-*"):
-                remove_leftovers(self.path, left)
-            remove_leftovers(self.output.parent, glob.escape(self.output.name))  # of a merge that was killed
         return True
 
     def manifest(self) -> dict[str, Any]:
@@ -239,6 +245,11 @@ def _decisive(manifest: dict[str, Any]) -> dict[str, Any]:
     if isinstance(fields.get("source"), dict):
         fields["source"] = {k: v for k, v in fields["source"].items() if k != "paths"}
     return {k: v for k, v in manifest.items() if k in ("format", "format_version", "num_units")} | fields
+
+
+def _manifest(header: CacheHeader, num_units: int) -> dict[str, Any]:
+    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "num_units": num_units}
+    return manifest | {"header": json.loads(json.dumps(asdict(header)))}
 
 
 def _main(rows: np.ndarray) -> str:

@@ -11,9 +11,10 @@ from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.jobs.class_order import say_class_order
-from titokctl.progress import Progress
+from titokctl.progress import Plan, Progress, about_to_write
 from titokctl.weights.build import compare, shapes, skeleton
 from titokctl.weights.known import released
+from titokctl.weights.official.config import write_config
 from titokctl.weights.official.files import CONFIG, TENSORS, tensor_file, write_official
 from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights, save
@@ -59,6 +60,7 @@ def convert(
     path = locate(source)
     weights = read(path, model)
     compare(shapes(weights.tensors), shapes(skeleton(weights.kind, weights.config).state_dict()), str(path))
+    about_to_write(lambda: _plan(path, weights, destination, layout))
     digest = _sha256(tensor_file(path), progress, stop)
     if layout == "official":
         write_official(destination, weights)
@@ -71,6 +73,21 @@ def convert(
         destination, weights.kind, _known_name(weights), layout, len(weights.tensors),
         sum(t.numel() for t in weights.tensors.values()), digest, _has_pixels(weights),
     )  # fmt: skip
+
+
+def _plan(path: Path, weights: Weights, destination: Path, layout: Layout) -> Plan:
+    if layout == "official":
+        write_config(weights.kind, weights.config)  # refuses what has no official form
+    return Plan(
+        reads={"weights": str(path), "kind": weights.kind, "model": _known_name(weights)},
+        output=destination,
+        count=len(weights.tensors),
+        unit="tensors",
+        num_bytes=sum(t.numel() * t.element_size() for t in weights.tensors.values()),
+        settings={"layout": layout},
+        replaces=destination.exists(),
+        makes_folders=layout == "official",
+    )
 
 
 def _check_destination(destination: Path, layout: Layout, overwrite: bool) -> None:

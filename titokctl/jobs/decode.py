@@ -21,14 +21,16 @@ from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.cached_rows import tokenizer_of
 from titokctl.jobs.image_decoder import ENCODERS, ImageDecoder, default_batch_size, on_host, recorded_precision
+from titokctl.jobs.plans import cache_read, image_bytes
 from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import Precision
-from titokctl.progress import Progress
+from titokctl.progress import Plan, Progress, about_to_write
 from titokctl.weights.hashes import weights_sha256
 
 _CHUNK_IMAGES = 1024
 _RELEASE_ROWS = 1 << 16
 _SETTINGS = "settings.json"
+_FILES = (".png", ".webp", ".jpg", ".jpeg", ".tar")  # names of one file, where a folder is made
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def decode(
     }
     decoder = ImageDecoder(model, device, precision)
     work = output.with_name(f".{output.name}.unfinished")
+    about_to_write(lambda: _plan(cache, output, work, settings, overwrite))
     with disk_errors(output):
         work.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(work):
@@ -147,16 +150,32 @@ def _checked_format(output: Path, image_format: ImageFormat | None, overwrite: b
     chosen: ImageFormat = image_format or ("npz" if output.suffix == ".npz" else "png")
     if chosen == "none":
         raise UsageError("--format none is for `titokctl sample`", "name the form that the images should have")
-    if (chosen == "npz") != (output.suffix == ".npz"):
+    if (chosen == "npz") != (output.suffix == ".npz") or output.suffix in _FILES:
         what = "an .npz file" if chosen == "npz" else f"a folder of {chosen}"
-        raise UsageError(f"-o {output} is no name for {what}", "e.g. -o out.npz, or -o images/ --format webp")
+        hint = "e.g. -o out.npz, or -o images/ --format webp; `titokctl preview` puts rows into one picture"
+        raise UsageError(f"-o {output} is no name for {what}", hint)
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
     return chosen
 
 
-def _check_begun(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Begin, or go on with what was begun with the same settings."""
+def _plan(cache: TokenCache, output: Path, work: Path, settings: dict[str, Any], overwrite: bool) -> Plan:
+    kept = ChunkWriter(work, None)
+    if not _is_other(work, settings, overwrite):
+        kept.read_chunks()
+    return Plan(
+        reads=cache_read(cache, settings["view"]),
+        output=output,
+        count=len(cache),
+        done=kept.num_done,
+        num_bytes=image_bytes(settings["image_format"], len(cache), cache.header.image_size),
+        settings={name: settings[name] for name in ("image_format", "precision", "device")},
+        replaces=output.exists(),
+    )
+
+
+def _is_other(work: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `work` was begun with other settings. Raises UserError then, unless `overwrite`."""
     begun = work / _SETTINGS
     changed = flat_differences(read_json(begun), settings) if begun.is_file() else []
     if changed and not overwrite:
@@ -164,11 +183,16 @@ def _check_begun(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
             f"{work} was begun with other settings:\n" + "\n".join(f"  {line}" for line in changed),
             "repeat the command with those, remove that folder, or start over with --overwrite",
         )
-    if changed:
+    return bool(changed)
+
+
+def _check_begun(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Begin, or go on with what was begun with the same settings."""
+    if _is_other(work, settings, overwrite):
         for path in work.iterdir():
             if path.name != ".lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_json(begun, settings)
+    write_json(work / _SETTINGS, settings)
 
 
 def _put_in_place(product: Path, output: Path) -> None:

@@ -14,7 +14,8 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.atomic import atomic_path
 from titokctl.formats.token_cache import TokenCache
-from titokctl.progress import Progress
+from titokctl.jobs.plans import cache_read, rows_bytes
+from titokctl.progress import Plan, Progress, about_to_write
 
 _ROWS_AT_ONCE = 8192
 
@@ -54,6 +55,17 @@ def export(
     ids = cache.view(view)
     if form == "jsonl" and not cache.is_discrete:
         raise UsageError(f"{path} holds latents, which the form jsonl has no place for", "take npy or safetensors")
+    about_to_write(
+        lambda: Plan(
+            reads=cache_read(cache, view),
+            output=output,
+            count=len(cache),
+            unit="rows",
+            num_bytes=rows_bytes(ids) if form in ("npy", "safetensors") else None,
+            settings={"form": form},
+            replaces=output.exists(),
+        )
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     progress.start("export", len(cache), "rows")
     with atomic_path(output) as temporary:

@@ -16,7 +16,8 @@ from titokctl.errors import UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.token_header import CacheHeader
-from titokctl.progress import Progress
+from titokctl.jobs.plans import cache_bytes
+from titokctl.progress import Plan, Progress, about_to_write
 
 _ROWS_AT_ONCE = 1 << 16
 # What may differ: where the rows come from, and a decoder that was fine-tuned later.
@@ -56,11 +57,22 @@ def merge(
                 f"{cache.path} does not fit {caches[0].path}: {'; '.join(changes)}",
                 "merge caches of one tokenizer, made with the same settings",
             )
-    total = sum(map(len, caches))
+    total, header = sum(map(len, caches)), _header(caches)
+    key_bytes = max(_keys(path).dtype.itemsize for path in paths)
+    about_to_write(
+        lambda: Plan(
+            reads={"tokens": [str(path) for path in paths], "rows": [len(cache) for cache in caches]},
+            output=output,
+            count=total,
+            unit="rows",
+            num_bytes=None if compress else cache_bytes(header, total, key_bytes),
+            settings={"tokens_a_row": header.num_latent_tokens, "views": [PLAIN, *header.views]},
+            replaces=output.exists(),
+        )
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     progress.start("merge", total, "rows")
-    key_bytes = max(_keys(path).dtype.itemsize for path in paths)
-    with TokenCacheWriter(output, _header(caches), num_rows=total, key_bytes=key_bytes, compress=compress) as writer:
+    with TokenCacheWriter(output, header, num_rows=total, key_bytes=key_bytes, compress=compress) as writer:
         for cache in caches:
             keys = _keys(cache.path)
             for first in range(0, len(cache), _ROWS_AT_ONCE):

@@ -10,7 +10,8 @@ from titokctl.errors import UserError
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.cached_rows import Originals, decoded, tokenizer_of
-from titokctl.progress import Progress
+from titokctl.jobs.plans import cache_read
+from titokctl.progress import Plan, Progress, about_to_write
 
 _COLUMNS = 8
 
@@ -55,6 +56,16 @@ def preview(
     originals = Originals(cache, open_source([source]) if source is not None else None) if wanted else None
     model = tokenizer_of(cache, tokenizer, runs, device, progress.say)
     rows = np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).round().astype(np.int64))
+    about_to_write(
+        lambda: Plan(
+            reads=cache_read(cache, view),
+            output=output,
+            count=len(rows),
+            settings={"with_originals": wanted},
+            replaces=output.exists(),
+            makes_folders=False,
+        )
+    )
     images = decoded(model, np.asarray(cached[rows]))
     if originals is not None:
         images = _interleaved(originals.pixels(rows), images)

@@ -21,10 +21,11 @@ from titokctl.formats.atomic import make_folder, write_json
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.run_folder import versions
 from titokctl.jobs.chain import pick_tokenizer
+from titokctl.jobs.plans import source_read
 from titokctl.jobs.reconstruct_scores import AUTO, Judges, ReconstructScores, check_count, find_judges
 from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.progress import Progress
+from titokctl.progress import Plan, Progress, about_to_write
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
 
@@ -101,6 +102,7 @@ def reconstruct(
     units = _spread(source, num_images)
     judges, total = find_judges(features, lpips, device, progress), sum(unit.count for unit in units)
     check_count(judges, total, progress)
+    about_to_write(lambda: _plan(source_read(data, source) | {"tokenizer": name}, output, total, judges, device))
     make_folder(output)  # before hours are spent on what goes into it
     loop = _Loop(model, judges, total, device, stop)
     progress.start("reconstruct", total)
@@ -122,6 +124,13 @@ def reconstruct(
         else {"name": judges.extractor.name, **judges.extractor.description},
     }
     return _write(output, loop, about)
+
+
+def _plan(reads: dict[str, Any], output: Path, total: int, judges: Judges, device: str) -> Plan:
+    network = judges.extractor
+    settings = {"features": network.name if network else None, "lpips": judges.lpips is not None, "device": device}
+    is_there = any((output / name).exists() for name in (PICTURE, RESULT))
+    return Plan(reads, output, total, settings=settings | {"files": [PICTURE, RESULT]}, replaces=is_there)
 
 
 class _Loop:
@@ -157,7 +166,7 @@ class _Loop:
             text = f"{len(self.rejected):,} images can't be read: {named}"
             if not skip_bad or not self.count:
                 raise UserError(text, "mend or remove them, or do without them with --skip-bad")
-            progress.say(f"warning: {text}")
+            progress.warn(text)
 
     def _batch(self, progress: Progress) -> None:
         self.stop.check("Nothing was written.")

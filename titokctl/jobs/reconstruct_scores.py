@@ -114,6 +114,6 @@ def check_count(judges: Judges, images: int, progress: Progress) -> None:
     width = judges.extractor.widths["pool"]
     name = "rFID" if judges.extractor.is_fid else judges.extractor.metric_name("fid")
     if images <= width:
-        progress.say(f"warning: {images:,} images are fewer than the {width:,} features: {name} says little")
+        progress.warn(f"{images:,} images are fewer than the {width:,} features: {name} says little")
     elif images < 50_000:
-        progress.say(f"warning: {images:,} images: {name} is larger than it would be for 50,000")
+        progress.warn(f"{images:,} images: {name} is larger than it would be for 50,000")

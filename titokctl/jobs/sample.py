@@ -15,15 +15,17 @@ from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.work_queue import Board
 from titokctl.errors import UsageError, UserError
+from titokctl.formats.chunk_writer import ChunkWriter
 from titokctl.formats.image_output import ImageFormat
-from titokctl.formats.sample_set import state_of
+from titokctl.formats.sample_set import UNFINISHED, state_of
+from titokctl.jobs.plans import cache_bytes, image_bytes
 from titokctl.jobs.sample_fid import FidRequest
 from titokctl.jobs.sample_inputs import Given, Settings, find_generator, find_tokenizer, ready, settings_for
-from titokctl.jobs.sample_job import Sampled, SampleJob
+from titokctl.jobs.sample_job import Sampled, SampleJob, check_same
 from titokctl.jobs.sample_record import SampleTask
 from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import Precision
-from titokctl.progress import Progress
+from titokctl.progress import Plan, Progress, about_to_write
 from titokctl.sampling.decoding import too_many_steps
 
 __all__ = ["Sampled", "check_request", "sample"]
@@ -97,8 +99,37 @@ def sample(
         batch_size,
         fid.description if fid else None,
     )
+    if group.is_main:
+        about_to_write(lambda: _plan(task, output or runs / "samples" / task.name(None), overwrite))
     job = SampleJob(task, runs, output, overwrite, fid, group, board, progress, stop)
     return job.lead() if group.is_main else job.follow()
+
+
+def _plan(task: SampleTask, folder: Path, overwrite: bool) -> Plan:
+    """What would be drawn into `folder`."""
+    count, sampling = task.settings.num_images, task.settings.sampling
+    before = "empty" if overwrite else state_of(folder)
+    if not overwrite:
+        check_same(folder, task.identity)
+    kept = ChunkWriter(folder / UNFINISHED, None)
+    if before == "unfinished":
+        kept.read_chunks()
+    images = image_bytes(task.image_format, count, task.tokenizer.config.image_size)
+    return Plan(
+        reads={name: str(given.path) for name, given in (("generator", task.generator), ("tokenizer", task.tokenizer))},
+        output=folder,
+        count=count,
+        done=count if before == "finished" else kept.num_done,
+        num_bytes=None if images is None else images + cache_bytes(task.header(), count, len(str(count))),
+        settings={
+            "image_format": task.image_format,
+            "classes": None if task.settings.classes is None else len(set(task.settings.classes)),
+            **sampling.model_dump(mode="json"),
+            "precision": task.precision,
+            "device": task.device,
+        },
+        replaces=overwrite and state_of(folder) == "finished",
+    )
 
 
 def check_request(
@@ -141,7 +172,7 @@ def check_request(
 def _say_settings(settings: Settings, generator: Given, precision_name: str, progress: Progress) -> None:
     sampling, tokens = settings.sampling, generator.config.num_latent_tokens
     if sampling.num_steps > tokens:
-        progress.say(f"warning: {too_many_steps(sampling.num_steps, tokens)}")
+        progress.warn(too_many_steps(sampling.num_steps, tokens))
     every = generator.config.num_classes
     classes = "no classes" if settings.classes is None else f"{len(set(settings.classes))} of {every} classes"
     annealing = "on" if sampling.softmax_annealing else "off"

@@ -70,7 +70,7 @@ class SampleJob:
         with folder_lock(folder):
             if self.overwrite:
                 remove(folder)
-            _check_same(folder, self.task.identity)
+            check_same(folder, self.task.identity)
             rate = 0.0
             if state_of(folder) == "finished":
                 self.progress.say(f"{folder} is finished already; --overwrite draws it again")
@@ -171,7 +171,7 @@ class SampleJob:
         )
 
 
-def _check_same(folder: Path, identity: dict[str, Any]) -> None:
+def check_same(folder: Path, identity: dict[str, Any]) -> None:
     """Raise UserError unless `folder` is free or holds a set of the same settings."""
     if state_of(folder) == "empty":
         return

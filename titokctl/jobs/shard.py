@@ -18,6 +18,7 @@ import numpy as np
 from titokctl.data.images import BadImage, decode, extension_of
 from titokctl.data.order import epoch_order
 from titokctl.data.sources import Rejected, Source, open_source
+from titokctl.data.sources.parquet import KIND as PARQUET
 from titokctl.data.workers import available_cores, in_order
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
@@ -31,7 +32,8 @@ from titokctl.formats.shard_set import (
     write_set_index,
     write_shard,
 )
-from titokctl.progress import Progress
+from titokctl.jobs.plans import source_read
+from titokctl.progress import Plan, Progress, about_to_write
 
 PER_SHARD = 1000
 REJECTED_NAME = "rejected.jsonl"
@@ -40,6 +42,7 @@ _DONE = ".done.json"
 _CHUNK = 16
 _PREFIX = "shard"
 _LOCK = ".lock"
+_TAR_BYTES = 2304  # of an image besides its own, about: two headers, the label, and filling up to blocks
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,16 @@ def shard(
         "order": f"shuffled with seed {seed}" if shuffle else "as in the source",
     }
     finished = _finished(output, settings, overwrite)
+    staging = output.with_name(f".{output.name}.unfinished")
+    order = epoch_order(seed, 0, len(source)) if shuffle else np.arange(len(source))
+    parts = [] if finished else _cut(source, order, per_shard, max_bytes)
+    about_to_write(lambda: _plan(paths, source, output, parts, settings, staging, finished))
     if finished is not None:
         progress.say(f"{output} is complete already")
         return finished
-    order = epoch_order(seed, 0, len(source)) if shuffle else np.arange(len(source))
-    staging = output.with_name(f".{output.name}.unfinished")
     with disk_errors(output), folder_lock(staging):
         _prepare(staging, settings)
-        infos, rejected = _write_shards(staging, source, _cut(source, order, per_shard, max_bytes), progress, stop)
+        infos, rejected = _write_shards(staging, source, parts, progress, stop)
         if not any(info.samples for info in infos):
             shutil.rmtree(staging)
             raise UserError(f"none of the {len(source):,} images can be decoded", _named(rejected))
@@ -124,16 +129,45 @@ def _finished(output: Path, settings: dict[str, Any], overwrite: bool) -> Sharde
     return _result(output, infos, record["class_names"], [Rejected.of(json.loads(line)) for line in lines])
 
 
+def _plan(
+    paths: Sequence[Path | str],
+    source: Source,
+    output: Path,
+    parts: list[np.ndarray],
+    settings: dict[str, Any],
+    staging: Path,
+    finished: Sharded | None,
+) -> Plan:
+    names = [shard_name(_PREFIX, number) for number in range(len(parts))]
+    is_begun = _is_begun(staging, settings)
+    done = sum(len(p) for p, n in zip(parts, names, strict=True) if is_begun and (staging / f"{n}{_DONE}").is_file())
+    return Plan(
+        reads=source_read(paths, source),
+        output=output,
+        count=len(source),
+        done=len(source) if finished else done,
+        num_bytes=None
+        if source.description["kind"] == PARQUET
+        else int(source.sizes().sum()) + _TAR_BYTES * len(source),
+        settings={"shards": finished.shards if finished else len(parts), "order": settings["order"]},
+        replaces=finished is None and output.is_dir() and any(output.iterdir()),
+    )
+
+
+def _is_begun(staging: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder of unfinished work is that of the same command."""
+    return (staging / _PLAN).is_file() and read_json(staging / _PLAN) == settings
+
+
 def _prepare(staging: Path, settings: dict[str, Any]) -> None:
     """Empty the folder of unfinished work unless it is that of the same command."""
-    plan = staging / _PLAN
-    if not plan.is_file() or read_json(plan) != settings:
+    if not _is_begun(staging, settings):
         for path in staging.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != _LOCK:
                 path.unlink()
-    write_json(plan, settings)
+    write_json(staging / _PLAN, settings)
 
 
 def _cut(source: Source, order: np.ndarray, per_shard: int, max_bytes: int | None) -> list[np.ndarray]:

@@ -114,7 +114,7 @@ class TokenOutput:
         write_rejected(listing, self._rejected() if tally.rejected else ())
         if not tally.rejected:
             return
-        self.progress.say(f"{tally.rejected:,} of {tally.samples:,} images can't be used: {listing}")
+        self.progress.warn(f"{tally.rejected:,} of {tally.samples:,} images can't be used: {listing}")
         share = tally.rejected / tally.samples
         allowed = allowed_share(tally.samples) if max_rejected is None else max_rejected
         if tally.rows == 0 or share > allowed:

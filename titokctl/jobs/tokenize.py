@@ -23,18 +23,21 @@ from titokctl.errors import UsageError
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
 from titokctl.jobs.chain import pick_tokenizer
+from titokctl.jobs.plans import cache_bytes, source_read
 from titokctl.jobs.tile_encoder import TileEncoder, default_tile, made_with
 from titokctl.jobs.token_job import TokenizeResult, TokenJob
-from titokctl.jobs.token_output import check_output
+from titokctl.jobs.token_output import check_output, check_space, finished_before
 from titokctl.jobs.token_team import Share
 from titokctl.jobs.unit_work import SAVED
 from titokctl.jobs.views import names_of, view
 from titokctl.models.device import device_named
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.progress import Progress
+from titokctl.progress import Plan, Progress, about_to_write
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.load import load_tokenizer
+
+_KEY_BYTES = 16  # of an image's name, for the size that a dry run tells
 
 __all__ = ["TokenizeResult", "check_output", "check_request", "tokenize"]
 
@@ -104,9 +107,37 @@ def tokenize(
     encoder = TileEncoder(model, header, preprocessing, device)
     share, folder = Share.parse(part) if part else None, PartsFolder(output, keep_parts)
     job = TokenJob(source, preprocessing, encoder, header, folder, group, board, share, progress, stop)
+    if group.is_main:
+        about_to_write(lambda: _plan(paths, name, job, overwrite))
     # Two threads at least: with one, decoding would wait for the encoder.
     workers = workers or max(available_cores() // group.world_size, 2)
     return job.run(workers, max_rejected, overwrite, compress)
+
+
+def _plan(paths: Sequence[Path | str], tokenizer: str, job: TokenJob, overwrite: bool) -> Plan:
+    """What `job` would do, after the checks that it begins with."""
+    source, header, folder = job.source, job.header, job.folder
+    if not overwrite and finished_before(folder.output, header) is not None:
+        done = len(source)
+    else:
+        check_space(folder.output, header, len(source))
+        parts = folder.finished() if folder.goes_on(header, len(source.units), overwrite and not job.share) else ()
+        done = sum(source.units[i].count for i in parts if i < len(source.units))
+    return Plan(
+        reads=source_read(paths, source) | {"tokenizer": tokenizer},
+        output=folder.output,
+        count=len(source),
+        unit="rows",
+        done=done,
+        num_bytes=cache_bytes(header, len(source), _KEY_BYTES),
+        settings={
+            "tokens_a_row": header.num_latent_tokens,
+            "views": ["plain", *header.views],
+            **{name: header.made_with[name] for name in ("precision", "device")},
+            **({"terms": header.terms} if header.terms else {}),
+        },
+        replaces=overwrite and folder.output.exists() and not (done and folder.keep),
+    )
 
 
 def _header(

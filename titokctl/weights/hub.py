@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from titokctl.errors import UserError
+from titokctl.progress import is_dry_run
 from titokctl.weights.known import Known
 from titokctl.weights.local import cache_folder, in_folder
 
@@ -12,7 +13,9 @@ _TRUE = {"1", "true", "yes", "on"}
 
 
 def offline_switch() -> str | None:
-    """The environment variable that forbids downloads, or None."""
+    """What forbids downloads: an environment variable, or a dry run; None when they are allowed."""
+    if is_dry_run():
+        return "--dry-run"
     return next((name for name in _SWITCHES if os.environ.get(name, "").lower() in _TRUE), None)
 
 
