@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 from golden import golden
+from torch import nn
 
-from titokctl.config.models import TokenizerConfig, TransformerConfig
+from titokctl.config.models import TokenizerConfig, TransformerConfig, VqganConfig
 from titokctl.config.training import OptimizerConfig, ScheduleConfig
 from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.codebook import kmeans, reseed
 from titokctl.training.ema import Ema, ema_decay
 from titokctl.training.losses import masked_accuracy, masked_token_loss, masked_token_weights
-from titokctl.training.muon import orthogonal
+from titokctl.training.muon import Muon, orthogonal
 from titokctl.training.optimizer import build_optimizers, is_decayed
 from titokctl.training.schedule import learning_rate_scale
 
@@ -140,3 +142,25 @@ def test_muon_takes_the_block_matrices_and_adamw_the_rest():
     shapes = [tuple(p.shape) for group in muon.param_groups for p in group["params"]]
     assert sorted(shapes) == sorted([(24, 8), (8, 8), (32, 8), (8, 32)] * 2)
     assert sum(len(g["params"]) for g in adamw.param_groups) + len(shapes) == len(list(tokenizer.parameters()))
+
+
+def test_muon_takes_the_kernels_of_a_vqgans_blocks():
+    vqgan = MaskGitVqgan(
+        VqganConfig(channels=8, channel_multipliers=[1, 2], num_res_blocks=1, codebook_size=8, token_size=4)
+    )
+    _, muon = build_optimizers(vqgan, OptimizerConfig(learning_rate=1e-3, muon_learning_rate=2e-3))
+    held = {id(p) for group in muon.param_groups for p in group["params"]}
+    left = {name for name, p in vqgan.named_parameters() if p.ndim > 1 and id(p) not in held}
+    ends = {f"{side}.conv_{end}.weight" for side in ("encoder", "decoder") for end in ("in", "out")}
+    assert left == {"codebook", *ends}
+
+
+def test_muon_moves_a_kernel_as_the_matrix_of_its_output_channels():
+    draws = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(2, 12, 4, 3, 3, generator=draws)
+    kernel, matrix = nn.Parameter(start.clone()), nn.Parameter(start.flatten(1).clone())
+    kernel.grad, matrix.grad = gradient, gradient.flatten(1)
+    for p in (kernel, matrix):
+        Muon([p], lr=0.1).step()
+    assert torch.equal(kernel.flatten(1), matrix)
+    assert not torch.equal(kernel, start)

@@ -18,8 +18,8 @@ from titokctl.config.base import (
 class OptimizerConfig(Config):
     """AdamW. `clip_norm` null leaves gradients as they are.
 
-    With `muon_learning_rate` the matrices inside the transformer blocks are updated by Muon instead, which needs far
-    fewer steps for small models; the published recipes leave it null.
+    With `muon_learning_rate` the matrices inside transformer blocks and the kernels of a VQGAN's residual blocks are
+    updated by Muon instead, which needs far fewer steps for small models; the published recipes leave it null.
     """
 
     learning_rate: PositiveFloat

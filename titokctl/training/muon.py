@@ -1,4 +1,4 @@
-"""Muon: momentum whose direction is made orthogonal, for the matrices inside transformer blocks.
+"""Muon: momentum whose direction is made orthogonal, for the matrices and kernels inside blocks.
 
 Small models on few images are far from converged when an hour of CPU time is over; this reaches the same loss in about
 half the steps of AdamW there. Published recipes don't use it. Source: Jordan et al. 2024 (Muon), with the scaling by
@@ -20,7 +20,7 @@ class Muon(torch.optim.Optimizer):
     """Updates matrices only; matrices of one shape are orthogonalised in one batch.
 
     Args:
-        matrices: parameters of two dimensions.
+        matrices: parameters of two dimensions; of more, all but the first are taken as one (a convolution's kernel).
         lr: learning rate, of AdamW's size.
         momentum: of the running mean of gradients (Nesterov's form).
     """
@@ -53,11 +53,12 @@ class Muon(torch.optim.Optimizer):
             gradients = [torch.where(found_inf == 0, g, m) for g, m in zip(gradients, means, strict=True)]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)
-        directions = orthogonal(torch.stack(ahead))
+        directions = orthogonal(torch.stack(ahead).flatten(2))
         if found_inf is not None:
             directions.mul_(1 - found_inf)
-        scale = 0.2 * max(matrices[0].shape) ** 0.5
-        torch._foreach_add_(list[torch.Tensor](matrices), list(directions.unbind()), alpha=-lr * scale)
+        scale = 0.2 * max(directions.shape[1:]) ** 0.5
+        steps = [direction.view_as(p) for direction, p in zip(directions, matrices, strict=True)]
+        torch._foreach_add_(list[torch.Tensor](matrices), steps, alpha=-lr * scale)
 
     def _mean(self, p: torch.nn.Parameter) -> torch.Tensor:
         state = self.state[p]

@@ -9,7 +9,9 @@ from titokctl.config.training import OptimizerConfig
 from titokctl.training.muon import Muon
 
 _NOT_DECAYED = ("latent_tokens", "mask_token", "embed", "codebook")
-_BLOCK_MATRIX = re.compile(r"\.(attention\.(qkv|out)|mlp\.(up|down)|mlp_(in|out))\.weight$")
+_BLOCK_MATRIX = re.compile(
+    r"\.(attention\.(qkv|out)|mlp\.(up|down)|mlp_(in|out)|conv[12]|shortcut|upsample\.\d+)\.weight$"
+)
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -22,8 +24,8 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon may update it: the matrices of attention and MLP in the blocks, neither tables nor heads."""
-    return parameter.ndim == 2 and _BLOCK_MATRIX.search(name) is not None
+    """Whether Muon may update it: matrices of attention and MLP, kernels of residual blocks, not tables or heads."""
+    return parameter.ndim >= 2 and _BLOCK_MATRIX.search(name) is not None
 
 
 def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
