@@ -25,7 +25,7 @@ from titokctl.formats.image_output import PRODUCTS
 from titokctl.formats.sample_set_writer import SampleSetWriter
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.jobs.image_decoder import ENCODERS
-from titokctl.jobs.sample_work import SampleWork
+from titokctl.jobs.sample_work import draw
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.sampling.plan import Plan
 
@@ -108,7 +108,7 @@ def _sample(folder: Path, task: Any) -> None:
     with StopRequest() as stop, writer:
         writer.begin()
         writer.open()
-        SampleWork(task, writer, lambda images: None, stop, str).run(iter(task.plan.tiles()))
+        draw(task, writer, task.plan.tiles(), lambda images: None, stop, str)
         writer.finish(header, {})
 
 

@@ -1,10 +1,41 @@
-"""Processes below a process: who they are, and waiting until none is left."""
+"""Processes that are ended in the middle of their work: by a signal, or with all processes below them."""
 
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+
+from command_line import ROOT
+
+# Runs the command line and, from a thread of the same process, sends a signal to it once so many files are there.
+_DRIVER = """
+import os, sys, threading, time
+from pathlib import Path
+
+def watch(folder, pattern, count, number):
+    while len(list(folder.glob(pattern))) < count:
+        time.sleep(0.0005)
+    os.kill(os.getpid(), number)
+
+folder, pattern, count, number, *words = sys.argv[1:]
+threading.Thread(target=watch, args=(Path(folder), pattern, int(count), int(number)), daemon=True).start()
+from titokctl.cli.app import run
+sys.exit(run(words))
+"""
+
+
+def signalled(
+    words: list[str], number: signal.Signals, folder: Path, pattern: str, count: int
+) -> subprocess.CompletedProcess:
+    """Run a command as a process that sends itself the signal `number` once `count` files fit `pattern` in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-c", _DRIVER, str(folder), pattern, str(count), str(int(number)), *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
 
 
 def children(process: int) -> list[int]:

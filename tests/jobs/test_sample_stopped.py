@@ -1,37 +1,19 @@
 """`titokctl sample` as a process that is interrupted or killed: the same command goes on to the same bytes."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trained
-from command_line import ROOT
+from process_tree import signalled
 
 from titokctl.cli.app import run
 
 NUM_IMAGES = 600  # two whole chunks and a part of one
-
-# Runs the command line and, from a thread of the same process, sends a signal to it once so many chunks are there.
-DRIVER = """
-import os, sys, threading, time
-from pathlib import Path
-
-def watch(folder, chunks, number):
-    while len(list(folder.glob(".unfinished/chunk-*"))) < chunks:
-        time.sleep(0.0005)
-    os.kill(os.getpid(), number)
-
-folder, chunks, number, *words = sys.argv[1:]
-threading.Thread(target=watch, args=(Path(folder), int(chunks), int(number)), daemon=True).start()
-from titokctl.cli.app import run
-sys.exit(run(words))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +27,7 @@ def words(networks: Path, output: Path, *more: str) -> list[str]:
 
 
 def stopped_after(chunks: int, number: signal.Signals, networks: Path, output: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", DRIVER, str(output), str(chunks), str(int(number)), *words(networks, output)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    return signalled(words(networks, output), number, output, ".unfinished/chunk-*", chunks)
 
 
 @pytest.fixture(scope="module")

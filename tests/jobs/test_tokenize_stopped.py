@@ -11,28 +11,12 @@ from pathlib import Path
 import pytest
 import tiny
 from command_line import ROOT, RunCli
-from process_tree import children, wait_for_end
+from process_tree import children, signalled, wait_for_end
 
 from titokctl.cli.app import run
 from titokctl.formats.token_cache import TokenCache
 
 SHARDS, PER_SHARD = 8, 6
-
-# Runs the command line and, from a thread of the same process, sends a signal to it once so many parts are there.
-DRIVER = """
-import os, sys, threading, time
-from pathlib import Path
-
-def watch(folder, parts, number):
-    while len(list(folder.glob("unit-*"))) < parts:
-        time.sleep(0.0005)
-    os.kill(os.getpid(), number)
-
-folder, parts, number, *words = sys.argv[1:]
-threading.Thread(target=watch, args=(Path(folder), int(parts), int(number)), daemon=True).start()
-from titokctl.cli.app import run
-sys.exit(run(words))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +40,7 @@ def undisturbed(source: Path) -> bytes:
 
 
 def stopped_after(parts: int, number: signal.Signals, source: Path, output: Path) -> subprocess.CompletedProcess:
-    folder = output.with_name(output.name + ".parts")
-    return subprocess.run(
-        [sys.executable, "-c", DRIVER, str(folder), str(parts), str(int(number)), *words(source, output)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    return signalled(words(source, output), number, output.parent, f"{output.name}.parts/unit-*", parts)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

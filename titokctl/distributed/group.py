@@ -32,7 +32,7 @@ class Group:
     """
 
     def __init__(self, where: Place, store: dist.Store, pulse: Pulse | None = None) -> None:
-        self.rank, self.world_size, self.local_rank = where.rank, where.world_size, where.local_rank
+        self.rank, self.world_size = where.rank, where.world_size
         self._store, self._pulse = store, pulse
         self._meetings = 0
 
@@ -55,23 +55,20 @@ class Group:
         if self._pulse is not None:
             self._pulse.check()
 
-    def checking(self, check: Callable[[], None]) -> Callable[[], None]:
-        """What to call while waiting for the others: `check`, then this group's own."""
+    def wait_until(self, is_done: Callable[[], bool], meanwhile: Callable[[], None] | None = None) -> None:
+        """Wait, however long that takes, calling `meanwhile` again and again; no GPU is involved. Raises as `check`.
 
-        def both() -> None:
-            check()
+        A wait inside the store would be deaf to signals.
+        """
+        while not is_done():
+            if meanwhile is not None:
+                meanwhile()
             self.check()
-
-        return both
+            time.sleep(_LOOK_EVERY_S)
 
     def barrier(self) -> None:
-        """Wait until every process is here, however long that takes; no GPU is involved. Raises as `check`."""
-        if self.is_single:
-            return
-        key = self._next_key("barrier")
-        if self._store.add(f"{key}/count", 1) == self.world_size:
-            self._store.set(f"{key}/open", "1")
-        self._wait_for(f"{key}/open")
+        """Wait until every process is here. Raises as `check`."""
+        self.from_all(None)
 
     def from_main(self, value: Any) -> Any:
         """What rank 0 passed, on every process; JSON values. The others wait for it. Raises as `check`."""
@@ -81,7 +78,7 @@ class Group:
         if self.is_main:
             self._store.set(key, json.dumps(value))
         else:
-            self._wait_for(key)
+            self.wait_until(lambda: self._store.check([key]))
         return json.loads(self._store.get(key))
 
     def from_all(self, value: Any) -> list[Any]:
@@ -90,16 +87,9 @@ class Group:
             return [value]
         key = self._next_key("values")
         self._store.set(f"{key}/{self.rank}", json.dumps(value))
-        for rank in range(self.world_size):
-            self._wait_for(f"{key}/{rank}")
-        return [json.loads(self._store.get(f"{key}/{rank}")) for rank in range(self.world_size)]
-
-    def _wait_for(self, key: str) -> None:
-        # Rank 0 may check a large file or merge a cache alone, so there is no limit; and a wait inside the store would
-        # be deaf to signals.
-        while not self._store.check([key]):
-            self.check()
-            time.sleep(_LOOK_EVERY_S)
+        keys = [f"{key}/{rank}" for rank in range(self.world_size)]
+        self.wait_until(lambda: self._store.check(keys))
+        return [json.loads(self._store.get(each)) for each in keys]
 
     def _next_key(self, what: str) -> str:
         self._meetings += 1

@@ -59,20 +59,16 @@ def relaunch(gpus: str | None, procs: int | None, nodes: Nodes | None = None, ot
         return False
     has_others = nodes.count > 1 or os.environ.get("PET_NNODES", "1") not in ("1", "1:1")
     if not is_asked and has_trainer(os.environ):
-        count = _trainers_processes()
+        from torch.distributed.run import determine_local_world_size
+
+        # How many processes a Kubernetes trainer wants on this machine, as torchrun reads it.
+        count = determine_local_world_size(os.environ.get("PET_NPROC_PER_NODE", "1"))
     else:
         count = processes_here(gpus if is_asked else otherwise, procs)
     if count == 1 and not has_others:
         return False
     run_workers(["-m", "titokctl", *sys.argv[1:]], count, nodes)
     return True
-
-
-def _trainers_processes() -> int:
-    """How many processes a Kubernetes trainer wants on this machine, as torchrun reads it."""
-    from torch.distributed.run import determine_local_world_size
-
-    return determine_local_world_size(os.environ.get("PET_NPROC_PER_NODE", "1"))
 
 
 def run_workers(command: list[str], count: int, nodes: Nodes | None = None, stdout: int | None = None) -> None:
@@ -85,7 +81,8 @@ def run_workers(command: list[str], count: int, nodes: Nodes | None = None, stdo
     """
     with tempfile.TemporaryDirectory(prefix="titokctl-") as name:
         folder = Path(name)
-        with _locked(folder / ALIVE):
+        with (folder / ALIVE).open("w") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX)  # the kernel frees it when this process ends, however it does
             silent = _run(folder, count, [*_torchrun_arguments(count, nodes or Nodes()), *command], stdout)
         _raise_for(folder, count, silent)
 
@@ -155,7 +152,7 @@ def _run(folder: Path, count: int, arguments: list[str], stdout: int | None) -> 
         failed_at, silent = 0.0, list[int]()
         while agent.poll() is None:
             time.sleep(_LOOK_EVERY_S)
-            if not failed_at and _has_failure(folder):
+            if not failed_at and (_failures(folder) or _gone(folder)):
                 failed_at, silent = time.monotonic(), [] if _failures(folder) else _gone(folder)
             if failed_at and time.monotonic() - failed_at > _FAILURE_GRACE_S:
                 _signal_workers(folder, signal.SIGKILL)
@@ -185,11 +182,6 @@ def _signal_workers(folder: Path, number: signal.Signals) -> None:
         if not path.with_suffix(".json").exists():
             with contextlib.suppress(ProcessLookupError, ValueError):
                 os.kill(int(path.read_text()), number)
-
-
-def _has_failure(folder: Path) -> bool:
-    """Whether a worker said that it failed, or is gone without a word."""
-    return bool(_failures(folder) or _gone(folder))
 
 
 def _failures(folder: Path) -> list[dict[str, Any]]:
@@ -237,11 +229,3 @@ def _raise_for(folder: Path, count: int, silent: list[int]) -> None:
         f"process {', '.join(map(str, missing))} of {count} ended without a word",
         "the system may have killed it for its memory (see dmesg); use fewer processes or a smaller batch",
     )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel frees when this process ends, however it does."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

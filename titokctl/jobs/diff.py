@@ -1,6 +1,7 @@
 """`titokctl diff`: how far two caches of the same images agree, in ids and in decoded pixels."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def diff(
     progress.close()
     rows = np.concatenate(differing)
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _DECODED_AT_MOST)).astype(int)] if len(rows) else rows
-    error, remarks = _squared_error(a, b, one, other, chosen, tokenizer, runs, device, progress)
+    error, remarks = _squared_error(a, b, view, chosen, lambda: tokenizer_of(a, tokenizer, runs, device, progress.say))
     share = len(rows) / len(a)
     return Difference(
         rows_compared=len(a),
@@ -97,15 +98,7 @@ def diff(
 
 
 def _squared_error(
-    a: TokenCache,
-    b: TokenCache,
-    one: np.ndarray,
-    other: np.ndarray,
-    rows: np.ndarray,
-    given: str | None,
-    runs: Path,
-    device: str,
-    progress: Progress,
+    a: TokenCache, b: TokenCache, view: str, rows: np.ndarray, load: Callable[[], TiTok]
 ) -> tuple[float | None, list[str]]:
     """Mean squared error, in levels of 255, between both sides of `rows` decoded; and why it could not be had."""
     if not len(rows):
@@ -113,10 +106,10 @@ def _squared_error(
     if a.header.encoder_sha256 != b.header.encoder_sha256:
         return None, ["pixels are not compared: the caches were made by different tokenizers"]
     try:
-        model: TiTok = tokenizer_of(a, given, runs, device, progress.say)
+        model = load()
     except UserError as error:
         return None, [f"pixels are not compared: {error.message}"]
-    left, right = (decoded(model, np.asarray(side[rows])).astype(np.float64) for side in (one, other))
+    left, right = (decoded(model, np.asarray(cache.view(view)[rows])).astype(np.float64) for cache in (a, b))
     return float(np.square(left - right).mean()), []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from titokctl.config.guidance_scale import both_forms
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
-from titokctl.distributed.work_queue import Board
+from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.chunk_writer import ChunkWriter
 from titokctl.formats.image_output import ImageFormat
@@ -30,7 +30,6 @@ from titokctl.sampling.decoding import too_many_steps
 
 __all__ = ["Sampled", "check_request", "sample"]
 
-DEFAULT_NUM_IMAGES = 64
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 
 
@@ -75,17 +74,16 @@ def sample(
     changes, group = changes or {}, group or single_group()
     if group.is_main:  # the output may be there when another process comes
         check_request(num_images, per_class, batch_size, precision_name, changes, output, overwrite)
-    board = Board(group.shared_store("sample/board"), group.checking(stop.check))
+    team = Team(group, "sample", progress, stop.check)
     if not group.is_main:  # what the first one finds must not be another's newest
-        generator, tokenizer = board.hear("networks")
+        generator, tokenizer = team.hear("networks")
     found = find_generator(generator, runs, progress.say)
-    wanted = num_images if num_images or per_class else DEFAULT_NUM_IMAGES
-    settings = settings_for(found, changes, classes, wanted, per_class, progress.say)
+    settings = settings_for(found, changes, classes, num_images, per_class, progress.say)
     if fid is not None and settings.num_images < 2:
         raise UsageError(f"--fid needs at least 2 images, not {settings.num_images}", "draw more with -n")
     decoder = find_tokenizer(tokenizer, found, runs, progress.say)
     if group.is_main:
-        board.tell("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
+        team.tell("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
     chosen = precision_name or fastest_precision(device)
     _say_settings(settings, found, chosen, progress)
     task = SampleTask(
@@ -99,10 +97,10 @@ def sample(
         batch_size,
         fid.description if fid else None,
     )
+    job = SampleJob(task, runs, output, fid, team, progress, stop)
     if group.is_main:
-        about_to_write(lambda: _plan(task, output or runs / "samples" / task.name(None), overwrite))
-    job = SampleJob(task, runs, output, overwrite, fid, group, board, progress, stop)
-    return job.lead() if group.is_main else job.follow()
+        about_to_write(lambda: _plan(task, job.folder, overwrite))
+    return job.lead(overwrite) if group.is_main else job.follow()
 
 
 def _plan(task: SampleTask, folder: Path, overwrite: bool) -> Plan:

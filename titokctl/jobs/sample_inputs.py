@@ -23,6 +23,8 @@ from titokctl.weights.known import released
 from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights
 
+DEFAULT_NUM_IMAGES = 64
+
 
 @dataclass(frozen=True)
 class Given:
@@ -37,22 +39,19 @@ class Given:
         """The network's configuration."""
         return self.weights.config
 
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What a generator's file says about the token cache it was trained on; {} for released ones."""
+        return dict(json.loads(self.weights.extra.get("inputs") or "{}"))
+
 
 @dataclass(frozen=True)
 class Networks:
-    """A generator and the decoder of its ids, ready, with the hashes of their weights as they are kept."""
+    """A generator and the decoder of its ids, ready; the hashes of their weights by their recorded names."""
 
     generator: MaskGit
     decoder: ImageDecoder
-    generator_sha256: str
-    encoder_sha256: str
-    weights_sha256: str
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """The hashes by their recorded names."""
-        names = ("generator_sha256", "encoder_sha256", "weights_sha256")
-        return {name: getattr(self, name) for name in names}
+    hashes: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,14 @@ def find_tokenizer(named: str | None, generator: Given, runs: Path, say: Say) ->
 
     Raises UserError when there is none, or when number of tokens or codes differ.
     """
-    recorded = lineage(generator)
-    partner = released_as(generator.config)
-    if named is None and partner is not None and not recorded:
-        named = partner
-        say(f"tokenizer: {named} (the one this generator was released with)")
-    if named is None and not recorded:
-        raise UserError(f"{generator.path} does not say which tokenizer its ids belong to", "name it with --tokenizer")
-    if named is None:
+    if named is None and (recorded := generator.lineage):
         named = tokenizer_with(recorded["encoder_sha256"], recorded["weights_sha256"], None, runs, say)
+    elif named is None:
+        named = released_as(generator.config)
+        if named is None:
+            problem = f"{generator.path} does not say which tokenizer its ids belong to"
+            raise UserError(problem, "name it with --tokenizer")
+        say(f"tokenizer: {named} (the one this generator was released with)")
     tokenizer = _given(named, "tokenizer")
     _check_sizes(generator, tokenizer)
     return tokenizer
@@ -95,7 +93,7 @@ def ready(generator: Given, tokenizer: Given, device: str, precision: Precision)
     """
     detokenizer: Any = build(tokenizer.weights, str(tokenizer.path), device, None)
     encoder = encoder_sha256(detokenizer)
-    trained_on = lineage(generator).get("encoder_sha256", encoder)
+    trained_on = generator.lineage.get("encoder_sha256", encoder)
     if trained_on != encoder:
         raise UserError(
             f"the generator {generator.name} was trained on ids of another tokenizer than {tokenizer.name} "
@@ -103,13 +101,12 @@ def ready(generator: Given, tokenizer: Given, device: str, precision: Precision)
             "leave out --tokenizer to have the right one found, or name the one that made the generator's token cache",
         )
     maskgit: Any = build(generator.weights, str(generator.path), device, None)
-    return Networks(
-        prepared(maskgit, device, precision),
-        ImageDecoder(detokenizer, device, precision),
-        weights_sha256(maskgit),
-        encoder,
-        weights_sha256(detokenizer),
-    )
+    hashes = {
+        "generator_sha256": weights_sha256(maskgit),
+        "encoder_sha256": encoder,
+        "weights_sha256": weights_sha256(detokenizer),
+    }
+    return Networks(prepared(maskgit, device, precision), ImageDecoder(detokenizer, device, precision), hashes)
 
 
 def settings_for(
@@ -131,17 +128,10 @@ def settings_for(
         num_images = per_class * len(chosen)
     preset, where = _preset(generator)
     say(f"settings: {where}" + (f", changed: {', '.join(changes)}" if changes else ""))
-    say_class_order(lineage(generator).get("class_names", ()), generator.config, say)
+    say_class_order(generator.lineage.get("class_names", ()), generator.config, say)
     wanted = {**preset.model_dump(mode="json"), **changes}
     sampling = recipe_files.validate(SamplingConfig, wanted, "the sampling settings")
-    assert num_images is not None
-    return Settings(sampling, chosen, num_images)
-
-
-def lineage(generator: Given) -> dict[str, Any]:
-    """What the generator's file says about the token cache it was trained on; {} for released ones."""
-    text = generator.weights.extra.get("inputs")
-    return json.loads(text) if text else {}
+    return Settings(sampling, chosen, num_images or DEFAULT_NUM_IMAGES)
 
 
 def released_as(config: GeneratorConfig) -> str | None:
@@ -175,14 +165,11 @@ def _check_sizes(generator: Given, tokenizer: Given) -> None:
     theirs: TokenizerConfig = tokenizer.config
     if not theirs.is_discrete:
         raise UserError(f"{tokenizer.name} has no codebook, so no generator can draw its ids")
-    wrong = [
-        f"{what}: {a} and {b}"
-        for what, a, b in (
-            ("tokens an image", ours.num_latent_tokens, theirs.num_latent_tokens),
-            ("codes", ours.codebook_size, theirs.codebook_size),
-        )
-        if a != b
-    ]
+    sizes = {
+        "tokens an image": (ours.num_latent_tokens, theirs.num_latent_tokens),
+        "codes": (ours.codebook_size, theirs.codebook_size),
+    }
+    wrong = [f"{what}: {a} and {b}" for what, (a, b) in sizes.items() if a != b]
     if wrong:
         raise UserError(
             f"the generator {generator.name} and the tokenizer {tokenizer.name} do not fit ({'; '.join(wrong)})",

@@ -2,19 +2,20 @@
 
 import hashlib
 import json
+from dataclasses import InitVar, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from titokctl.config.sampling import SamplingConfig
 from titokctl.data.terms import IMAGENET
 from titokctl.formats.image_output import ImageFormat
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.jobs.image_decoder import default_batch_size
-from titokctl.jobs.sample_inputs import Given, Networks, Settings, lineage
+from titokctl.jobs.sample_inputs import Given, Networks, Settings
 from titokctl.models.precision import Precision
 from titokctl.sampling.guidance import S_FORM, W_FORM
 from titokctl.sampling.plan import Plan
@@ -22,36 +23,33 @@ from titokctl.weights.known import released
 
 _LABEL_RULE = "image i has the class classes[i mod C]"
 # Rows of a canonical tile: how many images a device draws at once. It is part of what makes an image.
-_TILE_SIZE = {"cpu": 16, "cuda": 64}
+_CPU_TILE, _GPU_TILE = 16, 64
 
 
+@dataclass
 class SampleTask:
     """One sample set to be drawn: its networks and settings, and what is recorded of them."""
 
-    def __init__(
-        self,
-        generator: Given,
-        tokenizer: Given,
-        networks: Networks,
-        settings: Settings,
-        image_format: ImageFormat,
-        device: str,
-        precision: Precision,
-        batch_size: int | None,
-        features: dict[str, Any] | None = None,
-    ) -> None:
-        kind = torch.device(device).type
-        self.generator, self.tokenizer = generator, tokenizer
-        self.networks, self.settings = networks, settings
-        self.image_format, self.device, self.precision = image_format, device, precision
-        self.features = features
-        self.plan = Plan(settings.num_images, settings.classes, _TILE_SIZE.get(kind, 64))
-        self.batch_size = min(batch_size or default_batch_size(device), self.plan.tile_size)
-        self.identity = self._identity(kind)
+    generator: Given
+    tokenizer: Given
+    networks: Networks
+    settings: Settings
+    image_format: ImageFormat
+    device: str
+    precision: Precision
+    wanted_batch_size: InitVar[int | None]
+    features: dict[str, Any] | None = None
 
-    def _identity(self, kind: str) -> dict[str, Any]:
+    def __post_init__(self, wanted_batch_size: int | None) -> None:
+        tile_size = _CPU_TILE if torch.device(self.device).type == "cpu" else _GPU_TILE
+        self.plan = Plan(self.settings.num_images, self.settings.classes, tile_size)
+        self.batch_size = min(wanted_batch_size or default_batch_size(self.device), tile_size)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
         """All that decides about the bytes of the set; a set is gone on with only if this is equal."""
         classes, every = self.settings.classes, self.generator.config.num_classes
+        kind = torch.device(self.device).type
         return {
             "num_images": self.settings.num_images,
             "classes": "all" if classes == tuple(range(every)) else classes and list(classes),
@@ -75,7 +73,7 @@ class SampleTask:
 
     def inputs(self) -> dict[str, Any]:
         """What the run records of where it comes from."""
-        trained_on = lineage(self.generator)
+        trained_on = self.generator.lineage
         kept = {name: trained_on[name] for name in ("source", "preprocessing") if name in trained_on}
         return self.networks.hashes | kept
 
@@ -87,20 +85,20 @@ class SampleTask:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the generator's classes; () when unknown."""
-        names = lineage(self.generator).get("class_names", [])
+        names = self.generator.lineage.get("class_names", [])
         return tuple(names) if len(names) == self.generator.config.num_classes else ()
 
     @property
     def terms(self) -> str:
         """Those of the images that the generator learnt from; all released ones learnt from ImageNet."""
-        trained_on = lineage(self.generator)
+        trained_on = self.generator.lineage
         is_released = not trained_on and released(self.generator.config) is not None
         return IMAGENET if is_released else trained_on.get("terms", "")
 
     def header(self) -> CacheHeader:
         """What ids.h5 says about itself."""
         config, hashes = self.tokenizer.config, self.networks.hashes
-        trained_on = lineage(self.generator)
+        trained_on = self.generator.lineage
         return CacheHeader(
             tokenizer=config.model_dump(mode="json"),
             encoder_sha256=hashes["encoder_sha256"],
@@ -111,7 +109,7 @@ class SampleTask:
             preprocessing=trained_on.get("preprocessing", {}),
             source={"kind": "samples", "generator_sha256": hashes["generator_sha256"], "settings": self.identity},
             class_names=self.class_names,
-            made_with={"versions": versions(), **self._machine()},
+            made_with=self._made_with(),
             num_rejected=0,
             terms=self.terms,
         )
@@ -123,33 +121,30 @@ class SampleTask:
             name: {"path": str(given.path.absolute()), "config": given.config.model_dump(mode="json")}
             for name, given in (("generator", self.generator), ("tokenizer", self.tokenizer))
         }
+        guidance = {
+            "formula": S_FORM,
+            "s": sampling.guidance_scale,
+            "w": sampling.guidance_scale + 1,
+            "w_formula": W_FORM,
+            "schedule": sampling.guidance_schedule,
+            "power": sampling.guidance_power if sampling.guidance_schedule == "power-cosine" else None,
+        }
         return {
-            "guidance": guidance_record(sampling),
+            "guidance": guidance,
             "seed": sampling.seed,
             "labels": _LABEL_RULE if self.settings.classes is not None else "none",
             **networks,
             "inputs": self.inputs(),
             **({"terms": self.terms} if self.terms else {}),
-            "made_with": {"versions": versions(), **self._machine(), "batch_size": self.batch_size},
+            "made_with": self._made_with() | {"batch_size": self.batch_size},
         }
 
-    def _machine(self) -> dict[str, Any]:
+    def _made_with(self) -> dict[str, Any]:
         on_gpu = torch.device(self.device).type == "cuda"
         name = torch.cuda.get_device_name(self.device) if on_gpu else "cpu"
         return {
+            "versions": versions(),
             "device": name,
             "precision": self.precision,
             "tile_size": self.plan.tile_size,
         }
-
-
-def guidance_record(sampling: SamplingConfig) -> dict[str, Any]:
-    """Guidance as a manifest keeps it: the formula in words, and the scale in both forms."""
-    return {
-        "formula": S_FORM,
-        "s": sampling.guidance_scale,
-        "w": sampling.guidance_scale + 1,
-        "w_formula": W_FORM,
-        "schedule": sampling.guidance_schedule,
-        "power": sampling.guidance_power if sampling.guidance_schedule == "power-cosine" else None,
-    }

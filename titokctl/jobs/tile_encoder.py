@@ -14,14 +14,14 @@ from PIL import features
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import to_float
+from titokctl.formats.token_cache import PLAIN
 from titokctl.formats.token_header import CacheHeader
-from titokctl.jobs.views import View, squares_of, view
+from titokctl.jobs.views import view
 from titokctl.models.inference import prepared
 from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
 
-_CPU_TILE = 16
-_GPU_TILE = 128
+_CPU_TILE, _GPU_TILE = 16, 128
 
 
 def default_tile(device: str) -> int:
@@ -49,39 +49,36 @@ class TileEncoder:
         model: a tokenizer with float32 weights; it stays as it is.
         header: of the cache the rows are for. It says their type, the views to make beside the plain one, and in
             `made_with` the precision and the images of a tile (the last one of a call is padded).
-        preprocessing: of the plain crop.
         device: where it runs.
+
+    Attributes:
+        squares: the preprocessing of what `rows` takes; the plain crop's comes first.
     """
 
-    def __init__(self, model: TiTok, header: CacheHeader, preprocessing: PreprocessingConfig, device: str) -> None:
+    def __init__(self, model: TiTok, header: CacheHeader, device: str) -> None:
+        self.header = header
         self.tile = int(header.made_with.get("tile", _CPU_TILE))
         self._precision, self._device = header.made_with.get("precision", "float32"), device
         self._model = prepared(model, device, self._precision, "encoder")
-        self._dtype, self._row_shape = header.row_dtype, header.row_shape
-        self._views = [view(name, preprocessing) for name in header.views]
-        self.squares = squares_of(self._views)
+        plain = PreprocessingConfig.model_validate(header.preprocessing)
+        self._views = {name: view(name, plain) for name in (PLAIN, *header.views)}
+        self.squares = list(dict.fromkeys(one.square for one in self._views.values()))
 
-    def rows(
-        self, pixels: np.ndarray, further: Sequence[np.ndarray], advance: Callable[[int], None]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The rows of the plain crops (n, K) or (n, K, C), and the same of each view.
+    def rows(self, pixels: Sequence[np.ndarray], advance: Callable[[int], None]) -> dict[str, np.ndarray]:
+        """The rows of each view, "plain" among them: (n, K) ids or (n, K, C) latents.
 
         Args:
-            pixels: (n, S, S, 3) uint8, plain crops.
-            further: (n, S', S', 3) uint8 for each of `squares`.
+            pixels: (n, S, S, 3) uint8 for each of `squares`.
             advance: told of every finished tile.
         """
-        names = ("", *(one.name for one in self._views))
-        tiles: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        for first in range(0, len(pixels), self.tile):
-            count = min(self.tile, len(pixels) - first)
-            squares = [self._images(array[first : first + count]) for array in (pixels, *further)]
-            tiles[""].append(self._encoded(squares[0])[:count])
-            for one in self._views:
-                tiles[one.name].append(self._encoded(one.cut(self._square(one, squares)))[:count])
+        tiles: dict[str, list[torch.Tensor]] = {name: [] for name in self._views}
+        for first in range(0, len(pixels[0]), self.tile):
+            count = min(self.tile, len(pixels[0]) - first)
+            squares = {s: self._images(of[first : first + count]) for s, of in zip(self.squares, pixels, strict=True)}
+            for name, one in self._views.items():
+                tiles[name].append(self._encoded(one.cut(squares[one.square]))[:count])
             advance(count)
-        rows = {name: self._gathered(found) for name, found in tiles.items()}
-        return rows.pop(""), rows
+        return {name: self._gathered(found) for name, found in tiles.items()}
 
     def _encoded(self, images: torch.Tensor) -> torch.Tensor:
         with precision(self._precision, self._device):
@@ -90,11 +87,8 @@ class TileEncoder:
     def _gathered(self, tiles: list[torch.Tensor]) -> np.ndarray:
         """The rows of all tiles on the host: the one place that waits for the device."""
         if not tiles:
-            return np.empty((0, *self._row_shape), self._dtype)
-        return torch.cat(tiles).cpu().numpy().astype(self._dtype)
-
-    def _square(self, one: View, squares: list[torch.Tensor]) -> torch.Tensor:
-        return squares[0 if one.square is None else 1 + self.squares.index(one.square)]
+            return np.empty((0, *self.header.row_shape), self.header.row_dtype)
+        return torch.cat(tiles).cpu().numpy().astype(self.header.row_dtype)
 
     def _images(self, pixels: np.ndarray) -> torch.Tensor:
         """(n, S, S, 3) uint8 -> (tile, 3, S, S) in [0, 1], black where there is no image."""

@@ -3,8 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from titokctl.data.sources import Source
@@ -75,93 +74,82 @@ def finished_before(output: Path, header: CacheHeader) -> TokenCache | None:
     return cache
 
 
-@dataclass
-class TokenOutput:
-    """From all parts to the output.
+def make_output(
+    folder: PartsFolder,
+    source: Source,
+    header: CacheHeader,
+    max_rejected: float | None,
+    compress: bool,
+    progress: Progress,
+) -> Tally:
+    """Write the list of rejected images, then merge the parts, or complete their folder.
 
     Args:
         header: of the output.
+        max_rejected: the largest share of images that may be unusable; None as `allowed_share` says.
         compress: deflate the rows of the file.
+
+    Returns what the parts and what the source could not give add up to.
+
+    Raises UserError when a part is missing or damaged, rows and rejected images are not the whole source, or too many
+    are rejected.
     """
+    units = len(source.units)
+    tally = _tally(folder, source)
+    _check_rejected(folder, source, tally, max_rejected, progress)
+    progress.start("check" if folder.keep else "merge", tally.rows, "rows")
+    if folder.keep:
+        finish_folder(folder, header, units, tally, progress.advance)
+    else:
+        merge(folder, header, units, tally, progress.advance, compress)
+        folder.remove()
+    progress.close()
+    if compress:
+        plain, size = tally.rows * (header.row_bytes + 4), folder.output.stat().st_size
+        progress.say(f"compressed to {size:,} bytes, {1 - size / plain:.0%} less than {plain:,} without keys")
+    return tally
 
-    folder: PartsFolder
-    source: Source
-    header: CacheHeader
-    compress: bool
-    progress: Progress
 
-    def tally(self) -> Tally:
-        """What the parts and what the source could not give add up to.
+def _tally(folder: PartsFolder, source: Source) -> Tally:
+    tally = Tally()
+    for summary in summaries(folder, len(source.units)):
+        tally.add(summary)
+    tally.reject(map(asdict, source.problems))
+    if not source.is_whole(tally.samples):
+        raise UserError(
+            f"{tally.rows:,} rows + {tally.rejected:,} rejected are not the {len(source) + len(source.problems):,} "
+            "images of the source",
+            "the source changed while it was read: start afresh with --overwrite",
+        )
+    return tally
 
-        Raises UserError when a part is missing or damaged, or rows and rejected images are not the whole source.
-        """
-        tally = Tally()
-        for summary in summaries(self.folder, len(self.source.units)):
-            tally.add(summary)
-        tally.reject(self._problems())
-        if not self.source.is_whole(tally.samples):
-            expected = len(self.source) + len(self.source.problems)
-            raise UserError(
-                f"{tally.rows:,} rows + {tally.rejected:,} rejected are not the {expected:,} images of the source",
-                "the source changed while it was read: start afresh with --overwrite",
-            )
-        return tally
 
-    def check_rejected(self, tally: Tally, max_rejected: float | None) -> None:
-        """Write the list of rejected images. Raises UserError when they are too many."""
-        output = self.folder.output
-        listing = output.with_name(output.name + ".rejected.jsonl")
-        write_rejected(listing, self._rejected() if tally.rejected else ())
-        if not tally.rejected:
-            return
-        self.progress.warn(f"{tally.rejected:,} of {tally.samples:,} images can't be used: {listing}")
-        share = tally.rejected / tally.samples
-        allowed = allowed_share(tally.samples) if max_rejected is None else max_rejected
-        if tally.rows == 0 or share > allowed:
-            more = f" and {tally.rejected - len(tally.examples):,} more" * (tally.rejected > len(tally.examples))
-            kept = "the finished parts are kept: run the same command "
-            raise UserError(
-                f"{tally.rejected:,} of {tally.samples:,} images ({share:.2%}) can't be used, more than --max-rejected "
-                f"{allowed:g} allows: {'; '.join(tally.examples)}{more} (all in {listing})",
-                "none is left"
-                if tally.rows == 0
-                else f"{kept}with --max-rejected {_rounded_up(share)} to do without them",
-            )
-
-    def make(self, tally: Tally) -> str:
-        """Merge the parts, or complete their folder. Returns the checksum of contents."""
-        units, folder = len(self.source.units), self.folder
-        self.progress.start("check" if folder.keep else "merge", tally.rows, "rows")
-        if folder.keep:
-            sha256 = finish_folder(folder, self.header, units, tally, self.progress.advance)
-        else:
-            merge(folder, self.header, units, tally, self.progress.advance, self.compress)
-            sha256 = TokenCache.open(folder.output, check_ids=False).sha256
-            folder.remove()
-        self.progress.close()
-        self._say_about(tally)
-        return sha256
-
-    def _say_about(self, tally: Tally) -> None:
-        if self.compress and not self.folder.keep:
-            plain = tally.rows * (self.header.row_bytes + 4)
-            size = self.folder.output.stat().st_size
-            self.progress.say(f"compressed to {size:,} bytes, {1 - size / plain:.0%} less than {plain:,} without keys")
-
-    def _rejected(self) -> Iterable[dict[str, str]]:
-        parts = summaries(self.folder, len(self.source.units))
-        return itertools.chain(self._problems(), ({"unit": part.name} | one for part in parts for one in part.rejected))
-
-    def _problems(self) -> Iterator[dict[str, str]]:
-        """What the source itself could not give."""
-        return (asdict(problem) for problem in self.source.problems)
+def _check_rejected(
+    folder: PartsFolder, source: Source, tally: Tally, max_rejected: float | None, progress: Progress
+) -> None:
+    """List what has no row. Raises UserError when that is too much."""
+    parts = summaries(folder, len(source.units)) if tally.rejected else ()
+    lost = ({"unit": part.name} | one for part in parts for one in part.rejected)
+    listing = folder.output.with_name(folder.output.name + ".rejected.jsonl")
+    write_rejected(listing, itertools.chain(map(asdict, source.problems), lost))
+    if not tally.rejected:
+        return
+    few = f"{tally.rejected:,} of {tally.samples:,} images"
+    progress.warn(f"{few} can't be used: {listing}")
+    share = tally.rejected / tally.samples
+    allowed = allowed_share(tally.samples) if max_rejected is None else max_rejected
+    if tally.rows == 0 or share > allowed:
+        more = f" and {tally.rejected - len(tally.examples):,} more" * (tally.rejected > len(tally.examples))
+        enough = f"{min(1.0, share * 1.05 + 1e-6):.2g}"  # a share just above, in two digits
+        raise UserError(
+            f"{few} ({share:.2%}) can't be used, more than --max-rejected {allowed:g} allows: "
+            f"{'; '.join(tally.examples)}{more} (all in {listing})",
+            f"the finished parts are kept: run the same command with --max-rejected {enough} to do without them"
+            if tally.rows
+            else "none is left",
+        )
 
 
 def allowed_share(samples: int) -> float:
     """The largest share of unusable images that is taken for granted: 0.1 %, or ten of a small set if under 5 %."""
     return max(_ALLOWED_SHARE, min(_ALLOWED_FEW / samples, _ALLOWED_SHARE_OF_FEW))
-
-
-def _rounded_up(share: float) -> str:
-    """A share just above `share`, in two digits."""
-    return f"{min(1.0, share * 1.05 + 1e-6):.2g}"

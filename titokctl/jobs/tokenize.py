@@ -15,10 +15,9 @@ from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfi
 from titokctl.data.sources import Source, open_source
 from titokctl.data.sources.opening import check_paths
 from titokctl.data.terms import terms_of
-from titokctl.data.workers import available_cores
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
-from titokctl.distributed.work_queue import Board
+from titokctl.distributed.team import Team
 from titokctl.errors import UsageError
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
@@ -27,8 +26,7 @@ from titokctl.jobs.plans import cache_bytes, source_read
 from titokctl.jobs.tile_encoder import TileEncoder, default_tile, made_with
 from titokctl.jobs.token_job import TokenizeResult, TokenJob
 from titokctl.jobs.token_output import check_output, check_space, finished_before
-from titokctl.jobs.token_team import Share
-from titokctl.jobs.unit_work import SAVED
+from titokctl.jobs.unit_work import SAVED, Share
 from titokctl.jobs.views import names_of, view
 from titokctl.models.device import device_named
 from titokctl.models.precision import Precision, precision
@@ -93,30 +91,28 @@ def tokenize(
     group = group or single_group()
     if group.is_main:  # the output may be there when another process comes
         check_request(paths, output, views, overwrite, keep_parts, compress, part, precision_name, device)
-    board = Board(group.shared_store("tokenize/board"), group.checking(lambda: stop.check(SAVED)))
+    team = Team(group, "tokenize", progress, lambda: stop.check(SAVED))
     # Rank 0 decides about the tokenizer, and makes the source's index while the others wait.
-    name = pick_tokenizer(tokenizer, runs, progress.say) if group.is_main else board.hear("tokenizer")
+    name = pick_tokenizer(tokenizer, runs, progress.say) if group.is_main else team.hear("tokenizer")
     source = open_source(paths, source_kind, accept_cut, labels, label_table)
     if group.is_main:
-        board.tell("tokenizer", name)
+        team.tell("tokenizer", name)
     model = load_tokenizer(name, device)
     squared = {"size": model.config.image_size, "crop": crop, "exif": exif}
     preprocessing = PreprocessingConfig.model_validate(squared | {"fast_decode": fast_decode, "max_pixels": max_pixels})
-    tile = batch_size or default_tile(device)
-    header = _header(source, model, preprocessing, names_of(views), made_with(tile, precision_name, device), terms)
-    encoder = TileEncoder(model, header, preprocessing, device)
-    share, folder = Share.parse(part) if part else None, PartsFolder(output, keep_parts)
-    job = TokenJob(source, preprocessing, encoder, header, folder, group, board, share, progress, stop)
+    makers = made_with(batch_size or default_tile(device), precision_name, device)
+    header = _header(source, model, preprocessing, names_of(views), makers, terms)
+    encoder, folder = TileEncoder(model, header, device), PartsFolder(output, keep_parts)
+    share = Share.parse(part) if part else None
+    job = TokenJob(source, encoder, folder, team, share, workers, progress, stop)
     if group.is_main:
         about_to_write(lambda: _plan(paths, name, job, overwrite))
-    # Two threads at least: with one, decoding would wait for the encoder.
-    workers = workers or max(available_cores() // group.world_size, 2)
-    return job.run(workers, max_rejected, overwrite, compress)
+    return job.lead(max_rejected, overwrite, compress) if group.is_main else job.follow()
 
 
 def _plan(paths: Sequence[Path | str], tokenizer: str, job: TokenJob, overwrite: bool) -> Plan:
     """What `job` would do, after the checks that it begins with."""
-    source, header, folder = job.source, job.header, job.folder
+    source, header, folder = job.source, job.encoder.header, job.folder
     if not overwrite and finished_before(folder.output, header) is not None:
         done = len(source)
     else:

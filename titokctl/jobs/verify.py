@@ -1,12 +1,13 @@
 """`titokctl verify`: is a token cache what it was when it was written, and is every image of its source in it?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.sources.opening import reopen_source
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
@@ -15,12 +16,17 @@ from titokctl.formats.token_checksums import damaged_places
 from titokctl.formats.token_folder import damaged_parts
 from titokctl.jobs.cached_rows import Originals, tokenizer_of
 from titokctl.jobs.tile_encoder import TileEncoder
+from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Images that were encoded again: how many, the share of ids (or latents) and of rows that came out the same."""
+    """Images that were encoded again: how many, the share of ids (or latents) and of rows that came out the same.
+
+    `made_with` says what is different here from where the cache was made, so that other ids are no fault:
+    name -> "then -> now".
+    """
 
     images: int
     share_of_ids: float
@@ -74,9 +80,13 @@ def verify(
     problems = damaged_parts(path, advance) if path.is_dir() else damaged_places(path, advance)
     progress.close()
     wrong, remarks = _against_source(cache)
-    agreement = _encoded_again(cache, sample, seed, tokenizer, runs, device, progress, stop) if sample else None
-    if agreement is not None and not agreement.made_with and agreement.share_of_rows < 1:
-        wrong.append(f"{1 - agreement.share_of_rows:.1%} of {agreement.images} images encoded again give other rows")
+    agreement = None
+    if sample:
+        rows = np.sort(np.random.default_rng(seed).choice(len(cache), min(sample, len(cache)), replace=False))
+        load = partial(tokenizer_of, cache, tokenizer, runs, device, progress.say)
+        agreement = _encoded_again(cache, rows, load, device, progress, stop)
+        if not agreement.made_with and agreement.share_of_rows < 1:
+            wrong.append(f"{1 - agreement.share_of_rows:.1%} of {len(rows)} images encoded again give other rows")
     return Verification(
         path, len(cache), list(cache.views), cache.sha256, not remarks, agreement, problems + wrong, remarks
     )
@@ -101,45 +111,26 @@ def _against_source(cache: TokenCache) -> tuple[list[str], list[str]]:
 
 
 def _encoded_again(
-    cache: TokenCache,
-    sample: int,
-    seed: int,
-    tokenizer: str | None,
-    runs: Path,
-    device: str,
-    progress: Progress,
-    stop: StopRequest,
+    cache: TokenCache, rows: np.ndarray, load: Callable[[], TiTok], device: str, progress: Progress, stop: StopRequest
 ) -> Agreement:
-    """Encode random images as the cache says its rows were made.
+    """Encode the images of `rows` as the cache says these were made.
 
     Raises UserError when the images or the tokenizer are gone.
     """
-    originals = Originals(cache)
-    model = tokenizer_of(cache, tokenizer, runs, device, progress.say)
-    head = cache.header
-    config = PreprocessingConfig.model_validate(head.preprocessing)
-    count = min(sample, len(cache))
-    rows = np.sort(np.random.default_rng(seed).choice(len(cache), count, replace=False))
-    made_with = head.made_with | {"precision": _precision(head.made_with.get("precision", "float32"), device)}
-    plain = TileEncoder(model, replace(head, views={}, made_with=made_with), config, device)
-    progress.start("encode again", count)
+    originals, head = Originals(cache), cache.header
+    made_with = dict(head.made_with)
+    if made_with.get("precision") == "fp16" and device == "cpu":  # which a CPU does not have
+        made_with["precision"] = "float32"
+    plain = TileEncoder(load(), replace(head, views={}, made_with=made_with), device)
+    progress.start("encode again", len(rows))
     same: list[np.ndarray] = []
-    for first in range(0, count, plain.tile):
+    for first in range(0, len(rows), plain.tile):
         block = rows[first : first + plain.tile]
-        again, _ = plain.rows(originals.pixels(block), [], progress.advance)
-        same.append(np.equal(cache.view(PLAIN)[block], again))
+        again = plain.rows([originals.pixels(block)], progress.advance)
+        same.append(np.equal(cache.view(PLAIN)[block], again[PLAIN]))
         stop.check()
     progress.close()
-    equal: np.ndarray = np.concatenate(same).reshape(count, head.num_latent_tokens, -1).min(axis=2)
-    return Agreement(count, float(equal.mean()), float(equal.min(axis=1).mean()), _other_makers(head.made_with, device))
-
-
-def _precision(name: str, device: str) -> str:
-    """The recorded precision where this device has it."""
-    return "float32" if name == "fp16" and device == "cpu" else name
-
-
-def _other_makers(recorded: dict[str, object], device: str) -> dict[str, str]:
-    """What is different here from where the cache was made, so that other ids are no fault: name -> "then -> now"."""
+    equal: np.ndarray = np.concatenate(same).reshape(len(rows), head.num_latent_tokens, -1).min(axis=2)
     now = {"device": torch.device(device).type, "torch": torch.__version__}
-    return {name: f"{recorded.get(name)} -> {value}" for name, value in now.items() if recorded.get(name) != value}
+    others = {name: f"{head.made_with.get(name)} -> {it}" for name, it in now.items() if head.made_with.get(name) != it}
+    return Agreement(len(rows), float(equal.mean()), float(equal.min(axis=1).mean()), others)

@@ -11,6 +11,7 @@ import torch
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.errors import UsageError
+from titokctl.formats.token_cache import PLAIN
 
 _TEN_CROP_SCALE = 1.1
 _CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
@@ -24,14 +25,12 @@ class View:
     """One view.
 
     Args:
-        name: as below /views.
-        square: the preprocessing of the square it is cut from; None for the plain one.
+        square: the preprocessing of the square it is cut from, the plain one or a larger one.
         record: its own preprocessing, as written into the cache.
         cut: (B, 3, S', S') of that square -> (B, 3, S, S).
     """
 
-    name: str
-    square: PreprocessingConfig | None
+    square: PreprocessingConfig
     record: dict[str, Any]
     cut: Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,23 +44,16 @@ def names_of(wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def view(name: str, plain: PreprocessingConfig) -> View:
-    """The view `name` of images whose plain crop is `plain`."""
+    """The view `name`, or "plain", of images whose plain crop is `plain`."""
+    if name == PLAIN:
+        return View(plain, plain.model_dump(mode="json"), lambda images: images)
     if name == "flip":
-        return View(name, None, plain.model_dump(mode="json") | {"flip": True}, _flipped)
+        return View(plain, plain.model_dump(mode="json") | {"flip": True}, lambda images: images.flip(-1))
     size = plain.size
     square = plain.model_copy(update={"crop": "adm", "size": int(_TEN_CROP_SCALE * size)})
     place, flip = name.removeprefix("ten-").removesuffix("-flip"), name.endswith("-flip")
     record = square.model_dump(mode="json") | {"size": size, "square": square.size, "ten_crop": place, "flip": flip}
-    return View(name, square, record, lambda images: _ten_crop(images, size, place, flip))
-
-
-def squares_of(views: Sequence[View]) -> list[PreprocessingConfig]:
-    """The squares that `views` need beside the plain one, each once."""
-    return list(dict.fromkeys(view.square for view in views if view.square is not None))
-
-
-def _flipped(images: torch.Tensor) -> torch.Tensor:
-    return images.flip(-1)
+    return View(square, record, lambda images: _ten_crop(images, size, place, flip))
 
 
 def _ten_crop(images: torch.Tensor, size: int, place: str, flip: bool) -> torch.Tensor:
@@ -75,4 +67,4 @@ def _ten_crop(images: torch.Tensor, size: int, place: str, flip: bool) -> torch.
         "center": (round(free / 2), round(free / 2)),
     }[place]
     cut = images[..., top : top + size, left : left + size]
-    return _flipped(cut) if flip else cut.contiguous()
+    return cut.flip(-1) if flip else cut.contiguous()
