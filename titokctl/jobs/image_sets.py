@@ -17,8 +17,7 @@ from titokctl.formats.statistics import IMAGES
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.chain import tokenizer_with
 from titokctl.jobs.image_decoder import ImageDecoder, recorded_precision
-from titokctl.jobs.image_set import ImageSet, Numbered, Opening
-from titokctl.jobs.image_set_files import edge_of_first, read_files, sha256_of_all
+from titokctl.jobs.image_set import ImageSet, Numbered, Opening, edge_of_first, read_files, sha256_of_all
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
 

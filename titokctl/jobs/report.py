@@ -12,8 +12,7 @@ from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.formats.run_folder import RunFolder, finished_runs
 from titokctl.formats.sample_set import GRID, SampleSet
-from titokctl.jobs.lineage import lineage_of
-from titokctl.jobs.runs import METRICS, find_run
+from titokctl.jobs.runs import METRICS, find_run, lineage_of
 
 _NAME = "report.html"
 _LISTED = 12  # items of a list that are shown
