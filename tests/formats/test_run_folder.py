@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from command_line import ROOT
 
 from titokctl.errors import UserError
+from titokctl.formats.checkout import commit_of
 from titokctl.formats.run_folder import RunFolder, finished_runs, newest_run, open_run, runs_root
 
 
@@ -28,6 +30,9 @@ def test_a_run_comes_back_as_it_was(tmp_path):
     assert again.is_finished
     assert again.product_path.read_bytes() == b"1"
     assert again.versions["titokctl"]
+    assert again.versions.get("commit") == commit_of(ROOT)
+    change(run, versions={"titokctl": "0.1.0"})  # as runs were before the commit stood there
+    assert open_run(run.path).versions == {"titokctl": "0.1.0"}
     assert again.created < str(again.finished)
 
 

@@ -4,8 +4,9 @@ Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are
 "generator" and "samples". It is JSON with format "titokctl/run", format_version 1, kind, name, status ("running" or
 "finished"), created and finished (UTC, ISO 8601 with microseconds), settings (the resolved recipe or settings), inputs
 (paths and hashes of what the run was made from), product (once finished: a file name in the folder, or an absolute path
-when the user chose another place), hashes (of the product) and versions. Other files of the folder belong to the
-command: recipe.yaml, metrics.jsonl, checkpoints/, tensorboard/, pictures.
+when the user chose another place), hashes (of the product) and versions (of packages; and `commit`, that of titokctl,
+where it ran from a checkout). Other files of the folder belong to the command: recipe.yaml, metrics.jsonl, checkpoints/,
+tensorboard/, pictures.
 A run counts as a product only when its status is "finished".
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 from titokctl import __version__
 from titokctl.errors import UserError
 from titokctl.formats.atomic import check_version, read_json, write_json
+from titokctl.formats.checkout import commit_of
 
 FORMAT = "titokctl/run"
 FORMAT_VERSION = 1
@@ -72,7 +74,7 @@ class RunFolder:
         """Write run.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.created = self.created or _now()
-        self.versions = self.versions or versions()
+        self.versions = self.versions or versions() | _commit()
         record = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": self.name}
         fields = ("kind", "status", "created", "finished", "product", "hashes", "inputs", "settings", "versions")
         write_json(self.path / "run.json", record | {name: getattr(self, name) for name in fields})
@@ -139,6 +141,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _commit() -> dict[str, str]:
+    """The commit of this code where it lies in a checkout."""
+    found = commit_of(Path(__file__).resolve().parents[2])
+    return {"commit": found} if found else {}
 
 
 def _now() -> str:
