@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -68,10 +67,12 @@ def convert(
             names = json.loads(weights.extra.get("inputs", "{}")).get("class_names", ())
             say_class_order(names, weights.config, progress.say)
     else:
-        save(destination, _with_source(weights, path, digest))
+        extra = {**weights.extra, "source": path.name, "source_sha256": digest}
+        save(destination, replace(weights, extra=extra))
+    has_pixels = not isinstance(weights.config, TokenizerConfig) or weights.config.pixel_decoder
     return Converted(
         destination, weights.kind, _known_name(weights), layout, len(weights.tensors),
-        sum(t.numel() for t in weights.tensors.values()), digest, _has_pixels(weights),
+        sum(t.numel() for t in weights.tensors.values()), digest, has_pixels,
     )  # fmt: skip
 
 
@@ -100,21 +101,12 @@ def _check_destination(destination: Path, layout: Layout, overwrite: bool) -> No
     if destination.is_dir() != (layout == "official"):
         wanted = "a folder" if layout == "official" else "a file"
         raise UserError(f"{destination} is not {wanted}, which is to be written", "choose another -o")
-    if layout == "official":
-        _check_replaceable(destination)
-
-
-def _check_replaceable(folder: Path) -> None:
-    """A folder is replaced as a whole, so it may hold nothing but what we would write into it."""
-    strangers = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG, TENSORS))
+    # A folder is replaced as a whole, so it may hold nothing but what we would write into it.
+    inside = destination.iterdir() if layout == "official" else ()
+    strangers = sorted(path.name for path in inside if path.name not in (CONFIG, TENSORS))
     if strangers:
         found = ", ".join(strangers[:3])
-        raise UserError(f"{folder} holds other files ({found}) and is left alone", "choose another -o")
-
-
-def _with_source(weights: Weights, path: Path, digest: str) -> Weights:
-    source: Mapping[str, str] = {"source": path.name, "source_sha256": digest}
-    return Weights(weights.kind, weights.config, weights.tensors, {**weights.extra, **source})
+        raise UserError(f"{destination} holds other files ({found}) and is left alone", "choose another -o")
 
 
 def _sha256(file: Path, progress: Progress, stop: StopRequest) -> str:
@@ -130,9 +122,4 @@ def _sha256(file: Path, progress: Progress, stop: StopRequest) -> str:
 
 
 def _known_name(weights: Weights) -> str | None:
-    known = released(weights.config)
-    return known.name if known else None
-
-
-def _has_pixels(weights: Weights) -> bool:
-    return not isinstance(weights.config, TokenizerConfig) or weights.config.pixel_decoder
+    return getattr(released(weights.config), "name", None)

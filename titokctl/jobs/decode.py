@@ -116,7 +116,6 @@ def _decode_missing(
     progress: Progress,
     stop: StopRequest,
 ) -> None:
-    released = 0
     progress.start("decode", len(cache), "images", writer.num_done)
     try:
         for first in range(0, len(cache), batch):
@@ -128,9 +127,8 @@ def _decode_missing(
             if writer.num_pending >= _CHUNK_IMAGES or stop.requested:
                 writer.commit(wait=stop.requested)
                 stop.check(f"{writer.num_done:,} of {len(cache):,} images are kept beside the output.")
-            if first - released >= _RELEASE_ROWS:
+            if first % _RELEASE_ROWS < batch:
                 cache.release()
-                released = first
         writer.commit()
     finally:
         progress.close()

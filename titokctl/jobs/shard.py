@@ -38,7 +38,6 @@ from titokctl.progress import Plan, Progress, about_to_write
 PER_SHARD = 1000
 REJECTED_NAME = "rejected.jsonl"
 _PLAN = "plan.json"
-_DONE = ".done.json"
 _CHUNK = 16
 _PREFIX = "shard"
 _LOCK = ".lock"
@@ -92,21 +91,21 @@ def shard(
         "max_bytes": max_bytes,
         "order": f"shuffled with seed {seed}" if shuffle else "as in the source",
     }
-    finished = _finished(output, settings, overwrite)
-    staging = output.with_name(f".{output.name}.unfinished")
     order = epoch_order(seed, 0, len(source)) if shuffle else np.arange(len(source))
-    parts = [] if finished else _cut(source, order, per_shard, max_bytes)
-    about_to_write(lambda: _plan(paths, source, output, parts, settings, staging, finished))
+    finished = _finished(output, settings, overwrite)
+    work = _Work(source, output, settings, [] if finished else _cut(source, order, per_shard, max_bytes))
+    about_to_write(lambda: work.plan(paths, finished))
     if finished is not None:
         progress.say(f"{output} is complete already")
         return finished
-    with disk_errors(output), folder_lock(staging):
-        _prepare(staging, settings)
-        infos, rejected = _write_shards(staging, source, parts, progress, stop)
+    with disk_errors(output), folder_lock(work.folder):
+        work.begin()
+        infos, rejected = work.write(progress, stop)
         if not any(info.samples for info in infos):
-            shutil.rmtree(staging)
-            raise UserError(f"none of the {len(source):,} images can be decoded", _named(rejected))
-        _complete(staging, output, infos, source, settings, rejected)
+            shutil.rmtree(work.folder)
+            named = "; ".join(f"{r.key}: {r.reason}" for r in rejected[:3])
+            raise UserError(f"none of the {len(source):,} images can be decoded", named)
+        work.complete(infos, rejected)
     return _result(output, infos, source.class_names, rejected)
 
 
@@ -129,47 +128,6 @@ def _finished(output: Path, settings: dict[str, Any], overwrite: bool) -> Sharde
     return _result(output, infos, record["class_names"], [Rejected.of(json.loads(line)) for line in lines])
 
 
-def _plan(
-    paths: Sequence[Path | str],
-    source: Source,
-    output: Path,
-    parts: list[np.ndarray],
-    settings: dict[str, Any],
-    staging: Path,
-    finished: Sharded | None,
-) -> Plan:
-    names = [shard_name(_PREFIX, number) for number in range(len(parts))]
-    is_begun = _is_begun(staging, settings)
-    done = sum(len(p) for p, n in zip(parts, names, strict=True) if is_begun and (staging / f"{n}{_DONE}").is_file())
-    return Plan(
-        reads=source_read(paths, source),
-        output=output,
-        count=len(source),
-        done=len(source) if finished else done,
-        num_bytes=None
-        if source.description["kind"] == PARQUET
-        else int(source.sizes().sum()) + _TAR_BYTES * len(source),
-        settings={"shards": finished.shards if finished else len(parts), "order": settings["order"]},
-        replaces=finished is None and output.is_dir() and any(output.iterdir()),
-    )
-
-
-def _is_begun(staging: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder of unfinished work is that of the same command."""
-    return (staging / _PLAN).is_file() and read_json(staging / _PLAN) == settings
-
-
-def _prepare(staging: Path, settings: dict[str, Any]) -> None:
-    """Empty the folder of unfinished work unless it is that of the same command."""
-    if not _is_begun(staging, settings):
-        for path in staging.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != _LOCK:
-                path.unlink()
-    write_json(staging / _PLAN, settings)
-
-
 def _cut(source: Source, order: np.ndarray, per_shard: int, max_bytes: int | None) -> list[np.ndarray]:
     """The positions of each shard."""
     if max_bytes is None:
@@ -184,38 +142,98 @@ def _cut(source: Source, order: np.ndarray, per_shard: int, max_bytes: int | Non
     return np.split(order, edges)
 
 
-def _write_shards(
-    staging: Path, source: Source, parts: list[np.ndarray], progress: Progress, stop: StopRequest
-) -> tuple[list[ShardInfo], list[Rejected]]:
-    infos: list[ShardInfo] = []
-    rejected: list[Rejected] = list(source.problems)
-    names = _tar_keys(source)
-    begun = False
-    for number, positions in enumerate(parts):
-        name = shard_name(_PREFIX, number)
-        done = staging / f"{name}{_DONE}"
-        if not done.is_file():
-            if not begun:
-                progress.start("shard", len(source), done=sum(len(p) for p in parts[:number]))
-                begun = True
-            remove_leftovers(staging, name)
+@dataclass
+class _Work:
+    """The shards of `source` on their way, in a folder beside `output`.
+
+    Args:
+        settings: what decides about the shards.
+        parts: the positions of the samples of each shard.
+    """
+
+    source: Source
+    output: Path
+    settings: dict[str, Any]
+    parts: list[np.ndarray]
+
+    def __post_init__(self) -> None:
+        self.folder = self.output.with_name(f".{self.output.name}.unfinished")
+
+    def plan(self, paths: Sequence[Path | str], finished: Sharded | None) -> Plan:
+        """What would be written."""
+        source, left = self.source, self._missing() if self._is_begun() else range(len(self.parts))
+        return Plan(
+            reads=source_read(paths, source),
+            output=self.output,
+            count=len(source),
+            done=len(source) - sum(len(self.parts[number]) for number in left),
+            num_bytes=None
+            if source.description["kind"] == PARQUET
+            else int(source.sizes().sum()) + _TAR_BYTES * len(source),
+            settings={"shards": finished.shards if finished else len(self.parts), "order": self.settings["order"]},
+            replaces=finished is None and self.output.is_dir() and any(self.output.iterdir()),
+        )
+
+    def begin(self) -> None:
+        """Empty the folder unless the same command has begun it."""
+        if not self._is_begun():
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != _LOCK:
+                    path.unlink()
+        write_json(self.folder / _PLAN, self.settings)
+
+    def write(self, progress: Progress, stop: StopRequest) -> tuple[list[ShardInfo], list[Rejected]]:
+        """Write the shards that are missing. Returns what is in all of them, and what was left out."""
+        missing, names = self._missing(), _tar_keys(self.source)
+        if missing:
+            left = sum(len(self.parts[number]) for number in missing)
+            progress.start("shard", len(self.source), done=len(self.source) - left)
+        for number in missing:
+            shard = shard_name(_PREFIX, number)
+            remove_leftovers(self.folder, shard)
             bad: list[Rejected] = []
-            info = write_shard(staging / name, _samples(source, positions, names, bad, progress, stop))
-            write_json(done, {"info": asdict(info), "rejected": [asdict(r) for r in bad]})
-        record = read_json(done)
-        infos.append(ShardInfo(**record["info"]))
-        rejected += [Rejected.of(r) for r in record["rejected"]]
-    progress.close()
-    return infos, rejected
+            samples = _samples(self.source, self.parts[number], names, bad, progress, stop)
+            info = write_shard(self.folder / shard, samples)
+            write_json(self._record(number), {"info": asdict(info), "rejected": [asdict(r) for r in bad]})
+        progress.close()
+        records = [read_json(self._record(number)) for number in range(len(self.parts))]
+        rejected = [Rejected.of(one) for record in records for one in record["rejected"]]
+        return [ShardInfo(**record["info"]) for record in records], self.source.problems + rejected
+
+    def complete(self, infos: list[ShardInfo], rejected: list[Rejected]) -> None:
+        """Add the lists, and give the folder its name."""
+        for info in infos:
+            if not info.samples:
+                (self.folder / info.name).unlink()
+        extra = self.settings | {"source": self.source.description, "rejected": len(rejected)}
+        write_set_index(self.folder, [info for info in infos if info.samples], self.source.class_names, extra)
+        if rejected:
+            lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejected)
+            write_bytes(self.folder / REJECTED_NAME, lines.encode())
+        for file in (*map(self._record, range(len(infos))), self.folder / _PLAN, self.folder / _LOCK):
+            file.unlink()
+        old = self.output.with_name(f".{self.output.name}.old")
+        if self.output.is_dir():
+            os.replace(self.output, old)
+        os.replace(self.folder, self.output)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _is_begun(self) -> bool:
+        """Whether the folder is that of the same command."""
+        return (self.folder / _PLAN).is_file() and read_json(self.folder / _PLAN) == self.settings
+
+    def _missing(self) -> list[int]:
+        return [number for number in range(len(self.parts)) if not self._record(number).is_file()]
+
+    def _record(self, number: int) -> Path:
+        """What is in a shard, and what was left out; there once the shard is finished."""
+        return self.folder / f"{shard_name(_PREFIX, number)}.done.json"
 
 
 def _samples(
-    source: Source,
-    positions: np.ndarray,
-    names: list[str],
-    bad: list[Rejected],
-    progress: Progress,
-    stop: StopRequest,
+    source: Source, positions: np.ndarray, names: list[str], bad: list[Rejected], progress: Progress, stop: StopRequest
 ) -> Iterator[ShardSample]:
     """The readable samples at `positions`, unchanged; the others are added to `bad`."""
 
@@ -232,60 +250,23 @@ def _samples(
     chunks = [positions[i : i + _CHUNK] for i in range(0, len(positions), _CHUNK)]
     for _, found in in_order(check, chunks, available_cores(), ahead=8):
         stop.check("Finished shards are kept.")
-        for item in found:
-            if isinstance(item, Rejected):
-                bad.append(item)
-            else:
-                yield item
+        bad += [item for item in found if isinstance(item, Rejected)]
+        yield from (item for item in found if isinstance(item, ShardSample))
         progress.advance(len(found))
 
 
 def _tar_keys(source: Source) -> list[str]:
     """Keys as a tar can hold them: no dot in the last part, where WebDataset would cut; made distinct by a number."""
-    taken: set[str] = set()
-    keys = []
-    all_keys = source.keys()
-    for key in all_keys:
+    taken: dict[str, None] = {}
+    for key in source.keys():  # noqa: SIM118
         folder, slash, base = key.rpartition("/")
         wanted = plain = folder + slash + base.replace(".", "_")
         n = 1
         while wanted in taken:
             n += 1
             wanted = f"{plain}-{n}"
-        taken.add(wanted)
-        keys.append(wanted)
-    return keys
-
-
-def _complete(
-    staging: Path,
-    output: Path,
-    infos: list[ShardInfo],
-    source: Source,
-    settings: dict[str, Any],
-    rejected: list[Rejected],
-) -> None:
-    """Add the lists, and give the folder its name."""
-    for empty in [info for info in infos if not info.samples]:
-        (staging / empty.name).unlink()
-    extra = settings | {"source": source.description, "rejected": len(rejected)}
-    write_set_index(staging, [info for info in infos if info.samples], source.class_names, extra)
-    if rejected:
-        lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejected)
-        write_bytes(staging / REJECTED_NAME, lines.encode())
-    for done in staging.glob(f"*{_DONE}"):
-        done.unlink()
-    for name in (_PLAN, _LOCK):
-        (staging / name).unlink()
-    old = output.with_name(f".{output.name}.old")
-    if output.is_dir():
-        os.replace(output, old)
-    os.replace(staging, output)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _named(rejected: list[Rejected]) -> str:
-    return "; ".join(f"{r.key}: {r.reason}" for r in rejected[:3])
+        taken[wanted] = None
+    return list(taken)
 
 
 def _result(output: Path, infos: list[ShardInfo], class_names: list[str], rejected: list[Rejected]) -> Sharded:

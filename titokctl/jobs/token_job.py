@@ -17,7 +17,7 @@ from titokctl.formats.token_parts import PartsFolder
 from titokctl.formats.unit_claims import MERGE, UnitClaims
 from titokctl.jobs.tile_encoder import TileEncoder
 from titokctl.jobs.token_output import check_space, finished_before, make_output
-from titokctl.jobs.unit_work import SAVED, Share, UnitWork, claimed
+from titokctl.jobs.unit_work import SAVED, UnitWork, claimed, in_turn
 from titokctl.progress import Progress
 
 
@@ -44,13 +44,13 @@ class TokenizeResult:
 
 @dataclass
 class TokenJob:
-    """This process's part in the command; `share` is that of a job which shares no process group with others."""
+    """This process's part in the command; `part` is "i/n" in one of several jobs that share no process group."""
 
     source: Source
     encoder: TileEncoder
     folder: PartsFolder
     team: Team
-    share: Share | None
+    part: str | None
     workers: int | None
     progress: Progress
     stop: StopRequest
@@ -65,8 +65,8 @@ class TokenJob:
             return self._result(found)
         check_space(output, header, len(self.source))
         began, tally = time.monotonic(), None
-        with self.folder.locked(self.share is not None):
-            resumed = self.folder.begin(header, len(units), overwrite, self.share is not None)
+        with self.folder.locked(self.part is not None):
+            resumed = self.folder.begin(header, len(units), overwrite, self.part is not None)
             todo = self._todo(resumed)
             self.team.begin(asdict(header), todo)
             self.progress.start("tokenize", len(self.source), done=len(self.source) - sum(units[i].count for i in todo))
@@ -98,12 +98,12 @@ class TokenJob:
         return None
 
     def _claims(self) -> contextlib.AbstractContextManager[UnitClaims | None]:
-        return UnitClaims(self.folder.path, str(self.share)) if self.share else contextlib.nullcontext()
+        return UnitClaims(self.folder.path, self.part) if self.part else contextlib.nullcontext()
 
     def _todo(self, resumed: bool) -> list[int]:
         """The units without a part that is whole and fits; each part is read and checked."""
         units = range(len(self.source.units))
-        if not resumed or self.share is not None:  # who shares checks parts when they are merged
+        if not resumed or self.part is not None:  # who shares checks parts when they are merged
             return list(units)
         todo = [unit for unit in units if not self._is_finished(unit)]
         if len(todo) < len(units):
@@ -126,10 +126,10 @@ class TokenJob:
         # Two threads at least: with one, decoding would wait for the encoder.
         workers = self.workers or max(available_cores() // self.team.group.world_size, 2)
         work = UnitWork(self.source, self.encoder, self.folder, workers, self.team.advance, self.stop)
-        if claims is None or self.share is None:
+        if claims is None or self.part is None:
             work.run(self.team.pieces(todo))
         else:
-            work.run(claimed(claims, self.folder, self.share.own_first(todo), self.stop), claims.release)
+            work.run(claimed(claims, self.folder, in_turn(self.part, todo), self.stop), claims.release)
 
     def _is_ours_to_finish(self, claims: UnitClaims) -> bool:
         """True unless other jobs are still at work, or one of them is merging."""

@@ -26,7 +26,7 @@ from titokctl.jobs.plans import cache_bytes, source_read
 from titokctl.jobs.tile_encoder import TileEncoder, default_tile, made_with
 from titokctl.jobs.token_job import TokenizeResult, TokenJob
 from titokctl.jobs.token_output import check_output, check_space, finished_before
-from titokctl.jobs.unit_work import SAVED, Share
+from titokctl.jobs.unit_work import SAVED, parse_part
 from titokctl.jobs.views import names_of, view
 from titokctl.models.device import device_named
 from titokctl.models.precision import Precision, precision
@@ -103,8 +103,7 @@ def tokenize(
     makers = made_with(batch_size or default_tile(device), precision_name, device)
     header = _header(source, model, preprocessing, names_of(views), makers, terms)
     encoder, folder = TileEncoder(model, header, device), PartsFolder(output, keep_parts)
-    share = Share.parse(part) if part else None
-    job = TokenJob(source, encoder, folder, team, share, workers, progress, stop)
+    job = TokenJob(source, encoder, folder, team, part, workers, progress, stop)
     if group.is_main:
         about_to_write(lambda: _plan(paths, name, job, overwrite))
     return job.lead(max_rejected, overwrite, compress) if group.is_main else job.follow()
@@ -117,7 +116,7 @@ def _plan(paths: Sequence[Path | str], tokenizer: str, job: TokenJob, overwrite:
         done = len(source)
     else:
         check_space(folder.output, header, len(source))
-        parts = folder.finished() if folder.goes_on(header, len(source.units), overwrite and not job.share) else ()
+        parts = folder.finished() if folder.goes_on(header, len(source.units), overwrite and not job.part) else ()
         done = sum(source.units[i].count for i in parts if i < len(source.units))
     return Plan(
         reads=source_read(paths, source) | {"tokenizer": tokenizer},
@@ -144,7 +143,6 @@ def _header(
     made_with: dict[str, Any],
     terms: str | None,
 ) -> CacheHeader:
-    record = preprocessing.model_dump(mode="json")
     return CacheHeader(
         tokenizer=model.config.model_dump(mode="json"),
         encoder_sha256=encoder_sha256(model),
@@ -152,7 +150,7 @@ def _header(
         codebook_size=(model.config.codebook_size or 0) if model.config.is_discrete else 0,
         num_latent_tokens=model.config.num_latent_tokens,
         image_size=model.config.image_size,
-        preprocessing=record,
+        preprocessing=preprocessing.model_dump(mode="json"),
         source=json.loads(json.dumps(source.description)),
         views={name: view(name, preprocessing).record for name in views},
         class_names=tuple(source.class_names),
@@ -183,13 +181,9 @@ def check_request(
     except ValueError as error:
         raise UsageError(str(error)) from error
     names_of(views)
-    if part is not None:
-        Share.parse(part)
-        if overwrite:
-            raise UsageError(
-                "--part and --overwrite exclude each other", "delete the output first, then start all jobs"
-            )
     if compress and keep_parts:
         raise UsageError("--compress is for one file, not for a folder of parts", "name a file, e.g. -o tokens.h5")
     if part is None:
         check_output(output, overwrite, keep_parts)
+    elif parse_part(part) and overwrite:
+        raise UsageError("--part and --overwrite exclude each other", "delete the output first, then start all jobs")

@@ -25,28 +25,19 @@ SAVED = "finished parts are kept."
 _LOOK_AHEAD_EVERY_S, _LOOK_FOR_CLAIMS_EVERY_S = 0.2, 1.0
 
 
-@dataclass(frozen=True)
-class Share:
-    """`--part i/n`: this job begins with the units of the i-th of n shares, then helps with the others."""
+def parse_part(text: str) -> tuple[int, int]:
+    """`--part i/n`, i counted from 0 or from 1, as (i, n). Raises UsageError for anything else."""
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and 0 <= int(number) <= int(of) and int(of) > 0):
+        raise UsageError(f"--part {text!r} is not i/n", "e.g. --part 3/8 for the third of eight jobs")
+    return int(number), int(of)
 
-    number: int
-    of: int
 
-    @classmethod
-    def parse(cls, text: str) -> "Share":
-        """Read "i/n", counted from 0 or from 1. Raises UsageError for anything else."""
-        number, _, of = text.partition("/")
-        if not (number.isdigit() and of.isdigit() and 0 <= int(number) <= int(of) and int(of) > 0):
-            raise UsageError(f"--part {text!r} is not i/n", "e.g. --part 3/8 for the third of eight jobs")
-        return cls(int(number), int(of))
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    def own_first(self, units: list[int]) -> list[int]:
-        """`units` in the order in which this job takes them."""
-        first = (self.number % self.of) * len(units) // self.of
-        return units[first:] + units[:first]
+def in_turn(part: str, units: list[int]) -> list[int]:
+    """`units` in the order of the job `part`: from the i-th of n shares on, then those of the others."""
+    number, of = parse_part(part)
+    first = (number % of) * len(units) // of
+    return units[first:] + units[:first]
 
 
 def claimed(claims: UnitClaims, folder: PartsFolder, order: list[int], stop: StopRequest) -> Iterator[int]:
