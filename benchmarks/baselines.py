@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from titokctl.config.sampling import SamplingConfig
-from titokctl.models.maskgit.attention import SelfAttention
+from titokctl.models.attention import SelfAttention
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.maskgit.vit import VitBody
 from titokctl.models.titok.encoder import shuffle
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.models.titok.transformer import Attention, Block
+from titokctl.models.titok.transformer import Block
 
 
-def attention_of(ours: Attention | SelfAttention) -> nn.MultiheadAttention:
+def attention_of(ours: SelfAttention) -> nn.MultiheadAttention:
     """nn.MultiheadAttention with the same weights."""
     width = ours.out.out_features
     with torch.device("meta"):

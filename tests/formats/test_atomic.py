@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path, disk_errors, read_json, remove_leftovers, write_bytes, write_json
+from titokctl.formats.atomic import (
+    atomic_path,
+    disk_errors,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -136,3 +144,11 @@ def test_an_error_about_another_file_is_not_blamed_on_the_target(tmp_path):
     source = tmp_path / "source.jpg"
     with pytest.raises(PermissionError), disk_errors(tmp_path / "result"):
         raise PermissionError(errno.EACCES, "Permission denied", os.fspath(source))
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
+def test_a_file_system_that_takes_no_files_is_told_in_words():
+    with pytest.raises(UserError, match="no file can be made in /proc"):
+        write_bytes(Path("/proc/x.h5"), b"1")
+    with pytest.raises(UserError, match=r"cannot make the folder /proc/x\.h5\.parts: nothing can be made there"):
+        make_folder(Path("/proc/x.h5.parts"))

@@ -13,7 +13,7 @@ import pytest
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import CacheHeader, TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
-from titokctl.formats.token_checksums import contents_sha256, damaged_places
+from titokctl.formats.token_checksums import ContentsChecksums, damaged_places
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "archives" / "token-cache-v1.h5"
 
@@ -207,7 +207,7 @@ def test_files_of_version_1_are_read_for_ever() -> None:
     assert cache.labels.tolist() == [-1, 0, 1, -1, 0, 1, -1, 0, 1, -1]
     assert cache.class_names == ["Ente", "Möwe"]
     assert cache.sha256 == "972854e742d01df7b7d9c417b7c8b37e13253dee5dd3d7a0fb06e7e3a8438d27"
-    assert contents_sha256({}) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert ContentsChecksums().sha256() == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 def test_a_changed_bit_is_found_where_it_is(tmp_path: Path) -> None:

@@ -170,6 +170,14 @@ def test_a_tar_is_told_in_our_words(tmp_path):
         load_tokenizer(path)
 
 
+def test_text_is_no_file_of_weights(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("kind: generator\nmodel:\n  width: 64\n")
+    with pytest.raises(UserError, match=r"cannot be read as a file of weights \(its bytes are no pickle\)") as caught:
+        load_tokenizer(path)
+    assert caught.value.hint.startswith("name a .safetensors")
+
+
 def test_a_pickle_without_names(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "model.bin")
     with pytest.raises(UserError, match="no mapping from names to tensors"):

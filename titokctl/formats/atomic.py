@@ -96,7 +96,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
+        # What says that there is no such folder, whose parents were to be made, takes none: /proc for one.
+        reason = "nothing can be made there" if error.errno == errno.ENOENT else error.strerror
+        reason = "it is a file" if folder.is_file() else reason
         raise UserError(f"cannot make the folder {folder}: {reason}", "name another one") from error
 
 
@@ -128,6 +130,9 @@ def _in_words(error: Exception, target: Path) -> UserError | None:
         return UserError(f"{target} grows larger than a file may be here", hint)
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"no permission to write {target}", "choose another output with -o")
+    is_beside = isinstance(error.filename, str) and Path(error.filename).parent == target.parent
+    if number == errno.ENOENT and is_beside and target.parent.is_dir():  # /proc, for one
+        return UserError(f"no file can be made in {target.parent}", "choose another output with -o")
     if number in (errno.ENOENT, errno.ENOTDIR) and not target.parent.is_dir():
         return UserError(f"the folder {target.parent} does not exist", f"make it first: mkdir -p {target.parent}")
     if number in (errno.EISDIR, errno.ENOTDIR) and target.exists():

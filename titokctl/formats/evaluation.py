@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import read_json, write_json
+from titokctl.formats.atomic import check_version, read_json, write_json
 from titokctl.formats.run_folder import versions
 
 FORMAT = "titokctl/evaluation"
@@ -43,9 +43,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UserError(f"{path} is no result of `titokctl fid`")
-    version = found.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UserError(f"{path} was written by a newer titokctl (evaluation {version})", "upgrade titokctl")
+    check_version(found.get("format_version", 0), FORMAT_VERSION, path, "evaluation")
     earlier = found.get("earlier", [])
     wrong = [] if isinstance(earlier, list) and all(isinstance(old, dict) for old in earlier) else ["earlier"]
     results = [found] if wrong else [found, *earlier]

@@ -19,7 +19,7 @@ import numpy as np
 
 from titokctl import __version__
 from titokctl.formats.atomic import atomic_path
-from titokctl.formats.token_checksums import ROWS_PER_CRC, RunningChecksum, contents_sha256
+from titokctl.formats.token_checksums import ROWS_PER_CRC, ContentsChecksums
 from titokctl.formats.token_header import FORMAT, FORMAT_VERSION, CacheHeader
 
 _CHUNK_ROWS = 8192
@@ -118,7 +118,7 @@ class TokenCacheWriter:
         header, n = self._header, self._num_rows
         self._open: dict[str, h5py.Dataset] = {}
         self._id_paths = [header.main, *(f"views/{view}" for view in header.views)]
-        self._hashes = {name: RunningChecksum() for name in (*self._id_paths, "labels", "keys")}
+        self._checksums = ContentsChecksums()
         for name in self._id_paths:
             self._rows_dataset(name, (n, *header.row_shape), header.row_dtype)
         self._contiguous("labels", (n,), np.dtype("<i4"))
@@ -131,7 +131,6 @@ class TokenCacheWriter:
     def _create_class_names(self, names: list[bytes]) -> None:
         width = max(map(len, names))
         self._text("class_names", len(names), max(width, 1))
-        self._hashes["class_names"] = RunningChecksum()
         self._write("class_names", _as_bytes(names, width))
 
     def _rows_dataset(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -181,17 +180,15 @@ class TokenCacheWriter:
         if name not in self._open:
             self._open[name] = self._file[name]
         self._open[name][self._done : self._done + len(block)] = block
-        self._hashes[name].update(block)
+        self._checksums.update(name, block)
 
     def _finish(self) -> None:
         header, root = self._header, self._file.attrs
         checksums = self._file.create_group("checksums")
         for name in self._id_paths:
-            checksums[name] = np.array(self._hashes[name].crcs(), dtype="<u4")
+            checksums[name] = np.array(self._checksums.crcs(name), dtype="<u4")
         checksums.attrs["rows_per_crc"] = ROWS_PER_CRC
-        checksums.attrs["sha256"] = contents_sha256(
-            {name: (self._file[name].dtype, self._file[name].shape, h.sha256()) for name, h in self._hashes.items()}
-        )
+        checksums.attrs["sha256"] = self._checksums.sha256()
         root["format"], root["format_version"] = FORMAT, FORMAT_VERSION
         for name in ("tokenizer", "preprocessing", "source", "made_with"):
             root[name] = json.dumps(getattr(header, name), ensure_ascii=False)

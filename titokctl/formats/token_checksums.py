@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -15,48 +15,54 @@ ROWS_PER_CRC = 65_536
 _TEXT = ("class_names", "keys")
 
 
-class RunningChecksum:
-    """CRC-32 of every 65,536 rows and SHA-256 of all, over blocks of any length."""
+class ContentsChecksums:
+    """The checksums of a cache as the specification says, over blocks of rows of its datasets."""
 
     def __init__(self) -> None:
-        self._sha = hashlib.sha256()
-        self._finished: list[int] = []
-        self._crc = self._rows = 0
+        self._of: dict[str, _Dataset] = {}
 
-    def update(self, block: np.ndarray) -> None:
-        """Add the next rows (C-contiguous, little-endian)."""
-        data, row = _bytes_of(block), block.itemsize * int(np.prod(block.shape[1:]))
-        self._sha.update(data)
-        first = 0
-        while first < len(block):
-            n = min(ROWS_PER_CRC - self._rows, len(block) - first)
-            self._crc = zlib.crc32(data[first * row : (first + n) * row], self._crc)
-            self._rows += n
-            first += n
-            if self._rows == ROWS_PER_CRC:
-                self._finished.append(self._crc)
-                self._crc = self._rows = 0
+    def update(self, path: str, block: np.ndarray) -> None:
+        """Add the next rows of the dataset /path (little-endian)."""
+        if path not in self._of:
+            self._of[path] = _Dataset(block)
+        self._of[path].update(block)
 
-    def crcs(self) -> list[int]:
-        """One CRC-32 per 65,536 rows, the last one over what is left."""
-        return self._finished + ([self._crc] if self._rows else [])
+    def crcs(self, path: str) -> list[int]:
+        """One CRC-32 per 65,536 rows of a dataset, the last one over what is left."""
+        return self._of[path].crcs
 
     def sha256(self) -> str:
-        """Hex digest of all bytes so far."""
-        return self._sha.hexdigest()
+        """Hex digest of all contents so far."""
+        total = hashlib.sha256()
+        for path, one in sorted(self._of.items()):
+            shape = ",".join(map(str, (one.rows, *one.row_shape)))
+            total.update(f"/{path} {one.dtype.str} {shape} {one.sha.hexdigest()}\n".encode())
+        return total.hexdigest()
+
+
+class _Dataset:
+    def __init__(self, block: np.ndarray) -> None:
+        self.dtype, self.row_shape = block.dtype, block.shape[1:]
+        self.sha = hashlib.sha256()
+        self.crcs: list[int] = []
+        self.rows = 0
+
+    def update(self, block: np.ndarray) -> None:
+        data, row = _bytes_of(block), block.itemsize * int(np.prod(self.row_shape))
+        self.sha.update(data)
+        first = 0
+        while first < len(block):
+            begun = self.rows % ROWS_PER_CRC
+            n = min(ROWS_PER_CRC - begun, len(block) - first)
+            crc = zlib.crc32(data[first * row : (first + n) * row], self.crcs.pop() if begun else 0)
+            self.crcs.append(crc)
+            self.rows += n
+            first += n
 
 
 def _bytes_of(block: np.ndarray) -> memoryview:
     """The bytes of an array, without a copy where it is contiguous."""
     return memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-
-
-def contents_sha256(parts: Mapping[str, tuple[np.dtype, tuple[int, ...], str]]) -> str:
-    """The checksum of contents: path -> (numpy type, shape, SHA-256 of the bytes), as the specification says."""
-    total = hashlib.sha256()
-    for path, (dtype, shape, sha) in sorted(parts.items()):
-        total.update(f"/{path} {dtype.str} {','.join(map(str, shape))} {sha}\n".encode())
-    return total.hexdigest()
 
 
 def damaged_places(path: Path, advance: Callable[[int], None]) -> list[str]:
@@ -71,17 +77,14 @@ def damaged_places(path: Path, advance: Callable[[int], None]) -> list[str]:
     with hdf5_checks.opened(path) as file:
         checksums, ids = file["checksums"], _datasets_of_rows(file)
         problems: list[str] = []
-        sums = {}
+        found = ContentsChecksums()
         for name in (*ids, "labels", *(name for name in _TEXT if name in file)):
-            found = file[name]
-            running = RunningChecksum()
-            for block in _blocks(found):
-                running.update(block)
+            for block in _blocks(file[name]):
+                found.update(name, block)
                 advance(len(block) if name in ids else 0)
             if name in ids:
-                problems += _wrong_blocks(checksums, name, running.crcs(), len(found))
-            sums[name] = (found.dtype, found.shape, running.sha256())
-        if contents_sha256(sums) != hdf5_checks.attribute(checksums, "sha256", str) and not problems:
+                problems += _wrong_blocks(checksums, name, found.crcs(name), len(file[name]))
+        if found.sha256() != hdf5_checks.attribute(checksums, "sha256", str) and not problems:
             problems.append("labels, keys, class names or the checksum itself changed since the file was written")
         return problems
 
@@ -109,7 +112,7 @@ def _datasets_of_rows(file: h5py.File) -> list[str]:
 
 
 def _blocks(found: h5py.Dataset) -> Iterator[np.ndarray]:
-    for first in range(0, len(found), ROWS_PER_CRC):
+    for first in range(0, max(len(found), 1), ROWS_PER_CRC):
         yield found[first : first + ROWS_PER_CRC]
 
 

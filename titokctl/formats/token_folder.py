@@ -15,7 +15,7 @@ import numpy as np
 
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache, check_labels
-from titokctl.formats.token_checksums import RunningChecksum, contents_sha256
+from titokctl.formats.token_checksums import ContentsChecksums
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_merge import Tally, all_parts
 from titokctl.formats.token_parts import MANIFEST, PartsFolder, TokenPart
@@ -133,7 +133,7 @@ def finish_folder(
             yield part
             advance(len(part))
 
-    sha256 = _contents_sha256(parts(), header, tally.rows, tally.key_bytes)
+    sha256 = _contents_sha256(parts(), header, tally.key_bytes)
     folder.complete({"rows": rows, "num_rejected": tally.rejected, "sha256": sha256})
     return sha256
 
@@ -152,7 +152,7 @@ def damaged_parts(path: Path, advance: Callable[[int], None]) -> list[str]:
     if not problems:
         parts = (_checked(folder, unit, header, rows) for unit, rows in enumerate(manifest["rows"]))
         width = max(summary.key_bytes for u in range(len(manifest["rows"])) if (summary := folder.summary(u)))
-        if _contents_sha256(parts, header, sum(manifest["rows"]), width) != manifest["sha256"]:
+        if _contents_sha256(parts, header, width) != manifest["sha256"]:
             problems.append(f"the parts of {path} are not those it was finished with")
     return problems
 
@@ -169,23 +169,17 @@ def _checked(folder: PartsFolder, unit: int, header: CacheHeader, rows: int) -> 
     return part
 
 
-def _contents_sha256(parts: Iterator[TokenPart], header: CacheHeader, num_rows: int, key_bytes: int) -> str:
+def _contents_sha256(parts: Iterator[TokenPart], header: CacheHeader, key_bytes: int) -> str:
     """The checksum that a file of these rows would have."""
-    sums = {name: RunningChecksum() for name in (header.main, "labels", "keys", *(f"views/{v}" for v in header.views))}
+    sums = ContentsChecksums()
     for part in parts:
         arrays = {header.main: part.ids, "labels": part.labels, "keys": part.keys.astype(f"S{key_bytes}")}
         for name, array in (arrays | {f"views/{v}": rows for v, rows in part.views.items()}).items():
-            sums[name].update(np.ascontiguousarray(array))
-    ids = (header.row_dtype, (num_rows, *header.row_shape))
-    kinds = {"labels": (np.dtype("<i4"), (num_rows,)), "keys": (np.dtype(f"S{key_bytes}"), (num_rows,))}
-    contents = {name: (*kinds.get(name, ids), running.sha256()) for name, running in sums.items()}
+            sums.update(name, array)
     if header.class_names:
         names = [name.encode() for name in header.class_names]
-        text = np.array(names, f"S{max(1, *map(len, names))}")
-        running = RunningChecksum()
-        running.update(text)
-        contents["class_names"] = (text.dtype, text.shape, running.sha256())
-    return contents_sha256(contents)
+        sums.update("class_names", np.array(names, f"S{max(1, *map(len, names))}"))
+    return sums.sha256()
 
 
 def _header(path: Path, manifest: dict[str, Any]) -> CacheHeader:

@@ -12,18 +12,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from titokctl.models.maskgit.attention import SelfAttention
+from titokctl.models.attention import SelfAttention
 from titokctl.models.maskgit.uvit import UvitBlock, UvitBody
 from titokctl.models.maskgit.vit import VitLayer
 from titokctl.models.precision import Precision, low_dtype
 from titokctl.models.titok.decoder import ProxyHead
-from titokctl.models.titok.transformer import Attention, Mlp
+from titokctl.models.titok.transformer import Mlp
 from titokctl.models.vqgan.fast_decoder import FastVqganDecoder
 from titokctl.models.vqgan.vqgan import VqganDecoder
 
 Network = TypeVar("Network", bound=nn.Module)
 # Their linear layers run in lower precision; all other linear layers and convolutions stay float32.
-_LOWERED = (Attention, Mlp, ProxyHead, SelfAttention, VitLayer, UvitBlock, UvitBody)
+_LOWERED = (SelfAttention, Mlp, ProxyHead, VitLayer, UvitBlock, UvitBody)
 
 
 def fastest_precision(device: torch.device | str) -> Precision:

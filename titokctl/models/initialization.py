@@ -6,7 +6,7 @@ Source: bytedance/1d-tokenizer, commit 942a96f.
 import torch
 from torch import nn
 
-from titokctl.models.titok.transformer import Attention
+from titokctl.models.titok.transformer import Block
 
 _STANDARD_DEVIATION = 0.02
 _AFFINE = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -30,8 +30,8 @@ def initialize(module: nn.Module) -> None:
                 _table(name, parameter)
     # After the loop above, which has just treated these as any other linear layer.
     for part in module.modules():
-        if isinstance(part, Attention):
-            nn.init.xavier_uniform_(part.qkv.weight)
+        if isinstance(part, Block):
+            nn.init.xavier_uniform_(part.attention.qkv.weight)
 
 
 def _truncated_normal(part: nn.Module) -> None:

@@ -6,17 +6,38 @@ network is frozen and works in the type of its weights.
 Letters: B batch, S image size.
 """
 
+from itertools import accumulate
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titokctl.models import convnext
-from titokctl.models.convnext import ConvNextSmall
-from titokctl.models.efficientnet_lite0 import STAGES, EfficientNetLite0
-from titokctl.models.lpips import Lpips
+from titokctl.models.efficientnet_lite0 import STAGES
 
 
-class Lite0Perceptual(nn.Module):
+class _Perceptual(nn.Module):
+    """A frozen network, how it sees pictures, and how far apart two of them are for it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network.eval().requires_grad_(False)
+
+    def forward(self, made: Tensor, target: Tensor) -> Tensor:
+        """0 for equal pictures; see the module for what goes in."""
+        with torch.no_grad():
+            wanted = self._seen(target)
+        return self._distance(self._seen(made), wanted)
+
+    def _seen(self, images: Tensor) -> Any:
+        raise NotImplementedError
+
+    def _distance(self, made: Any, target: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class Lite0Perceptual(_Perceptual):
     """Distance of the maps of EfficientNet-Lite0 after its stem and each of its stages, at the pictures' own size.
 
     Every map's squared difference is divided by the target's mean square, so that all depths count alike: 0 for equal
@@ -24,56 +45,35 @@ class Lite0Perceptual(nn.Module):
     squared error does not.
     """
 
-    def __init__(self, network: EfficientNetLite0) -> None:
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
-        ends = torch.cumsum(torch.tensor([stage.repeats for stage in STAGES]), 0)
-        self._chosen = (0, *ends.tolist())  # positions in the list of maps
-
-    def forward(self, made: Tensor, target: Tensor) -> Tensor:
-        """0 for equal pictures; see the module for what goes in."""
-        with torch.no_grad():
-            wanted = self._maps(target)
-        pairs = zip(self._maps(made), wanted, strict=True)
-        return torch.stack([_relative(a, b) for a, b in pairs]).mean()
-
-    def _maps(self, images: Tensor) -> list[Tensor]:
+    def _seen(self, images: Tensor) -> list[Tensor]:
         maps = self.network.maps(images.contiguous(memory_format=torch.channels_last))
-        return [maps[i] for i in self._chosen]
+        return [maps[i] for i in (0, *accumulate(stage.repeats for stage in STAGES))]
+
+    def _distance(self, made: list[Tensor], target: list[Tensor]) -> Tensor:
+        return torch.stack([_relative(a, b) for a, b in zip(made, target, strict=True)]).mean()
 
 
 def _relative(made: Tensor, target: Tensor) -> Tensor:
     return (made.float() - target.float()).square().mean() / target.float().square().mean().clamp(min=1e-6)
 
 
-class ConvNextPerceptual(nn.Module):
+class ConvNextPerceptual(_Perceptual):
     """Mean squared difference of the 1,000 logits of ConvNeXt-S, at 224 px (bytedance/1d-tokenizer, commit 942a96f)."""
 
-    def __init__(self, network: ConvNextSmall) -> None:
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
-
-    def forward(self, made: Tensor, target: Tensor) -> Tensor:
-        """0 for equal pictures; see the module for what goes in."""
-        with torch.no_grad():
-            wanted = self._logits(target)
-        return F.mse_loss(self._logits(made), wanted)
-
-    def _logits(self, images: Tensor) -> Tensor:
+    def _seen(self, images: Tensor) -> Tensor:
         size = (convnext.INPUT_SIZE, convnext.INPUT_SIZE)
         shown = F.interpolate(images.float(), size, mode="bilinear", align_corners=False, antialias=True)
         return self.network(shown).float()
 
+    def _distance(self, made: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(made, target)
 
-class LpipsPerceptual(nn.Module):
+
+class LpipsPerceptual(_Perceptual):
     """The mean LPIPS distance of a batch, at the pictures' own size."""
 
-    def __init__(self, network: Lpips) -> None:
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
+    def _seen(self, images: Tensor) -> list[Tensor]:
+        return self.network.maps(images)
 
-    def forward(self, made: Tensor, target: Tensor) -> Tensor:
-        """0 for equal pictures; see the module for what goes in."""
-        with torch.no_grad():
-            wanted = self.network.maps(target)
-        return self.network.distance(self.network.maps(made), wanted).mean()
+    def _distance(self, made: list[Tensor], target: list[Tensor]) -> Tensor:
+        return self.network.distance(made, target).mean()

@@ -7,8 +7,6 @@ from torch.utils.checkpoint import checkpoint
 
 def run_block(block: nn.Module, x: torch.Tensor, recompute: bool) -> torch.Tensor:
     """block(x), the same numbers either way, dropout included; `recompute` saves memory and costs a forward pass."""
-    if recompute and torch.is_grad_enabled():
-        result: torch.Tensor = checkpoint(block, x, use_reentrant=False)
-        return result
-    out: torch.Tensor = block(x)
-    return out
+    kept = not recompute or not torch.is_grad_enabled()
+    result: torch.Tensor = block(x) if kept else checkpoint(block, x, use_reentrant=False)
+    return result

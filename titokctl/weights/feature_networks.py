@@ -49,14 +49,9 @@ def lite0_from(published: StateDict) -> EfficientNetLite0:
     return filled(network, named, "EfficientNet-Lite0")
 
 
-def find_inception(given: Path | None = None) -> Path:
-    """The file of FID's Inception, see `network_files.find`."""
-    return find(INCEPTION, given)
-
-
-def load_inception(path: Path | None = None) -> Inception:
-    """The network in eval mode, float32, from `path` or the usual places."""
-    return inception_from(read_pickled(path or find_inception()))
+def load_inception(path: Path) -> Inception:
+    """The network in eval mode, float32, from the file at `path`."""
+    return inception_from(read_pickled(path))
 
 
 def inception_from(published: StateDict) -> Inception:

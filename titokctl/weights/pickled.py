@@ -21,6 +21,9 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
         UserError: truncated, holding code or objects, or no mapping from names to tensors.
     """
     try:
+        with path.open("rb") as file:
+            if file.read(2) not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+                raise ValueError("its bytes are no pickle")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other programs, which are refused or read all the same
             # Memory-mapped where the format allows it: only zip archives can be.
@@ -35,7 +38,7 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
         told = str(error).splitlines()[0] if str(error) else ""
         # "105" says nothing to anyone, and torch's advice to read a pickle in another way is not ours.
         reason = told if " " in told and "weights_only" not in told else "its bytes are no pickle"
-        hint = "it may be truncated: fetch it again"
+        hint = "name a .safetensors or .bin file of weights; it may be truncated: fetch it again"
         raise UserError(f"{path} cannot be read as a file of weights ({reason})", hint) from error
     if not isinstance(loaded, dict) or not all(_is_entry(name, value) for name, value in loaded.items()):
         raise UserError(f"{path} holds no mapping from names to tensors, which a file of weights is")

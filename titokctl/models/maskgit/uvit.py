@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from titokctl.config.models import GeneratorConfig
-from titokctl.models.maskgit.attention import SelfAttention
+from titokctl.models.attention import SelfAttention
 from titokctl.models.recompute import run_block
 
 

@@ -1,6 +1,6 @@
-"""Self-attention as both generator architectures use it.
+"""Self-attention as tokenizers and generators use it.
 
-Letters: B batch, L sequence (label and K ids), D width, H heads.
+Letters: B batch, L sequence length, D width, H heads.
 """
 
 import torch
@@ -24,10 +24,8 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        batch, length, width = x.shape
-        heads = self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads)  # (B, L, 3, H, D/H)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, L, D/H)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, L, D)
+        packed = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, L, 3, H, D/H)
+        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, H, L, D/H)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))  # (B, L, D)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
