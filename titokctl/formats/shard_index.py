@@ -34,6 +34,7 @@ from titokctl.formats.atomic import write_bytes
 from titokctl.formats.class_tars import scan_class_tars
 from titokctl.formats.shard_scan import Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
+from titokctl.progress import is_dry_run
 
 FORMAT = "titokctl/shard-index"
 FORMAT_VERSION = 3
@@ -184,7 +185,9 @@ def _kept(shard: Path, state: os.stat_result, layout: str) -> ShardIndex | None:
 
 
 def _keep(shard: Path, index: ShardIndex) -> None:
-    """Write the index to the first place that takes it; without any it is made again next time."""
+    """Write the index to the first place that takes it; without any, or in a dry run, it is made again next time."""
+    if is_dry_run():
+        return
     for place in _places(shard):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.formats.run_folder import RunFolder, finished_runs
 from titokctl.formats.sample_set import GRID, SampleSet
 from titokctl.jobs.runs import METRICS, find_run, lineage_of
+from titokctl.progress import Plan, about_to_write
 
 _NAME = "report.html"
 _LISTED = 12  # items of a list that are shown
@@ -68,6 +69,17 @@ def write_report(given: str, output: Path | None, root: Path, overwrite: bool = 
     page.table(("what", "where", "SHA-256"), [(n.what, n.where, n.sha256[:16]) for n in lineage_of(run, root)])
     _settings(page, run)
     path = output or run.path / _NAME
+    about_to_write(
+        lambda: Plan(
+            reads={"run": str(run.path), "kind": run.kind, "status": run.status},
+            output=path,
+            count=pictures,
+            unit="pictures",
+            settings={"plots": plots},
+            replaces=path.exists(),
+            makes_folders=False,
+        )
+    )
     page.write(path)
     return Report(path, run.path, pictures, plots)
 

@@ -21,7 +21,7 @@ from titokctl.jobs.feature_pass import (
 )
 from titokctl.jobs.image_set import Opening
 from titokctl.jobs.image_sets import open_images
-from titokctl.progress import Progress
+from titokctl.progress import Plan, Progress, about_to_write
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,15 @@ def stats(
         raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
     extractor = extractor_for(features, options, progress, group)
     images = open_images(Path(data[0]), Opening(runs, progress.say, tokenizer, preprocessing, extractor.device), data)
+    about_to_write(
+        lambda: Plan(
+            reads={"images": str(images.path), "count": images.count},
+            output=output,
+            count=images.count,
+            settings={"features": extractor.name, **extractor.description},
+            replaces=output.exists(),
+        )
+    )
     make_folder(output.parent)  # before hours are spent on what goes into it
     work = FeaturePass(extractor, progress, stop, group, skip_bad)
     found = measure(images, KEEP_OF_REFERENCE, str(images.path), work)
