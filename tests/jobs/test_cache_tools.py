@@ -13,6 +13,7 @@ from image_files import webdataset_samples
 from PIL import Image
 
 from titokctl.cli.app import run
+from titokctl.config.models import VqganConfig
 from titokctl.formats.token_cache import TokenCache
 
 
@@ -118,6 +119,23 @@ def test_preview_of_another_source_or_tokenizer_is_refused(made: Made, capsys, t
     assert run([*words, str(tmp_path / "else.safetensors")]) == 1
     assert "another tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "grid.png").exists()
+
+
+def test_rows_whose_tokenizer_makes_no_pixels_are_told_in_words(made: Made, capsys, tmp_path: Path) -> None:
+    proxy = VqganConfig(channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1)  # as coarse as the patches
+    weights = tmp_path / "proxy.safetensors"
+    tiny.tokenizer(weights, head="proxy", proxy=proxy, pixel_decoder=False)
+    caches = [tmp_path / name for name in ("a.h5", "b.h5")]
+    for path in caches:
+        more = ["--views", "none", "--max-rejected", "0.1", "--quiet"]
+        assert run(["tokenize", str(made.images), "-o", str(path), "--tokenizer", str(weights), *more]) == 0
+    with h5py.File(caches[1], "r+") as f:
+        f["tokens"][4, 2] ^= 1
+    with_it = ["--tokenizer", str(weights)]
+    assert run(["preview", str(caches[0]), "-o", str(tmp_path / "grid.png"), *with_it]) == 1
+    assert "makes no pixels" in capsys.readouterr().err
+    assert run(["diff", *map(str, caches), *with_it]) == 0
+    assert "pixels are not compared: this tokenizer was trained in stage proxy" in capsys.readouterr().err
 
 
 def test_merged_caches_are_their_rows_one_after_the_other(made: Made, answer, tmp_path: Path) -> None:

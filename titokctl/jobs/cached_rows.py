@@ -1,12 +1,11 @@
-"""Rows of a token cache back to images, and the images they were made of."""
+"""What the rows of a token cache were made of: the images and the tokenizer."""
 
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.images import preprocess, to_bytes
+from titokctl.data.images import preprocess
 from titokctl.data.sources import Source
 from titokctl.data.sources.opening import reopen_source
 from titokctl.errors import UserError
@@ -15,8 +14,6 @@ from titokctl.jobs.chain import Say, tokenizer_with
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_tokenizer
-
-_ROWS_AT_ONCE = 16
 
 
 def tokenizer_of(cache: TokenCache, given: str | None, runs: Path, device: str, say: Say) -> TiTok:
@@ -32,15 +29,6 @@ def tokenizer_of(cache: TokenCache, given: str | None, runs: Path, device: str, 
             f"{name} is another tokenizer than the one {cache.path} was made with", "name that one with --tokenizer"
         )
     return model
-
-
-def decoded(model: TiTok, rows: np.ndarray) -> np.ndarray:
-    """Rows (n, K) of ids, or (n, K, C) of latents, as images (n, S, S, 3) uint8."""
-    device = model.latent_tokens.device
-    wide = torch.from_numpy(rows.astype(np.int64 if rows.dtype.kind == "u" else np.float32))
-    return np.concatenate(
-        [to_bytes(model.detokenize(block.to(device))).cpu().numpy() for block in wide.split(_ROWS_AT_ONCE)]
-    )
 
 
 class Originals:

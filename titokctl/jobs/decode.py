@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from titokctl.formats.image_output import PRODUCTS, ImageFormat, open_output
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.cached_rows import tokenizer_of
-from titokctl.jobs.image_decoder import ENCODERS, ImageDecoder, default_batch_size, on_host, recorded_precision
+from titokctl.jobs.image_decoder import ENCODERS, ImageDecoder, default_batch_size, recorded_precision
 from titokctl.jobs.plans import cache_read, image_bytes
 from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import Precision
@@ -98,7 +99,7 @@ def decode(
         )
         with ChunkWriter(work, store) as writer:
             writer.read_chunks()
-            _decode_missing(decoder, cache, rows, writer, batch, device, progress, stop)
+            _decode_missing(decoder, cache, rows, writer, batch, progress, stop)
             if store is not None:
                 store.finish([(piece.count, piece.crc) for piece in writer.in_order(len(cache))])
         _put_in_place(work / PRODUCTS[chosen], output)
@@ -112,7 +113,6 @@ def _decode_missing(
     rows: np.ndarray,
     writer: ChunkWriter,
     batch: int,
-    device: str,
     progress: Progress,
     stop: StopRequest,
 ) -> None:
@@ -122,7 +122,7 @@ def _decode_missing(
             if first in writer.done:
                 continue
             block = rows[first : first + batch]
-            writer.add(first, len(block), _decoded(decoder, block, batch, device))
+            writer.add(first, len(block), partial(_without_ids, decoder.begin(block, batch)))
             progress.advance(len(block))
             if writer.num_pending >= _CHUNK_IMAGES or stop.requested:
                 writer.commit(wait=stop.requested)
@@ -134,14 +134,9 @@ def _decode_missing(
         progress.close()
 
 
-def _decoded(decoder: ImageDecoder, block: np.ndarray, batch: int, device: str) -> Callable[[], Rows]:
-    """Begin to decode rows; all batches have one size, so that no image depends on how many there are."""
-    dtype = torch.int64 if block.dtype.kind == "u" else torch.float32
-    # From pinned memory: the copy then waits for nothing that the device has in hand.
-    padded = torch.zeros((batch, *block.shape[1:]), dtype=dtype, pin_memory=torch.device(device).type == "cuda")
-    padded[: len(block)] = torch.from_numpy(block.astype(np.int64 if dtype == torch.int64 else np.float32))
-    fetch = on_host({"images": decoder.images(padded.to(device, non_blocking=True))[: len(block)]})
-    return lambda: Rows(np.empty((len(block), 0), np.uint16), fetch()["images"])
+def _without_ids(fetch: Callable[[], np.ndarray]) -> Rows:
+    images = fetch()
+    return Rows(np.empty((len(images), 0), np.uint16), images)
 
 
 def _checked_format(output: Path, image_format: ImageFormat | None, overwrite: bool) -> ImageFormat:

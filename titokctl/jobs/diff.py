@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from titokctl.config.recipe_files import flat_differences
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.jobs.cached_rows import decoded, tokenizer_of
-from titokctl.models.titok.tokenizer import TiTok
+from titokctl.jobs.cached_rows import tokenizer_of
+from titokctl.jobs.image_decoder import ImageDecoder
 from titokctl.progress import Progress
 
 _ROWS_AT_ONCE = 1 << 16
@@ -80,7 +81,8 @@ def diff(
     progress.close()
     rows = np.concatenate(differing)
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _DECODED_AT_MOST)).astype(int)] if len(rows) else rows
-    error, remarks = _squared_error(a, b, view, chosen, lambda: tokenizer_of(a, tokenizer, runs, device, progress.say))
+    load = partial(tokenizer_of, a, tokenizer, runs, device, progress.say)
+    error, remarks = _squared_error(a, b, view, chosen, lambda: ImageDecoder(load(), device, "float32"))
     share = len(rows) / len(a)
     return Difference(
         rows_compared=len(a),
@@ -98,7 +100,7 @@ def diff(
 
 
 def _squared_error(
-    a: TokenCache, b: TokenCache, view: str, rows: np.ndarray, load: Callable[[], TiTok]
+    a: TokenCache, b: TokenCache, view: str, rows: np.ndarray, load: Callable[[], ImageDecoder]
 ) -> tuple[float | None, list[str]]:
     """Mean squared error, in levels of 255, between both sides of `rows` decoded; and why it could not be had."""
     if not len(rows):
@@ -106,10 +108,10 @@ def _squared_error(
     if a.header.encoder_sha256 != b.header.encoder_sha256:
         return None, ["pixels are not compared: the caches were made by different tokenizers"]
     try:
-        model = load()
+        decoder = load()
     except UserError as error:
         return None, [f"pixels are not compared: {error.message}"]
-    left, right = (decoded(model, np.asarray(cache.view(view)[rows])).astype(np.float64) for cache in (a, b))
+    left, right = (decoder.decoded(np.asarray(cache.view(view)[rows])).astype(np.float64) for cache in (a, b))
     return float(np.square(left - right).mean()), []
 
 

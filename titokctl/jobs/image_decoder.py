@@ -51,6 +51,25 @@ class ImageDecoder:
         with precision(self._precision, self._device):
             return to_bytes(self._model.detokenize_unchecked(rows))
 
+    def begin(self, rows: np.ndarray, batch_size: int) -> Callable[[], np.ndarray]:
+        """Begin to decode rows (n, K) of ids or (n, K, C) of latents. What is returned waits for (n, S, S, 3) uint8.
+
+        `batch_size` rows, n at least, go through, so that no image depends on how many there are.
+        """
+        dtype = torch.int64 if rows.dtype.kind == "u" else torch.float32
+        # From pinned memory: the copy then waits for nothing that the device has in hand.
+        pinned = torch.device(self._device).type == "cuda"
+        padded = torch.zeros((batch_size, *rows.shape[1:]), dtype=dtype, pin_memory=pinned)
+        padded[: len(rows)] = torch.from_numpy(rows.astype(np.int64 if dtype == torch.int64 else np.float32))
+        fetch = on_host({"images": self.images(padded.to(self._device, non_blocking=True))[: len(rows)]})
+        return lambda: fetch()["images"]
+
+    def decoded(self, rows: np.ndarray) -> np.ndarray:
+        """Some rows as images (n, S, S, 3) uint8."""
+        size = min(default_batch_size(self._device), len(rows))
+        blocks = (rows[first : first + size] for first in range(0, len(rows), size))
+        return np.concatenate([self.begin(block, size)() for block in blocks])
+
 
 def on_host(tensors: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, np.ndarray]]:
     """Begin to copy tensors to the host without waiting. What is returned waits for them, in any thread."""

@@ -9,7 +9,8 @@ from titokctl.data.sources import open_source
 from titokctl.errors import UserError
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.jobs.cached_rows import Originals, decoded, tokenizer_of
+from titokctl.jobs.cached_rows import Originals, tokenizer_of
+from titokctl.jobs.image_decoder import ImageDecoder
 from titokctl.jobs.plans import cache_read
 from titokctl.progress import Plan, Progress, about_to_write
 
@@ -54,7 +55,7 @@ def preview(
     cached = cache.view(view)
     wanted = source is not None or recorded_source
     originals = Originals(cache, open_source([source]) if source is not None else None) if wanted else None
-    model = tokenizer_of(cache, tokenizer, runs, device, progress.say)
+    decoder = ImageDecoder(tokenizer_of(cache, tokenizer, runs, device, progress.say), device, "float32")
     rows = np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).round().astype(np.int64))
     about_to_write(
         lambda: Plan(
@@ -66,7 +67,7 @@ def preview(
             makes_folders=False,
         )
     )
-    images = decoded(model, np.asarray(cached[rows]))
+    images = decoder.decoded(np.asarray(cached[rows]))
     if originals is not None:
         images = _interleaved(originals.pixels(rows), images)
     save_png(output, grid(images, min(_COLUMNS, len(rows))))
