@@ -5,7 +5,6 @@ import re
 import select
 import sys
 import traceback
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,9 +51,8 @@ def _root(
     os.environ["TITOKCTL_DEBUG"] = "1" if debug else ""
 
 
-@cache
 def _register() -> None:
-    """Add one module per command, once; the order here is the order in --help."""
+    """Import one module per command, each of which adds itself; the order here is the order in --help."""
     from importlib import import_module
 
     for name in (
@@ -83,7 +81,7 @@ def _register() -> None:
         "recipes",
         "doctor",
     ):
-        import_module(f"titokctl.cli.{name}").register(app)
+        import_module(f"titokctl.cli.{name}")
 
 
 def run(arguments: list[str] | None = None) -> int:

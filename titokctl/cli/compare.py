@@ -5,63 +5,57 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titokctl.cli import console
-from titokctl.cli.features import Fast, Features, InceptionWeights, SaveFeatures, Tokenizer, extractor_options
-from titokctl.cli.options import Device, Json, Quiet, RunsDir
+from titokctl.cli import console, features, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import alone
 
 if TYPE_CHECKING:
     from titokctl.jobs.compare import Comparison, PairTested
 
-EXAMPLE = "Example: titokctl compare samples-a/ samples-b/ --ref VIRTUAL_imagenet256_labeled.npz"
 _SURE = 0.05
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("compare", epilog=EXAMPLE)(compare)
-
-
+@app.command(epilog="Example: titokctl compare samples-a/ samples-b/ --ref VIRTUAL_imagenet256_labeled.npz")
 def compare(
     sets: Annotated[
         list[str], typer.Argument(metavar="SET", help="Sets of images as fid takes them, or its kept results.")
     ],
     reference: Annotated[
-        str | None, typer.Option("--ref", metavar="REF", help="For sets that were not judged before, as fid takes it.")
+        str | None, option("--ref", "For sets that were not judged before, as fid takes it.", "REF")
     ] = None,
-    features: Features = "inception",
-    inception_weights: InceptionWeights = None,
-    tokenizer: Tokenizer = None,
-    save_features: SaveFeatures = False,
-    fast: Fast = False,
-    device: Device = None,
-    runs_dir: RunsDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    network: features.Features = "inception",
+    inception_weights: features.InceptionWeights = None,
+    tokenizer: features.Tokenizer = None,
+    save_features: features.SaveFeatures = False,
+    fast: features.Fast = False,
+    device: options.Device = None,
+    runs_dir: options.RunsDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print results side by side, and test whether their FIDs differ by more than luck.
 
     The test is paired: image i of one set is compared with image i of the other.
     """
-    from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.compare import compare as job
+    from titokctl.models.device import device_named
 
-    with StopRequest() as stop:
+    with alone(quiet) as (progress, stop):
         found = job(
             sets,
             reference,
             runs_root(runs_dir),
-            features=features,
-            options=extractor_options(features, inception_weights, fast, device),
+            features=network,
+            options=features.extractor_options(network, inception_weights, fast, device_named(device)),
             tokenizer=tokenizer,
             save_features=save_features,
-            progress=console.progress(quiet),
+            progress=progress,
             stop=stop,
         )
     if as_json:
-        from dataclasses import asdict
-
-        console.emit_json(asdict(found))
+        console.emit_json(found)
     else:
         _show(found)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from titokctl.progress import Progress, QuietProgress, StderrProgress
@@ -60,8 +61,12 @@ def pairs(title: str, items: dict[str, Any]) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """`value` as JSON on stdout, for programs."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    """`value` as JSON on stdout, for programs; a dataclass as its fields, paths as text."""
+
+    def plain(value: Any) -> Any:
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=plain))
 
 
 def progress(quiet: bool) -> Progress:
@@ -71,8 +76,6 @@ def progress(quiet: bool) -> Progress:
 
 def result(value: Any, as_json: bool, title: str) -> None:
     """A job's result dataclass on stdout: a table of its fields, or JSON."""
-    from dataclasses import asdict
-
     fields = asdict(value)
     if as_json:
         emit_json(fields)
@@ -84,3 +87,24 @@ def result(value: Any, as_json: bool, title: str) -> None:
 
 def _readable(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def in_words(value: Any) -> str:
+    """A JSON value for people: numbers with commas, yes and no."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if value < 1 else f"{value:,.1f}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for people: 812 B, 3.4 kB, 1.2 GB."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"

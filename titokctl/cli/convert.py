@@ -1,27 +1,17 @@
 """`titokctl convert`: official weights to ours and back."""
 
-from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from titokctl.cli import completion, console
-from titokctl.cli.options import Json, Overwrite, Quiet
-from titokctl.distributed.stop import StopRequest
+from titokctl.cli import completion, console, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import alone
 
 
-class _To(StrEnum):
-    titokctl = "titokctl"
-    official = "official"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("convert", epilog="Example: titokctl convert tokenizer_titok_l32_imagenet/ -o l32.safetensors")(convert)
-
-
+@app.command(epilog="Example: titokctl convert tokenizer_titok_l32_imagenet/ -o l32.safetensors")
 def convert(
     source: Annotated[
         str,
@@ -31,35 +21,29 @@ def convert(
             autocompletion=completion.models,
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DST", help="A .safetensors file; a folder with --to official.")
-    ],
+    output: Annotated[Path, option("--output -o", "A .safetensors file; a folder with --to official.", "DST")],
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME",
-            help="Which model it is, where the files don't tell.",
-            autocompletion=completion.models,
-        ),
+        option("--model", "Which model it is, where the files don't tell.", "NAME", completes=completion.models),
     ] = None,
     to: Annotated[
-        _To, typer.Option("--to", help="titokctl: our weights file; official: a folder for their from_pretrained.")
-    ] = _To.titokctl,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+        Literal["titokctl", "official"],
+        option("--to", "titokctl: our weights file; official: a folder for their from_pretrained."),
+    ] = "titokctl",
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Turn official weights into a file of ours, or back. Numbers stay as they are."""
-    from titokctl.jobs import convert as job
+    from titokctl.jobs.convert import convert as job
 
-    layout: job.Layout = "official" if to is _To.official else "titokctl"
-    with StopRequest() as stop:
-        done = job.convert(source, output, model, layout, overwrite, console.progress(quiet), stop)
+    with alone(quiet, dry_run, as_json) as (progress, stop):
+        done = job(source, output, model, to, overwrite, progress, stop)
     if not done.has_pixels and not quiet:
         console.say("note: trained in stage 1 only; it decodes to proxy codes, not to pixels")
     if as_json:
-        console.emit_json(asdict(done))
+        console.emit_json(done)
     else:
         name = done.model or f"a {done.kind}"
         print(f"{done.destination}: {name}, {done.num_parameters / 1e6:.1f}M parameters, {done.layout} layout")

@@ -1,43 +1,33 @@
 """`titokctl demo`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from titokctl.cli import console
-from titokctl.cli.options import Json, Quiet, Seed
-
-EXAMPLE = "Example: titokctl demo -o demo"
+from titokctl.cli import console, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import alone
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("demo", epilog=EXAMPLE)(demo)
-
-
+@app.command(epilog="Example: titokctl demo -o demo")
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where everything goes.")] = Path(
-        "demo"
-    ),
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    output: Annotated[Path, option("-o --output", "Where everything goes.", "DIR")] = Path("demo"),
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run the whole chain on map tiles of the Earth, in minutes on two cores.
 
     Shards, tokenizer, token cache, generator, samples, scores: all real, all small. Needs the demo extra.
     Run it again to go on with a stopped one.
     """
-    from titokctl.distributed.stop import StopRequest
     from titokctl.jobs.demo import demo as job
     from titokctl.jobs.demo_report import headline_rows, yardstick_rows
 
-    with StopRequest() as stop:
-        result = job(output, seed=seed, progress=console.progress(quiet), stop=stop)
+    with alone(quiet) as (progress, stop):
+        result = job(output, seed=seed, progress=progress, stop=stop)
     if as_json:
-        from dataclasses import asdict
-
         console.emit_json(asdict(result) | {"kid_ratio": result.scores.kid_ratio})
         return
     console.pairs("titokctl demo", dict(headline_rows(result)))

@@ -5,34 +5,28 @@ from typing import Annotated
 
 import typer
 
-from titokctl.cli import console
-from titokctl.cli.options import Device, Json, MadeWith, Quiet, RunsDir
-
-EXAMPLE = "Example: titokctl diff float32.h5 bf16.h5"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(epilog=EXAMPLE)(diff)
+from titokctl.cli import console, options
+from titokctl.cli.app import app
+from titokctl.cli.work import alone
 
 
+@app.command(epilog="Example: titokctl diff float32.h5 bf16.h5")
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="A token cache.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another cache of the same images.")],
-    view: Annotated[str, typer.Option("--view", help="plain, or a further view such as flip.")] = "plain",
-    tokenizer: MadeWith = None,
-    device: Device = None,
-    runs_dir: RunsDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    view: options.View = "plain",
+    tokenizer: options.MadeWith = None,
+    device: options.Device = None,
+    runs_dir: options.RunsDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Say how far two caches of the same images agree: in ids, by position, and decoded, in dB."""
-    from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.diff import diff as job
     from titokctl.models.device import device_named
 
-    with StopRequest() as stop:
+    with alone(quiet) as (progress, stop):
         found = job(
             first,
             second,
@@ -40,7 +34,7 @@ def diff(
             view=view,
             tokenizer=tokenizer,
             device=device_named(device),
-            progress=console.progress(quiet),
+            progress=progress,
             stop=stop,
         )
     if not as_json and not quiet:

@@ -1,31 +1,25 @@
 """`titokctl doctor`."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from titokctl.cli import console
-from titokctl.cli.options import Json, RunsDir
-
-EXAMPLE = "Example: titokctl doctor"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("doctor", epilog=EXAMPLE)(doctor)
+from titokctl.cli import console, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
 
 
+@app.command(epilog="Example: titokctl doctor")
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the two seconds of measuring.")] = False,
-    runs_dir: RunsDir = None,
-    as_json: Json = False,
+    quick: Annotated[bool, option("--quick", "Leave out the two seconds of measuring.")] = False,
+    runs_dir: options.RunsDir = None,
+    as_json: options.Json = False,
 ) -> None:
     """Look at this machine: what is there, what is missing, what to do about it, and how long ImageNet would take.
 
     Exits with 1 when something keeps titokctl from working here.
     """
-    from dataclasses import asdict
-
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.doctor import default_folder, examine
 

@@ -5,133 +5,99 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titokctl.cli import console
-from titokctl.cli.features import (
-    Fast,
-    Features,
-    InceptionWeights,
-    SaveFeatures,
-    SkipBad,
-    Tokenizer,
-    extractor_options,
-    working,
-)
-from titokctl.cli.options import Device, Gpus, Json, Procs, Quiet, RunsDir
+from titokctl.cli import console, features, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import Machine, together
 from titokctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from titokctl.cli.features import Work
-    from titokctl.evaluation.extractors import ExtractorOptions
     from titokctl.jobs.fid import FidResult
-
-EXAMPLE = "Example: titokctl fid samples/ --ref VIRTUAL_imagenet256_labeled.npz"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("fid", epilog=EXAMPLE)(fid)
+    from titokctl.jobs.selftest import SelftestResult
 
 
+@app.command(epilog="Example: titokctl fid samples/ --ref VIRTUAL_imagenet256_labeled.npz")
 def fid(
     samples: Annotated[
         str | None,
         typer.Argument(metavar="SAMPLES", help="An .npz, images, a token cache or a sample set; else the newest."),
     ] = None,
     reference: Annotated[
-        str | None,
-        typer.Option("--ref", metavar="REF", help="Statistics or images; by default what the token cache was made of."),
+        str | None, option("--ref", "Statistics or images; by default what the token cache was made of.", "REF")
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option("--metrics", metavar="fid,sfid,is,pr,kid", help="All that can be computed by default.")
+        str | None, option("--metrics", "All that can be computed by default.", "fid,sfid,is,pr,kid")
     ] = None,
     selftest: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="NPZ REF", help="Check this installation against the figures published with ADM's batch."),
+        option("--selftest", "Check this installation against the figures published with ADM's batch.", "NPZ REF"),
     ] = None,
-    features: Features = "inception",
-    inception_weights: InceptionWeights = None,
-    tokenizer: Tokenizer = None,
-    save_features: SaveFeatures = False,
-    skip_bad: SkipBad = False,
-    fast: Fast = False,
-    device: Device = None,
-    gpus: Gpus = None,
-    procs: Procs = None,
-    runs_dir: RunsDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    network: features.Features = "inception",
+    inception_weights: features.InceptionWeights = None,
+    tokenizer: features.Tokenizer = None,
+    save_features: features.SaveFeatures = False,
+    skip_bad: features.SkipBad = False,
+    fast: features.Fast = False,
+    device: options.Device = None,
+    gpus: options.Gpus = None,
+    procs: options.Procs = None,
+    runs_dir: options.RunsDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare samples with a reference: FID, sFID, Inception score, precision and recall, KID."""
-    if selftest is not None:
-        _check_alone(samples, reference, metrics, tokenizer)
-    with working(gpus, procs, quiet) as work:
-        if work is None:
-            return
-        progress, stop, group = work
-        options = extractor_options(features, inception_weights, fast, device, procs)
-        if selftest is not None:
-            _selftest(selftest, features, options, runs_dir, as_json, work)
-            return
+    if selftest is not None and any(given is not None for given in (samples, reference, metrics, tokenizer)):
+        raise UsageError("--selftest names its own samples and reference", "leave out the others, and --metrics")
+    with together(Machine(device, gpus, procs), quiet) as work:
         from titokctl.formats.run_folder import runs_root
         from titokctl.jobs.fid import fid as job
+        from titokctl.jobs.selftest import selftest as test
 
-        result = job(
-            samples,
-            reference,
-            runs_root(runs_dir),
-            metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
-            features=features,
-            options=options,
-            tokenizer=tokenizer,
-            save_features=save_features,
-            skip_bad=skip_bad,
-            progress=progress,
-            stop=stop,
-            group=group,
-        )
-        if group.is_main:
-            _show(result, as_json)
-
-
-def _check_alone(*others: str | None) -> None:
-    if any(other is not None for other in others):
-        raise UsageError("--selftest names its own samples and reference", "leave out the others, and --metrics")
-
-
-def _selftest(
-    files: tuple[Path, Path],
-    features: str,
-    options: "ExtractorOptions",
-    runs_dir: Path | None,
-    as_json: bool,
-    work: "Work",
-) -> None:
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.selftest import selftest as job
-
-    progress, stop, group = work
-    root = runs_root(runs_dir)
-    found = job(*files, root, features=features, options=options, progress=progress, stop=stop, group=group)
-    if group.is_main and as_json:
-        from dataclasses import asdict
-
-        console.emit_json(asdict(found))
-    elif group.is_main:
-        rows = [
-            (c.metric, f"{c.published:g}", f"{c.tolerance:g}", f"{c.measured:.5g}", "pass" if c.passed else "FAIL")
-            for c in found.checks
-        ]
-        console.table("selftest", ["metric", "published", "tolerance", "measured", ""], rows)
-    if not found.passed:
+        extractor = features.extractor_options(network, inception_weights, fast, work.device)
+        if selftest is not None:
+            tested = test(
+                *selftest,
+                runs_root(runs_dir),
+                features=network,
+                options=extractor,
+                progress=work.progress,
+                stop=work.stop,
+                group=work.group,
+            )
+        else:
+            result = job(
+                samples,
+                reference,
+                runs_root(runs_dir),
+                metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
+                features=network,
+                options=extractor,
+                tokenizer=tokenizer,
+                save_features=save_features,
+                skip_bad=skip_bad,
+                progress=work.progress,
+                stop=work.stop,
+                group=work.group,
+            )
+    if work.group.is_main and as_json:
+        console.emit_json(result if selftest is None else tested)
+    elif work.group.is_main and selftest is None:
+        _show(result)
+    elif work.group.is_main:
+        _show_test(tested)
+    if selftest is not None and not tested.passed:
         raise typer.Exit(1)
 
 
-def _show(result: "FidResult", as_json: bool) -> None:
-    if as_json:
-        from dataclasses import asdict
+def _show_test(found: "SelftestResult") -> None:
+    rows = [
+        (c.metric, f"{c.published:g}", f"{c.tolerance:g}", f"{c.measured:.5g}", "pass" if c.passed else "FAIL")
+        for c in found.checks
+    ]
+    console.table("selftest", ["metric", "published", "tolerance", "measured", ""], rows)
 
-        console.emit_json(asdict(result))
-        return
+
+def _show(result: "FidResult") -> None:
     sha = str(result.reference.get("sha256", ""))[:12]
     network, seen = result.extractor, result.samples
     rounding = seen.get("rounding", "none")

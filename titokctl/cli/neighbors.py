@@ -6,27 +6,22 @@ from typing import Annotated
 
 import typer
 
-from titokctl.cli import console
-from titokctl.cli.options import Json
-
-EXAMPLE = "Example: titokctl neighbors train.h5 heldout.h5"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(epilog=EXAMPLE)(neighbors)
+from titokctl.cli import console, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
 
 
+@app.command(epilog="Example: titokctl neighbors train.h5 heldout.h5")
 def neighbors(
-    path: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.")],
+    path: options.Tokens,
     other: Annotated[
         Path | None, typer.Argument(metavar="OTHER", help="A second one; pairs are then between the two.")
     ] = None,
     max_distance: Annotated[
-        int | None, typer.Option("--max-distance", min=0, help="Ids that may differ; by default a quarter of them.")
+        int | None, option("--max-distance", "Ids that may differ; by default a quarter of them.", min=0)
     ] = None,
-    shown: Annotated[int, typer.Option("-n", "--num-pairs", min=0, help="Closest pairs to name.")] = 20,
-    as_json: Json = False,
+    shown: Annotated[int, option("-n --num-pairs", "Closest pairs to name.", min=0)] = 20,
+    as_json: options.Json = False,
 ) -> None:
     """Find nearly equal images by their ids: duplicates, or leakage between two sets."""
     from titokctl.jobs.neighbors import neighbors as job

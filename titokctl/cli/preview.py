@@ -3,53 +3,46 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from titokctl.cli import console
-from titokctl.cli.options import Device, Json, MadeWith, Overwrite, Quiet, RunsDir
-
-EXAMPLE = "Example: titokctl preview tokens.h5 -n 64 -o grid.png"
+from titokctl.cli import console, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import alone
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(epilog=EXAMPLE)(preview)
-
-
+@app.command(epilog="Example: titokctl preview tokens.h5 -n 64 -o grid.png")
 def preview(
-    path: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The PNG to write.")] = Path(
-        "preview.png"
-    ),
-    count: Annotated[int, typer.Option("-n", "--num-images", min=1, help="Rows, evenly spread over the cache.")] = 64,
-    view: Annotated[str, typer.Option("--view", help="plain, or a further view such as flip.")] = "plain",
+    path: options.Tokens,
+    output: Annotated[Path, option("--output -o", "The PNG to write.", "FILE")] = Path("preview.png"),
+    count: Annotated[int, option("-n --num-images", "Rows, evenly spread over the cache.", min=1)] = 64,
+    view: options.View = "plain",
     source: Annotated[
-        str | None,
-        typer.Option("--source", metavar="PATH|recorded", help="Put the images it was made of above their rows."),
+        str | None, option("--source", "Put the images it was made of above their rows.", "PATH|recorded")
     ] = None,
-    tokenizer: MadeWith = None,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    runs_dir: RunsDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    tokenizer: options.MadeWith = None,
+    device: options.Device = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    runs_dir: options.RunsDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Decode rows of a token cache into a picture."""
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.preview import preview as job
     from titokctl.models.device import device_named
 
-    result = job(
-        path,
-        output,
-        runs_root(runs_dir),
-        count=count,
-        view=view,
-        source=None if source == "recorded" else source,
-        recorded_source=source == "recorded",
-        tokenizer=tokenizer,
-        overwrite=overwrite,
-        device=device_named(device),
-        progress=console.progress(quiet),
-    )
+    with alone(quiet, dry_run, as_json) as (progress, _):
+        result = job(
+            path,
+            output,
+            runs_root(runs_dir),
+            count=count,
+            view=view,
+            source=None if source == "recorded" else source,
+            recorded_source=source == "recorded",
+            tokenizer=tokenizer,
+            overwrite=overwrite,
+            device=device_named(device),
+            progress=progress,
+        )
     console.result(result, as_json, "preview")

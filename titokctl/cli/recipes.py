@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from titokctl.cli import completion, console
+from titokctl.cli.app import app
 from titokctl.cli.options import Json, Overwrite, Quiet
 from titokctl.errors import EXIT_FAILED
 
@@ -17,29 +18,23 @@ Name = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group of commands."""
-    group = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
-    group.command("ls", epilog="Example: titokctl recipes ls")(ls)
-    group.command("show", epilog="Example: titokctl recipes show tokenizer/tiny")(show)
-    group.command("cp", epilog="Example: titokctl recipes cp tokenizer/tiny my.yaml")(cp)
-    group.command("check", epilog="Example: titokctl recipes check my.yaml")(check)
-    app.add_typer(group, name="recipes")
+group = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
+app.add_typer(group, name="recipes")
 
 
+@group.command(epilog="Example: titokctl recipes ls")
 def ls(as_json: Json = False) -> None:
     """List the shipped recipes."""
-    from dataclasses import asdict
-
     from titokctl.jobs.recipes import list_recipes
 
     recipes = list_recipes()
     if as_json:
-        console.emit_json([asdict(recipe) for recipe in recipes])
+        console.emit_json(recipes)
     else:
         console.table("", ("kind", "name", "about"), [(r.kind, r.name, r.about) for r in recipes])
 
 
+@group.command(epilog="Example: titokctl recipes show tokenizer/tiny")
 def show(name: Name) -> None:
     """Print a recipe's file as it is."""
     import sys
@@ -49,6 +44,7 @@ def show(name: Name) -> None:
     sys.stdout.write(read_recipe(name).decode("utf-8"))
 
 
+@group.command(epilog="Example: titokctl recipes cp tokenizer/tiny my.yaml")
 def cp(
     name: Name,
     target: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, or the folder to copy into.")],
@@ -63,6 +59,7 @@ def cp(
         console.say(f"copied {name} to {written}")
 
 
+@group.command(epilog="Example: titokctl recipes check my.yaml")
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipe files of your own.")],
     as_json: Json = False,

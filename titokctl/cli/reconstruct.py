@@ -5,52 +5,43 @@ from typing import Annotated
 
 import typer
 
-from titokctl.cli import console
-from titokctl.cli.options import Device, Json, Overwrite, Quiet, RunsDir, Tokenizer
-
-EXAMPLE = "Example: titokctl reconstruct imagenet/val/ -n 1000 -o reconstructed/"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(epilog=EXAMPLE)(reconstruct)
+from titokctl.cli import console, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import alone
 
 
+@app.command(epilog="Example: titokctl reconstruct imagenet/val/ -n 1000 -o reconstructed/")
 def reconstruct(
     data: Annotated[list[str], typer.Argument(metavar="DATA", help="A folder of images, or tar shards.")],
-    tokenizer: Tokenizer = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where picture and numbers go.")] = Path(
-        "reconstructed"
-    ),
-    num_images: Annotated[
-        int | None, typer.Option("-n", "--num-images", help="So many, spread over DATA; all by default.")
-    ] = None,
+    tokenizer: options.Tokenizer = None,
+    output: Annotated[Path, option("--output -o", "Where picture and numbers go.", "DIR")] = Path("reconstructed"),
+    num_images: Annotated[int | None, option("-n --num-images", "So many, spread over DATA; all by default.")] = None,
     features: Annotated[
         str,
-        typer.Option(
+        option(
             "--features",
-            metavar="auto|inception|lite0|none",
-            help="Network for rFID against the originals; auto: Inception, else lite0 (no rFID), if it is here.",
+            "Network for rFID against the originals; auto: Inception, else lite0 (no rFID), if it is here.",
+            "auto|inception|lite0|none",
         ),
     ] = "auto",
     lpips: Annotated[
-        bool | None,
-        typer.Option("--lpips/--no-lpips", help="By default if its weights are here.", show_default=False),
+        bool | None, option("--lpips/--no-lpips", "By default if its weights are here.", show_default=False)
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that can't be read.")] = False,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    runs_dir: RunsDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    skip_bad: Annotated[bool, option("--skip-bad", "Go on without images that can't be read.")] = False,
+    device: options.Device = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    runs_dir: options.RunsDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show images above their reconstructions, and measure them: PSNR, SSIM, LPIPS, rFID, codebook use."""
-    from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.reconstruct import reconstruct as job
     from titokctl.models.device import device_named
 
-    with StopRequest() as stop:
+    with alone(quiet, dry_run, as_json) as (progress, stop):
         result = job(
             data,
             tokenizer,
@@ -62,7 +53,7 @@ def reconstruct(
             skip_bad=skip_bad,
             overwrite=overwrite,
             device=device_named(device),
-            progress=console.progress(quiet),
+            progress=progress,
             stop=stop,
         )
     console.result(result, as_json, "reconstructions")

@@ -5,21 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titokctl.cli import completion, console
-from titokctl.cli.features import Features, InceptionWeights, extractor_options, working
-from titokctl.cli.options import Device, Gpus, Json, Procs, Quiet, RunsDir
+from titokctl.cli import completion, console, features, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import Machine, together
 
 if TYPE_CHECKING:
     from titokctl.jobs.reproduce import Reproduction
 
-EXAMPLE = "Example: titokctl reproduce titok-l-32 --ref VIRTUAL_imagenet256_labeled.npz"
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("reproduce", epilog=EXAMPLE)(reproduce)
-
-
+@app.command(epilog="Example: titokctl reproduce titok-l-32 --ref VIRTUAL_imagenet256_labeled.npz")
 def reproduce(
     name: Annotated[
         str,
@@ -29,49 +24,45 @@ def reproduce(
             autocompletion=completion.sampling_recipes,
         ),
     ],
-    reference: Annotated[Path, typer.Option("--ref", metavar="REF", help="ADM's reference batch for 256 px, an .npz.")],
+    reference: Annotated[Path, option("--ref", "ADM's reference batch for 256 px, an .npz.", "REF")],
     num_images: Annotated[
-        int, typer.Option("-n", "--num-images", help="Another number is not comparable with the published one.")
+        int, option("-n --num-images", "Another number is not comparable with the published one.")
     ] = 50_000,
-    features: Features = "inception",
-    inception_weights: InceptionWeights = None,
-    device: Device = None,
-    gpus: Gpus = None,
-    procs: Procs = None,
-    runs_dir: RunsDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    network: features.Features = "inception",
+    inception_weights: features.InceptionWeights = None,
+    device: options.Device = None,
+    gpus: options.Gpus = None,
+    procs: options.Procs = None,
+    dry_run: options.DryRun = False,
+    runs_dir: options.RunsDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Sample with released weights and their published settings, and compare the FID with the published one.
 
     Run the same command again to go on with what was stopped. The exit code is 1 when the FID is outside the interval.
     """
-    with working(gpus, procs, quiet) as work:
-        if work is None:
-            return
+    with together(Machine(device, gpus, procs), quiet, dry_run, as_json) as work:
         from titokctl.formats.run_folder import runs_root
         from titokctl.jobs.reproduce import reproduce as job
 
-        progress, stop, group = work
         found = job(
             name,
             reference,
             runs_root(runs_dir),
             num_images=num_images,
-            features=features,
-            options=extractor_options(features, inception_weights, False, device, procs),
-            progress=progress,
-            stop=stop,
-            group=group,
+            features=network,
+            options=features.extractor_options(network, inception_weights, False, work.device),
+            progress=work.progress,
+            stop=work.stop,
+            group=work.group,
         )
-        if group.is_main and as_json:
-            from dataclasses import asdict
-
-            console.emit_json(asdict(found))
-        elif group.is_main:
-            _show(found)
-        if found.agrees is False:
-            raise typer.Exit(1)
+    if work.group.is_main and as_json:
+        console.emit_json(found)
+    elif work.group.is_main:
+        _show(found)
+    if found.agrees is False:
+        raise typer.Exit(1)
 
 
 def _show(found: "Reproduction") -> None:

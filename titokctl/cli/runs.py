@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from titokctl.cli import completion, console
-from titokctl.cli.options import Json, Overwrite, RunsDir
+from titokctl.cli.app import app
+from titokctl.cli.options import DryRun, Json, Overwrite, Quiet, RunsDir, option
+from titokctl.cli.work import alone
 
 _LISTED = 12  # items of a list that are shown
 Run = Annotated[
@@ -15,42 +17,35 @@ Run = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group of commands, and `report`."""
-    group = typer.Typer(no_args_is_help=True, help="What was trained and sampled here.")
-    group.command("ls", epilog="Example: titokctl runs ls")(ls)
-    group.command("show", epilog="Example: titokctl runs show tiny-1")(show)
-    app.add_typer(group, name="runs")
-    app.command("report", epilog="Example: titokctl report generator/tiny-1 -o report.html")(report)
+group = typer.Typer(no_args_is_help=True, help="What was trained and sampled here.")
+app.add_typer(group, name="runs")
 
 
+@group.command(epilog="Example: titokctl runs ls")
 def ls(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """List all runs of the runs folder, the newest of each kind first."""
-    from dataclasses import asdict
-
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.runs import list_runs
 
     found = list_runs(runs_root(runs_dir))
     if as_json:
-        console.emit_json([asdict(run) for run in found])
+        console.emit_json(found)
         return
     rows = [(run.kind, run.name, run.status, "-" if run.step is None else f"{run.step:,}", run.created[:16])
             for run in found]  # fmt: skip
     console.table("", ("kind", "name", "status", "steps", "begun (UTC)"), rows, "" if rows else "no runs yet")
 
 
+@group.command(epilog="Example: titokctl runs show tiny-1")
 def show(run: Run, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """Say what a run is: settings, newest numbers, and where it came from."""
-    from dataclasses import asdict
-
     from titokctl.config.recipe_files import flatten
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.runs import show_run
 
     found = show_run(run, runs_root(runs_dir))
     if as_json:
-        console.emit_json(asdict(found))
+        console.emit_json(found)
         return
     record = {name: value for name, value in found.record.items() if name != "settings" and value}
     console.pairs(f"{found.path}: {found.kind} run", {name: _readable(value) for name, value in record.items()})
@@ -61,20 +56,25 @@ def show(run: Run, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     console.pairs("settings", {name: _readable(value) for name, value in flatten(found.record["settings"]).items()})
 
 
+@app.command(epilog="Example: titokctl report generator/tiny-1 -o report.html")
 def report(
     run: Run,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The page; report.html in the run by default.")
+        Path | None, option("-o --output", "The page; report.html in the run by default.", "FILE")
     ] = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     runs_dir: RunsDir = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained page about a run: numbers, curves, pictures, scores, settings, and its origins."""
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.report import write_report
 
-    console.result(write_report(run, output, runs_root(runs_dir), overwrite), as_json, "report")
+    with alone(quiet, dry_run, as_json):
+        result = write_report(run, output, runs_root(runs_dir), overwrite)
+    console.result(result, as_json, "report")
 
 
 def _readable(value: Any) -> str:

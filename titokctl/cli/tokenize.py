@@ -1,167 +1,104 @@
 """`titokctl tokenize`."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from titokctl.cli import console
-from titokctl.cli.options import (
-    Device,
-    Endpoint,
-    Gpus,
-    Json,
-    NodeRank,
-    NumNodes,
-    Overwrite,
-    Procs,
-    Quiet,
-    RunsDir,
-    Tokenizer,
-)
+from titokctl.cli import console, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import Machine, together
 from titokctl.errors import UsageError
 
-EXAMPLE = "Example: titokctl tokenize imagenet/ -o tokens.h5"
-_CROPS = ("center", "adm")
-_READ = "How images are read"
 _MAX_TERMS = 4096
+_READ = "How images are read"
+_read = partial(option, panel=_READ)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(epilog=EXAMPLE)(tokenize)
-
-
+@app.command(epilog="Example: titokctl tokenize imagenet/ -o tokens.h5")
 def tokenize(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH", help="Images in folders, tar shards, parquet, or URLs of shards.")
     ],
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE|FOLDER/", help="The token cache; FOLDER/ keeps its parts.")
-    ],
-    tokenizer: Tokenizer = None,
+    output: Annotated[str, option("--output -o", "The token cache; FOLDER/ keeps its parts.", "FILE|FOLDER/")],
+    tokenizer: options.Tokenizer = None,
     views: Annotated[
-        str,
-        typer.Option("--views", metavar="LIST|none", help="Further views: flip, ten-crop, or names of these, commas."),
+        str, option("--views", "Further views: flip, ten-crop, or names of these, commas.", "LIST|none")
     ] = "flip",
     batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, help="Images encoded at once; by default what suits the device."),
+        int | None, option("--batch-size", "Images encoded at once; by default what suits the device.", min=1)
     ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", metavar="float32|tf32|bf16|fp16", help="Recorded in the cache.")
+        Literal["float32", "tf32", "bf16", "fp16"],
+        option("--precision", "Recorded in the cache.", "float32|tf32|bf16|fp16"),
     ] = "float32",
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, help="Images a process decodes at once; by default its cores."),
+        int | None, option("--workers", "Images a process decodes at once; by default its cores.", min=1)
     ] = None,
     max_rejected: Annotated[
         float | None,
-        typer.Option(
+        _read(
             "--max-rejected",
+            "Largest share of images that may be unusable: by default 0.001, or ten images if under 5 %.",
             min=0,
             max=1,
-            help="Largest share of images that may be unusable: by default 0.001, or ten images if under 5 %.",
-            rich_help_panel=_READ,
         ),
     ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--source", metavar="KIND", help="What PATH is, when it can't be told: folder, ...", rich_help_panel=_READ
-        ),
-    ] = None,
+    source: Annotated[str | None, _read("--source", "What PATH is, when it can't be told: folder, ...", "KIND")] = None,
     accept_cut: Annotated[
-        bool,
-        typer.Option(
-            "--accept-cut", help="Take the whole images of shards that were cut; recorded.", rich_help_panel=_READ
-        ),
+        bool, _read("--accept-cut", "Take the whole images of shards that were cut; recorded.")
     ] = False,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels", metavar="FILE", help="Labels of images that carry none, a line each.", rich_help_panel=_READ
-        ),
-    ] = None,
+    labels: Annotated[Path | None, _read("--labels", "Labels of images that carry none, a line each.", "FILE")] = None,
     label_table: Annotated[
-        Path | None,
-        typer.Option(
-            "--label-table", metavar="FILE", help="Synset and ILSVRC2012_ID, a line each.", rich_help_panel=_READ
-        ),
+        Path | None, _read("--label-table", "Synset and ILSVRC2012_ID, a line each.", "FILE")
     ] = None,
     terms: Annotated[
-        str | None,
-        typer.Option(
-            "--terms",
-            metavar="TEXT",
-            help="Terms of use of the images, recorded; ImageNet's are known.",
-            rich_help_panel=_READ,
-        ),
+        str | None, _read("--terms", "Terms of use of the images, recorded; ImageNet's are known.", "TEXT")
     ] = None,
     crop: Annotated[
-        str,
-        typer.Option(
-            "--crop",
-            metavar="center|adm",
-            help="adm halves large images first, as guided-diffusion does.",
-            rich_help_panel=_READ,
-        ),
+        str, options.crop("adm halves large images first, as guided-diffusion does.", panel=_READ)
     ] = "center",
-    exif: Annotated[
-        bool, typer.Option("--exif", help="Turn images as their EXIF tag says; recorded.", rich_help_panel=_READ)
-    ] = False,
+    exif: Annotated[bool, _read("--exif", "Turn images as their EXIF tag says; recorded.")] = False,
     fast_decode: Annotated[
-        bool,
-        typer.Option(
-            "--fast-decode", help="Decode large JPEGs at a fraction of their size; recorded.", rich_help_panel=_READ
-        ),
+        bool, _read("--fast-decode", "Decode large JPEGs at a fraction of their size; recorded.")
     ] = False,
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Images of more pixels are rejected.", rich_help_panel=_READ)
-    ] = 178_956_970,
-    compress: Annotated[
-        bool, typer.Option("--compress", help="Deflate the rows: smaller, but read into memory.")
-    ] = False,
-    part: Annotated[
-        str | None,
-        typer.Option("--part", metavar="I/N", help="One of N jobs that share only the output's folder."),
-    ] = None,
-    device: Device = None,
-    gpus: Gpus = None,
-    procs: Procs = None,
-    nodes: NumNodes = 1,
-    node_rank: NodeRank = None,
-    rdzv_endpoint: Endpoint = None,
-    overwrite: Overwrite = False,
-    runs_dir: RunsDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    max_pixels: Annotated[int, _read("--max-pixels", "Images of more pixels are rejected.", min=1)] = 178_956_970,
+    compress: options.Compress = False,
+    part: Annotated[str | None, option("--part", "One of N jobs that share only the output's folder.", "I/N")] = None,
+    device: options.Device = None,
+    gpus: options.Gpus = None,
+    procs: options.Procs = None,
+    nodes: options.NumNodes = 1,
+    node_rank: options.NodeRank = None,
+    rdzv_endpoint: options.Endpoint = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    runs_dir: options.RunsDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Turn images into a token cache.
 
     Every image is in it exactly once or named in FILE.rejected.jsonl. Run the same command again to go on.
     """
-    if crop not in _CROPS:
-        raise UsageError(f"there is no crop named {crop!r}", f"one of: {', '.join(_CROPS)}")
     if terms is not None and len(terms.encode()) > _MAX_TERMS:
         raise UsageError(f"--terms has more than {_MAX_TERMS:,} bytes", "say where they stand instead of all of them")
     target, keep = Path(output), output.endswith("/") or Path(output).is_dir()
     wanted = () if views == "none" else tuple(views.split(","))
-    from titokctl.distributed.group import process_group
-    from titokctl.distributed.launch import Nodes, relaunch
-    from titokctl.distributed.place import place
-    from titokctl.distributed.stop import StopRequest
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.tokenize import check_request
     from titokctl.jobs.tokenize import tokenize as job
-    from titokctl.models.device import device_named, gpus_to_use
 
-    device = device_named(device, "cpu" if procs is not None else None)
-    if place().is_main:
-        check_request(paths, target, wanted, overwrite, keep, compress, part, precision, device)  # type: ignore[arg-type]
-    if relaunch(gpus, procs, Nodes(nodes, node_rank, rdzv_endpoint), otherwise=gpus_to_use(device)):
-        return
-    with StopRequest() as stop, process_group(device) as group:
+    with together(
+        Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint),
+        quiet,
+        dry_run,
+        as_json,
+        check=lambda name: check_request(paths, target, wanted, overwrite, keep, compress, part, precision, name),
+        takes_all_gpus=True,
+    ) as work:
         result = job(
             paths,
             target,
@@ -169,7 +106,7 @@ def tokenize(
             runs_root(runs_dir),
             views=wanted,
             batch_size=batch_size,
-            precision_name=precision,  # type: ignore[arg-type]
+            precision_name=precision,
             workers=workers,
             max_rejected=max_rejected,
             source_kind=source,
@@ -185,10 +122,10 @@ def tokenize(
             keep_parts=keep,
             compress=compress,
             part=part,
-            device=device,
-            group=group,
-            progress=console.progress(quiet or not group.is_main),
-            stop=stop,
+            device=work.device,
+            group=work.group,
+            progress=work.progress,
+            stop=work.stop,
         )
     if result is None:
         return

@@ -1,101 +1,70 @@
 """`titokctl train-gen`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titokctl.cli import completion, console
-from titokctl.cli.options import (
-    Device,
-    Endpoint,
-    Gpus,
-    Json,
-    MadeWith,
-    NodeRank,
-    NumNodes,
-    Overrides,
-    Overwrite,
-    Procs,
-    Quiet,
-    RunsDir,
-)
+from titokctl.cli import completion, console, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import Machine, together
 
 if TYPE_CHECKING:
     from titokctl.config.recipe import GeneratorRecipe
     from titokctl.jobs.generator_plan import GeneratorPlan
 
-EXAMPLE = "Example: titokctl train-gen tokens.h5"
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("train-gen", epilog=EXAMPLE)(train_gen)
-
-
+@app.command(epilog="Example: titokctl train-gen tokens.h5")
 def train_gen(
     cache: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache made by titokctl tokenize.")],
     recipe: Annotated[
         str | None,
-        typer.Option(
-            "--recipe",
-            metavar="NAME|FILE",
-            help="By default the one that fits the cache.",
-            autocompletion=completion.generator_recipes,
+        option(
+            "--recipe", "By default the one that fits the cache.", "NAME|FILE", completes=completion.generator_recipes
         ),
     ] = None,
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     validation: Annotated[
-        Path | None, typer.Option("--val", metavar="TOKENS", help="A cache of held-out images, for the held-out loss.")
+        Path | None, option("--val", "A cache of held-out images, for the held-out loss.", "TOKENS")
     ] = None,
-    tokenizer: MadeWith = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a run would be and take, and leave.")] = False,
-    measure: Annotated[bool, typer.Option("--measure", help="The same, with the time, from 20 steps.")] = False,
-    device: Device = None,
-    gpus: Gpus = None,
-    procs: Procs = None,
-    nodes: NumNodes = 1,
-    node_rank: NodeRank = None,
-    endpoint: Endpoint = None,
-    overwrite: Overwrite = False,
-    runs_dir: RunsDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    tokenizer: options.MadeWith = None,
+    name: options.RunName = None,
+    measure: Annotated[bool, option("--measure", "As --dry-run, with the time, from 20 steps.")] = False,
+    device: options.Device = None,
+    gpus: options.Gpus = None,
+    procs: options.Procs = None,
+    nodes: options.NumNodes = 1,
+    node_rank: options.NodeRank = None,
+    endpoint: options.Endpoint = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    runs_dir: options.RunsDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train a MaskGIT generator on cached tokens.
 
     The run lives in <runs>/generator; run the same command again to go on with a stopped one.
     """
-    from titokctl.distributed import launch
+    machine = Machine(device, gpus, procs, nodes, node_rank, endpoint)
+    with together(machine, quiet, dry_run and not measure) as work:
+        from titokctl.distributed.launch import processes_here
+        from titokctl.formats.run_folder import runs_root
+        from titokctl.jobs.train_generator import plan_training, train_generator
 
-    processes = launch.processes_here(gpus, procs) * nodes
-    plans_only = dry_run and not measure
-    if not plans_only and launch.relaunch(gpus, procs, launch.Nodes(nodes, node_rank, endpoint)):
-        return
-    from titokctl.distributed.group import process_group
-    from titokctl.distributed.stop import StopRequest
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.train_generator import plan_training, train_generator
-    from titokctl.models.device import device_named
-
-    device = device_named(device, "cpu" if procs else None)
-    with StopRequest() as stop, process_group(device) as group:
-        progress = console.progress(quiet or not group.is_main)
         if dry_run or measure:
             resolved, plan = plan_training(
                 cache,
                 recipe,
                 overrides=overrides or (),
-                processes=max(processes, group.world_size),
+                processes=max(processes_here(gpus, procs) * nodes, work.group.world_size),
                 measured=measure,
-                device=device,
-                progress=progress,
-                group=group,
+                device=work.device,
+                progress=work.progress,
+                group=work.group,
             )
-            if group.is_main:
+            if work.group.is_main:
                 show_plan(resolved, plan, as_json)
             return
         result = train_generator(
@@ -107,29 +76,27 @@ def train_gen(
             name=name,
             overwrite=overwrite,
             tokenizer=tokenizer,
-            device=device,
-            progress=progress,
-            stop=stop,
-            group=group,
+            device=work.device,
+            progress=work.progress,
+            stop=work.stop,
+            group=work.group,
         )
-        if group.is_main:
-            console.result(result, as_json, "trained generator")
+    if work.group.is_main:
+        console.result(result, as_json, "trained generator")
 
 
-def show_plan(recipe: GeneratorRecipe, plan: GeneratorPlan, as_json: bool) -> None:
+def show_plan(recipe: "GeneratorRecipe", plan: "GeneratorPlan", as_json: bool) -> None:
     """The recipe as YAML with the plan in comments above, so that the output is a recipe; or both as JSON."""
-    from dataclasses import asdict
-
     from titokctl.config.recipe_files import to_yaml
 
     if as_json:
-        console.emit_json({"plan": asdict(plan), "recipe": recipe.model_dump(mode="json")})
+        console.emit_json({"plan": plan, "recipe": recipe.model_dump(mode="json")})
         return
     print("\n".join(f"# {line}" for line in _plan_lines(plan)))
     print(to_yaml(recipe), end="")
 
 
-def _plan_lines(plan: GeneratorPlan) -> list[str]:
+def _plan_lines(plan: "GeneratorPlan") -> list[str]:
     from titokctl.progress import duration
 
     lines = [

@@ -6,71 +6,45 @@ from typing import Annotated
 
 import typer
 
-from titokctl.cli import completion, console
-from titokctl.cli.options import (
-    Device,
-    Endpoint,
-    Gpus,
-    Json,
-    NodeRank,
-    NumNodes,
-    Overrides,
-    Overwrite,
-    Procs,
-    Quiet,
-    RunsDir,
-)
-
-EXAMPLE = "Example: titokctl train-tokenizer shards/ --recipe tiny --val heldout/"
+from titokctl.cli import completion, console, options
+from titokctl.cli.app import app
+from titokctl.cli.options import option
+from titokctl.cli.work import Machine, together
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("train-tokenizer", epilog=EXAMPLE)(train_tokenizer)
-
-
+@app.command(epilog="Example: titokctl train-tokenizer shards/ --recipe tiny --val heldout/")
 def train_tokenizer(
     data: Annotated[list[str], typer.Argument(metavar="DATA", help="Images or shards: folders, files or URLs.")],
     recipe: Annotated[
-        str,
-        typer.Option(
-            "--recipe", metavar="NAME|FILE", help="What to train.", autocompletion=completion.tokenizer_recipes
-        ),
+        str, option("--recipe", "What to train.", "NAME|FILE", completes=completion.tokenizer_recipes)
     ] = "tiny",
-    overrides: Overrides = None,
-    validation: Annotated[
-        list[str] | None, typer.Option("--val", help="Held-out images or shards; repeatable.")
-    ] = None,
+    overrides: options.Overrides = None,
+    validation: Annotated[list[str] | None, option("--val", "Held-out images or shards; repeatable.")] = None,
     proxy: Annotated[
         str | None,
-        typer.Option(
-            "--proxy",
-            metavar="RUN|FILE|NAME",
-            help="The VQGAN of the two-stage recipes.",
-            autocompletion=completion.proxies,
-        ),
+        option("--proxy", "The VQGAN of the two-stage recipes.", "RUN|FILE|NAME", completes=completion.proxies),
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--init",
-            metavar="RUN|FILE",
-            help="What stage decoder starts from: a run of stage proxy.",
-            autocompletion=completion.tokenizers,
+            "What stage decoder starts from: a run of stage proxy.",
+            "RUN|FILE",
+            completes=completion.tokenizers,
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder.")] = None,
-    device: Device = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and leave.")] = False,
-    gpus: Gpus = None,
-    procs: Procs = None,
-    nodes: NumNodes = 1,
-    node_rank: NodeRank = None,
-    endpoint: Endpoint = None,
-    overwrite: Overwrite = False,
-    runs_dir: RunsDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    name: options.RunName = None,
+    device: options.Device = None,
+    gpus: options.Gpus = None,
+    procs: options.Procs = None,
+    nodes: options.NumNodes = 1,
+    node_rank: options.NodeRank = None,
+    endpoint: options.Endpoint = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    runs_dir: options.RunsDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train a tokenizer, in one stage or in two, on images or WebDataset shards.
 
@@ -81,21 +55,18 @@ def train_tokenizer(
 
     flags = [f"{field}={json.dumps(value)}" for field, value in (("proxy", proxy), ("init", init)) if value is not None]
     resolved = recipe_files.load(recipe, "tokenizer", [*(overrides or ()), *flags])
-    if dry_run:
-        print(recipe_files.to_yaml(resolved), end="")
-        return
-    from titokctl.distributed import launch
+    with together(Machine(device, gpus, procs, nodes, node_rank, endpoint), quiet, dry_run) as work:
+        from titokctl.data.sources.opening import check_paths
+        from titokctl.formats.run_folder import runs_root
+        from titokctl.jobs.train_tokenizer import train_tokenizer as job
 
-    if launch.relaunch(gpus, procs, launch.Nodes(nodes, node_rank, endpoint)):
-        return
-    from titokctl.distributed.group import process_group
-    from titokctl.distributed.stop import StopRequest
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.train_tokenizer import train_tokenizer as job
-    from titokctl.models.device import device_named
-
-    device = device_named(device, "cpu" if procs else None)
-    with StopRequest() as stop, process_group(device) as group:
+        if dry_run:
+            check_paths([*data, *(validation or ())])
+            if as_json:
+                console.emit_json({"recipe": resolved.model_dump(mode="json")})
+            else:
+                print(recipe_files.to_yaml(resolved), end="")
+            return
         result = job(
             data,
             resolved,
@@ -104,10 +75,10 @@ def train_tokenizer(
             validation=validation or (),
             name=name,
             overwrite=overwrite,
-            device=device,
-            progress=console.progress(quiet or not group.is_main),
-            stop=stop,
-            group=group,
+            device=work.device,
+            progress=work.progress,
+            stop=work.stop,
+            group=work.group,
         )
-        if group.is_main:
-            console.result(result, as_json, "trained tokenizer")
+    if work.group.is_main:
+        console.result(result, as_json, "trained tokenizer")

@@ -5,6 +5,7 @@ from typing import Any
 import typer
 
 from titokctl.cli import console
+from titokctl.cli.app import app
 from titokctl.cli.options import Json
 
 _NOTE = (
@@ -13,15 +14,13 @@ _NOTE = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group of commands."""
-    group = typer.Typer(no_args_is_help=True, help="The released models: what they are and where they are.")
-    # Without a callback Typer would make a group of one command into that command.
-    group.callback()(lambda: None)
-    group.command("ls", epilog="Example: titokctl weights ls")(ls)
-    app.add_typer(group, name="weights")
+group = typer.Typer(no_args_is_help=True, help="The released models: what they are and where they are.")
+# Without a callback Typer would make a group of one command into that command.
+group.callback()(lambda: None)
+app.add_typer(group, name="weights")
 
 
+@group.command(epilog="Example: titokctl weights ls")
 def ls(as_json: Json = False) -> None:
     """List the released models with their published numbers, and where they are on this machine."""
     from titokctl.weights.known import BY_NAME

@@ -1,0 +1,230 @@
+"""--dry-run: everything is checked, the plan is told, and nothing is written anywhere."""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import toy_features
+import trained
+import typer
+from caches import write_cache
+
+from titokctl.cli import app as cli
+from titokctl.cli.app import run
+from titokctl.distributed.stop import StopRequest
+from titokctl.errors import Stopped, UserError
+from titokctl.progress import SilentProgress, dry_run, is_dry_run
+from titokctl.weights.read import locate
+
+# What is written, and by which words; `{runs}` is named last.
+PLANNED = [
+    ("t.h5", "tokenize shards -o t.h5 --tokenizer tok.safetensors"),
+    ("packed", "shard shards -o packed --per-shard 2"),
+    ("made", "sample -n 5 -o made --procs 3"),
+    ("out.npz", "decode ids.h5 -o out.npz"),
+    ("ids.npy", "export ids.h5 --to npy"),
+    ("new/both.h5", "merge ids.h5 ids.h5 -o new/both.h5"),
+    ("w.safetensors", "convert runs/generator/gen -o w.safetensors"),
+    ("preview.png", "preview ids.h5"),
+    ("reconstructed", "reconstruct shards --tokenizer tok.safetensors --features none"),
+    ("ref.npz", "stats shards --size 32 -o ref.npz --features toy"),
+    ("page.html", "report tokenizer/tok -o page.html"),
+]
+# They train: their plan is the recipe.
+RECIPES = {"train-gen", "train-tokenizer"}
+# Its plan is that of its samples.
+IN_TWO_STEPS = {"reproduce"}
+REFUSED = [
+    "tokenize nowhere -o t.h5",
+    "tokenize shards -o ids.h5 --tokenizer tok.safetensors",
+    "shard shards -o runs",
+    "sample -n 5 -o shards",
+    "sample -n 5 --classes 7",
+    "decode text -o out.npz",
+    "decode ids.h5 -o out.png",
+    "export ids.h5 --to npy --view ten-crop",
+    "merge ids.h5 other.h5 -o both.h5",
+    "convert text -o w.safetensors",
+    "convert runs/generator/gen -o runs --to official",
+    "preview ids.h5 -o text",
+    "preview ids.h5 -o new/p.png",
+    "reconstruct nowhere --features none",
+    "stats shards --size 32 -o ref.h5 --features toy",
+    "report tokenizer/tok -o page.txt",
+    "train-gen ids.h5 --recipe tiny",
+    "train-tokenizer nowhere --recipe tiny",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards without an index, a tokenizer and a generator with its ids, another cache, a file that is nothing."""
+    root = tmp_path_factory.mktemp("made")
+    trained.generator_run(root / "runs", hashes := trained.tokenizer_run(root / "runs"))
+    write_cache(root / "ids.h5", 6, codes=trained.CODES, tokens=trained.TOKENS, **hashes)
+    write_cache(root / "other.h5", 6, codes=trained.CODES, tokens=trained.TOKENS)
+    tiny.tokenizer(root / "tok.safetensors")
+    tiny.shards(root / "shards", 2, 3)
+    (root / "text").write_text("hello")
+    toy_features.install(root / "elsewhere")
+    return root
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, to work in."""
+    folder = shutil.copytree(made, tmp_path / "place")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TITOKCTL_RUNS", "runs")
+    monkeypatch.syspath_prepend(folder / "elsewhere")
+    return folder
+
+
+def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and bytes of all that is in a folder."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in sorted([folder, *folder.rglob("*")])
+    }
+
+
+@pytest.mark.parametrize(("output", "words"), PLANNED)
+def test_a_dry_run_writes_nothing_and_says_what_would_be(place, capsys, output, words):
+    before = everything(place)
+    assert run([*words.split(), "--dry-run", "--json", "--quiet"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["output"], plan["done"], plan["replaces"]) == (output, 0, False)
+    assert plan["count"] > 0 or plan["unit"] == "pictures"
+    assert plan["free_bytes"] > 0
+    assert run([*words.split(), "--dry-run"]) == 0
+    assert f"{output}: {plan['count']:,} {plan['unit']}" in capsys.readouterr().out
+    assert everything(place) == before
+    assert not is_dry_run()
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_would_fail_is_refused_the_same_way(place, capsys, words):
+    before = everything(place)
+    code = run([*words.split(), "--dry-run", "--quiet"])
+    planned = capsys.readouterr()
+    assert everything(place) == before
+    assert run([*words.split(), "--quiet"]) == code != 0
+    assert planned == capsys.readouterr()
+    assert planned.err.startswith("error: ")
+
+
+@pytest.mark.parametrize(("output", "words"), [each for each in PLANNED if each[1].split()[0] in ("merge", "export")])
+def test_the_size_that_is_told_is_about_right(place, capsys, output, words):
+    assert run([*words.split(), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert run([*words.split(), "--quiet"]) == 0
+    assert plan["num_bytes"] <= Path(output).stat().st_size  # headers come on top
+
+
+def test_what_exists_is_replaced_only_when_asked(place, capsys):
+    before = everything(place)
+    assert run(["merge", "ids.h5", "ids.h5", "-o", "other.h5", "--dry-run"]) == 1
+    assert run(["merge", "ids.h5", "ids.h5", "-o", "other.h5", "--dry-run", "--overwrite"]) == 0
+    assert "other.h5 as it is now" in capsys.readouterr().out
+    assert everything(place) == before
+
+
+class StopWith(StopRequest):
+    """A stop that is asked for as soon as a file is there."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__()
+        self._pattern = pattern
+
+    @property
+    def requested(self) -> bool:
+        return any(Path().glob(self._pattern))
+
+    def check(self, saved: str = "") -> None:
+        if self.requested:
+            raise Stopped(130, saved)
+
+
+def shard_a_part() -> None:
+    from titokctl.jobs.shard import shard
+
+    shard(["shards"], Path("packed"), per_shard=2, progress=SilentProgress(), stop=StopWith(".packed*/*.done.json"))
+
+
+def sample_a_part() -> None:
+    from titokctl.jobs.sample import sample
+
+    sample(Path("runs"), num_images=20, output=Path("made"), progress=SilentProgress(), stop=StopWith("made"))
+
+
+def decode_a_part() -> None:
+    from titokctl.jobs.decode import decode
+
+    decode(Path("ids.h5"), Path("out.npz"), Path("runs"), batch_size=2, precision_name="float32",
+           progress=SilentProgress(), stop=StopWith(".out*"))  # fmt: skip
+
+
+def tokenize_a_part() -> None:
+    from titokctl.jobs.tokenize import tokenize
+
+    tokenize(["shards"], Path("t.h5"), "tok.safetensors", Path("runs"), workers=1, progress=SilentProgress(),
+             stop=StopWith("t.h5.parts/unit-*"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("begin", "words"),
+    [
+        (shard_a_part, "shard shards -o packed --per-shard 2"),
+        (sample_a_part, "sample -n 20 -o made"),
+        (decode_a_part, "decode ids.h5 -o out.npz --batch-size 2 --precision float32"),
+        (tokenize_a_part, "tokenize shards -o t.h5 --tokenizer tok.safetensors"),
+    ],
+)
+def test_what_an_earlier_run_left_is_counted(place, capsys, begin, words):
+    with contextlib.suppress(Stopped):
+        begin()
+    before = everything(place)
+    assert run([*words.split(), "--dry-run", "--json", "--quiet"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert 0 < plan["done"] < plan["count"]
+    assert everything(place) == before
+
+
+def test_other_settings_than_those_it_was_begun_with_are_refused(place, capsys):
+    with contextlib.suppress(Stopped):
+        decode_a_part()
+    assert run(["decode", "ids.h5", "-o", "out.npz", "--batch-size", "3", "--dry-run"]) == 1
+    assert "was begun with other settings" in capsys.readouterr().err
+    assert run(["decode", "ids.h5", "-o", "out.npz", "--batch-size", "3", "--dry-run", "--overwrite"]) == 0
+
+
+def test_nothing_is_fetched(monkeypatch, tmp_path):
+    for name in ("TITOKCTL_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TITOKCTL_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with dry_run(), pytest.raises(UserError, match=r"titok-l-32 is not on this machine \(--dry-run is set\)"):
+        locate("titok-l-32")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_takes_nothing(place, capsys):
+    place.chmod(0o555)
+    try:
+        assert run(["export", "ids.h5", "--to", "npy", "--dry-run"]) == 1
+        assert "no permission to write ids.npy" in capsys.readouterr().err
+    finally:
+        place.chmod(0o755)
+
+
+def test_every_command_with_an_output_has_it():
+    cli._register()
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        names = {word for p in getattr(command, "params", ()) for word in p.opts}
+        if {"--output", "--overwrite"} & names and name != "demo":  # whose steps each need the one before
+            assert "--dry-run" in names, name
+            assert name in {words.split()[0] for _, words in PLANNED} | RECIPES | IN_TWO_STEPS

@@ -1,0 +1,135 @@
+"""What a command hands to its job: progress, the request to stop, the processes that share the work; and dry runs."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from titokctl.cli import console
+from titokctl.errors import UserError
+from titokctl.progress import Plan, Planned, Progress, dry_run
+
+if TYPE_CHECKING:
+    from titokctl.distributed.group import Group
+    from titokctl.distributed.stop import StopRequest
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The options of a command that says where it runs."""
+
+    device: str | None
+    gpus: str | None
+    procs: int | None
+    nodes: int = 1
+    node_rank: int | None = None
+    endpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What this process works with; `group.is_main` is true for the one that talks."""
+
+    progress: Progress
+    stop: "StopRequest"
+    group: "Group"
+    device: str
+
+
+@contextmanager
+def alone(quiet: bool, is_dry: bool = False, as_json: bool = False) -> "Iterator[tuple[Progress, StopRequest]]":
+    """Surroundings of a job in this process. A dry run ends in it, its plan shown, with `typer.Exit`."""
+    from titokctl.distributed.stop import StopRequest
+
+    try:
+        with StopRequest() as stop, ExitStack() as stack:
+            if is_dry:
+                stack.enter_context(dry_run())
+            yield console.progress(quiet), stop
+    except Planned as planned:
+        _show(planned.plan, as_json)
+        raise typer.Exit from None
+
+
+@contextmanager
+def together(
+    machine: Machine,
+    quiet: bool,
+    is_dry: bool = False,
+    as_json: bool = False,
+    *,
+    check: Callable[[str], None] = lambda device: None,
+    takes_all_gpus: bool = False,
+) -> Iterator[Work]:
+    """Surroundings of a job in as many processes as were asked for; leaves with `typer.Exit` when they have worked.
+
+    A dry run is for one process, whatever was asked for.
+
+    Args:
+        check: called with the device, before any process is started.
+        takes_all_gpus: where nothing says how many processes are wanted, each GPU gets one.
+    """
+    from titokctl.distributed import launch
+    from titokctl.distributed.group import process_group, single_group
+    from titokctl.distributed.place import place
+    from titokctl.models.device import device_named, gpus_to_use
+
+    device = device_named(machine.device, "cpu" if machine.procs is not None else None)
+    if place().is_main:
+        check(device)
+    elif is_dry:
+        raise typer.Exit
+    if is_dry:
+        launch.processes_here(machine.gpus, machine.procs)
+    else:
+        nodes = launch.Nodes(machine.nodes, machine.node_rank, machine.endpoint)
+        if launch.relaunch(machine.gpus, machine.procs, nodes, gpus_to_use(device) if takes_all_gpus else None):
+            raise typer.Exit
+    with alone(quiet or not place().is_main, is_dry, as_json) as (progress, stop):
+        if is_dry:
+            yield Work(progress, stop, single_group(), device)
+            return
+        with process_group(device) as group:
+            yield Work(progress, stop, group, device)
+
+
+def _show(plan: Plan, as_json: bool) -> None:
+    """A plan on stdout. Raises UserError when its output can't be written."""
+    free = _free_bytes(plan)
+    if as_json:
+        told = {name: value for name, value in asdict(plan).items() if name != "makes_folders"}
+        console.emit_json(told | {"free_bytes": free})
+        return
+    size = "" if plan.num_bytes is None else f", about {console.size(plan.num_bytes)}"
+    lines: dict[str, Any] = {**plan.reads, "output": f"{plan.output}: {plan.count:,} {plan.unit}{size}"}
+    if plan.replaces:
+        lines["replaces"] = f"{plan.output} as it is now"
+    if plan.done:
+        lines["done before"] = f"{plan.done:,} of {plan.count:,} {plan.unit}"
+    lines |= plan.settings
+    console.pairs("dry run: nothing was written", {n.replace("_", " "): _in_words(v) for n, v in lines.items()})
+    if plan.num_bytes is not None and plan.num_bytes > free:
+        console.say(f"warning: only {console.size(free)} are free where {plan.output} would be")
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(map(console.in_words, value)) if isinstance(value, list) else console.in_words(value)
+
+
+def _free_bytes(plan: Plan) -> int:
+    """Bytes free where the output would be. Raises UserError when it can't be written there."""
+    parent = plan.output.absolute().parent
+    if not plan.makes_folders and not parent.is_dir():
+        raise UserError(
+            f"the folder {plan.output.parent} does not exist", f"make it first: mkdir -p {plan.output.parent}"
+        )
+    there = next(folder for folder in (parent, *parent.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file, so {plan.output} can't be made", "choose another -o")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"no permission to write {plan.output}", "choose another output with -o")
+    return shutil.disk_usage(there).free
