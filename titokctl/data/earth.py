@@ -132,19 +132,16 @@ def _write_split(folder: Path, tiles: list[Tile], progress: Progress) -> int:
     def encode(i: int) -> ShardSample:
         return ShardSample(tiles[i].key, "png", encode_png(tiles[i].pixels, compress_level=1), tiles[i].label)
 
-    samples = [sample for _, sample in _counted(in_order(encode, order.tolist(), available_cores()), progress)]
+    samples = []
+    for _, sample in in_order(encode, order.tolist(), available_cores()):
+        samples.append(sample)
+        progress.advance()
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         parts = [samples[i : i + _PER_SHARD] for i in range(0, len(samples), _PER_SHARD)]
         shards = [write_shard(temporary / shard_name(folder.name, n), part) for n, part in enumerate(parts)]
         write_set_index(temporary, shards, CLASS_NAMES, {"rule": _rule()})
     return len(samples)
-
-
-def _counted(items: Iterator[tuple[int, ShardSample]], progress: Progress) -> Iterator[tuple[int, ShardSample]]:
-    for item in items:
-        yield item
-        progress.advance()
 
 
 def _rule() -> str:

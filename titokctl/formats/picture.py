@@ -1,13 +1,12 @@
 """Pictures that people look at: grids and labelled rows of images, written as PNG."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from titokctl.formats.atomic import write_bytes
+from titokctl.formats.atomic import atomic_path
 
 _WHITE = 255
 _TEXT_MARGIN = 6
@@ -63,17 +62,11 @@ def labelled_rows(rows: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     return out
 
 
-def png_bytes(picture: np.ndarray) -> bytes:
-    """A picture (h, w, 3) uint8 as the bytes of a PNG file."""
-    _check(picture[None])
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Write a picture (h, w, 3) uint8 as PNG, atomically."""
-    write_bytes(path, png_bytes(picture))
+    _check(picture[None])
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG", optimize=True)
 
 
 def _text(label: str, max_height: int) -> np.ndarray:

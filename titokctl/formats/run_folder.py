@@ -5,8 +5,8 @@ Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are
 "finished"), created and finished (UTC, ISO 8601 with microseconds), settings (the resolved recipe or settings), inputs
 (paths and hashes of what the run was made from), product (once finished: a file name in the folder, or an absolute path
 when the user chose another place), hashes (of the product) and versions (of packages; and `commit`, that of titokctl,
-where it ran from a checkout). Other files of the folder belong to the command: recipe.yaml, metrics.jsonl, checkpoints/,
-tensorboard/, pictures.
+where it ran from a checkout). Other files of the folder belong to the command: recipe.yaml, metrics.jsonl,
+checkpoints/, tensorboard/, pictures.
 A run counts as a product only when its status is "finished".
 """
 

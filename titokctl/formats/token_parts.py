@@ -16,10 +16,11 @@ import contextlib
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -27,7 +28,15 @@ from safetensors.numpy import load, save
 
 from titokctl.config.recipe_files import flat_differences
 from titokctl.errors import UserError
-from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json, write_new_json
+from titokctl.formats.atomic import (
+    check_version,
+    disk_errors,
+    read_json,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+    write_new_json,
+)
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.unit_claims import FOLDER as CLAIMS
@@ -39,6 +48,7 @@ _MAX_PART_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 64 << 20
 MANIFEST = "manifest.json"
 _LINE = 160
+T = TypeVar("T")
 
 
 @dataclass
@@ -76,7 +86,6 @@ class PartSummary:
     """What the first bytes of a part say: its rows, their longest key, and what has no row. Not checked further."""
 
     rows: int
-    count: int
     key_bytes: int
     name: str
     rejected: list[dict[str, str]]
@@ -144,9 +153,7 @@ class PartsFolder:
         found = read_json(place)
         if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("header"), dict):
             raise UserError(f"{place} was not written by titokctl", "choose another -o")
-        version = found.get("format_version")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise UserError(f"{place} was written by a newer titokctl (token parts {version})", "upgrade titokctl")
+        check_version(found.get("format_version"), FORMAT_VERSION, place, "token parts")
         return found
 
     def write(self, part: TokenPart) -> None:
@@ -160,34 +167,23 @@ class PartsFolder:
 
     def read(self, unit: int) -> TokenPart | None:
         """The part of `unit`, checked; None when it is not there. Raises UserError when it is damaged."""
-        place = self.place(unit)
-        try:
-            if place.stat().st_size > _MAX_PART_BYTES:
-                raise UserError(f"{place} is too large for a part of a token cache")
-            return _unpack(place, place.read_bytes())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UserError(f"cannot read {place}: {error.strerror}") from error
+        return self._looked_at(unit, _unpack)
 
     def summary(self, unit: int) -> PartSummary | None:
         """What the header of `unit`'s part says; None when it is not there. Raises UserError when it is damaged."""
+        return self._looked_at(unit, _summary)
+
+    def _looked_at(self, unit: int, look: Callable[[BinaryIO], T]) -> T | None:
         place = self.place(unit)
         try:
             with place.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                head = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
-            about, (rows, key_bytes) = head["__metadata__"], head["keys"]["shape"]
-            summary = PartSummary(rows, int(about["count"]), key_bytes, about["name"], json.loads(about["rejected"]))
-            if rows + len(summary.rejected) != summary.count:
-                raise ValueError
-            return summary
+                return look(file)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{place} is damaged ({type(error).__name__})") from error
         except OSError as error:
             raise UserError(f"cannot read {place}: {error.strerror}") from error
+        except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            raise UserError(f"{place} is damaged ({type(error).__name__})") from error
 
     def discard(self, unit: int) -> None:
         """Delete the part of `unit`, so that it is made again."""
@@ -252,13 +248,9 @@ def _manifest(header: CacheHeader, num_units: int) -> dict[str, Any]:
     return manifest | {"header": json.loads(json.dumps(asdict(header)))}
 
 
-def _main(rows: np.ndarray) -> str:
-    return "latents" if rows.ndim == 3 else "tokens"
-
-
 def _pack(part: TokenPart) -> bytes:
     n = len(part)
-    tensors = {_main(part.ids): part.ids, "labels": part.labels.astype("<i4")}
+    tensors = {"latents" if part.ids.ndim == 3 else "tokens": part.ids, "labels": part.labels.astype("<i4")}
     tensors |= {f"views/{name}": ids for name, ids in part.views.items()}
     tensors["keys"] = np.frombuffer(part.keys.tobytes(), np.uint8).reshape(n, part.keys.dtype.itemsize)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
@@ -268,29 +260,39 @@ def _pack(part: TokenPart) -> bytes:
     return save(tensors, about | {"sha256": _digest(tensors, about)})
 
 
-def _unpack(place: Path, data: bytes) -> TokenPart:
-    try:
-        about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        tensors = load(data)
-        claimed = about.pop("sha256")
-        if about.get("format") != PART_FORMAT or claimed != _digest(tensors, about):
-            raise UserError(f"{place} is damaged: its checksum does not fit")
-        keys = tensors["keys"]
-        part = TokenPart(
-            unit=int(about["unit"]),
-            first=int(about["first"]),
-            count=int(about["count"]),
-            name=about["name"],
-            ids=tensors["latents" if "latents" in tensors else "tokens"],
-            labels=tensors["labels"],
-            keys=np.frombuffer(keys.tobytes(), f"S{keys.shape[1]}"),
-            views={k.removeprefix("views/"): v for k, v in tensors.items() if k.startswith("views/")},
-            rejected=json.loads(about["rejected"]),
-        )
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise UserError(f"{place} is damaged ({type(error).__name__})") from error
+def _summary(file: BinaryIO) -> PartSummary:
+    length = int.from_bytes(file.read(8), "little")
+    head = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+    about, (rows, key_bytes) = head["__metadata__"], head["keys"]["shape"]
+    rejected = json.loads(about["rejected"])
+    if rows + len(rejected) != int(about["count"]):
+        raise ValueError
+    return PartSummary(rows, key_bytes, about["name"], rejected)
+
+
+def _unpack(file: BinaryIO) -> TokenPart:
+    if os.fstat(file.fileno()).st_size > _MAX_PART_BYTES:
+        raise UserError(f"{file.name} is too large for a part of a token cache")
+    data = file.read()
+    about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    tensors = load(data)
+    claimed = about.pop("sha256")
+    if about.get("format") != PART_FORMAT or claimed != _digest(tensors, about):
+        raise UserError(f"{file.name} is damaged: its checksum does not fit")
+    keys = tensors["keys"]
+    part = TokenPart(
+        unit=int(about["unit"]),
+        first=int(about["first"]),
+        count=int(about["count"]),
+        name=about["name"],
+        ids=tensors["latents" if "latents" in tensors else "tokens"],
+        labels=tensors["labels"],
+        keys=np.frombuffer(keys.tobytes(), f"S{keys.shape[1]}"),
+        views={k.removeprefix("views/"): v for k, v in tensors.items() if k.startswith("views/")},
+        rejected=json.loads(about["rejected"]),
+    )
     if len(part) + len(part.rejected) != part.count or {len(part.labels), len(part.keys)} != {len(part)}:
-        raise UserError(f"{place} is damaged: its rows do not add up")
+        raise UserError(f"{file.name} is damaged: its rows do not add up")
     return part
 
 

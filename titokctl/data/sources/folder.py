@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from titokctl.data.images import EXTENSIONS
-from titokctl.data.sources.source import Sample, Source, units_of
+from titokctl.data.sources.source import Sample, Source, description_of, units_of
 from titokctl.errors import UserError
 from titokctl.formats.shard_scan import MAX_IMAGE_BYTES
 
@@ -88,15 +88,11 @@ def open_folder(path: Path) -> FolderSource:
     counts = [len(files) for files in classes.values()]
     labels = np.full(len(own), -1) if own else np.repeat(np.arange(len(counts)), counts)
     sizes = [_size(path / name) for name in names]
-    description = {
-        "kind": KIND,
-        "paths": [str(path.resolve())],
-        "num_samples": len(names),
-        "fingerprint": fingerprint(zip(names, sizes, strict=True)),
-    }
     return FolderSource(
         class_names=[_text(name) for name in classes],
-        description=description,
+        description=description_of(
+            KIND, [str(path.resolve())], len(names), _fingerprint(zip(names, sizes, strict=True))
+        ),
         units=units_of([(path.name, len(names))]),
         root=path,
         names=names,
@@ -111,7 +107,7 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and name.rpartition(".")[2].lower() in EXTENSIONS
 
 
-def fingerprint(names_and_sizes: Iterable[tuple[str, int]]) -> str:
+def _fingerprint(names_and_sizes: Iterable[tuple[str, int]]) -> str:
     """SHA-256, in hexadecimal, of names and sizes in their order."""
     total = hashlib.sha256()
     for name, size in names_and_sizes:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from titokctl.data.sources.source import Sample, Source, units_of
+from titokctl.data.sources.source import Sample, Source, description_of, units_of
 from titokctl.errors import UserError
 
 T = TypeVar("T")
@@ -118,15 +118,10 @@ def open_parquet(paths: Sequence[Path]) -> ParquetSource:
     if class_names and labels.max() >= len(class_names):
         raise UserError(f"the files hold the label {labels.max()}, but there are {len(class_names):,} class names")
     units = units_of([(path.name, sum(head.rows)) for path, head in zip(paths, heads, strict=True)])
-    description = {
-        "kind": KIND,
-        "paths": [str(path.resolve()) for path in paths],
-        "num_samples": len(labels),
-        "fingerprint": _fingerprint(paths, heads),
-    }
+    resolved = [str(path.resolve()) for path in paths]
     return ParquetSource(
         class_names,
-        description,
+        description_of(KIND, resolved, len(labels), _fingerprint(paths, heads)),
         units,
         paths=list(paths),
         column=heads[0].column,

@@ -29,7 +29,7 @@ from titokctl.data.sources.remote_stream import (
 )
 from titokctl.data.sources.shard_checks import check_distinct, left_out, usable
 from titokctl.data.sources.shards import expand_pattern
-from titokctl.data.sources.source import Rejected, Sample, Source, Unit
+from titokctl.data.sources.source import Rejected, Sample, Source, Unit, description_of
 from titokctl.data.workers import in_order
 from titokctl.errors import UserError
 from titokctl.formats.atomic import write_json
@@ -37,6 +37,7 @@ from titokctl.formats.shard_counts import recorded_counts
 from titokctl.formats.shard_index import from_scan
 from titokctl.formats.shard_scan import Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
+from titokctl.progress import is_dry_run
 
 KIND = "remote"
 _ENDLESS = 1 << 62
@@ -135,12 +136,8 @@ def open_remote(urls: Sequence[str], accept_cut: bool = False) -> RemoteShardSou
         raise UserError(
             f"no images in {urls[0]}" if len(urls) == 1 else f"no images in {len(urls)} shards ({urls[0]} ...)"
         )
-    description = {
-        "kind": KIND,
-        "paths": list(urls),
-        "num_samples": first,
-        "fingerprint": hashlib.sha256("".join(f"{url}\0{counts[url]}\n" for url in urls).encode()).hexdigest(),
-    }
+    digest = hashlib.sha256("".join(f"{url}\0{counts[url]}\n" for url in urls).encode()).hexdigest()
+    description = description_of(KIND, urls, first, digest)
     if accept_cut:
         description["accepted_cut_shards"] = list(urls)
     full = [url for url in urls if counts[url]]
@@ -175,7 +172,7 @@ def _counted(url: str) -> int:
         pass
     file, found = _scan(url)
     # A cut shard's count may be another one tomorrow.
-    if not found.cut and file.version:
+    if not found.cut and file.version and not is_dry_run():
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept, facts | {"samples": _samples(found)})

@@ -24,7 +24,7 @@ from titokctl.data.sources.shard_checks import (
     contiguous_names,
     joined_names,
 )
-from titokctl.data.sources.source import Rejected, Sample, Source, units_of
+from titokctl.data.sources.source import Rejected, Sample, Source, description_of, units_of
 from titokctl.errors import UserError
 from titokctl.formats.class_tars import is_class_tars
 from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, open_index
@@ -162,12 +162,8 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
     units = units_of([(path.name, len(index)) for path, index in zip(paths, indices, strict=True)])
     if not units:
         raise _nothing(paths, checked.problems)
-    description = {
-        "kind": CLASS_TARS if layout == CLASS_TARS else KIND,
-        "paths": [str(p.resolve()) for p in paths],
-        "num_samples": units[-1].first + units[-1].count,
-        "fingerprint": _fingerprint(paths, indices),
-    }
+    kind, resolved = CLASS_TARS if layout == CLASS_TARS else KIND, [str(path.resolve()) for path in paths]
+    description = description_of(kind, resolved, units[-1].first + units[-1].count, _fingerprint(paths, indices))
     cut = [str(path) for path, index in zip(paths, indices, strict=True) if index.cut]
     if cut:
         description["accepted_cut_shards"] = cut

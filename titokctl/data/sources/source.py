@@ -103,6 +103,11 @@ class Source(ABC):
         return self.read_many([position])[0]
 
 
+def description_of(kind: str, paths: Sequence[str], num_samples: int, fingerprint: str) -> dict[str, Any]:
+    """What every source says it is made of."""
+    return {"kind": kind, "paths": list(paths), "num_samples": num_samples, "fingerprint": fingerprint}
+
+
 def units_of(parts: Sequence[tuple[str, int]]) -> list[Unit]:
     """Units over parts (name, number of samples) that follow each other; no unit spans two parts."""
     units: list[Unit] = []

@@ -13,6 +13,11 @@ from titokctl.errors import UserError
 # width, layers, heads
 _SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 _ARCHITECTURES: dict[str, Literal["ViT", "UViT"]] = {"vit": "ViT", "uvit": "UViT"}
+_GENERATOR_FIELDS = {
+    "width": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
+    "mlp_width": "intermediate_size", "dropout": "dropout", "attention_dropout": "attn_drop",
+    "num_latent_tokens": "image_seq_len", "num_classes": "condition_num_classes",
+}  # fmt: skip
 _Size = Literal["small", "base", "large"]
 # Official folders are saved with OmegaConf's references as they were written: "${model.vq_model.num_latent_tokens}".
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -175,15 +180,8 @@ def _read_generator(official: Mapping[str, Any]) -> GeneratorConfig:
     generator = model.generator
     return GeneratorConfig(
         architecture=generator.model_type.lower(),
-        num_latent_tokens=generator.image_seq_len,
         codebook_size=model.vq_model.codebook_size,
-        num_classes=generator.condition_num_classes,
-        width=generator.hidden_size,
-        num_layers=generator.num_hidden_layers,
-        num_heads=generator.num_attention_heads,
-        mlp_width=generator.intermediate_size,
-        dropout=generator.dropout,
-        attention_dropout=generator.attn_drop,
+        **{ours: getattr(generator, theirs) for ours, theirs in _GENERATOR_FIELDS.items()},
     )
 
 
@@ -226,17 +224,8 @@ def _size_name(side: str, vit: TransformerConfig) -> str:
 def _write_generator(config: GeneratorConfig) -> dict[str, Any]:
     if config.architecture not in _ARCHITECTURES:
         raise _no_form(f"its architecture {config.architecture!r} is unknown there")
-    generator = {
-        "model_type": _ARCHITECTURES[config.architecture],
-        "hidden_size": config.width,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_width,
-        "dropout": config.dropout,
-        "attn_drop": config.attention_dropout,
-        "image_seq_len": config.num_latent_tokens,
-        "condition_num_classes": config.num_classes,
-    }
+    fields = {theirs: getattr(config, ours) for ours, theirs in _GENERATOR_FIELDS.items()}
+    generator = {"model_type": _ARCHITECTURES[config.architecture], **fields}
     vq_model = {"codebook_size": config.codebook_size, "num_latent_tokens": config.num_latent_tokens}
     return {"model": {"vq_model": vq_model, "generator": generator}}
 
