@@ -60,7 +60,7 @@ def test_a_step_is_compiled_once(make_task):
     """With a back-end that only records: the whole network is one graph, and no later batch makes another."""
     task = make_task()
     torch._dynamo.reset()
-    task._forward = torch.compile(task.model, backend="eager", fullgraph=True)
+    task.model.compile(backend="eager", fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for number in range(3):
             task.prepare(number)

@@ -4,7 +4,6 @@ All distances are to the training tiles, on EfficientNet-Lite0 features: the FrÃ
 FID, and with so few images the kernel distance (KID) is the fair one. Letters: n images, K latent tokens.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from titokctl.data.images import to_bytes
 from titokctl.distributed.stop import StopRequest
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract
-from titokctl.evaluation.frechet import Gaussian, GaussianSums, frechet_distance
+from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.evaluation.linear_probe import fit_probe
 from titokctl.evaluation.nearest import CloserThanHeldOut, closer_than_held_out
@@ -76,9 +75,9 @@ def score(images: DemoImages, extractor: Extractor, progress: Progress, stop: St
     features = [_features(extractor, pixels, progress, stop) for pixels in everything]
     progress.close()
     training, by_name = features[0], dict(zip(images.sets, features[1:], strict=True))
-    gaussian = _gaussian(training)
+    gaussian = gaussian_of(training)
     yardsticks = [
-        Yardstick(name, len(f), frechet_distance(_gaussian(f), gaussian), kernel_distance(f, training))
+        Yardstick(name, len(f), frechet_distance(gaussian_of(f), gaussian), kernel_distance(f, training))
         for name, f in by_name.items()
     ]
     classes = int(images.training_labels.max()) + 1
@@ -135,21 +134,10 @@ def _psnr(error: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.mean(np.square(error))))
 
 
-def _gaussian(features: np.ndarray) -> Gaussian:
-    sums = GaussianSums(features.shape[1])
-    sums.add(features)
-    return sums.gaussian()
-
-
 def _features(extractor: Extractor, pixels: np.ndarray, progress: Progress, stop: StopRequest) -> np.ndarray:
-    def counted() -> Iterator[np.ndarray]:
-        for batch in extract(extractor, _blocks(pixels, extractor.batch_size)):
-            stop.check("All but the scores is kept.")
-            progress.advance(len(batch["pool"]))
-            yield batch["pool"]
-
-    return np.concatenate(list(counted()))
-
-
-def _blocks(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    yield from (pixels[i : i + size] for i in range(0, len(pixels), size))
+    rows = []
+    for batch in extract(extractor, [pixels]):
+        stop.check("All but the scores is kept.")
+        progress.advance(len(batch["pool"]))
+        rows.append(batch["pool"])
+    return np.concatenate(rows)

@@ -1,7 +1,5 @@
 """Exponential moving average of weights, with the published warm-up."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
@@ -32,10 +30,6 @@ class Ema:
         pairs = [(self.shadow[name], t.detach()) for name, t in module.state_dict().items()]
         floats = [(s, t) for s, t in pairs if s.is_floating_point()]
         torch._foreach_lerp_([s for s, _ in floats], [t for _, t in floats], weight)
-        _copy((s, t) for s, t in pairs if not s.is_floating_point())
-
-
-@torch.no_grad()
-def _copy(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    for shadow, tensor in pairs:
-        shadow.copy_(tensor)
+        for shadow, tensor in pairs:
+            if not shadow.is_floating_point():
+                shadow.copy_(tensor)

@@ -17,6 +17,7 @@ from titokctl.distributed.reduce import slice_of, summed
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.maskgit.mask_schedule import mask_ratio
 from titokctl.models.precision import precision, training_attention
+from titokctl.training.acceleration import accelerate
 from titokctl.training.learner import Learner, part
 from titokctl.training.loop import Metrics
 from titokctl.training.losses import masked_accuracy, masked_token_loss, masked_token_weights
@@ -79,12 +80,9 @@ class MaskedTokens:
         training = recipe.training
         self.learner = Learner(model, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group)
         self._device = next(model.parameters()).device
-        on_gpu = self._device.type == "cuda"
-        model.body.recompute = training.activation_checkpointing
-        compiles = on_gpu if training.compile is None else training.compile
-        self._forward: Callable[..., torch.Tensor] = torch.compile(model) if compiles else model
+        accelerate([model], training)
         # While a GPU computes, a core is idle; on a CPU a thread would only take it from the step.
-        self._draws = Prefetch(self._draw).get if on_gpu else self._draw
+        self._draws = Prefetch(self._draw).get if self._device.type == "cuda" else self._draw
 
     def prepare(self, step: int) -> None:
         """Gather and mask this process's share of the batch of `step`."""
@@ -108,7 +106,7 @@ class MaskedTokens:
             weights = masked_token_weights(batch.masked[rows], self.recipe.loss.unmasked_weight)
             with training_attention(self._device):  # the backward pass, too: it may compute blocks again
                 with precision(training.precision, self._device):
-                    logits = self._forward(batch.inputs[rows], batch.labels[rows])
+                    logits = self.model(batch.inputs[rows], batch.labels[rows])
                 part_loss = masked_token_loss(logits, batch.ids[rows], weights, self.recipe.loss.label_smoothing)
                 (part_loss / batch.total_weight).backward()
             loss = loss + part_loss.detach() / batch.total_weight
