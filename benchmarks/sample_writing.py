@@ -82,7 +82,7 @@ def _task(number: int, image_format: str, device: str) -> Any:
         precision="float32",
         networks=SimpleNamespace(generator=generator, decoder=StubDecoder(device)),
         plan=Plan(number, tuple(range(1000)), TILE),
-        settings=SimpleNamespace(sampling=SamplingConfig(num_steps=1, guidance_scale=0)),
+        sampling=SamplingConfig(num_steps=1, guidance_scale=0),
         batch_size=TILE,
         image_format=image_format,
         tokenizer=SimpleNamespace(config=SimpleNamespace(codebook_size=CODES)),

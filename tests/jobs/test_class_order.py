@@ -57,7 +57,5 @@ def test_training_a_published_recipe_says_so(tmp_path: Path, names, warned):
 def test_sampling_a_generator_of_that_form_says_so():
     inputs = json.dumps({"class_names": SWAPPED})
     talk = Talk()
-    settings_for(
-        Given("g", Path("g"), Weights("generator", MODEL, {}, {"inputs": inputs})), {}, None, 1, None, talk.say
-    )
+    settings_for(Given("g", Path("g"), Weights("generator", MODEL, {}, {"inputs": inputs})), {}, talk.say)
     assert any("class 7 is n00000008" in line for line in talk.said)

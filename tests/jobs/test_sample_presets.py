@@ -23,7 +23,7 @@ def given(name: str, **extra: str) -> Given:
 
 
 def settings(generator: Given, changes: dict | None = None) -> SamplingConfig:
-    return settings_for(generator, changes or {}, None, 10, None, lambda text: None).sampling
+    return settings_for(generator, changes or {}, lambda text: None)
 
 
 def test_every_released_generator_has_a_preset():

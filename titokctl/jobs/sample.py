@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.config.guidance_scale import both_forms
+from titokctl.config.sampling import SamplingConfig
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
@@ -18,15 +19,17 @@ from titokctl.errors import UsageError, UserError
 from titokctl.formats.chunk_writer import ChunkWriter
 from titokctl.formats.image_output import ImageFormat
 from titokctl.formats.sample_set import UNFINISHED, state_of
+from titokctl.jobs.image_decoder import default_batch_size
 from titokctl.jobs.plans import cache_bytes, image_bytes
 from titokctl.jobs.sample_fid import FidRequest
-from titokctl.jobs.sample_inputs import Given, Settings, find_generator, find_tokenizer, ready, settings_for
+from titokctl.jobs.sample_inputs import Given, find_generator, find_tokenizer, plan_for, ready, settings_for
 from titokctl.jobs.sample_job import Sampled, SampleJob, check_same
 from titokctl.jobs.sample_record import SampleTask
 from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import Precision
 from titokctl.progress import Plan, Progress, about_to_write
 from titokctl.sampling.decoding import too_many_steps
+from titokctl.sampling.plan import Plan as DrawingPlan
 
 __all__ = ["Sampled", "check_request", "sample"]
 
@@ -78,23 +81,25 @@ def sample(
     if not group.is_main:  # what the first one finds must not be another's newest
         generator, tokenizer = team.hear("networks")
     found = find_generator(generator, runs, progress.say)
-    settings = settings_for(found, changes, classes, num_images, per_class, progress.say)
-    if fid is not None and settings.num_images < 2:
-        raise UsageError(f"--fid needs at least 2 images, not {settings.num_images}", "draw more with -n")
+    plan = plan_for(found, classes, num_images, per_class, device)
+    sampling = settings_for(found, changes, progress.say)
+    if fid is not None and plan.num_images < 2:
+        raise UsageError(f"--fid needs at least 2 images, not {plan.num_images}", "draw more with -n")
     decoder = find_tokenizer(tokenizer, found, runs, progress.say)
     if group.is_main:
         team.tell("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
     chosen = precision_name or fastest_precision(device)
-    _say_settings(settings, found, chosen, progress)
+    _say_settings(sampling, plan, found, chosen, progress)
     task = SampleTask(
         found,
         decoder,
         ready(found, decoder, device, chosen),
-        settings,
+        sampling,
+        plan,
         image_format or ("npz" if fid is None else "none"),
         device,
         chosen,
-        batch_size,
+        min(batch_size or default_batch_size(device), plan.tile_size),
         fid.description if fid else None,
     )
     job = SampleJob(task, runs, output, fid, team, progress, stop)
@@ -105,7 +110,7 @@ def sample(
 
 def _plan(task: SampleTask, folder: Path, overwrite: bool) -> Plan:
     """What would be drawn into `folder`."""
-    count, sampling = task.settings.num_images, task.settings.sampling
+    count = task.plan.num_images
     before = "empty" if overwrite else state_of(folder)
     if not overwrite:
         check_same(folder, task.identity)
@@ -121,8 +126,8 @@ def _plan(task: SampleTask, folder: Path, overwrite: bool) -> Plan:
         num_bytes=None if images is None else images + cache_bytes(task.header(), count, len(str(count))),
         settings={
             "image_format": task.image_format,
-            "classes": None if task.settings.classes is None else len(set(task.settings.classes)),
-            **sampling.model_dump(mode="json"),
+            "classes": None if task.plan.classes is None else len(set(task.plan.classes)),
+            **task.sampling.model_dump(mode="json"),
             "precision": task.precision,
             "device": task.device,
         },
@@ -167,16 +172,18 @@ def check_request(
         raise UserError(f"{output} holds a sample set already", "choose another folder with -o, or add --overwrite")
 
 
-def _say_settings(settings: Settings, generator: Given, precision_name: str, progress: Progress) -> None:
-    sampling, tokens = settings.sampling, generator.config.num_latent_tokens
+def _say_settings(
+    sampling: SamplingConfig, plan: DrawingPlan, generator: Given, precision_name: str, progress: Progress
+) -> None:
+    tokens = generator.config.num_latent_tokens
     if sampling.num_steps > tokens:
         progress.warn(too_many_steps(sampling.num_steps, tokens))
     every = generator.config.num_classes
-    classes = "no classes" if settings.classes is None else f"{len(set(settings.classes))} of {every} classes"
+    classes = "no classes" if plan.classes is None else f"{len(set(plan.classes))} of {every} classes"
     annealing = "on" if sampling.softmax_annealing else "off"
     power = f" of power {sampling.guidance_power:g}" if sampling.guidance_schedule == "power-cosine" else ""
     progress.say(
-        f"{settings.num_images:,} images, {classes}, seed {sampling.seed}, {sampling.num_steps} steps; "
+        f"{plan.num_images:,} images, {classes}, seed {sampling.seed}, {sampling.num_steps} steps; "
         f"guidance {both_forms(sampling.guidance_scale)}, {sampling.guidance_schedule}{power}; "
         f"choice temperature {sampling.choice_temperature:g}, softmax annealing {annealing}; "
         f"{precision_name}"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from titokctl.config import recipe_files
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.config.sampling import SamplingConfig
@@ -16,7 +18,7 @@ from titokctl.jobs.image_decoder import ImageDecoder
 from titokctl.models.inference import prepared
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.precision import Precision
-from titokctl.sampling.plan import classes_of
+from titokctl.sampling.plan import Plan, classes_of
 from titokctl.weights.build import build
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.known import released
@@ -24,6 +26,8 @@ from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights
 
 DEFAULT_NUM_IMAGES = 64
+# Rows of a canonical tile: how many images a device draws at once. It is part of what makes an image.
+_CPU_TILE, _GPU_TILE = 16, 64
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,6 @@ class Networks:
     generator: MaskGit
     decoder: ImageDecoder
     hashes: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that decides which ids are drawn, besides the generator."""
-
-    sampling: SamplingConfig
-    classes: tuple[int, ...] | None
-    num_images: int
 
 
 def find_generator(named: str | None, runs: Path, say: Say) -> Given:
@@ -109,29 +104,29 @@ def ready(generator: Given, tokenizer: Given, device: str, precision: Precision)
     return Networks(prepared(maskgit, device, precision), ImageDecoder(detokenizer, device, precision), hashes)
 
 
-def settings_for(
-    generator: Given,
-    changes: dict[str, Any],
-    classes: Sequence[int] | None,
-    num_images: int | None,
-    per_class: int | None,
-    say: Say,
-) -> Settings:
-    """The generator's own sampling settings with `changes`, its classes, and the number of images.
+def plan_for(
+    generator: Given, classes: Sequence[int] | None, num_images: int | None, per_class: int | None, device: str
+) -> Plan:
+    """Which images of which classes to draw, `num_images` in all or `per_class` of each.
 
-    Raises UsageError when the classes are not the generator's, or a changed setting is out of range.
+    Raises UsageError when the classes are not the generator's.
     """
     chosen = classes_of(classes, generator.config.num_classes)
     if per_class is not None:
         if chosen is None:
             raise UsageError("--per-class was given, but this generator was trained without classes", "use -n instead")
         num_images = per_class * len(chosen)
+    tile_size = _CPU_TILE if torch.device(device).type == "cpu" else _GPU_TILE
+    return Plan(num_images or DEFAULT_NUM_IMAGES, chosen, tile_size)
+
+
+def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> SamplingConfig:
+    """The generator's own sampling settings with `changes`. Raises UsageError when one of these is out of range."""
     preset, where = _preset(generator)
     say(f"settings: {where}" + (f", changed: {', '.join(changes)}" if changes else ""))
     say_class_order(generator.lineage.get("class_names", ()), generator.config, say)
     wanted = {**preset.model_dump(mode="json"), **changes}
-    sampling = recipe_files.validate(SamplingConfig, wanted, "the sampling settings")
-    return Settings(sampling, chosen, num_images or DEFAULT_NUM_IMAGES)
+    return recipe_files.validate(SamplingConfig, wanted, "the sampling settings")
 
 
 def released_as(config: GeneratorConfig) -> str | None:

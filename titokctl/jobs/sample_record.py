@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import InitVar, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from titokctl.config.sampling import SamplingConfig
 from titokctl.data.terms import IMAGENET
 from titokctl.formats.image_output import ImageFormat
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import CacheHeader
-from titokctl.jobs.image_decoder import default_batch_size
-from titokctl.jobs.sample_inputs import Given, Networks, Settings
+from titokctl.jobs.sample_inputs import Given, Networks
 from titokctl.models.precision import Precision
 from titokctl.sampling.guidance import S_FORM, W_FORM
 from titokctl.sampling.plan import Plan
 from titokctl.weights.known import released
 
 _LABEL_RULE = "image i has the class classes[i mod C]"
-# Rows of a canonical tile: how many images a device draws at once. It is part of what makes an image.
-_CPU_TILE, _GPU_TILE = 16, 64
 
 
 @dataclass
@@ -33,27 +31,23 @@ class SampleTask:
     generator: Given
     tokenizer: Given
     networks: Networks
-    settings: Settings
+    sampling: SamplingConfig
+    plan: Plan
     image_format: ImageFormat
     device: str
     precision: Precision
-    wanted_batch_size: InitVar[int | None]
-    features: dict[str, Any] | None = None
-
-    def __post_init__(self, wanted_batch_size: int | None) -> None:
-        tile_size = _CPU_TILE if torch.device(self.device).type == "cpu" else _GPU_TILE
-        self.plan = Plan(self.settings.num_images, self.settings.classes, tile_size)
-        self.batch_size = min(wanted_batch_size or default_batch_size(self.device), tile_size)
+    batch_size: int
+    features: dict[str, Any] | None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides about the bytes of the set; a set is gone on with only if this is equal."""
-        classes, every = self.settings.classes, self.generator.config.num_classes
+        classes, every = self.plan.classes, self.generator.config.num_classes
         kind = torch.device(self.device).type
         return {
-            "num_images": self.settings.num_images,
+            "num_images": self.plan.num_images,
             "classes": "all" if classes == tuple(range(every)) else classes and list(classes),
-            "sampling": self.settings.sampling.model_dump(mode="json"),
+            "sampling": self.sampling.model_dump(mode="json"),
             **self.networks.hashes,
             "image_format": self.image_format,
             "tile_size": self.plan.tile_size,
@@ -68,7 +62,7 @@ class SampleTask:
     def name(self, output: Path | None) -> str:
         """The name of the run: readable, and different for other settings or another place."""
         key = json.dumps([self.identity, str(output.absolute()) if output else None], sort_keys=True)
-        scale, n = self.settings.sampling.guidance_scale, self.settings.num_images
+        scale, n = self.sampling.guidance_scale, self.plan.num_images
         return f"cfg{scale:g}-n{n}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     def inputs(self) -> dict[str, Any]:
@@ -116,7 +110,7 @@ class SampleTask:
 
     def manifest(self) -> dict[str, Any]:
         """What the manifest tells beyond the settings."""
-        sampling = self.settings.sampling
+        sampling = self.sampling
         networks = {
             name: {"path": str(given.path.absolute()), "config": given.config.model_dump(mode="json")}
             for name, given in (("generator", self.generator), ("tokenizer", self.tokenizer))
@@ -132,7 +126,7 @@ class SampleTask:
         return {
             "guidance": guidance,
             "seed": sampling.seed,
-            "labels": _LABEL_RULE if self.settings.classes is not None else "none",
+            "labels": _LABEL_RULE if self.plan.classes is not None else "none",
             **networks,
             "inputs": self.inputs(),
             **({"terms": self.terms} if self.terms else {}),

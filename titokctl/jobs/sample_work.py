@@ -42,7 +42,7 @@ def draw(
     for tile in tiles:
         indices = tile.image_indices(task.device)
         with precision(task.precision, task.device):
-            ids = decode_ids(task.networks.generator, task.plan.labels(indices), task.settings.sampling, indices)
+            ids = decode_ids(task.networks.generator, task.plan.labels(indices), task.sampling, indices)
         for start in range(0, tile.count, task.batch_size):
             part = ids[start : start + task.batch_size]
             kept = min(len(part), tile.count - start)  # the surplus rows of the tile are dropped
