@@ -22,9 +22,10 @@ from titokctl.formats.statistics import read_statistics
 from titokctl.jobs.fid import fid
 from titokctl.jobs.stats import stats
 from titokctl.jobs.tokenize import tokenize
+from titokctl.progress import SilentProgress
 
 
-class Remarks:
+class Remarks(SilentProgress):
     """Progress that keeps what is said."""
 
     def __init__(self) -> None:
@@ -32,12 +33,6 @@ class Remarks:
 
     def start(self, what, total, unit="images", done=0) -> None:
         self.said.append(f"start {what}")
-
-    def advance(self, n=1, note="") -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
     def say(self, text) -> None:
         self.said.append(text)

@@ -147,6 +147,20 @@ def test_a_corrupt_image_is_named(made, tmp_path):
     assert go(made, tmp_path / "out", data=folder, skip_bad=True).skipped == 1
 
 
+def test_a_sample_set_is_its_images_and_not_their_grid(made, tmp_path):
+    """An .npz holds none that can be read here; a folder of files is taken without grid.png beside it."""
+    for name, images in (("as_npz", "images.npz"), ("as_files", "images")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ids.h5").touch()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "grid.png")
+        manifest = {"format": "titokctl/sample-set", "format_version": 1, "images": images}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"sample set whose images are in images\.npz"):
+        go(made, tmp_path / "out", data=tmp_path / "as_npz")
+    tiny.class_folder(tmp_path / "as_files" / "images", 2)
+    assert go(made, tmp_path / "out", data=tmp_path / "as_files").images == 4
+
+
 def test_the_command(run_cli, made, tmp_path):
     done = run_cli("reconstruct", made[2], "--tokenizer", made[1], "-o", "out", "--json", "-n", 2, code=0)
     assert done.json["images"] == 2

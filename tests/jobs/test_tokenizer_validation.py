@@ -15,7 +15,7 @@ from titokctl.data.sources import open_source
 from titokctl.distributed.group import single_group
 from titokctl.distributed.launch import run_workers
 from titokctl.errors import UserError
-from titokctl.evaluation.codebook_usage import codebook_usage
+from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
@@ -38,7 +38,7 @@ def expected(tokenizer, folder):
     made = to_bytes(tokenizer.detokenize(ids)).numpy()
     sums = ReconstructionSums()
     sums.add(pixels, made)
-    usage = codebook_usage(ids.numpy(), tiny.CODES)
+    usage = usage_of(np.bincount(ids.numpy().ravel(), minlength=tiny.CODES))
     score = sums.score()
     numbers = {"val_psnr": score.psnr_pooled, "val_ssim": score.ssim, "val_codebook_usage": usage.share,
                "val_perplexity": usage.perplexity}  # fmt: skip

@@ -26,16 +26,8 @@ class CodebookUsage:
         return self.used / self.size
 
 
-def codebook_usage(ids: np.ndarray, codebook_size: int) -> CodebookUsage:
-    """Usage of V codes by ids (any shape, integers in [0, V)). Raises ValueError without any, or with one above."""
-    counts = np.bincount(np.asarray(ids).reshape(-1), minlength=codebook_size)
-    if len(counts) > codebook_size or not ids.size:
-        raise ValueError(f"expected ids in [0, {codebook_size}), at least one")
-    return usage_of(counts)
-
-
 def usage_of(counts: np.ndarray) -> CodebookUsage:
-    """The same from how often each code occurs, (V,); a perplexity of 0 for no counts at all."""
+    """From how often each code occurs, (V,); a perplexity of 0 for no counts at all."""
     shares = counts[counts > 0] / max(counts.sum(), 1)
     entropy = -(shares * np.log(shares)).sum()
     return CodebookUsage(len(shares), len(counts), float(np.exp(entropy)) if len(shares) else 0.0)

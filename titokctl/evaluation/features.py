@@ -32,7 +32,7 @@ def extract(extractor: Extractor, images: Iterable[np.ndarray]) -> Iterator[Feat
     Raises:
         ValueError: when the images are not uint8 with three channels, or differ in size.
     """
-    batches = _fixed_batches(images, extractor.batch_size)
+    batches = fixed_batches(images, extractor.batch_size)
     if extractor.device != "cpu":
         yield from _on_gpu(extractor, batches)
         return
@@ -90,8 +90,11 @@ def _to_host(found: dict[str, torch.Tensor]) -> Features:
     return {name: values.cpu().numpy() for name, values in found.items()}
 
 
-def _fixed_batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The images again, `size` at a time; only the last batch may be shorter."""
+def fixed_batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The images (n, H, W, 3) uint8 again, `size` at a time; only the last batch may be shorter.
+
+    Raises ValueError when they are not uint8 with three channels, or differ in size.
+    """
     held: list[np.ndarray] = []
     count, shape = 0, None
     for array in images:

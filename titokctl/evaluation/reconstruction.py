@@ -1,4 +1,4 @@
-"""How near reconstructions are to their originals: PSNR and SSIM.
+"""Reconstructions, and how near they are to their originals: PSNR and SSIM.
 
 Letters: n images, H and W height and width.
 """
@@ -11,11 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from titokctl.data.images import to_bytes, to_float
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.vqgan.vqgan import MaskGitVqgan
+
 _PEAK = 255.0
 _EXACT_PSNR_DB = 100.0
 _WINDOW = 11
 _SIGMA = 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+
+
+@torch.inference_mode()
+def reconstructed(tokenizer: TiTok | MaskGitVqgan, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, S, S, 3) uint8 through a tokenizer: what its `tokenize` gives, and the pixels made of it, likewise."""
+    images = to_float(torch.from_numpy(pixels)).to(next(tokenizer.parameters()).device)
+    tokens = tokenizer.tokenize(images)
+    return tokens.cpu().numpy(), to_bytes(tokenizer.detokenize(tokens)).cpu().numpy()
 
 
 @dataclass(frozen=True)

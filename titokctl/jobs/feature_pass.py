@@ -82,7 +82,7 @@ def measure(images: ImageSet, keep: int, what: str, work: FeaturePass) -> Featur
         text = unreadable(images.rejected, f"of {images.count:,} images in {images.path}")
         if not work.skip_bad:
             raise UserError(text, "mend or remove them, or judge the others with --skip-bad")
-        work.progress.say(f"warning: {text}")
+        work.progress.warn(text)
     good = images.count - len(images.rejected)
     if good < 2:
         raise UserError(f"{images.path} holds {good} usable images; features need at least 2")

@@ -1,26 +1,27 @@
 """`titokctl reconstruct`: images through a tokenizer and back, looked at and measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.images import to_bytes, to_float
-from titokctl.data.pipeline import decode_units
+from titokctl.data.pipeline import DecodedUnit, decode_units
 from titokctl.data.sources import Rejected, Source, Unit, open_source
 from titokctl.data.workers import available_cores
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.codebook_usage import codebook_usage
+from titokctl.evaluation.features import fixed_batches
+from titokctl.evaluation.reconstruction import reconstructed
 from titokctl.formats.atomic import make_folder, write_json
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.run_folder import versions
+from titokctl.formats.sample_set import IDS, MANIFEST, SampleSet
 from titokctl.jobs.chain import pick_tokenizer
+from titokctl.jobs.image_set import unreadable
 from titokctl.jobs.plans import source_read
 from titokctl.jobs.reconstruct_scores import AUTO, Judges, ReconstructScores, check_count, find_judges
 from titokctl.models.precision import precision
@@ -34,8 +35,7 @@ FORMAT_VERSION = 1
 PICTURE, RESULT = "reconstructions.png", "reconstruction.json"
 _SHOWN = 16
 _COLUMNS = 8
-_BATCH_SIZE = {"cpu": 16}
-_NAMED_BAD = 5
+Pair = tuple[np.ndarray, np.ndarray]  # original and reconstruction, each (S, S, 3) uint8
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def reconstruct(
         raise UsageError(f"-n must be at least 1, not {num_images}")
     _check_output(output, overwrite)
     name = pick_tokenizer(tokenizer, runs, progress.say, pixels=True)
+    data = _images_of(data)
     source = open_source(data)
     model = load_tokenizer(name, device)
     if not model.config.pixel_decoder:
@@ -104,26 +105,66 @@ def reconstruct(
     check_count(judges, total, progress)
     about_to_write(lambda: _plan(source_read(data, source) | {"tokenizer": name}, output, total, judges, device))
     make_folder(output)  # before hours are spent on what goes into it
-    loop = _Loop(model, judges, total, device, stop)
+    scores = ReconstructScores(judges, total, device, model.config.codebook_size)
     progress.start("reconstruct", total)
     decoded = decode_units(source, units, preprocessing, available_cores())
     with precision("float32", device), closing(decoded):  # type: ignore[type-var]
-        for unit in decoded:
-            loop.take(unit.pixels, unit.rejected, progress)
-        loop.flush(progress)
+        shown, rejected = _through(model, decoded, scores, progress, stop)
     progress.close()
-    loop.check_rejected(skip_bad, progress)
+    if rejected:
+        if not skip_bad or not shown:
+            raise UserError(unreadable(rejected), "mend or remove them, or do without them with --skip-bad")
+        progress.warn(unreadable(rejected))
     about = {
         "tokenizer": name,
         "weights_sha256": weights_sha256(model),
         "source": source.description,
         "preprocessing": preprocessing.model_dump(mode="json"),
         "rounding": "clipped to [0, 1], times 255, rounded",
-        "features": None
-        if judges.extractor is None
-        else {"name": judges.extractor.name, **judges.extractor.description},
+        "features": judges.extractor and {"name": judges.extractor.name, **judges.extractor.description},
     }
-    return _write(output, loop, about)
+    result = ReconstructResult(output=str(output), **scores.result(), skipped=len(rejected), about=about)
+    save_png(output / PICTURE, picture(shown))
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions()}
+    write_json(output / RESULT, header | asdict(result))
+    return result
+
+
+def _through(
+    model: TiTok, decoded: Iterable[DecodedUnit], scores: ReconstructScores, progress: Progress, stop: StopRequest
+) -> tuple[list[Pair], list[Rejected]]:
+    """All images through the tokenizer into `scores`; returns the first pairs, and images that gave no pixels."""
+    batch_size = 16 if model.latent_tokens.device.type == "cpu" else 64
+    shown: list[Pair] = []
+    rejected: list[Rejected] = []
+
+    def pieces() -> Iterator[np.ndarray]:
+        for unit in decoded:
+            rejected.extend(unit.rejected)
+            progress.advance(len(unit.rejected))
+            yield from (unit.pixels[i : i + batch_size] for i in range(0, len(unit.pixels), batch_size))
+
+    for originals in fixed_batches(pieces(), batch_size):
+        stop.check("Nothing was written.")
+        tokens, made = reconstructed(model, originals)
+        scores.add(originals, made, tokens)
+        shown += list(zip(originals, made, strict=True))[: _SHOWN - len(shown)]
+        progress.advance(len(originals))
+    return shown, rejected
+
+
+def _images_of(data: Sequence[str]) -> Sequence[str]:
+    """`data`, or the image files of the sample set that it is, whose grid is none of them."""
+    folder = Path(data[0])
+    if len(data) > 1 or not ((folder / MANIFEST).is_file() and (folder / IDS).is_file()):
+        return data
+    found = SampleSet.open(folder)
+    if not found.images.is_dir():
+        raise UserError(
+            f"{folder} is a sample set whose images are in {found.images.name}; expected image files or shards",
+            "draw it with --format png, or compare it with images by `titokctl fid`",
+        )
+    return [str(found.images)]
 
 
 def _plan(reads: dict[str, Any], output: Path, total: int, judges: Judges, device: str) -> Plan:
@@ -131,59 +172,6 @@ def _plan(reads: dict[str, Any], output: Path, total: int, judges: Judges, devic
     settings = {"features": network.name if network else None, "lpips": judges.lpips is not None, "device": device}
     is_there = any((output / name).exists() for name in (PICTURE, RESULT))
     return Plan(reads, output, total, settings=settings | {"files": [PICTURE, RESULT]}, replaces=is_there)
-
-
-class _Loop:
-    """Batches through the tokenizer, and what is kept of them."""
-
-    def __init__(self, model: TiTok, judges: Judges, total: int, device: str, stop: StopRequest) -> None:
-        self.model, self.device, self.stop = model, device, stop
-        self.batch_size = _BATCH_SIZE.get(torch.device(device).type, 64)
-        self.scores = ReconstructScores(judges, total, device)
-        self.rejected: list[Rejected] = []
-        self.ids: list[np.ndarray] = []
-        self.shown: list[tuple[np.ndarray, np.ndarray]] = []
-        self.waiting: list[np.ndarray] = []
-        self.count = 0
-
-    def take(self, pixels: np.ndarray, rejected: list[Rejected], progress: Progress) -> None:
-        """Take in the pixels (n, S, S, 3) uint8 of one unit; whole batches go through at once."""
-        self.rejected += rejected
-        progress.advance(len(rejected))
-        self.waiting += list(pixels)
-        while len(self.waiting) >= self.batch_size:
-            self._batch(progress)
-
-    def flush(self, progress: Progress) -> None:
-        """Send what is left through."""
-        if self.waiting:
-            self._batch(progress)
-
-    def check_rejected(self, skip_bad: bool, progress: Progress) -> None:
-        """Raise UserError when images could not be read and that was not allowed, or none is left."""
-        if self.rejected:
-            named = "; ".join(f"{bad.key} ({bad.reason})" for bad in self.rejected[:_NAMED_BAD])
-            text = f"{len(self.rejected):,} images can't be read: {named}"
-            if not skip_bad or not self.count:
-                raise UserError(text, "mend or remove them, or do without them with --skip-bad")
-            progress.warn(text)
-
-    def _batch(self, progress: Progress) -> None:
-        self.stop.check("Nothing was written.")
-        originals = np.stack(self.waiting[: self.batch_size])
-        del self.waiting[: self.batch_size]
-        reconstructions = self._through(originals)
-        self.scores.add(originals, reconstructions)
-        self.shown += list(zip(originals, reconstructions, strict=True))[: _SHOWN - len(self.shown)]
-        self.count += len(originals)
-        progress.advance(len(originals))
-
-    def _through(self, pixels: np.ndarray) -> np.ndarray:
-        """(n, S, S, 3) uint8 -> the same through encoder, quantizer and decoder."""
-        codes = self.model.tokenize(to_float(torch.from_numpy(pixels).to(self.device)))
-        if self.model.config.is_discrete:
-            self.ids.append(codes.cpu().numpy())
-        return to_bytes(self.model.detokenize(codes)).cpu().numpy()
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -203,32 +191,7 @@ def _spread(source: Source, num_images: int | None) -> list[Unit]:
     return [Unit(i, position, 1, str(position)) for i, position in enumerate(positions)]
 
 
-def _write(output: Path, loop: _Loop, about: dict[str, Any]) -> ReconstructResult:
-    score = loop.scores.result()
-    size = loop.model.config.codebook_size
-    usage = codebook_usage(np.concatenate(loop.ids), size) if loop.ids and size else None
-    result = ReconstructResult(
-        output=str(output),
-        images=score.pairs.images,
-        psnr_pooled=score.pairs.psnr_pooled,
-        psnr_mean=score.pairs.psnr_mean,
-        ssim=score.pairs.ssim,
-        lpips=score.lpips,
-        distances=score.distances,
-        codes_used=usage.used if usage else None,
-        codebook_size=size,
-        codebook_share=usage.share if usage else None,
-        codebook_perplexity=usage.perplexity if usage else None,
-        skipped=len(loop.rejected),
-        about=about,
-    )
-    save_png(output / PICTURE, picture(loop.shown))
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions()}
-    write_json(output / RESULT, header | asdict(result))
-    return result
-
-
-def picture(pairs: Sequence[tuple[np.ndarray, np.ndarray]], columns: int = _COLUMNS) -> np.ndarray:
+def picture(pairs: Sequence[Pair], columns: int = _COLUMNS) -> np.ndarray:
     """Originals over their reconstructions, `columns` pairs a row: (h, w, 3) uint8.
 
     Args:
@@ -237,7 +200,7 @@ def picture(pairs: Sequence[tuple[np.ndarray, np.ndarray]], columns: int = _COLU
     return np.concatenate([grid(np.stack(rows), len(rows) // 2) for rows in _rows(pairs, min(columns, len(pairs)))])
 
 
-def _rows(pairs: Sequence[tuple[np.ndarray, np.ndarray]], columns: int) -> Iterator[list[np.ndarray]]:
+def _rows(pairs: Sequence[Pair], columns: int) -> Iterator[list[np.ndarray]]:
     blank = np.full_like(pairs[0][0], 255)
     for first in range(0, len(pairs), columns):
         row = list(pairs[first : first + columns])

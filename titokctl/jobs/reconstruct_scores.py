@@ -1,17 +1,19 @@
 """The numbers of `titokctl reconstruct`: errors image by image, and the distance between the two sets (rFID)."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from titokctl.data.images import to_float
 from titokctl.errors import UserError
+from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions
 from titokctl.evaluation.feature_set import FeatureCollector
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.metrics import compare
-from titokctl.evaluation.reconstruction import ReconstructionScore, ReconstructionSums
+from titokctl.evaluation.reconstruction import ReconstructionSums
 from titokctl.jobs.feature_pass import extractor_for
 from titokctl.models.lpips import Lpips
 from titokctl.progress import Progress
@@ -30,15 +32,6 @@ class Judges:
 
     lpips: Lpips | None = None
     extractor: Extractor | None = None
-
-
-@dataclass(frozen=True)
-class SetScores:
-    """`pairs` of all images; mean LPIPS; distances between the sets by name: rfid, or fd-lite0, and kid."""
-
-    pairs: ReconstructionScore
-    lpips: float | None = None
-    distances: dict[str, float] = field(default_factory=dict)
 
 
 def find_judges(features: str, lpips: bool | None, device: str, progress: Progress) -> Judges:
@@ -63,17 +56,23 @@ def find_judges(features: str, lpips: bool | None, device: str, progress: Progre
 
 
 class ReconstructScores:
-    """Running sums over pairs of originals and reconstructions, (n, S, S, 3) uint8."""
+    """Running sums over pairs of originals and reconstructions, (n, S, S, 3) uint8, and the codes between them.
 
-    def __init__(self, judges: Judges, images: int, device: str) -> None:
+    `codebook_size` is None for a tokenizer without codes.
+    """
+
+    def __init__(self, judges: Judges, images: int, device: str, codebook_size: int | None) -> None:
         self._judges, self._device = judges, device
         self._pairs = ReconstructionSums()
         self._lpips, self._count = 0.0, 0
+        self._codes = np.zeros(codebook_size, np.int64) if codebook_size else None
         network = judges.extractor
         self._sets = [FeatureCollector(network.widths, images, _KEPT) for _ in range(2)] if network else []
 
-    def add(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
-        """Take in a batch of pairs."""
+    def add(self, originals: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray) -> None:
+        """Take in a batch of pairs with what lies between them, ids (n, K) or latents."""
+        if self._codes is not None:
+            self._codes += np.bincount(tokens.ravel(), minlength=len(self._codes))
         self._pairs.add(originals, reconstructions)
         self._count += len(originals)
         if self._judges.extractor is not None:
@@ -83,10 +82,20 @@ class ReconstructScores:
         if self._judges.lpips is not None:
             self._lpips += self._sum_of_lpips(self._judges.lpips, originals, reconstructions)
 
-    def result(self) -> SetScores:
-        """The numbers of all pairs so far. Raises ValueError when there were none."""
-        lpips = None if self._judges.lpips is None else self._lpips / self._count
-        return SetScores(self._pairs.score(), lpips, self._distances())
+    def result(self) -> dict[str, Any]:
+        """The numbers of all pairs so far: those of `ReconstructionScore`; `lpips`, the mean, None without its network;
+        `distances` between the sets by name: rfid, or fd-lite0, and kid; and how much of the codebook is used, None
+        without one. Raises ValueError when there were no pairs.
+        """
+        usage = None if self._codes is None else usage_of(self._codes)
+        return asdict(self._pairs.score()) | {
+            "lpips": None if self._judges.lpips is None else self._lpips / self._count,
+            "distances": self._distances(),
+            "codes_used": usage and usage.used,
+            "codebook_size": usage and usage.size,
+            "codebook_share": usage and usage.share,
+            "codebook_perplexity": usage and usage.perplexity,
+        }
 
     @torch.inference_mode()
     def _sum_of_lpips(self, network: Lpips, originals: np.ndarray, reconstructions: np.ndarray) -> float:

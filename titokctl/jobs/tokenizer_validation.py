@@ -4,10 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.images import to_bytes, to_float
 from titokctl.data.pipeline import decode_units
 from titokctl.data.sources.source import Source, Unit
 from titokctl.data.workers import available_cores
@@ -19,7 +17,7 @@ from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_ext
 from titokctl.evaluation.feature_set import FeatureCollector
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.frechet import Gaussian, frechet_distance
-from titokctl.evaluation.reconstruction import ReconstructionSums
+from titokctl.evaluation.reconstruction import ReconstructionSums, reconstructed
 from titokctl.formats.picture import grid, save_png
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
@@ -85,7 +83,7 @@ class Validation:
     ) -> Iterator[np.ndarray]:
         """What the tokenizer makes of this process's images, batch by batch, counted on the way."""
         for number, pixels in enumerate(self._batches()):
-            tokens, made = _reconstruct(tokenizer, torch.from_numpy(pixels))
+            tokens, made = reconstructed(tokenizer, pixels)
             sums.add(pixels, made)
             if len(counts):
                 counts += np.bincount(tokens.flatten(), minlength=len(counts))
@@ -159,10 +157,3 @@ def _numbers(sums: ReconstructionSums, counts: np.ndarray) -> dict[str, float]:
         usage = usage_of(counts)
         found |= {"val_codebook_usage": usage.share, "val_perplexity": usage.perplexity}
     return found
-
-
-@torch.inference_mode()
-def _reconstruct(tokenizer: Tokenizer, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """What `tokenize` gives for uint8 `pixels` (B, S, S, 3), and the decoded pixels of it in the same form."""
-    tokens = tokenizer.tokenize(to_float(pixels).to(next(tokenizer.parameters()).device))
-    return tokens.cpu().numpy(), to_bytes(tokenizer.detokenize(tokens)).cpu().numpy()
