@@ -194,6 +194,22 @@ def test_rows_that_no_image_gives_are_a_problem(made: Made, capsys, tmp_path: Pa
     assert "100.0% of 19 images encoded again give other rows" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "record", "words"),
+    [("made_with", {"tile": 10**9}, "in what tiles"), ("made_with", {"precision": "int3"}, "in what tiles"),
+     ("preprocessing", {"size": 10**6}, "contradicts itself"), ("preprocessing", {"crop": 3}, "images were cut")],
+)  # fmt: skip
+def test_a_record_that_nothing_can_be_repeated_by_is_told_in_words(
+    made: Made, capsys, tmp_path: Path, name: str, record: dict, words: str
+) -> None:
+    bent = tmp_path / "bent.h5"
+    bent.write_bytes(made.cache.read_bytes())
+    with h5py.File(bent, "r+") as f:
+        f.attrs[name] = json.dumps(json.loads(f.attrs[name]) | record)
+    assert run(["verify", str(bent), "--sample", "3", "--tokenizer", str(made.tokenizer)]) == 1
+    assert words in capsys.readouterr().err
+
+
 def test_folders_of_parts_are_verified_inspected_and_exported(made: Made, answer, tmp_path: Path) -> None:
     parts = made.tokenize("parts/")
     assert answer("verify", parts, "--sample", 3, "--tokenizer", made.tokenizer)["problems"] == []

@@ -46,7 +46,13 @@ class Originals:
         if source.description.get("fingerprint") != recorded.get("fingerprint"):
             where = source.description["paths"][0]
             raise UserError(f"the source {where} has changed since {cache.path} was made, or is another one")
-        self._source, self._preprocessing = source, PreprocessingConfig.model_validate(cache.header.preprocessing)
+        try:
+            self._preprocessing = PreprocessingConfig.model_validate(cache.header.preprocessing)
+        except ValueError as error:
+            raise UserError(f"{cache.path} does not say how its images were cut") from error
+        if self._preprocessing.size != cache.header.image_size:
+            raise UserError(f"{cache.path} contradicts itself about the size of its images")
+        self._source = source
         is_whole = len(source) == len(cache)
         self._positions = None if is_whole else _positions(source.keys(), cache.keys.tolist())
 

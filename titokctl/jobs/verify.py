@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from titokctl.formats.token_checksums import damaged_places
 from titokctl.formats.token_folder import damaged_parts
 from titokctl.jobs.cached_rows import Originals, tokenizer_of
 from titokctl.jobs.tile_encoder import TileEncoder
+from titokctl.models.precision import PRECISIONS
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
+
+_MAX_TILE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,11 @@ def _encoded_again(
     Raises UserError when the images or the tokenizer are gone.
     """
     originals, head = Originals(cache), cache.header
-    made_with = dict(head.made_with)
-    if made_with.get("precision") == "fp16" and device == "cpu":  # which a CPU does not have
+    made_with: dict[str, Any] = {"precision": "float32", "tile": 1} | head.made_with
+    tile = made_with["tile"]
+    if made_with["precision"] not in PRECISIONS or not isinstance(tile, int) or not 0 < tile <= _MAX_TILE:
+        raise UserError(f"{cache.path} does not say in what tiles and precision its rows were made")
+    if made_with["precision"] == "fp16" and device == "cpu":  # which a CPU does not have
         made_with["precision"] = "float32"
     plain = TileEncoder(load(), replace(head, views={}, made_with=made_with), device)
     progress.start("encode again", len(rows))
