@@ -22,7 +22,7 @@ from benchmarks.baselines import PillowImages, pillow_square
 from benchmarks.measuring import BASELINE, Way, compare, parser, report
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.decoding import CHUNK, decode_files, empty_squares
-from titokctl.data.images import center_crop, decode
+from titokctl.data.images import crop_at, decode
 from titokctl.data.pipeline import Decoder
 from titokctl.data.sources import open_source
 from titokctl.data.workers import available_cores
@@ -80,7 +80,7 @@ def one_core(paths: list[Path], size: int) -> dict[str, Way]:
         all_of_it: Way(lambda: pillow_share((paths, size)), items=count, beside=all_of_it),
         "one core, ours": Way(ours, items=count, beside=all_of_it),
         resize: Way(lambda: [np.asarray(pillow_square(p, size)) for p in pictures], items=count, beside=resize),
-        "resize, ours": Way(lambda: [center_crop(p, size) for p in pixels], items=count, beside=resize),
+        "resize, ours": Way(lambda: [crop_at(p, size) for p in pixels], items=count, beside=resize),
     }
 
 

@@ -96,7 +96,7 @@ def test_only_distributed_knows_its_rank(module: Module):
 
 
 # data/images.py decides pixel values; the two others make and read back pictures that are finished already.
-HANDLES_PICTURES = {"data/images.py", "formats/picture.py", "formats/image_files.py"}
+HANDLES_PICTURES = {"data/images.py", "formats/picture.py", "formats/image_output.py"}
 
 
 @pytest.mark.parametrize("module", [m for m in ALL if m.place not in HANDLES_PICTURES], ids=str)

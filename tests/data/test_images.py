@@ -14,7 +14,6 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import (
     BadImage,
     adm_crop,
-    center_crop,
     crop_at,
     decode,
     encode_png,
@@ -182,18 +181,18 @@ def test_scaled_sizes(height: int, width: int, expected: tuple[int, int]) -> Non
     assert scaled_size(height, width, 256) == expected
 
 
-def test_center_crop_rounds_its_offset_to_even() -> None:
+def test_crop_at_rounds_its_offset_to_even() -> None:
     # 65 - 64 leaves half a pixel on either side: round(0.5) is 0; 67 - 64 leaves 1.5: round(1.5) is 2.
     for width, left in ((65, 0), (67, 2), (69, 2), (66, 1)):
         pixels = noise(64, width)
-        np.testing.assert_array_equal(center_crop(pixels, 64), pixels[:, left : left + 64])
+        np.testing.assert_array_equal(crop_at(pixels, 64), pixels[:, left : left + 64])
         np.testing.assert_array_equal(
-            center_crop(pixels.transpose(1, 0, 2), 64), pixels.transpose(1, 0, 2)[left : left + 64]
+            crop_at(pixels.transpose(1, 0, 2), 64), pixels.transpose(1, 0, 2)[left : left + 64]
         )
 
 
 @pytest.mark.parametrize(("height", "width"), [(90, 120), (120, 90), (70, 700), (33, 40), (64, 64)])
-def test_center_crop_is_pillows_transform(height: int, width: int) -> None:
+def test_crop_at_is_pillows_transform(height: int, width: int) -> None:
     pixels = noise(height, width)
     new_height, new_width = scaled_size(height, width, 64)
     whole = Image.fromarray(pixels).resize((new_width, height), Image.Resampling.BICUBIC)
@@ -210,7 +209,6 @@ def test_windows_are_cut_from_one_whole() -> None:
     for u, left in ((0.0, 0), (0.5, 13), (0.999, 26)):
         np.testing.assert_array_equal(crop_at(pixels, 32, u), whole[:, left : left + 32])
         np.testing.assert_array_equal(crop_at(whole, 32, u), whole[:, left : left + 32])
-    np.testing.assert_array_equal(crop_at(pixels, 32), center_crop(pixels, 32))
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 75), (129, 300), (301, 257)])

@@ -108,7 +108,7 @@ def test_crop_and_flip_depend_on_seed_epoch_and_position_alone(source: Source) -
     assert not torch.equal(one, other)
 
 
-def test_without_chance_training_sees_the_center_crop(source: Source) -> None:
+def test_without_chance_training_sees_the_middle(source: Source) -> None:
     images = TrainingImages(source, 16, crop="center", flip=False)
     expected = next(decode_units(source, [source.units[0]], CONFIG)).pixels
     for epoch in (0, 1):

@@ -92,26 +92,19 @@ def decode_for(data: bytes, configs: Sequence[PreprocessingConfig]) -> np.ndarra
 
 def square(pixels: np.ndarray, config: PreprocessingConfig) -> np.ndarray:
     """(H, W, 3) uint8 -> the (S, S, 3) uint8 square of `config`."""
-    return (adm_crop if config.crop == "adm" else center_crop)(pixels, config.size)
-
-
-def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) -> (S, S, 3) uint8: shorter edge to `size` by bicubic with antialias, middle of the longer one.
-
-    Sizes and offsets are those of the usual ImageNet transform: longer edge int(S l / s), offset
-    int(round((l - S) / 2)) with Python's rounding to even.
-    """
-    return crop_at(pixels, size)
+    return (adm_crop if config.crop == "adm" else crop_at)(pixels, config.size)
 
 
 def shorter_edge_to(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) -> (h, w, 3) uint8 with min(h, w) = `size`: what `center_crop` cuts from, uncut."""
+    """(H, W, 3) -> (h, w, 3) uint8 with min(h, w) = `size`: what `crop_at` cuts from, uncut."""
     return resize(pixels, scaled_size(pixels.shape[0], pixels.shape[1], size))
 
 
 def crop_at(pixels: np.ndarray, size: int, u: float | None = None) -> np.ndarray:
-    """(H, W, 3) -> (S, S, 3) uint8 like `center_crop`, at the fraction `u` in [0, 1) of the window's places.
+    """(H, W, 3) -> (S, S, 3) uint8: shorter edge to `size` by bicubic with antialias, a window of the longer one.
 
+    The window lies in the middle, or at the fraction `u` in [0, 1) of its places. Sizes and offsets are those of the
+    usual ImageNet transform: longer edge int(S l / s), offset int(round((l - S) / 2)) with Python's rounding to even.
     Of a result of `shorter_edge_to` it gives the same as of the original.
     """
     height, width = scaled_size(pixels.shape[0], pixels.shape[1], size)
@@ -149,22 +142,22 @@ def halve(pixels: np.ndarray) -> np.ndarray:
 
 def encode_png(pixels: np.ndarray, compress_level: int = 6) -> bytes:
     """(H, W, 3) uint8 as a PNG file."""
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", compress_level=compress_level)
-    return out.getvalue()
+    return _encoded(pixels, "PNG", compress_level=compress_level)
 
 
 def encode_webp(pixels: np.ndarray) -> bytes:
     """(H, W, 3) uint8 as a lossless WebP file; method 0 takes a third of a PNG's time, and others save little more."""
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "WEBP", lossless=True, method=0)
-    return out.getvalue()
+    return _encoded(pixels, "WEBP", lossless=True, method=0)
 
 
-def encode_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
-    """(H, W, 3) uint8 as a JPEG file, with halved colour planes."""
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 as a JPEG file of quality 90, with halved colour planes."""
+    return _encoded(pixels, "JPEG", quality=90)
+
+
+def _encoded(pixels: np.ndarray, kind: str, **settings: int) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=quality)
+    Image.fromarray(pixels).save(out, kind, **settings)
     return out.getvalue()
 
 

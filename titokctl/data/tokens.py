@@ -33,8 +33,7 @@ class TokenRows:
         cache: an open cache.
         views: names of views; "plain" is /tokens. Each image is seen in one of them per epoch, drawn at random.
         rows: (n,) int64 positions in the cache, or None for all.
-        device: where batches are wanted.
-        budget: bytes that may lie on the device; a larger cache is gathered from the memory map.
+        device: where batches are wanted; a cache above DEVICE_BUDGET_BYTES is gathered from the memory map.
     """
 
     def __init__(
@@ -43,7 +42,6 @@ class TokenRows:
         views: tuple[str, ...],
         rows: np.ndarray | None,
         device: torch.device | str = "cpu",
-        budget: int = DEVICE_BUDGET_BYTES,
     ) -> None:
         self._views = [cache.view(name) for name in views]
         self._codebook_size = cache.codebook_size
@@ -52,7 +50,7 @@ class TokenRows:
         self._device = torch.device(device)
         self._labels = torch.from_numpy(np.asarray(cache.labels if rows is None else cache.labels[rows]))
         size = len(views) * self.count * self._views[0].shape[1] * self._views[0].itemsize
-        self._resident = self._load() if self._device.type != "cpu" and size <= budget else None
+        self._resident = self._load() if self._device.type != "cpu" and size <= DEVICE_BUDGET_BYTES else None
 
     def positions(self, seed: int, step: int, size: int) -> torch.Tensor:
         """(size,) int64: the global batch of `step` among these rows, a permutation of them per epoch."""

@@ -149,6 +149,11 @@ def _is_about(error: OSError, target: Path) -> bool:
     return place.split(os.sep)[0].lstrip(".").startswith(target.name.lstrip("."))
 
 
+def user_cache() -> Path:
+    """The user's folder for what can be made or fetched again: XDG_CACHE_HOME, else ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
 def remove_leftovers(folder: Path, name: str) -> None:
     """Remove what killed writers of `folder/name` left behind; `name` may have wildcards.
 

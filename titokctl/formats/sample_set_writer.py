@@ -19,8 +19,7 @@ import numpy as np
 
 from titokctl.formats.atomic import disk_errors, write_json
 from titokctl.formats.chunk_writer import ChunkWriter
-from titokctl.formats.image_files import Encode, index_name
-from titokctl.formats.image_output import PRODUCTS, ImageFormat, open_output, take_back
+from titokctl.formats.image_output import PRODUCTS, Encode, ImageFormat, index_name, open_output, take_back
 from titokctl.formats.npz_stream import NpzArray
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.sample_set import FORMAT, FORMAT_VERSION, GRID, IDS, MANIFEST, SETTINGS, UNFINISHED, SampleSet
@@ -91,7 +90,16 @@ class SampleSetWriter(ChunkWriter):
         Raises ValueError when images are missing.
         """
         pieces = self.in_order(len(self.labels))
-        written = self._manifest() | manifest
+        own = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "num_images": len(self.labels),
+            "image_size": self.image_size,
+            "images": PRODUCTS.get(self.image_format, IDS),
+            "image_format": self.image_format,
+            "settings": self.settings,
+        }
+        written = own | manifest
         with disk_errors(self.folder):
             if self.output is not None:
                 self.output.finish([(piece.count, piece.crc) for piece in pieces])
@@ -116,14 +124,3 @@ class SampleSetWriter(ChunkWriter):
                 last = first + len(block)
                 cache.append(block, self.labels[first:last], [index_name(i, n) for i in range(first, last)])
                 first = last
-
-    def _manifest(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "num_images": len(self.labels),
-            "image_size": self.image_size,
-            "images": PRODUCTS.get(self.image_format, IDS),
-            "image_format": self.image_format,
-            "settings": self.settings,
-        }

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import write_bytes
+from titokctl.formats.atomic import user_cache, write_bytes
 from titokctl.formats.class_tars import scan_class_tars
 from titokctl.formats.shard_scan import Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
@@ -166,7 +166,7 @@ def _consistent(index: ShardIndex) -> bool:
 def _places(shard: Path) -> tuple[Path, Path]:
     """Where an index may lie: beside the shard, and in the user's cache."""
     path = str(shard.resolve())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titokctl" / "shard-index"
+    cache = user_cache() / "titokctl" / "shard-index"
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     return shard.parent / FOLDER / f"{shard.name}.npz", cache / f"{digest}-{shard.name}.npz"
 

@@ -7,7 +7,7 @@ import torch
 
 from titokctl.data.images import encode_png, encode_webp, to_bytes
 from titokctl.errors import UserError
-from titokctl.formats.image_files import Encode
+from titokctl.formats.image_output import Encode
 from titokctl.formats.token_header import CacheHeader
 from titokctl.models.inference import prepared
 from titokctl.models.precision import PRECISIONS, Precision, precision

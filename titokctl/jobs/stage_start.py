@@ -17,7 +17,7 @@ from titokctl.errors import UserError
 from titokctl.formats.run_folder import RunFolder, finished_runs, newest_run
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
-from titokctl.weights.assemble import with_pixel_decoder
+from titokctl.weights.build import with_pixel_decoder
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_proxy, load_tokenizer
 from titokctl.weights.read import locate, read

@@ -1,7 +1,7 @@
-"""From weights to a network, without a second copy of them."""
+"""From weights to a network, and from two networks to one, without a second copy of them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ _RANDOM = (
     nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.uniform_,
 )  # fmt: skip
 _SHOWN = 5
+_PIXEL_PARTS = ("codebook", "decoder.")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -54,6 +55,20 @@ def build(weights: Weights, where: str, device: torch.device | str, dtype: torch
     compare(shapes(weights.tensors), shapes(module.state_dict()), where)
     module.load_state_dict(weights.tensors, assign=True)
     return module.to(device, dtype or torch.float32).eval()
+
+
+def with_pixel_decoder(tokenizer: TiTok, vqgan: MaskGitVqgan) -> TiTok:
+    """A tokenizer that makes pixels, of one that predicts proxy codes and the VQGAN whose codes they are.
+
+    The weights are shared with the two, not copied; it is in eval mode. Raises ValueError when they don't fit.
+    """
+    config = tokenizer.config
+    if config.proxy != vqgan.config:
+        raise ValueError(f"expected a proxy tokenizer with {config.proxy}, got {vqgan.config}")
+    pixels = {f"proxy_pixels.{k}": v for k, v in vqgan.state_dict().items() if k.startswith(_PIXEL_PARTS)}
+    whole = cast(TiTok, skeleton("tokenizer", config.model_copy(update={"pixel_decoder": True})))
+    whole.load_state_dict(dict(tokenizer.state_dict()) | pixels, assign=True)
+    return whole.eval()
 
 
 def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

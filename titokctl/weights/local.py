@@ -8,13 +8,14 @@ that huggingface_hub is not needed for what it once fetched.
 import os
 from pathlib import Path
 
+from titokctl.formats.atomic import user_cache
 from titokctl.weights.known import BY_NAME, Known, of_kind
 
 
 def cache_folder() -> Path:
     """Where people put weights: TITOKCTL_WEIGHTS, else ~/.cache/titokctl/weights (XDG_CACHE_HOME counts)."""
     given = os.environ.get("TITOKCTL_WEIGHTS")
-    return Path(given) if given else _user_cache() / "titokctl" / "weights"
+    return Path(given) if given else user_cache() / "titokctl" / "weights"
 
 
 def where(known: Known) -> Path | None:
@@ -70,9 +71,4 @@ def _hub_cache() -> Path:
         if os.environ.get(name):
             return Path(os.environ[name]).expanduser()
     home = os.environ.get("HF_HOME")
-    return (Path(home).expanduser() if home else _user_cache() / "huggingface") / "hub"
-
-
-def _user_cache() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME")
-    return Path(given) if given else Path.home() / ".cache"
+    return (Path(home).expanduser() if home else user_cache() / "huggingface") / "hub"

@@ -40,10 +40,7 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
         reason = told if " " in told and "weights_only" not in told else "its bytes are no pickle"
         hint = "name a .safetensors or .bin file of weights; it may be truncated: fetch it again"
         raise UserError(f"{path} cannot be read as a file of weights ({reason})", hint) from error
-    if not isinstance(loaded, dict) or not all(_is_entry(name, value) for name, value in loaded.items()):
+    pairs = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):
         raise UserError(f"{path} holds no mapping from names to tensors, which a file of weights is")
     return dict(loaded)
-
-
-def _is_entry(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, torch.Tensor)

@@ -13,7 +13,7 @@ from titokctl.data.sources.parquet import open_parquet, parquet_in
 from titokctl.data.sources.remote import KIND as REMOTE
 from titokctl.data.sources.remote import expand_urls, is_url, open_remote
 from titokctl.data.sources.shards import KIND as SHARDS
-from titokctl.data.sources.shards import expand, open_shards, shards_in
+from titokctl.data.sources.shards import expand_pattern, open_shards, shards_in
 from titokctl.data.sources.source import Source
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.shard_index import CLASS_TARS
@@ -94,20 +94,12 @@ def check_paths(paths: Sequence[Path | str]) -> list[Path]:
             f"no such file or folder: {missing[0]}{more}", "check the path; folders, shards and patterns are taken"
         )
     for path in given:
-        # Caches and runs record where their images were, as text.
-        if not _is_text(str(path.absolute())):
-            raise UserError(
-                f"the name of {os.fsencode(path)!r} is no UTF-8", "rename it, or link to it by another name"
-            )
+        try:
+            str(path.absolute()).encode()  # caches and runs record where their images were, as text
+        except UnicodeEncodeError as error:
+            hint = "rename it, or link to it by another name"
+            raise UserError(f"the name of {os.fsencode(path)!r} is no UTF-8", hint) from error
     return given
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _open_one_folder(path: Path, kind: str | None, accept_cut: bool) -> Source:
@@ -140,4 +132,4 @@ def _train_folder(path: Path) -> Path:
 
 def _expanded(path: Path | str) -> list[Path]:
     as_path = Path(path)
-    return expand(str(path)) if "{" in str(path) and not as_path.exists() else [as_path]
+    return [Path(one) for one in expand_pattern(str(path))] if "{" in str(path) and not as_path.exists() else [as_path]

@@ -7,7 +7,6 @@ a shard counts them, once, and keeps the number in the user's cache. The count i
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from titokctl.data.sources.shards import expand_pattern
 from titokctl.data.sources.source import Rejected, Sample, Source, Unit, description_of
 from titokctl.data.workers import in_order
 from titokctl.errors import UserError
-from titokctl.formats.atomic import write_json
+from titokctl.formats.atomic import user_cache, write_json
 from titokctl.formats.shard_counts import recorded_counts
 from titokctl.formats.shard_index import from_scan
 from titokctl.formats.shard_scan import Scan, scan
@@ -206,8 +205,7 @@ def _samples(found: Scan) -> int:
 
 
 def _kept_at(url: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titokctl" / "remote-counts"
-    return cache / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+    return user_cache() / "titokctl" / "remote-counts" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
 
 
 def _class_names(urls: Sequence[str]) -> list[str]:

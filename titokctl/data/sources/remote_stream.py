@@ -10,7 +10,6 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -25,6 +24,7 @@ _HTTP = ("http", "https")
 _SCHEMES = (*_HTTP, "s3", "gs", "gcs", "hf", "az", "abfs", "memory", "file")
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
 _PIECE = 1 << 20
+_SMALL = 64 << 20  # bytes of a file that is fetched whole
 
 
 class Gone(Exception):
@@ -117,32 +117,28 @@ class RemoteStream:
             raise UserError(f"{self.file.url} changed while it was read", "run the same command again")
 
     def _reopen(self, url: str) -> tuple[BinaryIO, RemoteFile]:
-        return with_tries(url, lambda: self._opened(url, self._position))
-
-
-def with_tries(url: str, make: Callable[[], Any]) -> Any:
-    """`make()`, again after a pause while the failure may pass. Raises UserError in the end; Gone passes through."""
-    for pause in (*PAUSES, None):
-        try:
-            return make()
-        except Exception as error:
-            if isinstance(error, UserError | Gone):
+        """The file from where the stream was, tried again after a pause while the failure may pass."""
+        for pause in (*PAUSES, None):
+            try:
+                return self._opened(url, self._position)
+            except (UserError, Gone):
                 raise
-            if pause is None or not _is_passing(error):
-                raise _in_words(url, error) from error
-            time.sleep(pause)
-    raise AssertionError("not reached")
+            except Exception as error:
+                if pause is None or not _is_passing(error):
+                    raise _in_words(url, error) from error
+                time.sleep(pause)
+        raise AssertionError("not reached")
 
 
-def fetch(url: str, max_bytes: int = 64 << 20) -> bytes | None:
+def fetch(url: str) -> bytes | None:
     """A small file; None when there is none. Raises UserError when the server can't be reached."""
     try:
         with RemoteStream(url) as stream:
-            data = stream.read(max_bytes + 1)
+            data = stream.read(_SMALL + 1)
     except Gone:
         return None
-    if len(data) > max_bytes:
-        raise UserError(f"{url} is larger than the {max_bytes:,} bytes expected at most")
+    if len(data) > _SMALL:
+        raise UserError(f"{url} is larger than the {_SMALL:,} bytes expected at most")
     return data
 
 

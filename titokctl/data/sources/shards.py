@@ -113,11 +113,6 @@ def shards_in(path: Path) -> list[Path]:
     return sorted(p for p in path.glob("*.tar") if not p.name.startswith(".") and p.is_file())
 
 
-def expand(pattern: str) -> list[Path]:
-    """The paths a brace pattern stands for, in its order; a path without braces is itself."""
-    return [Path(one) for one in expand_pattern(pattern)]
-
-
 def expand_pattern(pattern: str) -> list[str]:
     """What a brace pattern stands for, in its order. Raises UserError when that is none or too many."""
     from braceexpand import braceexpand
