@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from command_line import ROOT
@@ -24,6 +25,8 @@ threading.Thread(target=watch, args=(Path(folder), pattern, int(count), int(numb
 from titokctl.cli.app import run
 sys.exit(run(words))
 """
+
+_PATIENCE_S = 120
 
 
 def signalled(
@@ -62,11 +65,23 @@ def _has_ended(process: int) -> bool:
         return True
 
 
-def end(process: subprocess.Popen[str], ending: signal.Signals | str, code: int, timeout: float) -> None:
-    """End a command of several processes: a signal to it, or kill -9 of it ("parent") or of one "worker".
+def end(
+    start: Callable[..., subprocess.Popen[str]], words: list[str], ending: signal.Signals | str, code: int,
+    files: Callable[[], list[Path]], count: int,
+) -> None:  # fmt: skip
+    """Run a command of several processes, and end it once it has made `count` of its `files`, beside those there.
 
-    It leaves with `code`, says it where a worker went without a word, and leaves no process behind.
+    By a signal to it, or kill -9 of it ("parent") or of one "worker". It leaves with `code`, says it where a worker
+    went without a word, leaves no process behind, and the files that were there as they were.
     """
+    before = {path: path.stat().st_mtime_ns for path in files()}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = start([sys.executable, "-m", "titokctl", *words], env=environment)
+    until = time.monotonic() + _PATIENCE_S
+    while len(files()) < len(before) + count:
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.001)
     below = children(process.pid)
     if ending == "worker":
         os.kill(below[-1], signal.SIGKILL)
@@ -74,7 +89,8 @@ def end(process: subprocess.Popen[str], ending: signal.Signals | str, code: int,
         process.kill()
     else:
         process.send_signal(ending)
-    _, err = process.communicate(timeout=timeout)
+    _, err = process.communicate(timeout=_PATIENCE_S)
     assert process.returncode == code, err
     assert ("without a word" in err) == (ending == "worker"), err
     wait_for_end(below)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "what is finished is kept"

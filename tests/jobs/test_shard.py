@@ -1,13 +1,14 @@
 """`titokctl shard`: bytes unchanged, the same shards every time, nothing half-written."""
 
 import json
+import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from command_line import ROOT
 from image_files import class_folders, encoded, noise, webdataset_samples
 
 from titokctl.data.sources import open_source
@@ -179,10 +180,10 @@ def test_the_command(tmp_path: Path, run_cli) -> None:
     assert "no such file or folder: nowhere" in missing.stderr
 
 
-def test_ctrl_c(tmp_path: Path) -> None:
+def test_ctrl_c(tmp_path: Path, start) -> None:
     class_folders(tmp_path / "in", each=300)
     command = [sys.executable, "-m", "titokctl", "shard", "in", "-o", "out", "--per-shard", "5"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = start(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.unfinished/*.tar")) and time.monotonic() < deadline:
         time.sleep(0.01)
