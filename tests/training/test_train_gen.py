@@ -256,11 +256,11 @@ def test_a_dry_run_prints_a_recipe_and_what_it_takes(run_cli, runs, cache, recip
     assert not runs.exists(), "nothing is written"
 
 
-def test_a_cache_with_a_changed_id_is_refused(train, cache, runs):
+def test_a_cache_with_a_changed_id_is_refused(train, cache, runs, tmp_path):
     data = bytearray(cache.read_bytes())
     ids = TokenCache.open(cache).ids
     place = data.find(ids.tobytes())
     data[place + 2] ^= 1
-    cache.write_bytes(data)
-    assert "/tokens: rows 0 to 199 changed" in refusal(train)
+    (tmp_path / "changed.h5").write_bytes(data)
+    assert "/tokens: rows 0 to 199 changed" in refusal(train, cache=tmp_path / "changed.h5")
     assert not runs.exists()

@@ -7,8 +7,7 @@ import math
 
 from titokctl.errors import UsageError
 
-# Numbers that were published in the w-form, and for which model.
-_PUBLISHED_W = {6.9: "TiTok-S-128"}
+_PUBLISHED_W, _PUBLISHED_FOR = 6.9, "TiTok-S-128"
 
 
 def parse_scale(text: str) -> float:
@@ -30,13 +29,12 @@ def parse_scale(text: str) -> float:
 
 def doubt(text: str) -> str:
     """A remark when a number that was published in the w-form is given in the s-form; "" otherwise."""
-    for published, model in _PUBLISHED_W.items():
-        if text.strip() != "" and not text.strip().lower().endswith("w") and parse_scale(text) == published:
-            return (
-                f"hint: {published} is the scale published for {model} in the w-form; here that is "
-                f"{published - 1:g}, or --cfg {published}w"
-            )
-    return ""
+    if text.strip() == "" or text.strip().lower().endswith("w") or parse_scale(text) != _PUBLISHED_W:
+        return ""
+    return (
+        f"hint: {_PUBLISHED_W} is the scale published for {_PUBLISHED_FOR} in the w-form; here that is "
+        f"{_PUBLISHED_W - 1:g}, or --cfg {_PUBLISHED_W}w"
+    )
 
 
 def both_forms(scale: float) -> str:

@@ -19,11 +19,7 @@ from titokctl.config.tokenizer_recipe import STAGES
 from titokctl.config.yaml_reader import read_mapping, read_value
 from titokctl.errors import UsageError
 
-_TAKEN_BY = {
-    "tokenizer": "`titokctl train-tokenizer` takes it",
-    "generator": "`titokctl train-gen` takes it",
-    "sampling": "`titokctl sample` takes it",
-}
+_TAKEN_BY = {"tokenizer": "train-tokenizer", "generator": "train-gen", "sampling": "sample"}
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -57,7 +53,7 @@ def load(name: str, kind: str, overrides: Iterable[str] = ()) -> Any:
     data = read_mapping(path)
     found = _kind_of(data, path)
     if found != kind:
-        raise UsageError(f"{path} is a {found} recipe, not a {kind} recipe", _TAKEN_BY[found])
+        raise UsageError(f"{path} is a {found} recipe, not a {kind} recipe", f"`titokctl {_TAKEN_BY[found]}` takes it")
     for item in overrides:
         apply_override(data, item)
     return validate(_model_of(kind, data), data, where=str(path))

@@ -43,7 +43,7 @@ def plan_run(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int, proce
     """The plan of `recipe` for a cache of `rows` images with ids of `id_bytes` bytes."""
     with torch.device("meta"):
         model = MaskGit(recipe.model)
-    training, parameters = recipe.training, num_parameters(model)
+    training, parameters = recipe.training, sum(p.numel() for p in model.parameters())
     images = training.steps * training.global_batch_size
     share = training.global_batch_size // processes
     ids = len(recipe.views) * rows * recipe.model.num_latent_tokens * id_bytes
@@ -54,7 +54,7 @@ def plan_run(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int, proce
         images=images,
         epochs=images / rows,
         tokens=images * recipe.model.num_latent_tokens,
-        operations=6.0 * parameters * positions(recipe) * images,
+        operations=operations_per_image(model) * images,
         processes=processes,
         images_per_process=share,
         memory_gb=(_STATE_BYTES * parameters + (ids if ids <= DEVICE_BUDGET_BYTES else 0) + kept) / 1e9,
@@ -63,29 +63,19 @@ def plan_run(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int, proce
 
 def measure(task: MaskedTokens) -> float:
     """Images a second of the whole group, over 20 steps after a few to warm up. The task has been trained then."""
-    for step in range(_WARM_STEPS):
-        _step(task, step)
-    _finish(task)
-    began = time.perf_counter()
-    for step in range(_WARM_STEPS, _WARM_STEPS + _MEASURED_STEPS):
-        _step(task, step)
+    for step in range(_WARM_STEPS + _MEASURED_STEPS):
+        if step == _WARM_STEPS:
+            _finish(task)
+            began = time.perf_counter()
+        task.prepare(step)
+        task.step(step)
     _finish(task)
     return _MEASURED_STEPS * task.recipe.training.global_batch_size / (time.perf_counter() - began)
 
 
-def num_parameters(model: torch.nn.Module) -> int:
-    """How many numbers are trained."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def positions(recipe: GeneratorRecipe) -> int:
-    """Length of the generator's sequences: the label and the ids."""
-    return recipe.model.num_latent_tokens + 1
-
-
-def _step(task: MaskedTokens, step: int) -> None:
-    task.prepare(step)
-    task.step(step)
+def operations_per_image(model: MaskGit) -> float:
+    """To train on one: 6 a parameter (forward 2, backward 4) and position of the sequence, the label and the ids."""
+    return 6.0 * sum(p.numel() for p in model.parameters()) * (model.config.num_latent_tokens + 1)
 
 
 def _finish(task: MaskedTokens) -> None:

@@ -1,6 +1,7 @@
 """Pictures while a generator trains: samples of the averaged weights, the same labels and noise every time."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,28 +23,6 @@ from titokctl.weights.load import load_tokenizer
 _COLUMNS, _ROWS = 8, 4
 
 
-@dataclass
-class Preview:
-    """Draws a grid of samples into `folder` as samples-<step>.png."""
-
-    tokenizer: TiTok
-    sampling: SamplingConfig
-    num_classes: int
-    folder: Path = Path()
-
-    def into(self, folder: Path) -> "Preview":
-        """The same, writing into `folder`."""
-        return Preview(self.tokenizer, self.sampling, self.num_classes, folder)
-
-    def __call__(self, generator: MaskGit, step: int) -> None:
-        """Called by the task after some steps, with the averaged generator in evaluation mode."""
-        device = self.tokenizer.latent_tokens.device
-        images = torch.arange(_COLUMNS * _ROWS, device=device)
-        labels = images * self.num_classes // len(images) if self.num_classes else None
-        pixels = self.tokenizer.detokenize(decode_ids(generator, labels, self.sampling, images))
-        save_png(self.folder / f"samples-{step:08d}.png", grid(to_bytes(pixels).cpu().numpy(), _COLUMNS))
-
-
 def make_preview(
     given: str | None,
     cache: TokenCache,
@@ -52,8 +31,8 @@ def make_preview(
     runs: Path,
     device: str,
     progress: Progress,
-) -> Preview | None:
-    """Previews with the tokenizer named by the user, or the one found by its hash; None where there is none.
+) -> Callable[[Path], Callable[[MaskGit, int], None]] | None:
+    """Previews into a folder with the tokenizer named by the user, or the one found by its hash; None without any.
 
     Raises UserError when the named one did not make the cache.
     """
@@ -72,4 +51,13 @@ def make_preview(
             f"{path} was made by another tokenizer than {found}: encoder {header.encoder_sha256[:12]}, not {ours[:12]}",
             "name the tokenizer that made it with --tokenizer, or leave that out",
         )
-    return Preview(tokenizer, recipe.sampling, recipe.model.num_classes)
+    return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling)
+
+
+def _draw(folder: Path, tokenizer: TiTok, sampling: SamplingConfig, generator: MaskGit, step: int) -> None:
+    """Write a grid of samples of the averaged generator, which is in evaluation mode, as samples-<step>.png."""
+    images = torch.arange(_COLUMNS * _ROWS, device=tokenizer.latent_tokens.device)
+    classes = generator.config.num_classes
+    labels = images * classes // len(images) if classes else None
+    pixels = tokenizer.detokenize(decode_ids(generator, labels, sampling, images))
+    save_png(folder / f"samples-{step:08d}.png", grid(to_bytes(pixels).cpu().numpy(), _COLUMNS))

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def training_run(
     identity: str,
     name: str | None,
     overwrite: bool,
+    say: Callable[[str], None],
     group: Group,
 ) -> Iterator[RunFolder]:
     """The locked run folder of a training command.
@@ -40,7 +41,7 @@ def training_run(
     Without a `name` the folder is called after the recipe and a hash of the resolved recipe and of `identity` (what
     the data are), so that the same command finds the same run, and another recipe another one. A constant schedule is
     the same for any number of steps, so there the number may grow, and does not count in the hash.
-    The first process of the group owns the folder; the others only read.
+    The first process of the group owns the folder and says which it is; the others only read.
 
     Raises UserError when a named run was made with other settings (they are listed), or is at work elsewhere.
     """
@@ -60,6 +61,8 @@ def training_run(
             write_bytes(folder / "recipe.yaml", to_yaml(recipe).encode())
             run.save()
         group.from_main(str(folder))
+        finished = f"{run.path} is finished already; --overwrite trains it again"
+        say(finished if run.is_finished else f"run: {run.path}")
         yield run
 
 

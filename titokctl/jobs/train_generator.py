@@ -18,7 +18,7 @@ from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.formats.token_checksums import check_rows
-from titokctl.jobs.generator_plan import GeneratorPlan, measure, num_parameters, plan_run, positions
+from titokctl.jobs.generator_plan import GeneratorPlan, measure, operations_per_image, plan_run
 from titokctl.jobs.generator_preview import make_preview
 from titokctl.jobs.generator_recipe import num_classes, resolve_recipe
 from titokctl.jobs.run_setup import check_division, training_run
@@ -29,7 +29,7 @@ from titokctl.progress import Progress
 from titokctl.training.loop import Loop
 from titokctl.training.masked_tokens import MaskedTokens
 from titokctl.training.randomness import key
-from titokctl.training.speed import training_cost, transformer_operations
+from titokctl.training.speed import training_cost
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.store import save_generator
 
@@ -85,12 +85,9 @@ def train_generator(
     identity = "/".join(c.sha256 for c in (cache, judged) if c)
     inputs = lineage(cache, cache_path)
     stem = Path(recipe_name).stem
-    with training_run(runs, "generator", stem, recipe, inputs, identity, name, overwrite, group) as run:
-        if run.is_finished:
-            progress.say(f"{run.path} is finished already; --overwrite trains it again")
-        else:
-            progress.say(f"run: {run.path}")
-            task = build_task(recipe, rows, device, group, preview.into(run.path) if preview else None)
+    with training_run(runs, "generator", stem, recipe, inputs, identity, name, overwrite, progress.say, group) as run:
+        if not run.is_finished:
+            task = build_task(recipe, rows, device, group, preview(run.path) if preview else None)
             _train(run, task, device, progress, stop)
         group.barrier()
         return _result(open_run(run.path))
@@ -195,8 +192,7 @@ def training_rows(
 
 def _train(run: RunFolder, task: MaskedTokens, device: str, progress: Progress, stop: StopRequest) -> None:
     recipe, group = task.recipe, task.group
-    operations = transformer_operations(num_parameters(task.model), positions(recipe))
-    cost = training_cost(lambda: operations, device, recipe.training.precision)
+    cost = training_cost(lambda: operations_per_image(task.model), device, recipe.training.precision)
     Loop(task, recipe.training, run.path, f"train-gen {run.name}", progress, stop, group, cost).run()
     if not group.is_main:
         return

@@ -81,11 +81,9 @@ def train_tokenizer(
     start = find_start(recipe, runs, progress.say, group)
     inputs = {"data": source.description, "validation": held_out.description if held_out else None} | start.inputs
     identity = "/".join([*(s.description["fingerprint"] for s in (source, held_out) if s), *start.identity])
-    with training_run(runs, run_kind(recipe), recipe_name, recipe, inputs, identity, name, overwrite, group) as run:
-        if run.is_finished:
-            progress.say(f"{run.path} is finished already; --overwrite trains it again")
-        else:
-            progress.say(f"run: {run.path}")
+    kind, say = run_kind(recipe), progress.say
+    with training_run(runs, kind, recipe_name, recipe, inputs, identity, name, overwrite, say, group) as run:
+        if not run.is_finished:
             _train(run, recipe, start, source, held_out, device, progress, stop, group)
         group.barrier()
         return _result(open_run(run.path))

@@ -92,11 +92,6 @@ def training_cost(operations_per_image: Callable[[], float], device: torch.devic
     return Cost(operations_per_image(), _matrix_peak(torch.device(device), dtype))
 
 
-def transformer_operations(parameters: int, positions: int) -> float:
-    """6 operations a parameter and position: forward 2, backward 4."""
-    return 6.0 * parameters * positions
-
-
 def _matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of square matrix products; takes a few milliseconds on a GPU."""
     a = torch.randn(_SIDE, _SIDE, device=device, dtype=dtype)
