@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from titokctl.progress import SilentProgress, StderrProgress, duration
+from titokctl.progress import QuietProgress, SilentProgress, StderrProgress, duration
 
 WORK = """
 from titokctl.progress import StderrProgress
@@ -76,7 +76,16 @@ def test_silence(capsys):
     progress.start("reading", 3)
     progress.advance(3, "note")
     progress.say("text")
+    progress.warn("loud")
     progress.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_warnings_are_seen_by_who_wants_quiet(capsys):
+    for progress in (QuietProgress(), StderrProgress()):
+        progress.warn("3 images were left out")
+        assert capsys.readouterr() == ("", "warning: 3 images were left out\n")
+    QuietProgress().say("text")
     assert capsys.readouterr() == ("", "")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from titokctl.progress import Progress, QuietProgress, StderrProgress
+from titokctl.progress import Progress, QuietProgress, SilentProgress, StderrProgress
 
 
 def say(text: str) -> None:
@@ -69,8 +69,10 @@ def emit_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False, default=plain))
 
 
-def progress(quiet: bool) -> Progress:
-    """The progress a command gives its job."""
+def progress(quiet: bool, is_main: bool = True) -> Progress:
+    """The progress a command gives its job; of several processes one talks."""
+    if not is_main:
+        return SilentProgress()
     return QuietProgress() if quiet else StderrProgress()
 
 

@@ -41,7 +41,9 @@ class Work:
 
 
 @contextmanager
-def alone(quiet: bool, is_dry: bool = False, as_json: bool = False) -> "Iterator[tuple[Progress, StopRequest]]":
+def alone(
+    quiet: bool, is_dry: bool = False, as_json: bool = False, is_main: bool = True
+) -> "Iterator[tuple[Progress, StopRequest]]":
     """Surroundings of a job in this process. A dry run ends in it, its plan shown, with `typer.Exit`."""
     from titokctl.distributed.stop import StopRequest
 
@@ -49,7 +51,7 @@ def alone(quiet: bool, is_dry: bool = False, as_json: bool = False) -> "Iterator
         with StopRequest() as stop, ExitStack() as stack:
             if is_dry:
                 stack.enter_context(dry_run())
-            yield console.progress(quiet), stop
+            yield console.progress(quiet, is_main), stop
     except Planned as planned:
         _show(planned.plan, as_json)
         raise typer.Exit from None
@@ -89,7 +91,7 @@ def together(
         nodes = launch.Nodes(machine.nodes, machine.node_rank, machine.endpoint)
         if launch.relaunch(machine.gpus, machine.procs, nodes, gpus_to_use(device) if takes_all_gpus else None):
             raise typer.Exit
-    with alone(quiet or not place().is_main, is_dry, as_json) as (progress, stop):
+    with alone(quiet, is_dry, as_json, place().is_main) as (progress, stop):
         if is_dry:
             yield Work(progress, stop, single_group(), device)
             return

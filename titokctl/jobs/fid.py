@@ -83,7 +83,7 @@ def fid(
         numbers = compare(measured, found.features, chosen, extractor.metric_name)
         cautions = warnings_about(images, measured, found, extractor)
         for caution in cautions:
-            progress.say(f"warning: {caution}")
+            progress.warn(caution)
         result = asdict(_kept(images, numbers, measured.count, found, cautions, work))
     return FidResult(**group.from_main(result))
 
