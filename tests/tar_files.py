@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """A tar of these names and contents, in this order."""
+def tar_bytes(members: Iterable[tuple[str, bytes]], format: int = tarfile.DEFAULT_FORMAT) -> bytes:
+    """A tar of these names and contents, in this order; `format` is one of tarfile's."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
+    with tarfile.open(fileobj=out, mode="w", format=format) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -17,8 +17,8 @@ def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
     return out.getvalue()
 
 
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]], format: int = tarfile.DEFAULT_FORMAT) -> Path:
     """The same as a file, with the folders it needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(tar_bytes(members))
+    path.write_bytes(tar_bytes(members, format))
     return path

@@ -1,6 +1,5 @@
 """The offset index of tar shards: what it finds, what it refuses, and when it is made anew."""
 
-import io
 import os
 import tarfile
 from collections import Counter
@@ -9,21 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import encoded, noise, webdataset_samples
+from tar_files import write_tar
 
 from titokctl.errors import UserError
 from titokctl.formats.shard_index import FOLDER, ShardIndex, open_index
 from titokctl.formats.shard_scan import scan
 
 PNG = encoded(noise(4, 4))
-
-
-def tar_of(path: Path, members: list[tuple[str, bytes]], **options: object) -> Path:
-    with tarfile.open(path, "w", **options) as tar:  # type: ignore[call-overload]
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def samples(n: int) -> list[tuple[str, bytes]]:
@@ -36,7 +27,7 @@ def problem_counts(index: ShardIndex) -> dict[str, int]:
 
 
 def test_finds_what_webdataset_finds(tmp_path: Path) -> None:
-    path = tar_of(tmp_path / "s.tar", samples(20))
+    path = write_tar(tmp_path / "s.tar", samples(20))
     index = open_index(path)
     data = path.read_bytes()
     expected = webdataset_samples(path)
@@ -52,12 +43,12 @@ def test_long_and_foreign_names(tmp_path: Path, format: int) -> None:
     names = ["d" * 60 + "/" + "f" * 80, "größe/файл"]
     if format != tarfile.USTAR_FORMAT:
         names.append("x" * 300)
-    index = open_index(tar_of(tmp_path / "s.tar", [(f"{n}.png", PNG) for n in names], format=format))
+    index = open_index(write_tar(tmp_path / "s.tar", [(f"{n}.png", PNG) for n in names], format=format))
     assert [index.key(i) for i in range(len(index))] == names
 
 
 def test_every_cut_is_noticed(tmp_path: Path) -> None:
-    data = tar_of(tmp_path / "whole.tar", samples(3)).read_bytes()
+    data = write_tar(tmp_path / "whole.tar", samples(3)).read_bytes()
     end = data.rstrip(b"\0")
     content_end = (len(end) + 511) // 512 * 512
     cuts = [*range(256, content_end, 256), content_end, content_end + 512, content_end + 1023]
@@ -71,7 +62,7 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_cut_shard_gives_its_whole_members(tmp_path: Path) -> None:
-    data = tar_of(tmp_path / "whole.tar", samples(3)).read_bytes()
+    data = write_tar(tmp_path / "whole.tar", samples(3)).read_bytes()
     path = tmp_path / "cut.tar"
     path.write_bytes(data[:2600])
     for _ in range(2):  # the second time from the kept index
@@ -80,7 +71,7 @@ def test_a_cut_shard_gives_its_whole_members(tmp_path: Path) -> None:
 
 
 def test_two_tars_in_one_file_are_refused(tmp_path: Path) -> None:
-    data = tar_of(tmp_path / "a.tar", samples(2)).read_bytes()
+    data = write_tar(tmp_path / "a.tar", samples(2)).read_bytes()
     (tmp_path / "b.tar").write_bytes(data + data)
     with pytest.raises(UserError, match="more after its end"):
         open_index(tmp_path / "b.tar")
@@ -105,7 +96,7 @@ def test_problems_are_counted_by_kind(tmp_path: Path) -> None:
         ("code.pyd", b"\x80\x04evil"), ("code.pickle", b"\x80\x04evil"), ("code.png", PNG),
         ("many.dots.in.png", PNG), ("many.png", PNG),
     ]  # fmt: skip
-    index = open_index(tar_of(tmp_path / "s.tar", members))
+    index = open_index(write_tar(tmp_path / "s.tar", members))
     assert [index.key(i) for i in range(len(index))] == [
         "good", "twice", "words", "negative", "contradiction", "code", "many",
     ]  # fmt: skip
@@ -123,7 +114,7 @@ def test_labels_in_json(tmp_path: Path) -> None:
         b"[" * 99999,
     ]
     members = [part for i, body in enumerate(bodies) for part in ((f"{i}.json", body), (f"{i}.JPG", PNG))]
-    index = open_index(tar_of(tmp_path / "s.tar", members))
+    index = open_index(write_tar(tmp_path / "s.tar", members))
     assert index.labels.tolist() == [7, 8, -1, -1, -1, -1]
     assert problem_counts(index) == {"bad-label": 3}
 
@@ -136,7 +127,7 @@ def test_a_sample_without_an_image_has_one_problem_that_says_why(tmp_path: Path)
         ("big.png", bytes(5000)), ("big.jpg", PNG),
         ("text.v1.txt", b"about"),
     ]  # fmt: skip
-    path = tar_of(tmp_path / "s.tar", members)
+    path = write_tar(tmp_path / "s.tar", members)
     with path.open("rb") as file:
         found = scan(file, path.stat().st_size, max_image_bytes=4000)
     assert [one.key for one in found.found] == ["whole", "big"]
@@ -156,13 +147,13 @@ def test_links_and_devices_are_no_samples(tmp_path: Path) -> None:
 
 
 def test_names_that_leave_the_folder_are_only_names(tmp_path: Path) -> None:
-    index = open_index(tar_of(tmp_path / "s.tar", [("../../x.png", PNG), ("/etc/y.png", PNG)]))
+    index = open_index(write_tar(tmp_path / "s.tar", [("../../x.png", PNG), ("/etc/y.png", PNG)]))
     assert [index.key(i) for i in range(len(index))] == ["../../x", "/etc/y"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [FOLDER, "s.tar"]
 
 
 def test_the_kept_index_is_used_until_the_shard_changes(tmp_path: Path) -> None:
-    path = tar_of(tmp_path / "s.tar", samples(4))
+    path = write_tar(tmp_path / "s.tar", samples(4))
     assert len(open_index(path)) == 4
     kept = tmp_path / FOLDER / "s.tar.npz"
     before = kept.read_bytes()
@@ -170,7 +161,7 @@ def test_the_kept_index_is_used_until_the_shard_changes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.labels, [0, 1, 2, 0])
     assert again.key(3) == "a/0003"
     assert kept.read_bytes() == before
-    tar_of(path, samples(5))
+    write_tar(path, samples(5))
     assert len(open_index(path)) == 5
     os.utime(path, ns=(1, 1))
     assert open_index(path).mtime_ns == 1
@@ -178,14 +169,14 @@ def test_the_kept_index_is_used_until_the_shard_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04nothing", b"\x93NUMPY"])
 def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: bytes) -> None:
-    path = tar_of(tmp_path / "s.tar", samples(3))
+    path = write_tar(tmp_path / "s.tar", samples(3))
     open_index(path)
     (tmp_path / FOLDER / "s.tar.npz").write_bytes(damage)
     assert len(open_index(path)) == 3
 
 
 def test_an_index_that_points_outside_is_made_anew(tmp_path: Path) -> None:
-    path = tar_of(tmp_path / "s.tar", samples(3))
+    path = write_tar(tmp_path / "s.tar", samples(3))
     open_index(path)
     kept = tmp_path / FOLDER / "s.tar.npz"
     with np.load(kept) as stored:
@@ -200,7 +191,7 @@ def test_beside_a_folder_that_takes_no_index_the_users_cache_keeps_it(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "shards").mkdir()
-    path = tar_of(tmp_path / "shards/s.tar", samples(3))
+    path = write_tar(tmp_path / "shards/s.tar", samples(3))
     (tmp_path / "shards" / FOLDER).write_text("in the way")  # also for root, whom no permission stops
     assert len(open_index(path)) == 3
     assert len(list((tmp_path / "cache/titokctl/shard-index").glob("*-s.tar.npz"))) == 1

@@ -170,8 +170,7 @@ def _read_maps() -> dict[str, np.ndarray]:
     """The maps by style, each (2700, 5400, 3) uint8."""
     folder = _maps_folder()
     styles = list(_MAPS)
-    found = dict(in_order(lambda style: _read_map(folder, style), styles, min(available_cores(), len(styles))))
-    return {style: found[style] for style in styles}
+    return dict(in_order(lambda style: _read_map(folder, style), styles, min(available_cores(), len(styles))))
 
 
 def _read_map(folder: Path, style: str) -> np.ndarray:

@@ -22,7 +22,7 @@ from titokctl.data.decoding import empty_squares
 from titokctl.data.image_problems import ImageProblems
 from titokctl.data.images import crop_at
 from titokctl.data.order import epoch_order
-from titokctl.data.sources.source import Rejected, Sample, Source, Unit
+from titokctl.data.sources.source import Sample, Source, Unit
 from titokctl.data.training_images import chances
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
@@ -118,7 +118,8 @@ class StreamedImages:
 
     def _stretch(self, epoch: int, skipped: int) -> Iterator[Placed]:
         """This process's samples of an epoch, in the order of its shards."""
-        for (unit, begin, end), (samples, rejected) in in_order(self._read, self._parts(epoch, skipped), _READERS, 2):
+        parts = in_order(lambda part: self._source.read_unit(part[0]), self._parts(epoch, skipped), _READERS, 2)
+        for (unit, begin, end), (samples, rejected) in parts:
             for i, bad in enumerate(rejected if begin == 0 else []):
                 self.problems.reject(unit.first + unit.count - 1 - i, bad)
             # Samples that are no good are missing in the list; both sides of a border cut it at the same place.
@@ -135,9 +136,6 @@ class StreamedImages:
             if begin < end and at + end > self._begin + skipped:
                 yield unit, begin, end
             at += unit.count
-
-    def _read(self, part: tuple[Unit, int, int]) -> tuple[list[Sample], list[Rejected]]:
-        return self._source.read_unit(part[0])
 
     def _take(self) -> torch.Tensor:
         out = empty_squares(self._share, self._size)

@@ -98,12 +98,12 @@ def open_folder(path: Path) -> TokenCache:
     def part(unit: int) -> TokenPart:
         return _checked(folder, unit, header, rows[unit])
 
-    def view(name: str) -> np.ndarray:
+    def array(of: Callable[[TokenPart], np.ndarray]) -> np.ndarray:
         # Not an ndarray, but all that readers do with one works.
-        return cast(np.ndarray, PartedRows(lambda u: part(u).views[name], ends, header.row_shape, header.row_dtype))
+        return cast(np.ndarray, PartedRows(lambda unit: of(part(unit)), ends, header.row_shape, header.row_dtype))
 
-    main = cast(np.ndarray, PartedRows(lambda u: part(u).ids, ends, header.row_shape, header.row_dtype))
-    views = {name: view(name) for name in header.views}
+    main = array(lambda part: part.ids)
+    views = {name: array(lambda part, name=name: part.views[name]) for name in header.views}  # type: ignore[misc]
 
     def labels() -> np.ndarray:
         found = np.concatenate([part(u).labels for u in range(len(rows))])

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from titokctl.data.sources.remote_stream import (
     Gone,
     RemoteFile,
@@ -70,20 +68,10 @@ class RemoteShardSource(Source):
         samples = [Sample(index.key(i), label, images[offset]) for i, (label, offset) in enumerate(placed)]
         return samples, rejected + self._missing(unit, url, found)
 
-    def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
-        raise self._not_by_position()
+    def _not_by_position(self, *_: object, **__: object) -> Any:
+        raise UserError(f"shards on a server ({self.urls[0]} ...) can only be read from front to end", _HINT)
 
-    def labels(self) -> np.ndarray:
-        raise self._not_by_position()
-
-    def keys(self) -> list[str]:
-        raise self._not_by_position()
-
-    def sizes(self) -> np.ndarray:
-        raise self._not_by_position()
-
-    def _not_by_position(self) -> UserError:
-        return UserError(f"shards on a server ({self.urls[0]} ...) can only be read from front to end", _HINT)
+    read_many = labels = keys = sizes = _not_by_position
 
     def _missing(self, unit: Unit, url: str, found: Scan) -> list[Rejected]:
         """What an accepted cut took away. Raises UserError where a whole shard has another count than it should."""
