@@ -22,6 +22,12 @@ _MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|Cannot allocate me
 _NO_NUMBER = re.compile(r"Input should be a valid (integer|number), unable to parse.*$")
 # What the parser thinks was meant, at the end of its message: ours goes into the hint.
 _GUESS = re.compile(r"\.? \(?(Did you mean|Possible options:) (?P<names>[^?)]+)[?)]$")
+# In the order of --help.
+_COMMANDS = (
+    "demo", "shard", "train_tokenizer", "tokenize", "train_gen", "sample", "decode", "fid", "stats",
+    "compare", "reproduce", "reconstruct", "inspect", "verify", "export", "merge", "diff", "preview",
+    "neighbors", "runs", "convert", "weights", "recipes", "doctor"
+)  # fmt: skip
 
 app = typer.Typer(
     name="titokctl",
@@ -52,35 +58,10 @@ def _root(
 
 
 def _register() -> None:
-    """Import one module per command, each of which adds itself; the order here is the order in --help."""
+    """Import one module per command, each of which adds itself."""
     from importlib import import_module
 
-    for name in (
-        "demo",
-        "shard",
-        "train_tokenizer",
-        "tokenize",
-        "train_gen",
-        "sample",
-        "decode",
-        "fid",
-        "stats",
-        "compare",
-        "reproduce",
-        "reconstruct",
-        "inspect",
-        "verify",
-        "export",
-        "merge",
-        "diff",
-        "preview",
-        "neighbors",
-        "runs",
-        "convert",
-        "weights",
-        "recipes",
-        "doctor",
-    ):
+    for name in _COMMANDS:
         import_module(f"titokctl.cli.{name}")
 
 

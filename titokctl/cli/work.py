@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +48,7 @@ def alone(
     from titokctl.distributed.stop import StopRequest
 
     try:
-        with StopRequest() as stop, ExitStack() as stack:
-            if is_dry:
-                stack.enter_context(dry_run())
+        with StopRequest() as stop, dry_run() if is_dry else nullcontext():
             yield console.progress(quiet, is_main), stop
     except Planned as planned:
         _show(planned.plan, as_json)
