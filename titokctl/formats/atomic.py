@@ -149,6 +149,22 @@ def _is_about(error: OSError, target: Path) -> bool:
     return place.split(os.sep)[0].lstrip(".").startswith(target.name.lstrip("."))
 
 
+def claim(path: Path, size: int) -> None:
+    """Take `size` bytes of the disk for the file `path`, so that a full disk shows here as an ordinary error.
+
+    Deep in a library, or in writing through a memory map, it would end the process.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # no such service here: go on without
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def user_cache() -> Path:
     """The user's folder for what can be made or fetched again: XDG_CACHE_HOME, else ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -8,13 +8,12 @@ number, and which VQGAN made the codes, follows from run.json beside it. The fil
 computed again.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path
+from titokctl.formats.atomic import atomic_path, claim
 
 NAME = "proxy-codes.npy"
 
@@ -60,6 +59,4 @@ def create(path: Path, shape: tuple[int, int]) -> None:
     """
     with atomic_path(path) as temporary:
         np.lib.format.open_memmap(temporary, "w+", np.dtype("<u2"), shape)
-        if hasattr(os, "posix_fallocate"):
-            with temporary.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        claim(temporary, temporary.stat().st_size)

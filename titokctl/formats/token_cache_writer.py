@@ -7,7 +7,6 @@ The file appears under `path` when the block ends well and every row was written
 """
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import h5py
 import numpy as np
 
 from titokctl import __version__
-from titokctl.formats.atomic import atomic_path
+from titokctl.formats.atomic import atomic_path, claim
 from titokctl.formats.token_checksums import ROWS_PER_CRC, ContentsChecksums
 from titokctl.formats.token_header import FORMAT, FORMAT_VERSION, CacheHeader
 
@@ -50,13 +49,13 @@ class TokenCacheWriter:
     def __enter__(self) -> "TokenCacheWriter":
         with contextlib.ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self._path))
-            _claim(temporary, self._bytes_at_most())  # see there why twice
+            claim(temporary, self._bytes_at_most())  # is there room?
             # Large datasets start on a page, so that every reader can map them.
             self._file = h5py.File(temporary, "w", alignment_threshold=_PAGE, alignment_interval=_PAGE)
             stack.callback(self._close, temporary)
             self._create()
             self._file.flush()
-            _claim(temporary, self._bytes_at_most())
+            claim(temporary, self._bytes_at_most())  # again: the library empties a file that it creates
             self._stack = stack.pop_all()
         return self
 
@@ -204,23 +203,6 @@ class TokenCacheWriter:
         self._file.flush()
         root["complete"] = 1
         self._file.flush()
-
-
-def _claim(path: Path, size: int) -> None:
-    """Take `size` bytes of the disk for the file `path`, so that a full disk shows here as an ordinary error.
-
-    Deep in the HDF5 library it would end the process. The library empties the file when it creates it, hence once
-    before (is there room?) and once after (keep it); what was too much is cut off at the end.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # no such service here: go on without
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _as_bytes(keys: Sequence[str | bytes] | np.ndarray, width: int) -> np.ndarray:

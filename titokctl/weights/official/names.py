@@ -5,7 +5,7 @@ Where a value is stored in another shape or in several pieces, `Official` says s
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +69,8 @@ def _below(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, str]:
 
 def _each(ours: str, theirs: str, count: int, names: Mapping[str, str]) -> dict[str, str]:
     """`names` below `count` numbered parts; "#" in `ours` and `theirs` is the number."""
-    tables: Iterable[dict[str, str]] = (
-        _below(ours.replace("#", str(i)), theirs.replace("#", str(i)), names) for i in range(count)
-    )
-    return {a: b for table in tables for a, b in table.items()}
+    numbered = [(ours.replace("#", str(i)), theirs.replace("#", str(i))) for i in range(count)]
+    return {a: b for pair in numbered for a, b in _below(*pair, names).items()}
 
 
 _TITOK_BLOCK = {
@@ -116,13 +114,7 @@ def _tokenizer(config: TokenizerConfig) -> dict[str, str]:
 
 
 _VQGAN_ENDS = {"conv_in.": "conv_in.", "norm_out.": "norm_out.", "conv_out.": "conv_out."}
-_VQGAN_BLOCK = {
-    "norm1.": "norm1.",
-    "conv1.": "conv1.",
-    "norm2.": "norm2.",
-    "conv2.": "conv2.",
-    "shortcut.": "nin_shortcut.",
-}
+_VQGAN_BLOCK = {"": "", "shortcut.": "nin_shortcut."}
 
 
 def _proxy(config: VqganConfig) -> dict[str, str]:
