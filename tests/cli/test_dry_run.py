@@ -11,6 +11,7 @@ import tiny
 import toy_features
 import trained
 import typer
+import yaml
 from caches import write_cache
 
 from titokctl.cli import app as cli
@@ -219,6 +220,32 @@ def test_a_folder_that_takes_nothing(place, capsys):
         assert "no permission to write ids.npy" in capsys.readouterr().err
     finally:
         place.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "plan"),
+    [
+        ("train-tokenizer shards --recipe tiny --val shards", "# sees 26,240 images", ("epochs", 26_240 / 6)),
+        (
+            "train-gen ids.h5 --recipe tiny --set model.num_latent_tokens=8 --set model.codebook_size=32",
+            "6 images a step each",
+            ("images_per_process", 6),
+        ),
+    ],
+)
+def test_the_plan_of_training_is_a_recipe(place, capsys, words, said, plan):
+    if words.startswith("train-gen"):
+        words += " --set training.global_batch_size=6 --set model.num_classes=3 --set val_fraction=0"
+    before = everything(place)
+    assert run([*words.split(), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert said in shown
+    recipe = yaml.safe_load(shown)
+    assert run([*words.split(), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["recipe"] == recipe
+    assert told["plan"][plan[0]] == plan[1]
+    assert everything(place) == before
 
 
 def test_every_command_with_an_output_has_it():

@@ -91,6 +91,20 @@ def _readable(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
+def recipe(resolved: Any, plan: Any, lines: Iterable[str], as_json: bool) -> None:
+    """The plan of a training run: its recipe as YAML with `lines` as comments above, so that the output is a recipe.
+
+    As JSON, `plan` and recipe.
+    """
+    from titokctl.config.recipe_files import to_yaml
+
+    if as_json:
+        emit_json({"plan": plan, "recipe": resolved.model_dump(mode="json")})
+        return
+    print("\n".join(f"# {line}" for line in lines))
+    print(to_yaml(resolved), end="")
+
+
 def in_words(value: Any) -> str:
     """A JSON value for people: numbers with commas, yes and no."""
     if isinstance(value, bool) or value is None:

@@ -11,7 +11,6 @@ from titokctl.cli.options import option
 from titokctl.cli.work import Machine, together
 
 if TYPE_CHECKING:
-    from titokctl.config.recipe import GeneratorRecipe
     from titokctl.jobs.generator_plan import GeneratorPlan
 
 
@@ -65,7 +64,7 @@ def train_gen(
                 group=work.group,
             )
             if work.group.is_main:
-                show_plan(resolved, plan, as_json)
+                console.recipe(resolved, plan, _plan_lines(plan), as_json)
             return
         result = train_generator(
             cache,
@@ -83,17 +82,6 @@ def train_gen(
         )
     if work.group.is_main:
         console.result(result, as_json, "trained generator")
-
-
-def show_plan(recipe: "GeneratorRecipe", plan: "GeneratorPlan", as_json: bool) -> None:
-    """The recipe as YAML with the plan in comments above, so that the output is a recipe; or both as JSON."""
-    from titokctl.config.recipe_files import to_yaml
-
-    if as_json:
-        console.emit_json({"plan": plan, "recipe": recipe.model_dump(mode="json")})
-        return
-    print("\n".join(f"# {line}" for line in _plan_lines(plan)))
-    print(to_yaml(recipe), end="")
 
 
 def _plan_lines(plan: "GeneratorPlan") -> list[str]:

@@ -56,16 +56,17 @@ def train_tokenizer(
     flags = [f"{field}={json.dumps(value)}" for field, value in (("proxy", proxy), ("init", init)) if value is not None]
     resolved = recipe_files.load(recipe, "tokenizer", [*(overrides or ()), *flags])
     with together(Machine(device, gpus, procs, nodes, node_rank, endpoint), quiet, dry_run) as work:
-        from titokctl.data.sources.opening import check_paths
         from titokctl.formats.run_folder import runs_root
+        from titokctl.jobs.plans import images_seen
         from titokctl.jobs.train_tokenizer import train_tokenizer as job
 
         if dry_run:
-            check_paths([*data, *(validation or ())])
-            if as_json:
-                console.emit_json({"recipe": resolved.model_dump(mode="json")})
-            else:
-                print(recipe_files.to_yaml(resolved), end="")
+            plan = images_seen(data, validation or (), resolved.training)
+            lines = (
+                f"{plan['images']:,} images, {plan['held_out']:,} held out",
+                f"sees {plan['images_seen']:,} images, which is {plan['epochs']:,.1f} epochs",
+            )
+            console.recipe(resolved, plan, lines, as_json)
             return
         result = job(
             data,
