@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from caches import write_cache
+from remarks import Remarks
 
 from titokctl.distributed.stop import StopRequest
 from titokctl.jobs.train_generator import train_generator
-from titokctl.progress import SilentProgress
 
 
 @pytest.fixture(scope="session")
@@ -33,25 +33,12 @@ def recipe(tmp_path_factory):
     return path
 
 
-class Talk(SilentProgress):
-    """Progress that keeps what was said."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def __contains__(self, text):
-        return any(text in line for line in self.said)
-
-
 @pytest.fixture
 def train(cache, recipe, runs):
     """train-gen in this process: `train("field=value", name=..., cache=...)` returns its result and what was said."""
 
     def call(*overrides, cache=cache, recipe=recipe, **options):
-        talk = Talk()
+        talk = Remarks()
         with StopRequest() as stop:
             result = train_generator(
                 Path(cache), recipe and str(recipe), runs, overrides=overrides, progress=talk, stop=stop, **options

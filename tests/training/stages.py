@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from remarks import Remarks
+
 from titokctl.config import recipe_files
 from titokctl.distributed.stop import StopRequest
 from titokctl.jobs.train_tokenizer import TrainedTokenizer, train_tokenizer
-from titokctl.progress import SilentProgress
 
 _VQGAN = "{channels: 8, channel_multipliers: [1, 1, 2, 2], num_res_blocks: 1, codebook_size: 32, token_size: 8}"
 _ADVERSARY = """
@@ -48,6 +49,14 @@ TEXTS = {
     "decoder": f"stage: decoder\n{_model(_PROXY_HEAD + 'true')}{_ADVERSARY}",
 }
 NAMES = tuple(TEXTS)
+# A recipe of stage single but for its optimizer, schedule and training.
+ALONE = f"""
+kind: tokenizer
+stage: single
+initialization: fan-in
+{_model("")}
+codebook: {{reseed_decay: 0.99, continuous_steps: 5}}
+"""
 
 
 def write_recipe(folder: Path, stage: str) -> Path:
@@ -57,15 +66,12 @@ def write_recipe(folder: Path, stage: str) -> Path:
     return path
 
 
-class Leave(SilentProgress):
+class Leave(Remarks):
     """Progress that ends a run after a number of steps: by `leave`, at most once; and keeps what was said."""
 
     def __init__(self, after: int | None = None, leave: Callable[[], None] = lambda: None) -> None:
-        self.said: list[str] = []
+        super().__init__()
         self._after, self._leave = after, leave
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         if self._after is not None:

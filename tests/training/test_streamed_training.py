@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+from remarks import Remarks
 from shard_server import Server
 from test_train_tokenizer import RECIPE
 
@@ -9,15 +10,6 @@ from titokctl.config import recipe_files
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.jobs.train_tokenizer import train_tokenizer
-from titokctl.progress import SilentProgress
-
-
-class Said(SilentProgress):
-    def __init__(self):
-        self.text = ""
-
-    def say(self, text):
-        self.text += text + "\n"
 
 
 @pytest.fixture
@@ -35,7 +27,7 @@ def test_shards_on_a_server_train_and_judge(server, tmp_path, runs):
 
     def train(name, steps):
         changes = ("schedule.kind=constant", "model.image_size=48", f"training.steps={steps}")
-        recipe, talk = recipe_files.load(str(tmp_path / "small.yaml"), "tokenizer", changes), Said()
+        recipe, talk = recipe_files.load(str(tmp_path / "small.yaml"), "tokenizer", changes), Remarks()
         with StopRequest() as stop:
             shards, held_out = f"{server.url}/{{000..001}}.tar", f"{server.url}/002.tar"
             result = train_tokenizer(
@@ -44,12 +36,12 @@ def test_shards_on_a_server_train_and_judge(server, tmp_path, runs):
         return result, talk
 
     whole, talk = train("whole", 12)
-    assert "goes on at the beginning of the shard it was in" in talk.text
-    assert "12 images are smaller than 48 px and were scaled up" in talk.text
+    assert "goes on at the beginning of the shard it was in" in talk
+    assert "12 images are smaller than 48 px and were scaled up" in talk
     assert 0 < whole.metrics["val_codebook_usage"] <= 1
     assert train("again", 12)[0].weights_sha256 == whole.weights_sha256
     train("cut", 6)
     cut, talk = train("cut", 12)
-    assert "going on from step 6 of 12" in talk.text
+    assert "going on from step 6 of 12" in talk
     steps = [r["step"] for r in MetricsLog(cut.run / "metrics.jsonl").read() if "loss" in r]
     assert steps == list(range(1, 13))

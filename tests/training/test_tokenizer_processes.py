@@ -19,21 +19,10 @@ from titokctl.formats.run_folder import open_run
 from titokctl.jobs.train_tokenizer import train_tokenizer
 from titokctl.progress import SilentProgress
 
-RECIPE = """
-kind: tokenizer
-stage: single
-model:
-  image_size: 32
-  num_latent_tokens: 8
-  encoder: {patch_size: 8, width: 32, num_layers: 1, num_heads: 2}
-  decoder: {patch_size: 8, width: 32, num_layers: 1, num_heads: 2}
-  codebook_size: 32
-  token_size: 4
-initialization: fan-in
-codebook: {reseed_decay: 0.99, continuous_steps: 5}
-optimizer: {learning_rate: 1e-3, muon_learning_rate: 1e-3}
-schedule: {warmup_steps: 5}
-training: {steps: 20, global_batch_size: 8, micro_batch_size: 4, log_every: 1}
+RECIPE = f"""{stages.ALONE}
+optimizer: {{learning_rate: 1e-3, muon_learning_rate: 1e-3}}
+schedule: {{warmup_steps: 5}}
+training: {{steps: 20, global_batch_size: 8, micro_batch_size: 4, log_every: 1}}
 """
 
 

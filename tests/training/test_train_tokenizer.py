@@ -7,9 +7,11 @@ import time
 
 import numpy as np
 import pytest
+import stages
 import tiny
 import torch
 from PIL import Image
+from remarks import Remarks
 from safetensors.torch import load_file
 
 from titokctl.config import recipe_files
@@ -26,21 +28,10 @@ from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_tokenizer
 
 SILENT = SilentProgress().say
-RECIPE = """
-kind: tokenizer
-stage: single
-model:
-  image_size: 32
-  num_latent_tokens: 8
-  encoder: {patch_size: 8, width: 32, num_layers: 1, num_heads: 2}
-  decoder: {patch_size: 8, width: 32, num_layers: 1, num_heads: 2}
-  codebook_size: 32
-  token_size: 4
-initialization: fan-in
-codebook: {reseed_decay: 0.99, continuous_steps: 5}
-optimizer: {learning_rate: 3e-3, muon_learning_rate: 5e-3}
-schedule: {warmup_steps: 5}
-training: {steps: 60, global_batch_size: 8, ema_decay: 0.9, log_every: 1, evaluate_every: 30, checkpoint_every: 10}
+RECIPE = f"""{stages.ALONE}
+optimizer: {{learning_rate: 3e-3, muon_learning_rate: 5e-3}}
+schedule: {{warmup_steps: 5}}
+training: {{steps: 60, global_batch_size: 8, ema_decay: 0.9, log_every: 1, evaluate_every: 30, checkpoint_every: 10}}
 """
 
 
@@ -85,23 +76,15 @@ def test_a_run_learns_and_ends_with_a_tokenizer_its_metrics_and_a_picture(train,
     assert tokenizer.tokenize(torch.rand(2, 3, 32, 32)).shape == (2, 8)
 
 
-class Said(SilentProgress):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
-
-
 def test_a_codebook_that_falls_out_of_use_is_warned_about_once(recipe, tmp_path, runs):
     one_picture = tiny.class_folder(tmp_path / "one", per_class=1, names=("cat",))
     collapsing = ("augmentation={crop: center, flip: false}", "codebook={reseed_decay: null}",
                   "model.codebook_size=16384", "training.steps=110", "training.evaluate_every=500")  # fmt: skip
-    said = Said()
+    said = Remarks()
     with StopRequest() as stop:
         settings = recipe_files.load(str(recipe), "tokenizer", collapsing)
         result = train_tokenizer([one_picture], settings, "x", runs, progress=said, stop=stop)
-    warnings = [line for line in said.lines if "of the codebook is in use" in line]
+    warnings = [line for line in said.said if "of the codebook is in use" in line]
     assert len(warnings) == 1
     assert "at step 101" in warnings[0], "once there were a hundred steps to judge by"
     used = [r["codebook_usage"] for r in MetricsLog(result.run / "metrics.jsonl").read() if "codebook_usage" in r]
@@ -110,12 +93,12 @@ def test_a_codebook_that_falls_out_of_use_is_warned_about_once(recipe, tmp_path,
 
 
 def test_a_few_held_out_images_are_no_sign_of_a_codebook_out_of_use(recipe, pictures, tmp_path, runs):
-    one_picture, said = tiny.class_folder(tmp_path / "one", per_class=1, names=("cat",)), Said()
+    one_picture, said = tiny.class_folder(tmp_path / "one", per_class=1, names=("cat",)), Remarks()
     settings = recipe_files.load(str(recipe), "tokenizer", ("model.codebook_size=256", "training.steps=7"))
     with StopRequest() as stop:
         result = train_tokenizer([pictures], settings, "x", runs, validation=[one_picture], progress=said, stop=stop)
     assert result.metrics["val_codebook_usage"] < 0.1
-    assert not any("of the codebook is in use" in line for line in said.lines)
+    assert "of the codebook is in use" not in said
 
 
 def test_the_same_command_finds_the_same_run_and_other_settings_another(train):

@@ -33,12 +33,12 @@ def find(name: str, kind: str | None = None) -> Path:
         if not as_path.is_file():
             raise UsageError(f"recipe file not found: {name}", "`titokctl recipes ls` lists the shipped recipes")
         return as_path
-    fitting = [s for s in shipped() if s == name or (s.split("/")[1] == name and kind in (None, s.split("/")[0]))]
+    fitting = [s for s in shipped() if s == name] or [s for s in shipped(kind) if s.split("/")[1] == name]
     if len(fitting) == 1:
         return recipes_folder() / f"{fitting[0]}.yaml"
     if fitting:
         raise UsageError(f"the recipe name {name!r} is ambiguous", f"name one of: {', '.join(fitting)}")
-    known = [s for s in shipped() if kind in (None, s.split("/")[0])]
+    known = shipped(kind)
     near = difflib.get_close_matches(name, {*known, *(s.split("/")[1] for s in known)}, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(known) or 'none'}"
     raise UsageError(f"no recipe named {name!r}", hint)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SMALLEST_DEVIATION = 1e-6
+_MOST_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,7 @@ class LinearProbe:
         return float((self.predict(features) == labels).mean())
 
 
-def fit_probe(
-    features: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float = 0.01, iterations: int = 100
-) -> LinearProbe:
+def fit_probe(features: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float = 0.01) -> LinearProbe:
     """Fit by L-BFGS on all rows at once, from zeros: no randomness.
 
     Args:
@@ -42,7 +41,6 @@ def fit_probe(
         labels: (n,) integers in [0, num_classes).
         num_classes: C.
         penalty: weight of half the squared norm of the weights, added to the mean cross-entropy.
-        iterations: at most so many steps.
 
     Raises:
         ValueError: when shapes or labels don't fit.
@@ -57,7 +55,7 @@ def fit_probe(
     x = (x - mean) / deviation
     weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_MOST_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()

@@ -3,13 +3,13 @@
 Letters: n and m images, D feature width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 _ROWS_AT_ONCE = 1024
+_QUANTILES = (0.05, 0.5)
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ def nearest_distances(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def closer_than_held_out(
-    samples: np.ndarray, held_out: np.ndarray, training: np.ndarray, quantiles: Sequence[float] = (0.05, 0.5)
-) -> list[CloserThanHeldOut]:
+def closer_than_held_out(samples: np.ndarray, held_out: np.ndarray, training: np.ndarray) -> list[CloserThanHeldOut]:
     """How many samples lie nearer to a training image than held-out images do.
 
     Both distances are to the nearest training image. The held-out ones give a threshold for each quantile q (a share
@@ -53,8 +51,7 @@ def closer_than_held_out(
 
     Args:
         samples, held_out, training: features (n, D) of each set.
-        quantiles: each in (0, 1).
     """
     theirs = nearest_distances(held_out, training)
     ours = nearest_distances(samples, training)
-    return [CloserThanHeldOut(q, float((ours < np.quantile(theirs, q)).mean())) for q in quantiles]
+    return [CloserThanHeldOut(q, float((ours < np.quantile(theirs, q)).mean())) for q in _QUANTILES]

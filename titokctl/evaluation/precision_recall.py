@@ -18,21 +18,21 @@ MAX_REFERENCE_IMAGES = 10_000
 _DISTANCES_AT_ONCE = 1 << 24
 
 
-def precision_recall(samples: np.ndarray, reference: np.ndarray, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+def precision_recall(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Precision of `samples` (n, D) and recall of `reference` (m, D), both shares in [0, 1].
 
-    Raises ValueError when widths differ or a set has no more images than `neighbours`.
+    Raises ValueError when widths differ or a set has no more than 3 images.
     """
     if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
         raise ValueError(f"expected features (n, D) and (m, D), not {samples.shape} and {reference.shape}")
-    if min(len(samples), len(reference)) <= neighbours:
+    if min(len(samples), len(reference)) <= NEIGHBOURS:
         sizes = f"{len(samples)} and {len(reference)}"
-        raise ValueError(f"{neighbours} neighbours need more than {neighbours} images in each set, not {sizes}")
+        raise ValueError(f"{NEIGHBOURS} neighbours need more than {NEIGHBOURS} images in each set, not {sizes}")
     # Distances are the same about any origin; about the middle, float32 keeps more of their digits.
     origin = reference.mean(0, dtype=np.float64)
     a = torch.from_numpy((samples - origin).astype(np.float32))
     b = torch.from_numpy((reference - origin).astype(np.float32))
-    radii_a, radii_b = _radii(a, neighbours), _radii(b, neighbours)
+    radii_a, radii_b = _radii(a), _radii(b)
     hits_a, hits_b = [], torch.zeros(len(b), dtype=torch.bool)
     for first, squares in _squared_distances(a, b):
         hits_a.append((squares <= radii_b).any(1))
@@ -40,9 +40,9 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray, neighbours: int
     return float(torch.cat(hits_a).double().mean()), float(hits_b.double().mean())
 
 
-def _radii(x: Tensor, neighbours: int) -> Tensor:
+def _radii(x: Tensor) -> Tensor:
     """Squared distance (n,) of every row to its k-th nearest other row; the nearest of all is the row itself."""
-    return torch.cat([squares.kthvalue(neighbours + 1, dim=1).values for _, squares in _squared_distances(x, x)])
+    return torch.cat([squares.kthvalue(NEIGHBOURS + 1, dim=1).values for _, squares in _squared_distances(x, x)])
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -91,15 +91,14 @@ def score(images: DemoImages, extractor: Extractor, progress: Progress, stop: St
     )
 
 
-def noise_ids(count: int, num_tokens: int, codebook_size: int, seed: int = 0) -> np.ndarray:
+def noise_ids(count: int, num_tokens: int, codebook_size: int) -> np.ndarray:
     """(count, K) int64, every code equally likely: images without any structure."""
-    return np.random.default_rng(seed).integers(0, codebook_size, (count, num_tokens))
+    return np.random.default_rng(0).integers(0, codebook_size, (count, num_tokens))
 
 
-def shuffled_ids(ids: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def shuffled_ids(ids: np.ndarray, count: int) -> np.ndarray:
     """(count, K) int64: `ids` with every position shuffled by itself: the same marginals, no structure."""
-    rng = np.random.default_rng(seed)
-    return rng.permuted(ids.astype(np.int64), axis=0)[:count]
+    return np.random.default_rng(0).permuted(ids.astype(np.int64), axis=0)[:count]
 
 
 @torch.inference_mode()

@@ -49,12 +49,11 @@ def _fitting_recipe(cache: TokenCache, classes: int, path: Path) -> str:
     """The shipped recipe for K, V and image size; the one with as many classes first, then the smallest model."""
     tokens, codes, size = cache.num_latent_tokens, cache.codebook_size, cache.header.image_size
     found = {}
-    for name in recipe_files.shipped():
-        if name.startswith("generator/"):
-            recipe: GeneratorRecipe = recipe_files.load(name, "generator")
-            model = recipe.model
-            if (model.num_latent_tokens, model.codebook_size, recipe.image_size or size) == (tokens, codes, size):
-                found[name] = (model.num_classes != classes, model.width * model.num_layers)
+    for name in recipe_files.shipped("generator"):
+        recipe: GeneratorRecipe = recipe_files.load(name, "generator")
+        model = recipe.model
+        if (model.num_latent_tokens, model.codebook_size, recipe.image_size or size) == (tokens, codes, size):
+            found[name] = (model.num_classes != classes, model.width * model.num_layers)
     if not found:
         raise UserError(
             f"no shipped generator recipe has the {tokens} tokens and {codes} codes of {path} ({size} px)",

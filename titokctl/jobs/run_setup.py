@@ -49,7 +49,8 @@ def training_run(
         yield open_run(Path(group.from_main(None)))
         return
     settings = recipe.model_dump(mode="json")
-    folder = root / kind / (name or f"{stem}-{_digest([_lasting(settings), identity])}")
+    free = _ONLY_WATCHING | ({"steps"} if _may_grow(settings) else set())
+    folder = root / kind / (name or f"{stem}-{_digest([_without(settings, free), identity])}")
     with folder_lock(folder):
         if overwrite:
             _empty(folder)
@@ -75,12 +76,6 @@ def check_division(training: TrainingConfig, processes: int) -> None:
             f"training.global_batch_size {size:,} is not a multiple of {processes} processes",
             f"use another number of processes, or --set training.global_batch_size={fitting}",
         )
-
-
-def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without what may change while a run goes on."""
-    free = _ONLY_WATCHING | ({"steps"} if _may_grow(settings) else set())
-    return _without(settings, free)
 
 
 def _may_grow(settings: dict[str, Any]) -> bool:
