@@ -1,21 +1,14 @@
-"""How long work tells how far it is: a protocol, a silent version, and one on stderr; and what it would do.
+"""How long work tells how far it is: a protocol, a silent version, and one on stderr.
 
 Jobs take a `Progress` and never print. On a terminal the stderr version draws a tqdm bar; in a pipe or a log file it
-writes a plain line every few seconds, so that nothing fills a log with control characters. In a dry run they end at
-`about_to_write`, where everything is checked and nothing is written yet.
+writes a plain line every few seconds, so that nothing fills a log with control characters.
 """
 
-import contextlib
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 _LINE_EVERY_S = 5.0
-_DRY_RUN = "TITOKCTL_DRY_RUN"
 
 
 class Progress(Protocol):
@@ -145,60 +138,3 @@ def duration(seconds: float) -> str:
     if s < 86400:
         return f"{s // 3600} h {s % 3600 // 60:02d} min"
     return f"{s // 86400} d {s % 86400 // 3600} h"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a command is about to write.
-
-    Args:
-        reads: what goes into it, by name; JSON values.
-        output: the file or folder.
-        count, unit: how many images or rows it will hold; `done` of them are kept from an earlier run.
-        num_bytes: about how large it becomes; None where that depends on what the images look like.
-        settings: what else decides about it, by name; JSON values.
-        replaces: whether something finished at `output` goes.
-        makes_folders: whether the folder of `output` is made where it is missing.
-    """
-
-    reads: dict[str, Any]
-    output: Path
-    count: int
-    unit: str = "images"
-    done: int = 0
-    num_bytes: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    replaces: bool = False
-    makes_folders: bool = True
-
-
-class Planned(Exception):
-    """The end of a dry run, with what would have been done."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(f"dry run: {plan.output} was not written")
-        self.plan = plan
-
-
-@contextlib.contextmanager
-def dry_run() -> Iterator[None]:
-    """Let jobs end with `Planned` before they write, and nothing be fetched or kept for later on the way."""
-    os.environ[_DRY_RUN] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_DRY_RUN]
-
-
-def is_dry_run() -> bool:
-    """Whether nothing may be written."""
-    return _DRY_RUN in os.environ
-
-
-def about_to_write(plan: Callable[[], Plan]) -> None:
-    """Everything is checked and nothing is written: a dry run ends here. `plan` is called in a dry run only.
-
-    Raises Planned, in a dry run.
-    """
-    if is_dry_run():
-        raise Planned(plan())

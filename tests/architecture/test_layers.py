@@ -15,7 +15,7 @@ LAYERS = (
     ("weights",),
     ("models", "formats", "distributed"),
     ("config",),
-    ("errors", "progress"),
+    ("errors", "progress", "dry_run"),
 )
 HEIGHT = {layer: len(LAYERS) - i for i, row in enumerate(LAYERS) for layer in row}
 # The package's own __init__ offers names of all layers, lazily; anyone may ask it for the version.

@@ -17,8 +17,9 @@ from caches import write_cache
 from titokctl.cli import app as cli
 from titokctl.cli.app import run
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import dry_run, is_dry_run
 from titokctl.errors import Stopped, UserError
-from titokctl.progress import SilentProgress, dry_run, is_dry_run
+from titokctl.progress import SilentProgress
 from titokctl.weights.read import locate
 
 # What is written, and by which words; `{runs}` is named last.

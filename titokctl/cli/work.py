@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from titokctl.cli import console
+from titokctl.dry_run import Planned, WritePlan, dry_run
 from titokctl.errors import UserError
-from titokctl.progress import Plan, Planned, Progress, dry_run
+from titokctl.progress import Progress
 
 if TYPE_CHECKING:
     from titokctl.distributed.group import Group
@@ -97,7 +98,7 @@ def together(
             yield Work(progress, stop, group, device)
 
 
-def _show(plan: Plan, as_json: bool) -> None:
+def _show(plan: WritePlan, as_json: bool) -> None:
     """A plan on stdout. Raises UserError when its output can't be written."""
     free = _free_bytes(plan)
     if as_json:
@@ -120,7 +121,7 @@ def _in_words(value: Any) -> str:
     return ", ".join(map(console.in_words, value)) if isinstance(value, list) else console.in_words(value)
 
 
-def _free_bytes(plan: Plan) -> int:
+def _free_bytes(plan: WritePlan) -> int:
     """Bytes free where the output would be. Raises UserError when it can't be written there."""
     parent = plan.output.absolute().parent
     if not plan.makes_folders and not parent.is_dir():

@@ -29,12 +29,12 @@ from typing import Any
 
 import numpy as np
 
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.atomic import user_cache, write_bytes
 from titokctl.formats.class_tars import scan_class_tars
 from titokctl.formats.shard_scan import Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
-from titokctl.progress import is_dry_run
 
 FORMAT = "titokctl/shard-index"
 FORMAT_VERSION = 3

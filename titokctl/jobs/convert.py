@@ -8,9 +8,10 @@ from typing import Literal
 
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UsageError, UserError
 from titokctl.jobs.class_order import say_class_order
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 from titokctl.weights.build import compare, shapes, skeleton
 from titokctl.weights.known import released
 from titokctl.weights.official.config import write_config
@@ -76,10 +77,10 @@ def convert(
     )  # fmt: skip
 
 
-def _plan(path: Path, weights: Weights, destination: Path, layout: Layout) -> Plan:
+def _plan(path: Path, weights: Weights, destination: Path, layout: Layout) -> WritePlan:
     if layout == "official":
         write_config(weights.kind, weights.config)  # refuses what has no official form
-    return Plan(
+    return WritePlan(
         reads={"weights": str(path), "kind": weights.kind, "model": _known_name(weights)},
         output=destination,
         count=len(weights.tensors),

@@ -13,6 +13,7 @@ import torch
 
 from titokctl.config.recipe_files import flat_differences
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.atomic import disk_errors, read_json, write_json
 from titokctl.formats.chunk_writer import ChunkWriter, Rows
@@ -25,7 +26,7 @@ from titokctl.jobs.image_decoder import ENCODERS, ImageDecoder, default_batch_si
 from titokctl.jobs.plans import cache_read, image_bytes
 from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import Precision
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 from titokctl.weights.hashes import weights_sha256
 
 _CHUNK_IMAGES = 1024
@@ -152,11 +153,11 @@ def _checked_format(output: Path, image_format: ImageFormat | None, overwrite: b
     return chosen
 
 
-def _plan(cache: TokenCache, output: Path, work: Path, settings: dict[str, Any], overwrite: bool) -> Plan:
+def _plan(cache: TokenCache, output: Path, work: Path, settings: dict[str, Any], overwrite: bool) -> WritePlan:
     kept = ChunkWriter(work, None)
     if not _is_other(work, settings, overwrite):
         kept.read_chunks()
-    return Plan(
+    return WritePlan(
         reads=cache_read(cache, settings["view"]),
         output=output,
         count=len(cache),

@@ -11,11 +11,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.atomic import atomic_path
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.plans import cache_read, rows_bytes
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 
 _ROWS_AT_ONCE = 8192
 
@@ -56,7 +57,7 @@ def export(
     if form == "jsonl" and not cache.is_discrete:
         raise UsageError(f"{path} holds latents, which the form jsonl has no place for", "take npy or safetensors")
     about_to_write(
-        lambda: Plan(
+        lambda: WritePlan(
             reads=cache_read(cache, view),
             output=output,
             count=len(cache),

@@ -12,12 +12,13 @@ import numpy as np
 from titokctl import __version__
 from titokctl.config.recipe_files import flat_differences
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.token_header import CacheHeader
 from titokctl.jobs.plans import cache_bytes
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 
 _ROWS_AT_ONCE = 1 << 16
 # What may differ: where the rows come from, and a decoder that was fine-tuned later.
@@ -60,7 +61,7 @@ def merge(
     total, header = sum(map(len, caches)), _header(caches)
     key_bytes = max(_keys(path).dtype.itemsize for path in paths)
     about_to_write(
-        lambda: Plan(
+        lambda: WritePlan(
             reads={"tokens": [str(path) for path in paths], "rows": [len(cache) for cache in caches]},
             output=output,
             count=total,

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from titokctl.data.sources import open_source
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UserError
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.cached_rows import Originals, tokenizer_of
 from titokctl.jobs.image_decoder import ImageDecoder
 from titokctl.jobs.plans import cache_read
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 
 _COLUMNS = 8
 
@@ -58,7 +59,7 @@ def preview(
     decoder = ImageDecoder(tokenizer_of(cache, tokenizer, runs, device, progress.say), device, "float32")
     rows = np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).round().astype(np.int64))
     about_to_write(
-        lambda: Plan(
+        lambda: WritePlan(
             reads=cache_read(cache, view),
             output=output,
             count=len(rows),

@@ -13,6 +13,7 @@ from titokctl.data.pipeline import DecodedUnit, decode_units
 from titokctl.data.sources import Rejected, Source, Unit, open_source
 from titokctl.data.workers import available_cores
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.features import fixed_batches
 from titokctl.evaluation.reconstruction import reconstructed
@@ -26,7 +27,7 @@ from titokctl.jobs.plans import source_read
 from titokctl.jobs.reconstruct_scores import AUTO, Judges, ReconstructScores, check_count, find_judges
 from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
 
@@ -167,11 +168,11 @@ def _images_of(data: Sequence[str]) -> Sequence[str]:
     return [str(found.images)]
 
 
-def _plan(reads: dict[str, Any], output: Path, total: int, judges: Judges, device: str) -> Plan:
+def _plan(reads: dict[str, Any], output: Path, total: int, judges: Judges, device: str) -> WritePlan:
     network = judges.extractor
     settings = {"features": network.name if network else None, "lpips": judges.lpips is not None, "device": device}
     is_there = any((output / name).exists() for name in (PICTURE, RESULT))
-    return Plan(reads, output, total, settings=settings | {"files": [PICTURE, RESULT]}, replaces=is_there)
+    return WritePlan(reads, output, total, settings=settings | {"files": [PICTURE, RESULT]}, replaces=is_there)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.config.recipe_files import flatten
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.evaluation import read_evaluations
 from titokctl.formats.metrics_log import MetricsLog
@@ -13,7 +14,6 @@ from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.formats.run_folder import RunFolder, finished_runs
 from titokctl.formats.sample_set import GRID, SampleSet
 from titokctl.jobs.runs import METRICS, find_run, lineage_of
-from titokctl.progress import Plan, about_to_write
 
 _NAME = "report.html"
 _LISTED = 12  # items of a list that are shown
@@ -70,7 +70,7 @@ def write_report(given: str, output: Path | None, root: Path, overwrite: bool = 
     _settings(page, run)
     path = output or run.path / _NAME
     about_to_write(
-        lambda: Plan(
+        lambda: WritePlan(
             reads={"run": str(run.path), "kind": run.kind, "status": run.status},
             output=path,
             count=pictures,

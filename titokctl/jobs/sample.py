@@ -15,6 +15,7 @@ from titokctl.config.sampling import SamplingConfig
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.chunk_writer import ChunkWriter
 from titokctl.formats.image_output import ImageFormat
@@ -27,9 +28,9 @@ from titokctl.jobs.sample_job import Sampled, SampleJob, check_same
 from titokctl.jobs.sample_record import SampleTask
 from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import Precision
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 from titokctl.sampling.decoding import too_many_steps
-from titokctl.sampling.plan import Plan as DrawingPlan
+from titokctl.sampling.plan import Plan
 
 __all__ = ["Sampled", "check_request", "sample"]
 
@@ -108,7 +109,7 @@ def sample(
     return job.lead(overwrite) if group.is_main else job.follow()
 
 
-def _plan(task: SampleTask, folder: Path, overwrite: bool) -> Plan:
+def _plan(task: SampleTask, folder: Path, overwrite: bool) -> WritePlan:
     """What would be drawn into `folder`."""
     count = task.plan.num_images
     before = "empty" if overwrite else state_of(folder)
@@ -118,7 +119,7 @@ def _plan(task: SampleTask, folder: Path, overwrite: bool) -> Plan:
     if before == "unfinished":
         kept.read_chunks()
     images = image_bytes(task.image_format, count, task.tokenizer.config.image_size)
-    return Plan(
+    return WritePlan(
         reads={name: str(given.path) for name, given in (("generator", task.generator), ("tokenizer", task.tokenizer))},
         output=folder,
         count=count,
@@ -173,7 +174,7 @@ def check_request(
 
 
 def _say_settings(
-    sampling: SamplingConfig, plan: DrawingPlan, generator: Given, precision_name: str, progress: Progress
+    sampling: SamplingConfig, plan: Plan, generator: Given, precision_name: str, progress: Progress
 ) -> None:
     tokens = generator.config.num_latent_tokens
     if sampling.num_steps > tokens:

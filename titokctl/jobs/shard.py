@@ -21,6 +21,7 @@ from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.data.sources.parquet import KIND as PARQUET
 from titokctl.data.workers import available_cores, in_order
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json
 from titokctl.formats.folder_lock import folder_lock
@@ -33,7 +34,7 @@ from titokctl.formats.shard_set import (
     write_shard,
 )
 from titokctl.jobs.plans import source_read
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 
 PER_SHARD = 1000
 REJECTED_NAME = "rejected.jsonl"
@@ -159,10 +160,10 @@ class _Work:
     def __post_init__(self) -> None:
         self.folder = self.output.with_name(f".{self.output.name}.unfinished")
 
-    def plan(self, paths: Sequence[Path | str], finished: Sharded | None) -> Plan:
+    def plan(self, paths: Sequence[Path | str], finished: Sharded | None) -> WritePlan:
         """What would be written."""
         source, left = self.source, self._missing() if self._is_begun() else range(len(self.parts))
-        return Plan(
+        return WritePlan(
             reads=source_read(paths, source),
             output=self.output,
             count=len(source),

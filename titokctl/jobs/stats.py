@@ -7,6 +7,7 @@ from pathlib import Path
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import ExtractorOptions
 from titokctl.formats.atomic import make_folder
@@ -21,7 +22,7 @@ from titokctl.jobs.feature_pass import (
 )
 from titokctl.jobs.image_set import Opening
 from titokctl.jobs.image_sets import open_images
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def stats(
     extractor = extractor_for(features, options, progress, group)
     images = open_images(Path(data[0]), Opening(runs, progress.say, tokenizer, preprocessing, extractor.device), data)
     about_to_write(
-        lambda: Plan(
+        lambda: WritePlan(
             reads={"images": str(images.path), "count": images.count},
             output=output,
             count=images.count,

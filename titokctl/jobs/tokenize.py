@@ -18,6 +18,7 @@ from titokctl.data.terms import terms_of
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
+from titokctl.dry_run import WritePlan, about_to_write
 from titokctl.errors import UsageError
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
@@ -31,7 +32,7 @@ from titokctl.jobs.views import names_of, view
 from titokctl.models.device import device_named
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.progress import Plan, Progress, about_to_write
+from titokctl.progress import Progress
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.load import load_tokenizer
 
@@ -109,7 +110,7 @@ def tokenize(
     return job.lead(max_rejected, overwrite, compress) if group.is_main else job.follow()
 
 
-def _plan(paths: Sequence[Path | str], tokenizer: str, job: TokenJob, overwrite: bool) -> Plan:
+def _plan(paths: Sequence[Path | str], tokenizer: str, job: TokenJob, overwrite: bool) -> WritePlan:
     """What `job` would do, after the checks that it begins with."""
     source, header, folder = job.source, job.encoder.header, job.folder
     if not overwrite and finished_before(folder.output, header) is not None:
@@ -118,7 +119,7 @@ def _plan(paths: Sequence[Path | str], tokenizer: str, job: TokenJob, overwrite:
         check_space(folder.output, header, len(source))
         parts = folder.finished() if folder.goes_on(header, len(source.units), overwrite and not job.part) else ()
         done = sum(source.units[i].count for i in parts if i < len(source.units))
-    return Plan(
+    return WritePlan(
         reads=source_read(paths, source) | {"tokenizer": tokenizer},
         output=folder.output,
         count=len(source),

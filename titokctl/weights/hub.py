@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
-from titokctl.progress import is_dry_run
 from titokctl.weights.known import Known
 from titokctl.weights.local import cache_folder, in_folder
 

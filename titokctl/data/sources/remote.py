@@ -28,13 +28,13 @@ from titokctl.data.sources.shard_checks import check_distinct, left_out, usable
 from titokctl.data.sources.shards import expand_pattern
 from titokctl.data.sources.source import Rejected, Sample, Source, Unit, description_of
 from titokctl.data.workers import in_order
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.atomic import user_cache, write_json
 from titokctl.formats.shard_counts import recorded_counts
 from titokctl.formats.shard_index import from_scan
 from titokctl.formats.shard_scan import Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
-from titokctl.progress import is_dry_run
 
 KIND = "remote"
 _ENDLESS = 1 << 62
