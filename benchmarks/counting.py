@@ -1,5 +1,6 @@
 """Counts of operations and bytes, and networks of arbitrary weights to count and measure."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,6 +9,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from titokctl.models.packed_linear import PackedLinear
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -19,9 +22,12 @@ def counted(run: Callable[[], object]) -> dict[str, float]:
     is computed: `run` works on fake tensors, so it must not look at values.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    # torch counts the attention kernels of GPUs only.
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations}
-    flops, traffic = FlopCounterMode(display=False, custom_mapping=attention), _Bytes()
+    # torch counts the attention kernels of GPUs only, and no packed layers.
+    ours = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
+        torch.ops.mkldnn._convolution_pointwise: _packed_operations,
+    }
+    flops, traffic = FlopCounterMode(display=False, custom_mapping=ours), _Bytes()
     with torch.inference_mode(), fake, flops, traffic:
         run()
     return {"operations": float(flops.get_total_flops()), "bytes": float(traffic.total)}
@@ -29,6 +35,10 @@ def counted(run: Callable[[], object]) -> dict[str, float]:
 
 def _attention_operations(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return sdpa_flop_count(q, k, v)
+
+
+def _packed_operations(x: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * x[1] * math.prod(out_shape)  # (1, inputs, 1, rows) to (1, outputs, 1, rows)
 
 
 class _Bytes(TorchDispatchMode):
@@ -56,12 +66,14 @@ def fill(module: Network) -> Network:
             for start in range(0, flat.numel(), len(block)):
                 part = flat[start : start + len(block)]
                 torch.mul(block[: len(part)], scale, out=part)
-        for part in module.modules():
-            if isinstance(part, nn.LayerNorm | nn.GroupNorm):
-                part.reset_parameters()
+        for layer in module.modules():
+            if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
+                layer.reset_parameters()
     return module.requires_grad_(False).eval()
 
 
 def weight_bytes(*modules: nn.Module) -> int:
-    """Bytes of all parameters of the modules, shared ones once."""
-    return sum({p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}.values())
+    """Bytes of all parameters of the modules, shared ones once, and of packed weights."""
+    shared = {p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}
+    packed = [layer for module in modules for layer in module.modules() if isinstance(layer, PackedLinear)]
+    return sum(shared.values()) + sum(layer.packed_bytes for layer in packed)

@@ -96,9 +96,11 @@ def test_a_generator_in_bf16_stays_near_float32(architecture):
     assert 0 < relative_error(logits, expected) < 0.05
 
 
-def test_float32_changes_no_bit():
-    plain, ids = tokenizer("proxy"), torch.randint(64, (3, 8))
-    assert torch.equal(prepared(plain, "cpu", "float32").detokenize(ids), plain.detokenize(ids))
+def test_float32_stays_float32():
+    plain, ids, images = tokenizer("proxy"), torch.randint(64, (3, 8)), torch.rand(3, 3, 32, 32)
+    ready = prepared(plain, "cpu", "float32")
+    assert relative_error(ready.latents(images), plain.latents(images)) < 1e-5
+    assert relative_error(ready.detokenize(ids), plain.detokenize(ids)) < 1e-4
 
 
 @pytest.mark.parametrize("head", ["pixel", "proxy"])
@@ -109,6 +111,27 @@ def test_an_image_does_not_depend_on_its_batch(head):
         alone = torch.cat([fast.detokenize(ids[i : i + 1]) for i in range(5)])
     assert torch.equal(together, alone)
     assert fast.detokenize(ids[:0]).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["float32", "bf16"])
+def test_latents_depend_neither_on_the_batch_nor_on_the_number_of_threads(name):
+    vit = TransformerConfig(patch_size=16, width=512, num_layers=1, num_heads=8)
+    torch.manual_seed(0)
+    plain = TiTok(TokenizerConfig(image_size=256, num_latent_tokens=128, encoder=vit, decoder=vit, codebook_size=16))
+    fast, images, before = (
+        prepared(_with_large_weights(plain), "cpu", name),
+        torch.rand(3, 3, 256, 256),
+        torch.get_num_threads(),
+    )
+    try:
+        with precision(name, "cpu"):
+            expected = fast.latents(images)
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                assert torch.equal(fast.latents(images), expected)
+                assert torch.equal(fast.latents(images[2:]), expected[2:])
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pixels_do_not_depend_on_the_number_of_threads():

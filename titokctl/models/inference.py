@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from titokctl.models.attention import SelfAttention
 from titokctl.models.maskgit.uvit import UvitBlock, UvitBody
 from titokctl.models.maskgit.vit import VitLayer
+from titokctl.models.packed_linear import PackedLinear, PackedMlp, can_pack
 from titokctl.models.precision import Precision, low_dtype
 from titokctl.models.titok.decoder import ProxyHead
 from titokctl.models.titok.transformer import Mlp
@@ -22,7 +23,7 @@ from titokctl.models.vqgan.fast_decoder import FastVqganDecoder
 from titokctl.models.vqgan.vqgan import VqganDecoder
 
 Network = TypeVar("Network", bound=nn.Module)
-# Their linear layers run in lower precision; all other linear layers and convolutions stay float32.
+# Their linear layers run in the precision asked for; all other linear layers and convolutions stay float32.
 _LOWERED = (SelfAttention, Mlp, ProxyHead, VitLayer, UvitBlock, UvitBody)
 
 
@@ -43,8 +44,8 @@ def prepared(
 ) -> Network:
     """A copy of `module` for inference on `device`: eval mode, frozen, of the same class and with the same methods.
 
-    Run it inside `precision(name, device)` of the same name. Weights that keep their type are shared with `module`.
-    "float32" and "tf32" change no arithmetic.
+    Run it inside `precision(name, device)` of the same name. Weights that keep their type and their layout are shared
+    with `module`. On a CPU "float32" changes the order of sums in the blocks of transformers, elsewhere no arithmetic.
 
     Args:
         module: a TiTok or a MaskGit with float32 weights. Take its hashes before: the copy has other tensors.
@@ -52,28 +53,39 @@ def prepared(
     """
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
     ready = copy.deepcopy(module, shared)
-    dtype = low_dtype(precision)
-    if dtype is not None:
-        _lower(
-            ready, dtype, unused={"encoder": ("decoder", "proxy_pixels"), "decoder": ("encoder",)}.get(half or "", ())
-        )
+    unused = {"encoder": ("decoder", "proxy_pixels"), "decoder": ("encoder",)}.get(half or "", ())
+    dtype = low_dtype(precision) or torch.float32
+    packs = torch.device(device).type == "cpu" and can_pack(dtype)
+    if packs or dtype != torch.float32:
+        _convert(ready, dtype, packs, unused=unused)
     return ready.to(device).eval()
 
 
-def _lower(module: nn.Module, dtype: torch.dtype, low: bool = False, unused: tuple[str, ...] = ()) -> None:
+def _convert(
+    module: nn.Module, dtype: torch.dtype, packs: bool, low: bool = False, unused: tuple[str, ...] = ()
+) -> None:
     """Replace the layers inside `module`; `low` says whether it lies in a part that runs in lower precision."""
     low = low or isinstance(module, _LOWERED)
     for name, child in module.named_children():
         if name in unused:
             continue
-        if isinstance(child, VqganDecoder):
-            setattr(module, name, FastVqganDecoder(child, dtype))
-        elif isinstance(child, nn.Linear):
-            setattr(module, name, _LowLinear(child, dtype) if low else _ExactLinear(child))
-        elif isinstance(child, nn.Conv2d):
-            setattr(module, name, _ExactConvolution(child))
+        if packs and isinstance(child, Mlp):
+            setattr(module, name, PackedMlp(child.up, child.down, dtype))
+        elif low and isinstance(child, nn.Linear):
+            setattr(module, name, PackedLinear(child, dtype) if packs else _LowLinear(child, dtype))
+        elif dtype == torch.float32 or not (replaced := _beside_blocks(child, dtype)):
+            _convert(child, dtype, packs, low)
         else:
-            _lower(child, dtype, low)
+            setattr(module, name, replaced)
+
+
+def _beside_blocks(layer: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+    """What takes the place of a layer outside the blocks when these are in lower precision; None: it is looked into."""
+    if isinstance(layer, VqganDecoder):
+        return FastVqganDecoder(layer, dtype)
+    if isinstance(layer, nn.Linear):
+        return _ExactLinear(layer)
+    return _ExactConvolution(layer) if isinstance(layer, nn.Conv2d) else None
 
 
 class _LowLinear(nn.Module):
@@ -85,13 +97,7 @@ class _LowLinear(nn.Module):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., inputs) -> (..., outputs)
-        x = x.to(self.weight.dtype)
-        if x.device.type != "cpu" or not x.numel():
-            return F.linear(x, self.weight, self.bias)
-        # As a 1x1 convolution over channels-last memory: oneDNN's kernel for it is 5 to 10 % faster than for a product.
-        rows = x.flatten(0, -2)[None, None].permute(0, 3, 1, 2)  # (1, inputs, 1, rows)
-        y = F.conv2d(rows, self.weight[:, :, None, None], self.bias)
-        return y.permute(0, 2, 3, 1).view(*x.shape[:-1], len(self.weight))
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class _ExactLinear(nn.Module):
