@@ -45,7 +45,7 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.formats.checkpoint import Checkpoint, CheckpointWriter, Policy
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
-from titokctl.jobs.generator_plan import num_parameters, positions
+from titokctl.jobs.generator_plan import operations_per_image
 from titokctl.jobs.stage_start import Start
 from titokctl.jobs.step_images import StepImages
 from titokctl.jobs.tokenizer_stages import Surroundings, build_stage
@@ -54,7 +54,6 @@ from titokctl.progress import SilentProgress
 from titokctl.training.image_stage import ImageStage
 from titokctl.training.loop import Loop, Metrics
 from titokctl.training.masked_tokens import MaskedTokens
-from titokctl.training.speed import transformer_operations
 
 WARM = 3
 
@@ -88,7 +87,7 @@ def generator(recipe: GeneratorRecipe, device: str, steps: int) -> tuple[Mapping
         cache = random_cache(Path(folder) / "tokens.h5", 20_000, recipe.model.num_latent_tokens, recipe)
         task = build_task(recipe, (TokenRows(cache, recipe.views, None, device), None), device, single_group())
         plain, numbers = Plain(recipe, device), itertools.count()
-        operations = batch * transformer_operations(num_parameters(task.model), positions(recipe))
+        operations = batch * operations_per_image(task.model)
         ways = {
             BASELINE: Way(plain.step, operations=operations, items=batch),
             "ours": Way(
@@ -100,7 +99,7 @@ def generator(recipe: GeneratorRecipe, device: str, steps: int) -> tuple[Mapping
         found = compare(ways, device, steps, training=True)
     whole, data, update = (found[name].seconds for name in ("ours", "  data", "  clip, optimizer, EMA"))
     facts: dict[str, object] = {
-        "parameters": num_parameters(task.model),
+        "parameters": sum(p.numel() for p in task.model.parameters()),
         "batch": batch,
         "precision": recipe.training.precision,
         "data_share": f"{data / whole:.2%}",
@@ -134,7 +133,7 @@ class Plain:
         self.model = nn.Sequential(embedding, body, nn.Linear(model.width, model.codebook_size)).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.micro = recipe.training.micro_batch_size or batch
-        self.ids = torch.randint(model.codebook_size, (batch, positions(recipe)), device=device)
+        self.ids = torch.randint(model.codebook_size, (batch, model.num_latent_tokens + 1), device=device)
 
     def step(self) -> None:
         """One update."""

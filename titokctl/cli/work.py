@@ -76,9 +76,11 @@ def together(
     """
     from titokctl.distributed import launch
     from titokctl.distributed.group import process_group, single_group
-    from titokctl.distributed.place import place
+    from titokctl.distributed.place import adopt_slurm, place
     from titokctl.models.device import device_named, gpus_to_use
 
+    if machine.gpus is None and machine.procs is None and machine.nodes == 1:
+        adopt_slurm(os.environ)
     device = device_named(machine.device, "cpu" if machine.procs is not None else None)
     if place().is_main:
         check(device)

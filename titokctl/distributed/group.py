@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from titokctl.distributed.place import Place, place
 from titokctl.distributed.pulse import Pulse
-from titokctl.errors import UserError
+from titokctl.errors import Stopped, UserError
 
 _PATIENCE = timedelta(hours=24)
 _COLLECTIVE_PATIENCE = timedelta(hours=1)
@@ -34,7 +34,7 @@ class Group:
     def __init__(self, where: Place, store: dist.Store, pulse: Pulse | None = None) -> None:
         self.rank, self.world_size = where.rank, where.world_size
         self._store, self._pulse = store, pulse
-        self._meetings = 0
+        self._meetings = self._uses = 0
 
     @property
     def is_main(self) -> bool:
@@ -49,6 +49,11 @@ class Group:
     def shared_store(self, purpose: str) -> dist.Store:
         """The store with all keys under `purpose`."""
         return dist.PrefixStore(purpose, self._store)
+
+    def next_use(self) -> int:
+        """A number that no earlier call gave; the same in every process that calls it as often."""
+        self._uses += 1
+        return self._uses
 
     def check(self) -> None:
         """Raise Stopped or UserError when waiting for the others is in vain: one has left, or gives no sign of life."""
@@ -137,6 +142,9 @@ def process_group(device: torch.device | str) -> Iterator[Group]:
         ) from error
     except BaseException as error:
         pulse.leave(error)
+        if rank or isinstance(error, Stopped):
+            with contextlib.suppress(dist.DistError):
+                _leave_in_order(store, rank, size)  # the others read there why
         raise
     finally:
         pulse.stop()

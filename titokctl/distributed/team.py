@@ -18,15 +18,15 @@ class Team:
     """The processes of a group at one command.
 
     Args:
-        group: the processes.
-        command: its name; a group has one team a command.
+        group: the processes, which make their teams in the same order.
+        command: its name.
         progress: where the first process shows how many images all of them have done.
         check: called while waiting; raises to end it (a `StopRequest.check`).
     """
 
     def __init__(self, group: Group, command: str, progress: Progress, check: Callable[[], None]) -> None:
         self.group, self._progress, self._check = group, progress, check
-        self._store, self._shown = group.shared_store(command), 0
+        self._store, self._shown = group.shared_store(f"{command}/{group.next_use()}"), 0
 
     def tell(self, what: str, value: Any) -> None:
         """Set `what` to a JSON value."""

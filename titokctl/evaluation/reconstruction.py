@@ -25,7 +25,7 @@ _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
 @torch.inference_mode()
 def reconstructed(tokenizer: TiTok | MaskGitVqgan, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images (n, S, S, 3) uint8 through a tokenizer: what its `tokenize` gives, and the pixels made of it, likewise."""
-    images = to_float(torch.from_numpy(pixels)).to(next(tokenizer.parameters()).device)
+    images = to_float(torch.from_numpy(pixels).to(next(tokenizer.parameters()).device))
     tokens = tokenizer.tokenize(images)
     return tokens.cpu().numpy(), to_bytes(tokenizer.detokenize(tokens)).cpu().numpy()
 

@@ -24,6 +24,8 @@ def keep_evaluation(path: Path, fields: dict[str, Any], key: str) -> None:
 
     Args:
         fields: those of the specification must be there.
+
+    Raises UserError for a file of a newer titokctl, which stays.
     """
     new = {name: fields[name] for name in _FIELDS} | {"versions": versions()}
     earlier = []
@@ -57,7 +59,16 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
 
 
 def _kept(path: Path, key: str) -> list[dict[str, Any]]:
-    """The results in `path` that are of the images with `key`; none of a file that is damaged or not there."""
+    """The results in `path` that are of the images with `key`; none of a file that is damaged or not there.
+
+    Raises UserError for results of a newer titokctl.
+    """
+    try:
+        found = read_json(path)
+    except UserError:
+        return []
+    if isinstance(found, dict) and found.get("format") == FORMAT:
+        check_version(found.get("format_version", 0), FORMAT_VERSION, path, "evaluation")
     try:
         return [result for result in read_evaluations(path) if result["key"] == key]
     except UserError:

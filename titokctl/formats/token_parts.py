@@ -120,12 +120,14 @@ class PartsFolder:
         Raises UserError that lists the differences otherwise.
         """
         place, manifest = self.path / MANIFEST, _manifest(header, num_units)
-        if not place.exists() and write_new_json(place, manifest):
-            return False
-        if not self.goes_on(header, num_units, afresh and not shared):
-            self._empty()
-            write_json(place, manifest)
-            return False
+        while not self.goes_on(header, num_units, afresh and not shared):
+            if place.exists() and not shared:
+                self._empty()
+                write_json(place, manifest)
+                return False
+            # With others at work: one that has merged may have taken the folder away, another have begun it again.
+            if write_new_json(place, manifest):
+                return False
         if not shared:
             for left in (MANIFEST, "unit-*"):
                 remove_leftovers(self.path, left)

@@ -134,7 +134,7 @@ def _is_outdated(judged: Judged, key: str, opening: Opening) -> bool:
     if not key or not Path(str(judged.samples["path"])).exists():
         return False
     images = open_images(Path(str(judged.samples["path"])), opening)
-    return statistics_key(images, *_network(judged), exact=True) != key
+    return statistics_key(images, *_network(judged)) != key
 
 
 def _network(judged: Judged) -> tuple[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.cached_rows import tokenizer_of
 from titokctl.jobs.image_decoder import ENCODERS, ImageDecoder, default_batch_size, recorded_precision
 from titokctl.jobs.plans import cache_read, image_bytes
-from titokctl.models.inference import fastest_precision
+from titokctl.models.inference import fastest_precision, kernels
 from titokctl.models.precision import Precision
 from titokctl.progress import Progress
 from titokctl.weights.hashes import weights_sha256
@@ -84,6 +84,7 @@ def decode(
         "weights_sha256": weights_sha256(model),
         "image_format": chosen,
         "precision": precision,
+        "kernels": kernels(device, precision),
         "device": torch.device(device).type,
         "torch": versions()["torch"],
         "batch_size": batch,

@@ -132,8 +132,8 @@ def _kept(
     if path is None:
         return result
     try:
-        keep_evaluation(path, asdict(result), statistics_key(images, extractor.name, extractor.description, exact=True))
-    except (OSError, UserError):
-        work.progress.say(f"the result is not kept: {path.parent} can't be written")
+        keep_evaluation(path, asdict(result), statistics_key(images, extractor.name, extractor.description))
+    except (OSError, UserError) as error:
+        work.progress.say(f"the result is not kept in {path}: {getattr(error, 'message', error)}")
         return result
     return replace(result, kept_in=str(path))

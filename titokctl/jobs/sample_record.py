@@ -16,6 +16,7 @@ from titokctl.formats.image_output import ImageFormat
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.jobs.sample_inputs import Given, Networks
+from titokctl.models.inference import kernels
 from titokctl.models.precision import Precision
 from titokctl.sampling.guidance import S_FORM, W_FORM
 from titokctl.sampling.plan import Plan
@@ -52,6 +53,7 @@ class SampleTask:
             "image_format": self.image_format,
             "tile_size": self.plan.tile_size,
             "precision": self.precision,
+            "kernels": kernels(kind, self.precision),
             "device": kind,
             "torch": versions()["torch"],
             # The kernels that decode on a GPU depend on it; on a CPU no pixel does.

@@ -47,13 +47,13 @@ def draw(
             part = ids[start : start + task.batch_size]
             kept = min(len(part), tile.count - start)  # the surplus rows of the tile are dropped
             writer.add(tile.first + start, kept, _rows(task, tile.first + start, part, kept, extractor))
-        advance(tile.count)
         waited = time.monotonic() - committed
         if writer.num_pending >= _CHUNK_IMAGES or waited >= _CHUNK_SECONDS or stop.requested:
             writer.commit(wait=stop.requested)
             committed = time.monotonic()
         if stop.requested:
             stop.check(saved())
+        advance(tile.count)
     writer.commit()
 
 

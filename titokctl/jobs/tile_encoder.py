@@ -17,8 +17,8 @@ from titokctl.data.images import to_float
 from titokctl.formats.token_cache import PLAIN
 from titokctl.formats.token_header import CacheHeader
 from titokctl.jobs.views import view
-from titokctl.models.inference import prepared
-from titokctl.models.precision import precision
+from titokctl.models.inference import kernels, prepared
+from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
 
 _CPU_TILE, _GPU_TILE = 16, 128
@@ -29,11 +29,12 @@ def default_tile(device: str) -> int:
     return _CPU_TILE if torch.device(device).type == "cpu" else _GPU_TILE
 
 
-def made_with(tile: int, precision_name: str, device: str) -> dict[str, Any]:
+def made_with(tile: int, precision_name: Precision, device: str) -> dict[str, Any]:
     """All that may change an id besides the weights and the preprocessing."""
     return {
         "device": torch.device(device).type,
         "precision": precision_name,
+        "kernels": kernels(device, precision_name),
         "tile": tile,
         "torch": torch.__version__,
         "pillow": PIL.__version__,

@@ -123,8 +123,8 @@ class UnitWork:
         return TokenPart(unit.index, unit.first, count, unit.name, ids, decoded.labels, keys, views, rejected)
 
     def _tile_done(self, images: int) -> None:
-        self.advance(images)
         self.stop.check(SAVED)
+        self.advance(images)
 
     def _write(self, part: TokenPart, written: Callable[[int], None]) -> None:
         self.folder.write(part)

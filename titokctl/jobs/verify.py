@@ -17,6 +17,7 @@ from titokctl.formats.token_checksums import damaged_places
 from titokctl.formats.token_folder import damaged_parts
 from titokctl.jobs.cached_rows import Originals, tokenizer_of
 from titokctl.jobs.tile_encoder import TileEncoder
+from titokctl.models.inference import kernels
 from titokctl.models.precision import PRECISIONS
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
@@ -139,5 +140,6 @@ def _encoded_again(
     progress.close()
     equal: np.ndarray = np.concatenate(same).reshape(len(rows), head.num_latent_tokens, -1).min(axis=2)
     now = {"device": torch.device(device).type, "torch": torch.__version__}
+    now["kernels"] = kernels(device, made_with["precision"])
     others = {name: f"{head.made_with.get(name)} -> {it}" for name, it in now.items() if head.made_with.get(name) != it}
     return Agreement(len(rows), float(equal.mean()), float(equal.min(axis=1).mean()), others)

@@ -39,6 +39,12 @@ def fastest_precision(device: torch.device | str) -> Precision:
     return "bf16" if able else "float32"
 
 
+def kernels(device: torch.device | str, precision: Precision) -> Literal["packed", "plain"]:
+    """Which linear layers `prepared` takes; they differ in the last bits."""
+    packs = torch.device(device).type == "cpu" and can_pack(low_dtype(precision) or torch.float32)
+    return "packed" if packs else "plain"
+
+
 def prepared(
     module: Network, device: torch.device | str, precision: Precision, half: Literal["encoder", "decoder"] | None = None
 ) -> Network:
@@ -55,7 +61,7 @@ def prepared(
     ready = copy.deepcopy(module, shared)
     unused = {"encoder": ("decoder", "proxy_pixels"), "decoder": ("encoder",)}.get(half or "", ())
     dtype = low_dtype(precision) or torch.float32
-    packs = torch.device(device).type == "cpu" and can_pack(dtype)
+    packs = kernels(device, precision) == "packed"
     if packs or dtype != torch.float32:
         _convert(ready, dtype, packs, unused=unused)
     return ready.to(device).eval()

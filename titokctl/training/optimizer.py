@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from titokctl.config.training import OptimizerConfig
+from titokctl.errors import UserError
 from titokctl.training.muon import Muon
 
 _NOT_DECAYED = ("latent_tokens", "mask_token", "embed", "codebook")
@@ -65,7 +66,7 @@ def optimizer_tensors(module: nn.Module, optimizers: list[torch.optim.Optimizer]
 def load_optimizer_tensors(
     module: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Put back what `optimizer_tensors` gave. Raises UserError when another optimizer had a parameter then."""
     states: dict[str, dict[str, torch.Tensor]] = {}
     for full, value in tensors.items():
         name, _, key = full.rpartition(".")
@@ -76,4 +77,9 @@ def load_optimizer_tensors(
         for name, state in states.items():
             p = parameters[name]
             if id(p) in owned:
+                if ("mean" in state) != isinstance(optimizer, Muon):
+                    raise UserError(
+                        f"{name} was trained by another optimizer, in an earlier version of titokctl",
+                        "begin again with --overwrite, or go on in that version",
+                    )
                 optimizer.state[p] = {key: value.to(p.device).clone() for key, value in state.items()}
