@@ -25,7 +25,7 @@ def counted(run: Callable[[], object]) -> dict[str, float]:
     # torch counts the attention kernels of GPUs only, and no packed layers.
     ours = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
-        torch.ops.mkldnn._convolution_pointwise: _packed_operations,
+        torch.ops.mkldnn._linear_pointwise: _packed_operations,
     }
     flops, traffic = FlopCounterMode(display=False, custom_mapping=ours), _Bytes()
     with torch.inference_mode(), fake, flops, traffic:
@@ -38,7 +38,7 @@ def _attention_operations(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = N
 
 
 def _packed_operations(x: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * x[1] * math.prod(out_shape)  # (1, inputs, 1, rows) to (1, outputs, 1, rows)
+    return 2 * x[-1] * math.prod(out_shape)  # (rows, inputs) to (rows, outputs)
 
 
 class _Bytes(TorchDispatchMode):

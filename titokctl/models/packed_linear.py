@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-_ROWS = 512  # the layout is chosen for products of about so many rows; any number works
+_ROWS = 512  # the layout is chosen for about so many rows; other numbers are as fast
 
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this CPU has kernels for `dtype`, and this build of torch the operators that reach them."""
     operators = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_reorder_convolution_weight"):
+    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_reorder_linear_weight"):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and operators._is_mkldnn_bf16_supported())
 
@@ -30,9 +30,8 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype, self.out_features = dtype, linear.out_features
-        kernel = linear.weight.detach().to(dtype)[:, :, None, None]  # of a 1x1 convolution, whose kernels are fastest
-        shape = [1, linear.in_features, 1, _ROWS]
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(kernel, [0, 0], [1, 1], [1, 1], 1, shape)
+        # Not the 1x1 convolution: with other rows than its layout is for it can take ten times as long.
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), _ROWS)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
 
     @property
@@ -42,14 +41,11 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor, then: Literal["none", "gelu"] = "none") -> torch.Tensor:
         """(..., inputs) to (..., outputs), with an exact (erf) GELU behind it on request."""
-        shape = (*x.shape[:-1], self.out_features)
         if not x.numel():
-            return x.new_empty(shape, dtype=self.dtype)
-        rows = x.to(self.dtype).flatten(0, -2)[None, None].permute(0, 3, 1, 2)  # (1, inputs, 1, rows), channels-last
-        y = torch.ops.mkldnn._convolution_pointwise(
-            rows, self._weight, self.bias, [0, 0], [1, 1], [1, 1], 1, then, [], "none"
-        )
-        return y.permute(0, 2, 3, 1).view(shape)
+            return x.new_empty((*x.shape[:-1], self.out_features), dtype=self.dtype)
+        rows = x.to(self.dtype).flatten(0, -2)  # (rows, inputs)
+        y = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self.bias, then, [], "none")
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 class PackedMlp(nn.Module):
