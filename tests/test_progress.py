@@ -59,6 +59,45 @@ def test_a_terminal_gets_a_bar():
     assert b"3/3" in shown
 
 
+STOPPED = """
+import sys
+from titokctl.cli.app import app, run
+
+@app.command()
+def work():
+    from titokctl.cli.work import alone
+    from titokctl.errors import Stopped
+    with alone(False) as (progress, stop):
+        progress.start("training", 60)
+        progress.advance(29, "step 29, loss 0.5, " + "grad_norm 1.2, " * 20)
+        raise Stopped(130, "Step 29 is saved.")
+
+sys.exit(run(["work"]))
+"""
+
+
+def test_a_stop_is_told_below_the_bar_which_shows_its_note_and_fits():
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # the other side of a terminal is gone
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait(timeout=60) == 130
+    *bar, told, end = shown.decode().split("\r\n")
+    assert (told, end) == ("stopped. Step 29 is saved. Run the same command again to go on.", "")
+    last = "\r".join(bar).split("\r")[-1]
+    assert last.startswith("training: 48%, 29/60 images, ")
+    assert "left, step 29, loss 0.5, grad_norm" in last
+    assert len(last) <= 80
+
+
 def test_lines_come_seldom():
     log = io.StringIO()
     progress = StderrProgress(log, line_every=3600)

@@ -9,6 +9,9 @@ import time
 from typing import Any, Protocol, TextIO
 
 _LINE_EVERY_S = 5.0
+# A bar would leave a note no room on a usual terminal.
+_NOTED = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit}, {remaining} left{postfix}"
+_NOTED_WITHOUT_END = "{desc}: {n_fmt}{unit}{postfix}"
 
 
 class Progress(Protocol):
@@ -88,6 +91,7 @@ class StderrProgress:
         self._note = note or self._note
         if self._bar is not None:
             if note:
+                self._bar.bar_format = _NOTED if self._total else _NOTED_WITHOUT_END
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(n)
         elif time.monotonic() - self._last_line >= self._line_every:
@@ -116,9 +120,9 @@ class StderrProgress:
         now = time.monotonic()
         self._last_line = now
         rate = (self._done - self._first) / max(now - self._began, 1e-9)
-        parts = [f"{self._done:,} {self._unit}", f"{rate:,.1f} {self._unit}/s"]
+        parts = [counted(self._done, self._unit), f"{rate:,.1f} {self._unit}/s"]
         if self._total:
-            parts[0] = f"{self._done:,}/{self._total:,} {self._unit}"
+            parts[0] = f"{self._done:,}/{counted(self._total, self._unit)}"
             if rate > 0 and self._done < self._total:
                 parts.append(f"{duration((self._total - self._done) / rate)} left")
         if not self._open:
@@ -126,6 +130,12 @@ class StderrProgress:
         if self._note:
             parts.append(self._note)
         print(f"{self._what}: {', '.join(parts)}", file=self._stream, flush=True)
+
+
+def counted(n: int, unit: str) -> str:
+    """A number with its unit, given in the plural: 1,200 images, 1 image, 1 process."""
+    one = unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")
+    return f"{n:,} {one if n == 1 else unit}"
 
 
 def duration(seconds: float) -> str:

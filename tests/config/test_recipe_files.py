@@ -255,3 +255,10 @@ def test_every_shipped_generator_can_be_built(name):
 def test_reading_a_recipe_needs_no_order_of_keys(write):
     first = read_mapping(Path(write()))
     assert list(first) == ["kind", "stage", "model", "optimizer", "schedule", "training"]
+
+
+def test_what_the_command_line_got_wrong_is_not_blamed_on_the_recipe():
+    with pytest.raises(UsageError, match="^what the command line changes in ") as caught:
+        load("tiny", "generator", ["training.step=4"])
+    assert "training.step: unknown field; did you mean steps?" in caught.value.message
+    assert "`titokctl recipes show NAME` lists the fields" in caught.value.hint

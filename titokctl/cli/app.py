@@ -1,5 +1,6 @@
 """The command `titokctl`: which subcommands there are, and how a run ends."""
 
+import inspect
 import os
 import re
 import select
@@ -22,12 +23,14 @@ _MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|Cannot allocate me
 _NO_NUMBER = re.compile(r"Input should be a valid (integer|number), unable to parse.*$")
 # What the parser thinks was meant, at the end of its message: ours goes into the hint.
 _GUESS = re.compile(r"\.? \(?(Did you mean|Possible options:) (?P<names>[^?)]+)[?)]$")
-# In the order of --help.
-_COMMANDS = (
-    "demo", "shard", "train_tokenizer", "tokenize", "train_gen", "sample", "decode", "fid", "stats",
-    "compare", "reproduce", "reconstruct", "inspect", "verify", "export", "merge", "diff", "preview",
-    "neighbors", "runs", "convert", "weights", "recipes", "doctor"
-)  # fmt: skip
+# The modules of the commands in the order of --help, by the panel they stand in.
+_COMMANDS = {
+    "The chain": ("demo", "shard", "train_tokenizer", "tokenize", "train_gen", "sample", "decode", "fid"),
+    "Compare and reproduce": ("stats", "compare", "reproduce", "reconstruct"),
+    "Look at products": ("inspect", "verify", "diff", "preview", "neighbors", "runs"),
+    "Make and convert": ("export", "merge", "convert"),
+    "Machine, models, recipes": ("weights", "recipes", "doctor"),
+}
 
 app = typer.Typer(
     name="titokctl",
@@ -58,11 +61,24 @@ def _root(
 
 
 def _register() -> None:
-    """Import one module per command, each of which adds itself."""
+    """Import one module per command, each of which adds itself; then put them into panels."""
     from importlib import import_module
 
-    for name in _COMMANDS:
+    panels = {name: panel for panel, names in _COMMANDS.items() for name in names}
+    for name in panels:
         import_module(f"titokctl.cli.{name}")
+    for group in app.registered_groups:
+        group.rich_help_panel = panels.get(str(group.name))
+    for command in app.registered_commands:
+        assert command.callback is not None
+        command.rich_help_panel = panels.get(command.callback.__module__.rpartition(".")[2])
+        command.help = _flowing(command.callback.__doc__ or "")
+
+
+def _flowing(docstring: str) -> str:
+    """Each paragraph on one line: Typer would keep the source's line breaks and wrap between them again."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -53,10 +53,13 @@ def proxies(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
-    """All runs of the runs folder, kind/name."""
+    """All runs of the runs folder, kind/name; by name alone where a name is begun that only one run has."""
     from titokctl.formats.run_folder import KINDS
 
-    return _fitting([f"{kind}/{path.name}" for kind in KINDS for path in _folders(kind, context)], incomplete)
+    found = [(kind, path.name) for kind in KINDS for path in _folders(kind, context)]
+    names = [name for _, name in found]
+    short = [name for name in names if incomplete and names.count(name) == 1]
+    return _fitting([*(f"{kind}/{name}" for kind, name in found), *short], incomplete)
 
 
 def _recipes_of(kind: str, incomplete: str) -> list[str]:

@@ -1,7 +1,9 @@
 """What the command line says: data on stdout, talk on stderr."""
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -32,7 +34,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[_readable(cell) for cell in row] for row in rows]
     out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
     grid = Table(
         title=title or None, title_justify="left", caption=note or None, caption_justify="left", box=box.SIMPLE_HEAD
@@ -56,7 +58,7 @@ def pairs(title: str, items: dict[str, Any]) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in items.items():
-        grid.add_row(name, Text(str(value)))
+        grid.add_row(name, Text(_readable(value)))
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(grid)
 
 
@@ -84,11 +86,14 @@ def result(value: Any, as_json: bool, title: str) -> None:
     else:
         flat = {k: v for k, v in fields.items() if not isinstance(v, dict)}
         nested = {k: v for inner in fields.values() if isinstance(inner, dict) for k, v in inner.items()}
-        pairs(title, {k: _readable(v) for k, v in (flat | nested).items()})
+        pairs(title, flat | nested)
 
 
 def _readable(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    """A field for people; whole numbers stay as they are, since some of them are seeds and rows."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return in_words(value) if value is None or isinstance(value, bool | list | tuple | dict) else str(value)
 
 
 def recipe(resolved: Any, plan: Any, lines: Iterable[str], as_json: bool) -> None:
@@ -106,14 +111,24 @@ def recipe(resolved: Any, plan: Any, lines: Iterable[str], as_json: bool) -> Non
 
 
 def in_words(value: Any) -> str:
-    """A JSON value for people: numbers with commas, yes and no."""
+    """A JSON value for people: numbers with commas, yes and no, lists with commas, - where there is nothing."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}" if value < 1 else f"{value:,.1f}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {in_words(inner)}" for name, inner in value.items()) or "none"
+    return str(value)
+
+
+def wrapped(text: str) -> None:
+    """A paragraph on stdout, broken between words where a terminal would break it anywhere."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else max(len(text), 1)
+    print(textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def size(num_bytes: int) -> str:

@@ -9,6 +9,7 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
+from titokctl.progress import counted
 
 
 @app.command(epilog="Example: titokctl neighbors train.h5 heldout.h5")
@@ -27,6 +28,10 @@ def neighbors(
     from titokctl.jobs.neighbors import neighbors as job
 
     found = job(path, other, max_distance=max_distance, shown=shown)
+    if not found.pairs and not as_json:
+        pairs = counted(found.compared, "pairs")
+        print(f"none within a distance of {found.max_distance}: {pairs} of images compared")
+        return
     console.result(found if as_json else replace(found, closest=[]), as_json, "near-duplicates")
     if found.closest and not as_json:
         columns = ["distance", "row", "key", "label", "other_row", "other_key", "other_label"]

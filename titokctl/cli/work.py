@@ -12,7 +12,7 @@ import typer
 from titokctl.cli import console
 from titokctl.dry_run import Planned, WritePlan, dry_run
 from titokctl.errors import UserError
-from titokctl.progress import Progress
+from titokctl.progress import Progress, counted
 
 if TYPE_CHECKING:
     from titokctl.distributed.group import Group
@@ -45,12 +45,19 @@ class Work:
 def alone(
     quiet: bool, is_dry: bool = False, as_json: bool = False, is_main: bool = True
 ) -> "Iterator[tuple[Progress, StopRequest]]":
-    """Surroundings of a job in this process. A dry run ends in it, its plan shown, with `typer.Exit`."""
+    """Surroundings of a job in this process. A dry run ends in it, its plan shown, with `typer.Exit`.
+
+    However the job ends, its progress is closed before anything else is said.
+    """
     from titokctl.distributed.stop import StopRequest
 
+    progress = console.progress(quiet, is_main)
     try:
         with StopRequest() as stop, dry_run() if is_dry else nullcontext():
-            yield console.progress(quiet, is_main), stop
+            try:
+                yield progress, stop
+            finally:
+                progress.close()
     except Planned as planned:
         _show(planned.plan, as_json)
         raise typer.Exit from None
@@ -108,19 +115,15 @@ def _show(plan: WritePlan, as_json: bool) -> None:
         console.emit_json(told | {"free_bytes": free})
         return
     size = "" if plan.num_bytes is None else f", about {console.size(plan.num_bytes)}"
-    lines: dict[str, Any] = {**plan.reads, "output": f"{plan.output}: {plan.count:,} {plan.unit}{size}"}
+    lines: dict[str, Any] = {**plan.reads, "output": f"{plan.output}: {counted(plan.count, plan.unit)}{size}"}
     if plan.replaces:
         lines["replaces"] = f"{plan.output} as it is now"
     if plan.done:
-        lines["done before"] = f"{plan.done:,} of {plan.count:,} {plan.unit}"
+        lines["done before"] = f"{plan.done:,} of {counted(plan.count, plan.unit)}"
     lines |= plan.settings
-    console.pairs("dry run: nothing was written", {n.replace("_", " "): _in_words(v) for n, v in lines.items()})
+    console.pairs("dry run: nothing was written", {n.replace("_", " "): console.in_words(v) for n, v in lines.items()})
     if plan.num_bytes is not None and plan.num_bytes > free:
         console.say(f"warning: only {console.size(free)} are free where {plan.output} would be")
-
-
-def _in_words(value: Any) -> str:
-    return ", ".join(map(console.in_words, value)) if isinstance(value, list) else console.in_words(value)
 
 
 def _free_bytes(plan: WritePlan) -> int:

@@ -20,6 +20,7 @@ from titokctl.config.yaml_reader import read_mapping, read_value
 from titokctl.errors import UsageError
 
 _TAKEN_BY = {"tokenizer": "train-tokenizer", "generator": "train-gen", "sampling": "sample"}
+_FIELDS = "`titokctl recipes show NAME` lists the fields of a shipped recipe, `titokctl recipes ls` the names"
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -54,9 +55,8 @@ def load(name: str, kind: str, overrides: Iterable[str] = ()) -> Any:
     found = _kind_of(data, path)
     if found != kind:
         raise UsageError(f"{path} is a {found} recipe, not a {kind} recipe", f"`titokctl {_TAKEN_BY[found]}` takes it")
-    for item in overrides:
-        apply_override(data, item)
-    return validate(_model_of(kind, data), data, where=str(path))
+    changed = [apply_override(data, item) for item in overrides]
+    return validate(_model_of(kind, data), data, str(path), changed)
 
 
 def check(path: Path) -> BaseModel:
@@ -84,8 +84,11 @@ def _model_of(kind: str, data: dict[str, Any]) -> type[BaseModel]:
     return GeneratorRecipe if kind == "generator" else SamplingConfig
 
 
-def apply_override(data: dict[str, Any], item: str) -> None:
-    """Set one field of `data` from "a.b=value"; the value is read as YAML (1e-4, true, [0.9, 0.99], null)."""
+def apply_override(data: dict[str, Any], item: str) -> str:
+    """Set one field of `data` from "a.b=value"; the value is read as YAML (1e-4, true, [0.9, 0.99], null).
+
+    Returns the field, "a.b".
+    """
     field, equals, text = item.partition("=")
     keys = field.strip().split(".")
     if not equals or not all(keys):
@@ -100,18 +103,23 @@ def apply_override(data: dict[str, Any], item: str) -> None:
             raise UsageError(f"--set {field}: {key} is a value, not a section")
         data = inner
     data[keys[-1]] = value
+    return ".".join(keys)
 
 
-def validate(model: type[M], data: dict[str, Any], where: str) -> M:
-    """`data` as `model`. Raises UsageError naming every wrong field."""
+def validate(model: type[M], data: dict[str, Any], where: str, changed: Iterable[str] = ()) -> M:
+    """`data` as `model`. Raises UsageError naming every wrong field; `changed` are those the command line set."""
     try:
         # Through JSON, so that strict types still accept a list where a tuple is meant.
         return model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        problems = [_describe(model, data, e) for e in error.errors(include_url=False)]
+        errors = error.errors(include_url=False)
+        problems = [_describe(model, data, e) for e in errors]
+        fields = [".".join(map(str, e["loc"])) for e in errors]
+        if all(any(f"{field}.".startswith(f"{c}.") for c in changed) for field in fields):
+            where = f"what the command line changes in {where}"
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "\n".join(f"  {p}" for p in problems)
-        raise UsageError(f"{where} has {count}:\n{lines}", "`titokctl recipes ls` lists valid ones") from error
+        raise UsageError(f"{where} has {count}:\n{lines}", _FIELDS) from error
 
 
 def to_yaml(recipe: BaseModel) -> str:

@@ -32,11 +32,11 @@ _MEASURED_S = 0.6
 _SIZE = 2048
 _SMALL_DISK, _SMALL_MEMORY, _SMALL_SHARED = 10e9, 3e9, 256e6
 _NETWORKS = {
-    INCEPTION: "FID",
-    LITE0: "fd-lite0 and the demo",
-    VGG16: "LPIPS",
-    LPIPS_LINEAR: "LPIPS",
-    CONVNEXT_SMALL: "training by the published recipes",
+    "Inception": (INCEPTION, "FID"),
+    "lite0": (LITE0, "fd-lite0 and the demo"),
+    "VGG16": (VGG16, "LPIPS"),
+    "LPIPS weights": (LPIPS_LINEAR, "LPIPS"),
+    "ConvNeXt-S": (CONVNEXT_SMALL, "training by the published recipes"),
 }
 _EXTRAS = {
     "demo": ("mpl_toolkits.basemap_data", "`titokctl demo`"),
@@ -135,10 +135,10 @@ def _weights() -> Iterator[Finding]:
     released = [name for name in BY_NAME if is_here(name)]
     advice = "" if released else "`titokctl weights ls` says where each comes from; your own need none"
     yield Finding("released models", ", ".join(released) or "none here", advice)
-    for file, purpose in _NETWORKS.items():
+    for name, (file, purpose) in _NETWORKS.items():
         found = here(file)
-        advice = "" if found else f"only for {purpose}; fetched when it is first needed and may be"
-        yield Finding(file.names[0], str(found) if found else "not here", advice)
+        advice = "" if found else f"only for {purpose}; fetched when first needed, unless TITOKCTL_OFFLINE forbids it"
+        yield Finding(name, str(found) if found else f"{file.names[0]} is not here", advice)
 
 
 def _best_precision() -> str:

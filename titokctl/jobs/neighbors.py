@@ -13,11 +13,12 @@ from titokctl.formats.token_cache import TokenCache
 class Neighbors:
     """Pairs of rows whose ids differ in at most `max_distance` positions.
 
-    `pairs` counts all of them, `by_distance` those at each distance from 0 on; `rows` and `others` say how many rows of
-    either side have any; `closest` are the closest pairs with their keys.
+    `compared` counts the pairs of rows looked at, `pairs` those found, `by_distance` those at each distance from 0 on;
+    `rows` and `others` say how many rows of either side have any; `closest` are the closest pairs with their keys.
     """
 
     max_distance: int
+    compared: int
     pairs: int
     by_distance: list[int]
     rows: int
@@ -48,8 +49,10 @@ def neighbors(path: Path, other: Path | None = None, *, max_distance: int | None
          "other_row": j, "other_key": right.key(j), "other_label": int(right.labels[j])}
         for d, i, j in found.closest
     ]  # fmt: skip
+    n = len(a.labels)
     return Neighbors(
         max_distance=distance,
+        compared=n * (n - 1) // 2 if b is None else n * len(b.labels),
         pairs=sum(found.by_distance),
         by_distance=found.by_distance,
         rows=int(found.rows.sum()),

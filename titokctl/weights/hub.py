@@ -31,10 +31,14 @@ def download(known: Known) -> Path:
     if switch:
         raise _not_here(known, f"{switch} is set")
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.utils import logging
     except ImportError as error:
         raise _not_here(known, "huggingface_hub is not installed: `pip install 'titokctl[hub]'`") from error
+    logging.set_verbosity(logging.CRITICAL)  # what it tries again and why is no news beside our own error
     try:
+        # Asked once, which fails at once without a network, where a download is tried again for half a minute.
+        get_hf_file_metadata(hf_hub_url(known.repository, known.files[0]))
         paths = [Path(hf_hub_download(known.repository, file)) for file in known.files]
     # Its errors have many classes, from several packages; none of them is a fault of ours.
     except Exception as error:
@@ -53,4 +57,4 @@ def _not_here(known: Known, reason: str) -> UserError:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return lines[0] if lines else type(error).__name__

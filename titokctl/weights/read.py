@@ -26,7 +26,11 @@ def locate(path_or_name: str | Path) -> Path:
     if name in BY_NAME:
         return local.where(BY_NAME[name]) or hub.download(BY_NAME[name])
     near = difflib.get_close_matches(name, BY_NAME, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`titokctl weights ls` lists the known names"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "`titokctl runs ls` and `titokctl weights ls` list what there is"
+    )
     raise UserError(f"no weights at {name}, and it is no known name", hint)
 
 
