@@ -19,7 +19,9 @@ from titokctl.evaluation.extractors import open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.kernel_distance import kernel_distance
+from titokctl.formats.sample_set import SampleSet
 from titokctl.formats.statistics import read_statistics
+from titokctl.jobs.compare import compare
 from titokctl.jobs.fid import fid
 from titokctl.jobs.stats import stats
 from titokctl.jobs.tokenize import tokenize
@@ -128,18 +130,53 @@ def test_stats_brings_images_to_a_size(tmp_path, extractor):
 def test_a_token_cache_is_decoded_and_compared_with_its_own_source(tmp_path, extractor):
     model = tiny.tokenizer(tmp_path / "tok.safetensors")
     folder = tiny.class_folder(tmp_path / "photos", per_class=5)
+    (folder / "cat" / "bad.jpg").write_bytes(b"no image")
+    given = {"tokenizer": str(tmp_path / "tok.safetensors")}
     with StopRequest() as stop:
         cache = tmp_path / "tokens.h5"
-        tokenize([folder], cache, str(tmp_path / "tok.safetensors"), tmp_path / "runs", progress=Remarks(), stop=stop)
+        tokenize(
+            [folder], cache, given["tokenizer"], tmp_path / "runs", max_rejected=0.5, progress=Remarks(), stop=stop
+        )
     remarks = Remarks()
-    found = judge(cache, None, tmp_path, remarks, tokenizer=str(tmp_path / "tok.safetensors"))
+    found = judge(cache, None, tmp_path, remarks, **given)
     assert found.samples["kind"] == "reconstructions"
     assert found.reference["preprocessing"]["size"] == model.config.image_size
     assert (found.samples["count"], found.reference["count"]) == (10, 10)
     assert "what the samples' token cache was made from" in remarks
-    (folder / "cat" / "0000.jpg").unlink()
+    assert "warning: 1 of 11 images" in remarks
+    assert "the token cache was made without them, too" in remarks
+    again = Remarks()
+    assert judge(cache, None, tmp_path, again, **given).metrics == found.metrics
+    assert "start features of the reference" not in again
+    other = folder / "cat" / "0000.jpg"
+    other.write_bytes(bytes(other.stat().st_size))
+    shutil.rmtree(tmp_path / "runs" / "statistics")
+    with pytest.raises(UserError, match=r"1 of 11 images .* can't be read: cat/0000 "):
+        judge(cache, None, tmp_path, **given)
+    other.unlink()
     with pytest.raises(UserError, match="not those that were tokenized"):
-        judge(cache, None, tmp_path, tokenizer=str(tmp_path / "tok.safetensors"))
+        judge(cache, None, tmp_path, **given)
+
+
+def test_photos_of_mixed_sizes_are_judged_at_a_named_size_only(tmp_path):
+    photos, others = (tiny.class_folder(tmp_path / name, per_class=3) for name in ("photos", "others"))
+    np.savez(tmp_path / "a.npz", noise(5, 0))
+    with pytest.raises(UserError, match="photos holds images of different sizes") as refused:
+        judge(photos, tmp_path / "a.npz", tmp_path)
+    assert "--size" in refused.value.hint
+    at_24 = {"preprocessing": PreprocessingConfig(size=24)}
+    with pytest.raises(UsageError, match=r"a\.npz is judged at its own size"):
+        judge(tmp_path / "a.npz", photos, tmp_path, **at_24)
+    found = judge(photos, others, tmp_path, metrics=["fid", "kid"], **at_24)
+    assert found.samples["preprocessing"] == found.reference["preprocessing"]
+    assert (found.samples["image_size"], found.samples["count"]) == (24, 6)
+    # Other commands look at the same pixels again.
+    judge(others, others, tmp_path, metrics=["fid", "kid"], **at_24)
+    with StopRequest() as stop:
+        sets = [str(photos), str(others)]
+        seen = compare(sets, str(others), tmp_path / "runs", features="lite0", progress=Remarks(), stop=stop)
+    assert "images, at least" in seen.remarks[0]
+    assert len(seen.remarks) == 1
 
 
 def test_floats_in_0_to_1_are_rounded_and_others_refused(tmp_path):
@@ -261,6 +298,7 @@ def test_nothing_named_takes_the_newest_samples_and_what_they_learnt_from(sample
     assert json.loads((folder / "evaluation-lite0.json").read_text())["metrics"] == found["metrics"]
     assert [p.suffix for p in (tmp_path / "runs" / "statistics").iterdir()] == [".npz"]
     assert "equally frequent" not in said
+    assert SampleSet.open(folder).manifest["inputs"]["cache"] == "/somewhere/tokens.h5"
 
 
 def test_samples_are_the_same_images_in_every_form(sampled, tmp_path):

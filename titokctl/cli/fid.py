@@ -25,6 +25,10 @@ def fid(
     reference: Annotated[
         str | None, option("--ref", "Statistics or images; by default what the token cache was made of.", "REF")
     ] = None,
+    size: Annotated[
+        int | None, option("--size", "Bring image files of both sets to this edge, e.g. photos of mixed sizes.", min=1)
+    ] = None,
+    crop: Annotated[str, options.crop("How, with --size.")] = "center",
     metrics: Annotated[
         str | None, option("--metrics", "All that can be computed by default.", "fid,sfid,is,pr,kid")
     ] = None,
@@ -46,9 +50,10 @@ def fid(
     as_json: options.Json = False,
 ) -> None:
     """Compare samples with a reference: FID, sFID, Inception score, precision and recall, KID."""
-    if selftest is not None and any(given is not None for given in (samples, reference, metrics, tokenizer)):
+    if selftest is not None and any(given is not None for given in (samples, reference, size, metrics, tokenizer)):
         raise UsageError("--selftest names its own samples and reference", "leave out the others, and --metrics")
     with together(Machine(device, gpus, procs), quiet) as work:
+        from titokctl.config.preprocessing import PreprocessingConfig
         from titokctl.formats.run_folder import runs_root
         from titokctl.jobs.fid import fid as job
         from titokctl.jobs.selftest import selftest as test
@@ -72,6 +77,7 @@ def fid(
                 metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
                 features=network,
                 options=extractor,
+                preprocessing=PreprocessingConfig.model_validate({"size": size, "crop": crop}) if size else None,
                 tokenizer=tokenizer,
                 save_features=save_features,
                 skip_bad=skip_bad,

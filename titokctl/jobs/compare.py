@@ -1,7 +1,7 @@
 """`titokctl compare`: kept results side by side, and whether their distances differ by more than luck."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import ExtractorOptions
@@ -19,7 +20,7 @@ from titokctl.formats.evaluation import read_evaluations
 from titokctl.formats.statistics import file_sha256, read_statistics
 from titokctl.jobs.feature_pass import FeaturePass, extractor_for, from_statistics, statistics_key
 from titokctl.jobs.fid import fid
-from titokctl.jobs.image_set import Opening
+from titokctl.jobs.image_set import ImageSet, Opening
 from titokctl.jobs.image_sets import open_images
 from titokctl.jobs.kept_features import features_of, kept_features
 from titokctl.progress import Progress
@@ -133,8 +134,15 @@ def _is_outdated(judged: Judged, key: str, opening: Opening) -> bool:
     """Whether a result that was kept with `key` is of other images than those that are there now."""
     if not key or not Path(str(judged.samples["path"])).exists():
         return False
-    images = open_images(Path(str(judged.samples["path"])), opening)
+    images = _images_of(judged, opening)
     return statistics_key(images, *_network(judged)) != key
+
+
+def _images_of(judged: Judged, opening: Opening) -> ImageSet:
+    """The images that were judged, brought to the size that they were judged at."""
+    record = judged.samples.get("preprocessing")
+    own = None if record is None else PreprocessingConfig.model_validate(record)
+    return open_images(Path(str(judged.samples["path"])), replace(opening, preprocessing=own))
 
 
 def _network(judged: Judged) -> tuple[str, dict[str, Any]]:
@@ -208,7 +216,7 @@ def _features(
     judged: Judged,
 ) -> FeatureSet:
     """The features of a set: kept ones where they fit, for which no network is needed, else computed."""
-    images, (name, description) = open_images(Path(str(judged.samples["path"])), opening), _network(judged)
+    images, (name, description) = _images_of(judged, opening), _network(judged)
     kept = kept_features(images, name, description, progress)
     if kept is not None:
         return kept

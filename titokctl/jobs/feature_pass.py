@@ -66,23 +66,31 @@ def measure(images: ImageSet, keep: int, what: str, work: FeaturePass) -> Featur
         keep: at most so many rows of features are kept, spread over the set.
         what: the word for the set on the progress line.
 
-    Raises: UserError for unreadable images, or fewer than two; Stopped after a signal.
+    Raises: UserError for unreadable images that were not known to be bad, or fewer than two; Stopped after a signal.
     """
     collector = FeatureCollector(work.extractor.widths, images.count, keep)
     share = share_of(images.count, work.extractor.batch_size, work.group)
     seen = _Seen()
+    done = 0
     work.progress.start(f"features of {what}", len(share))
-    for features in extract(work.extractor, _watched(images, share, seen, work.stop)):
-        count = len(features["pool"])
-        collector.add(features, seen.take(count))
-        work.progress.advance(count)
-    work.progress.close()
+    try:
+        for features in extract(work.extractor, _watched(images, share, seen, work.stop)):
+            count = len(features["pool"])
+            collector.add(features, seen.take(count))
+            work.progress.advance(count)
+            done += count
+        if not work.stop.requested:
+            work.progress.advance(len(share) - done)
+    finally:
+        work.progress.close()
     _share_findings(images, seen, work.stop, work.group)
+    of = f"of {images.count:,} images in {images.path}"
+    unexpected = images.unexpected()
+    if unexpected and not work.skip_bad:
+        raise UserError(unreadable(unexpected, of), "mend or remove them, or judge the others with --skip-bad")
     if images.rejected:
-        text = unreadable(images.rejected, f"of {images.count:,} images in {images.path}")
-        if not work.skip_bad:
-            raise UserError(text, "mend or remove them, or judge the others with --skip-bad")
-        work.progress.warn(text)
+        known = "" if unexpected else "; the token cache was made without them, too"
+        work.progress.warn(unreadable(images.rejected, of) + known)
     good = images.count - len(images.rejected)
     if good < 2:
         raise UserError(f"{images.path} holds {good} usable images; features need at least 2")
@@ -141,8 +149,9 @@ def kept_statistics(images: ImageSet, folder: Path, work: FeaturePass) -> tuple[
         work.progress.say(f"statistics of {images.path}: {path}")
         return from_statistics(read_statistics(path)), path
     found = measure(images, KEEP_OF_REFERENCE, f"the reference {images.path}", work)
-    # Not kept where images are missing: mended files have the same names, and perhaps the same sizes.
-    if not images.rejected and group.is_main:
+    # Not kept where images are missing: mended files have the same names, and perhaps the same sizes. Images that a
+    # token cache lists as bad are in the key.
+    if not images.unexpected() and group.is_main:
         write_statistics(path, to_statistics(found, statistics_about(images, extractor)))
         work.progress.say(f"statistics of {images.path} ({found.count:,} images) are kept in {path}")
     group.barrier()
@@ -200,5 +209,7 @@ def _share_findings(images: ImageSet, seen: _Seen, stop: StopRequest, group: Gro
     shapes = [each["shape"] for each in found if each["shape"] is not None]
     if any(shape != shapes[0] for shape in shapes):
         sizes = " and ".join(sorted({f"{width} x {height}" for height, width in shapes}))
-        raise UserError(f"{images.path} holds images of different sizes: {sizes}", "give images of one size")
+        raise UserError(
+            f"{images.path} holds images of different sizes: {sizes}", "bring them to one size with --size N"
+        )
     images.image_size = images.image_size or (shapes[0][0] if shapes else None)

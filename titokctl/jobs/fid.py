@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
@@ -42,6 +43,7 @@ def fid(
     metrics: Sequence[str] | None = None,
     features: str = "inception",
     options: ExtractorOptions | None = None,
+    preprocessing: PreprocessingConfig | None = None,
     tokenizer: str | None = None,
     skip_bad: bool = False,
     save_features: bool = False,
@@ -58,6 +60,8 @@ def fid(
         metrics: of METRICS; None for all that can be computed.
         features: name of the feature network.
         options: its device, weights and precision.
+        preprocessing: how image files become squares, both the samples and the reference; None takes samples as they
+            are, which must be of one size, and brings the reference to it.
         tokenizer: for a token cache whose tokenizer is not in the runs folder.
         skip_bad: judge the readable images of a set that has others.
         save_features: keep the features beside the samples; later calls use them while nothing has changed.
@@ -69,9 +73,13 @@ def fid(
     check_metrics(metrics)
     extractor = extractor_for(features, options, progress, group)
     _check_network_has(metrics, extractor)
-    opening = Opening(runs, progress.say, tokenizer, None, extractor.device)
+    opening = Opening(runs, progress.say, tokenizer, preprocessing, extractor.device)
     picked = group.from_main(str(pick_samples(samples, runs, progress.say)) if group.is_main else "")
     images = open_images(Path(picked), opening)
+    if preprocessing is not None and images.about.get("preprocessing") is None:
+        raise UsageError(
+            f"--size is for folders and shards of images; {images.path} is judged at its own size", "leave out --size"
+        )
     given = Path(reference) if reference is not None else None
     wanted = tuple(metrics) if metrics else METRICS
     work = FeaturePass(extractor, progress, stop, group, skip_bad)

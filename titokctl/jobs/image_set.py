@@ -31,8 +31,9 @@ class ImageSet:
     """Images of one size, and where they come from.
 
     `about` is JSON for the record; `identity` is JSON that changes with the images; `exact` gives what it leaves out to
-    be quick; `origin` is what the images were made from ({"source": ..., "preprocessing": ...}) where that was
-    recorded; what is kept of the set lies in `<results>-<name>`.
+    be quick; `origin` is what the images were made from ({"source": ..., "preprocessing": ..., "cache": path}) where
+    that was recorded; `known_bad` are keys of images that are known to be unreadable; what is kept of the set lies in
+    `<results>-<name>`.
     `rejected` and `lossy` are filled while the images are read.
     """
 
@@ -46,6 +47,7 @@ class ImageSet:
     labels: np.ndarray | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     exact: Callable[[], dict[str, Any]] | None = None
+    known_bad: frozenset[str] = frozenset()
     rejected: list[Rejected] = field(default_factory=list)
     lossy: int = 0
     _identified: dict[bool, dict[str, Any]] = field(default_factory=dict)
@@ -65,6 +67,10 @@ class ImageSet:
             else:
                 self._identified[exact] = self.identity | (self.exact() if exact and self.exact is not None else {})
         return self._identified[exact]
+
+    def unexpected(self) -> list[Rejected]:
+        """The rejected images that were not known to be bad."""
+        return [bad for bad in self.rejected if bad.key not in self.known_bad]
 
     def batches(self) -> Iterator[np.ndarray]:
         """(n, H, W, 3) uint8 in order, all of one size. Raises UserError when sizes differ."""
@@ -116,8 +122,9 @@ def read_files(
             first = first or (key, pixels.shape)
             if pixels.shape != first[1]:
                 raise UserError(
-                    f"images of different sizes: {first[0]} is {_size(first[1])}, {key} is {_size(pixels.shape)}",
-                    "give images of one size, or make statistics with `titokctl stats DATA --size N -o ref.npz`",
+                    f"{images.path} holds images of different sizes: {first[0]} is {_size(first[1])}, "
+                    f"{key} is {_size(pixels.shape)}",
+                    "bring them to one size with --size N",
                 )
             places.append(place)
             good.append(pixels)

@@ -1,5 +1,6 @@
 """Sets of images to be judged, whatever they are kept in: an .npz, files, shards, a token cache, a sample set."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import to_bytes
-from titokctl.data.sources import Source, open_source, reopen_source
+from titokctl.data.sources import Rejected, Source, open_source, reopen_source
 from titokctl.errors import UserError
 from titokctl.formats.npz_reader import NpzReader
 from titokctl.formats.sample_set import SampleSet, state_of
@@ -102,7 +103,9 @@ def from_token_cache(path: Path, opening: Opening) -> ImageSet:
         read,
         image_size=header.image_size,
         labels=cache.labels,
-        origin={"source": header.source, "preprocessing": header.preprocessing} if is_reconstruction else {},
+        origin={"source": header.source, "preprocessing": header.preprocessing, "cache": str(path.absolute())}
+        if is_reconstruction
+        else {},
         exact=lambda: {"decoder": weights_sha256(load_tokenizer(name))},
     )
 
@@ -118,7 +121,8 @@ def from_sample_set(path: Path, opening: Opening) -> ImageSet:
         images = from_npz(found.images)
     images.path, images.results = found.folder, found.folder / "evaluation"
     images.labels = TokenCache.open(found.ids, check_ids=False).labels if found.ids.is_file() else None
-    images.origin = {k: v for k, v in found.manifest.get("inputs", {}).items() if k in ("source", "preprocessing")}
+    recorded = found.manifest.get("inputs", {})
+    images.origin = {name: recorded[name] for name in ("source", "preprocessing", "cache") if name in recorded}
     images.about |= {"kind": "sample set", "rounding": _ROUNDING}
     if "guidance" in found.manifest:
         images.about["guidance"] = found.manifest["guidance"]
@@ -143,7 +147,10 @@ def from_source(source: Source, path: Path, preprocessing: PreprocessingConfig |
 
 
 def from_origin(origin: dict[str, Any]) -> ImageSet:
-    """The images that something was made from, as it recorded them. Raises UserError when they changed or are gone."""
+    """The images that something was made from, as it recorded them; those without a row in its cache are known as bad.
+
+    Raises UserError when they changed or are gone.
+    """
     source, preprocessing = origin["source"], PreprocessingConfig.model_validate(origin["preprocessing"])
     try:
         found = reopen_source(source)
@@ -156,7 +163,22 @@ def from_origin(origin: dict[str, Any]) -> ImageSet:
             f"the images in {source['paths'][0]} are not those that were tokenized: names or sizes changed",
             "name the reference with --ref",
         )
-    return from_source(found, Path(source["paths"][0]), preprocessing)
+    images = from_source(found, Path(source["paths"][0]), preprocessing)
+    if known := _listed_as_rejected(origin.get("cache")):
+        images.known_bad = known
+        images.identity |= {"known_bad": sorted(known)}
+    return images
+
+
+def _listed_as_rejected(cache: str | None) -> frozenset[str]:
+    """Keys of the images that have no row in the token cache; none where its list is gone or can't be read."""
+    if cache is None:
+        return frozenset()
+    try:
+        with Path(cache + ".rejected.jsonl").open(encoding="utf-8") as lines:
+            return frozenset(Rejected.of(json.loads(line)).key for line in lines)
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
 
 
 def _from_floats(rows: np.ndarray, path: Path) -> np.ndarray:

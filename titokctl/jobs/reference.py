@@ -33,7 +33,8 @@ def find_reference(
 
     Args:
         wants_features: a metric needs features of reference images, not only their Gaussian.
-        opening: how sets of images are opened; its runs folder keeps the statistics.
+        opening: how sets of images are opened; its runs folder keeps the statistics. Without a preprocessing of its own
+            image files are brought to the samples' size.
 
     Raises:
         UserError: nothing fits; UsageError when none is given and none is recorded.
@@ -43,8 +44,8 @@ def find_reference(
     if given is None:
         images = _recorded(samples, work.progress)
     else:
-        config = PreprocessingConfig(size=samples.image_size) if samples.image_size else None
-        images = open_images(given, replace(opening, preprocessing=config))
+        as_samples = PreprocessingConfig(size=samples.image_size) if samples.image_size else None
+        images = open_images(given, replace(opening, preprocessing=opening.preprocessing or as_samples))
     found, path = kept_statistics(images, opening.root / STATISTICS_FOLDER, work)
     about = {"path": str(images.path.absolute()), "count": found.count, **images.about}
     if path.is_file():

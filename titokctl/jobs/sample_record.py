@@ -70,7 +70,7 @@ class SampleTask:
     def inputs(self) -> dict[str, Any]:
         """What the run records of where it comes from."""
         trained_on = self.generator.lineage
-        kept = {name: trained_on[name] for name in ("source", "preprocessing") if name in trained_on}
+        kept = {name: trained_on[name] for name in ("source", "preprocessing", "cache") if name in trained_on}
         return self.networks.hashes | kept
 
     def labels(self) -> np.ndarray:
