@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from trained import both, generator_run, tokenizer_run
 
+from titokctl.cli.app import run as command
 from titokctl.errors import UserError
+from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import save_png
+from titokctl.formats.run_folder import RunFolder
 from titokctl.jobs.report import write_report
 from titokctl.jobs.runs import find_run, list_runs, show_run
 
@@ -34,6 +37,22 @@ def test_runs_are_listed_by_kind_with_their_steps(trained: Path, run_cli) -> Non
     assert found == [("tokenizer", "second", None), ("tokenizer", "tok", None), ("generator", "gen", 3)]
     listed = run_cli("runs", "ls", "--runs-dir", trained, "--json", code=0).json
     assert [run["name"] for run in listed] == ["second", "tok", "gen"]
+
+
+def test_unfinished_runs_come_last_with_the_step_that_is_saved(trained: Path, capsys) -> None:
+    run = RunFolder(path=trained / "tokenizer" / "cut", kind="tokenizer")
+    run.save()
+    (run.path / "checkpoints" / "step-00000008").mkdir(parents=True)
+    MetricsLog(run.path / "metrics.jsonl").append(9, {"loss": 1.0})
+    with folder_lock(run.path):
+        assert [(r.name, r.status, r.step) for r in list_runs(trained)][:2] == [
+            ("tok", "finished", None),
+            ("cut", "running", 9),
+        ]
+    assert [(r.status, r.step) for r in list_runs(trained)][1] == ("stopped", 8)
+    assert show_run("cut", trained).record["step"] == 8
+    assert command(["runs", "ls", "--runs-dir", str(trained / "none")]) == 0
+    assert capsys.readouterr() == ("", f"no runs in {trained / 'none'}\n")
 
 
 def test_a_run_is_found_by_folder_kind_and_name(trained: Path) -> None:

@@ -157,10 +157,10 @@ def test_a_decoder_run_can_be_gone_on_with_from_its_own_product(chain):
 
 def test_the_command_line_takes_both_flags(chain, run_cli):
     recipe = write_recipe(chain.folder, "decoder")
-    result = run_cli("train-tokenizer", chain.pictures, "--recipe", recipe, "--init", "x", "--proxy", "y", "--dry-run",
-                     code=0)  # fmt: skip
-    assert "init: x" in result.stdout
-    assert "proxy: y" in result.stdout
+    result = run_cli("train-tokenizer", chain.pictures, "--recipe", recipe, "--init", chain.proxy.run,
+                     "--proxy", chain.vqgan.run, "--dry-run", code=0)  # fmt: skip
+    assert f"init: {chain.proxy.run}" in result.stdout
+    assert f"proxy: {chain.vqgan.run}" in result.stdout
     refused = run_cli("train-tokenizer", chain.pictures, "--recipe", "tiny", "--init", "x", "--dry-run", code=2)
     assert "init: unknown field" in refused.stderr
 

@@ -12,14 +12,18 @@ import h5py
 import pytest
 import torch
 from caches import write_cache
+from remarks import Remarks
 from safetensors.torch import load_file
 
 from titokctl.config import recipe_files
+from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
+from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.train_generator import plan_training
+from titokctl.jobs.runs import list_runs
+from titokctl.jobs.train_generator import plan_training, train_generator
 from titokctl.progress import SilentProgress
 
 
@@ -62,7 +66,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(train, start, runs, cache, recipe):
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         run = runs / "generator" / f"cut-{how.name}"
         stop_after_a_checkpoint(start, runs, run, how, cache, recipe)
-        assert not open_run(run).is_finished, "it was stopped before its end"
+        assert open_run(run).status == "stopped"
+        (listed,) = (found for found in list_runs(runs) if found.name == run.name)
+        assert (listed.status, listed.step) == ("stopped", open_run(run).saved_step())
         again, talk = train(*LONGER, name=run.name)
         assert "going on from step" in talk
         assert same(whole.run, again.run)
@@ -193,9 +199,9 @@ def test_latents_are_refused_as_such(train, tmp_path):
         train(cache=write_cache(tmp_path / "latents.h5", 30, codes=0))
 
 
-def test_a_plan_divides_the_batch_as_the_run_will(cache, recipe):
+def test_a_plan_divides_the_batch_as_the_run_will(cache, recipe, tmp_path):
     with pytest.raises(UserError, match="16 is not a multiple of 3 processes"):
-        plan_training(cache, str(recipe), processes=3, progress=SilentProgress())
+        plan_training(cache, str(recipe), tmp_path, processes=3, progress=SilentProgress())
 
 
 def test_a_cache_that_does_not_fit_is_one_sentence_on_the_command_line(run_cli, cache, recipe):
@@ -240,9 +246,10 @@ def test_tensorboard_without_its_package_is_one_sentence(train):
         assert "needs the package tensorboard" in refusal(train, "training.tensorboard=true")
 
 
-def test_a_loss_that_stays_infinite_ends_the_run(train):
+def test_a_loss_that_stays_infinite_ends_the_run(train, runs):
     wild = ("optimizer.learning_rate=1e30", "schedule={kind: constant, warmup_steps: 0}", "training.steps=60")
-    assert "not finite in 10 steps in a row" in refusal(train, *wild)
+    assert "not finite in 10 steps in a row" in refusal(train, *wild, name="wild")
+    assert open_run(runs / "generator" / "wild").status == "failed"
 
 
 def test_a_dry_run_prints_a_recipe_and_what_it_takes(run_cli, runs, cache, recipe, tmp_path):
@@ -251,9 +258,40 @@ def test_a_dry_run_prints_a_recipe_and_what_it_takes(run_cli, runs, cache, recip
     said = run_cli("train-gen", cache, "--recipe", recipe, "--measure", code=0)
     assert "sees 320 images (2,560 tokens), which is 1.6 epochs" in said.stdout
     assert "images/s measured" in said.stdout
+    assert f"# run: {runs / 'generator'}" in said.stdout
+    assert "# dry run: nothing was written" in said.stdout
     (tmp_path / "printed.yaml").write_text(said.stdout)
     assert recipe_files.load(str(tmp_path / "printed.yaml"), "generator").training.steps == 20
     assert not runs.exists(), "nothing is written"
+
+
+def test_a_plan_names_the_run_and_is_refused_as_the_run_is(train, cache, recipe, runs):
+    def planned(*overrides, **options):
+        options = {"name": "one", "overrides": overrides, "progress": SilentProgress()} | options
+        return plan_training(cache, str(recipe), runs, **options)[2]
+
+    folder, longer = runs / "generator" / "one", ("training.steps=30", "schedule={kind: constant, warmup_steps: 5}")
+    assert (planned().output, planned().state) == (folder, "new")
+    assert not runs.exists()
+    result, _ = train(longer[1], name="one")
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    assert planned(longer[1]).state == "finished"
+    assert planned(*longer).in_words() == f"run: {folder}, would go on from step 20 of 30"
+    assert planned(overwrite=True).replaces
+    with pytest.raises(UserError, match="was started with other settings"):
+        planned("training.seed=1")
+    with folder_lock(folder), pytest.raises(UserError, match="another titokctl is at work"):
+        planned(longer[1])
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
+    assert planned(longer[1], name=None).output != result.run
+
+
+def test_a_place_where_nothing_can_be_made_is_refused_first(cache, recipe, tmp_path):
+    (tmp_path / "file").touch()
+    talk = Remarks()
+    with pytest.raises(UserError, match="cannot make the folder"), StopRequest() as stop:
+        train_generator(cache, str(recipe), tmp_path / "file", progress=talk, stop=stop)
+    assert not talk.said
 
 
 def test_a_cache_with_a_changed_id_is_refused(train, cache, runs, tmp_path):

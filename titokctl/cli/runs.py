@@ -23,17 +23,21 @@ app.add_typer(group, name="runs")
 
 @group.command(epilog="Example: titokctl runs ls")
 def ls(runs_dir: RunsDir = None, as_json: Json = False) -> None:
-    """List all runs of the runs folder, the newest of each kind first."""
+    """List all runs of the runs folder: of each kind the one that finished last first, unfinished ones at the end."""
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.runs import list_runs
 
-    found = list_runs(runs_root(runs_dir))
+    root = runs_root(runs_dir)
+    found = list_runs(root)
     if as_json:
         console.emit_json(found)
         return
-    rows = [(run.kind, run.name, run.status, "-" if run.step is None else f"{run.step:,}", run.created[:16])
-            for run in found]  # fmt: skip
-    console.table("", ("kind", "name", "status", "steps", "begun (UTC)"), rows, "" if rows else "no runs yet")
+    if not found:
+        console.say(f"no runs in {root}")
+        return
+    rows = [(run.kind, run.name, run.status, "-" if run.step is None else f"{run.step:,}", run.created[:16],
+             (run.finished or "-")[:16]) for run in found]  # fmt: skip
+    console.table("", ("kind", "name", "status", "steps", "begun (UTC)", "finished (UTC)"), rows)
 
 
 @group.command(epilog="Example: titokctl runs show tiny-1")

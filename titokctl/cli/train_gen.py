@@ -1,5 +1,6 @@
 """`titokctl train-gen`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,10 +54,14 @@ def train_gen(
         from titokctl.jobs.train_generator import plan_training, train_generator
 
         if dry_run or measure:
-            resolved, plan = plan_training(
+            resolved, plan, run = plan_training(
                 cache,
                 recipe,
+                runs_root(runs_dir),
                 overrides=overrides or (),
+                validation=validation,
+                name=name,
+                overwrite=overwrite,
                 processes=max(processes_here(gpus, procs) * nodes, work.group.world_size),
                 measured=measure,
                 device=work.device,
@@ -64,7 +69,8 @@ def train_gen(
                 group=work.group,
             )
             if work.group.is_main:
-                console.recipe(resolved, plan, _plan_lines(plan), as_json)
+                lines = ["dry run: nothing was written", run.in_words(), *_plan_lines(plan)]
+                console.recipe(resolved, asdict(plan) | {"run": run}, lines, as_json)
             return
         result = train_generator(
             cache,

@@ -56,17 +56,30 @@ def train_tokenizer(
     flags = [f"{field}={json.dumps(value)}" for field, value in (("proxy", proxy), ("init", init)) if value is not None]
     resolved = recipe_files.load(recipe, "tokenizer", [*(overrides or ()), *flags])
     with together(Machine(device, gpus, procs, nodes, node_rank, endpoint), quiet, dry_run) as work:
+        from titokctl.distributed.launch import processes_here
         from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.plans import images_seen
+        from titokctl.jobs.train_tokenizer import plan_training
         from titokctl.jobs.train_tokenizer import train_tokenizer as job
 
         if dry_run:
-            plan = images_seen(data, validation or (), resolved.training)
+            plan, run = plan_training(
+                data,
+                resolved,
+                Path(recipe).stem,
+                runs_root(runs_dir),
+                validation=validation or (),
+                name=name,
+                overwrite=overwrite,
+                processes=processes_here(gpus, procs) * nodes,
+                progress=work.progress,
+            )
             lines = (
+                "dry run: nothing was written",
+                run.in_words(),
                 f"{plan['images']:,} images, {plan['held_out']:,} held out",
                 f"sees {plan['images_seen']:,} images, which is {plan['epochs']:,.1f} epochs",
             )
-            console.recipe(resolved, plan, lines, as_json)
+            console.recipe(resolved, {**plan, "run": run}, lines, as_json)
             return
         result = job(
             data,

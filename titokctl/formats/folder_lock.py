@@ -26,13 +26,35 @@ def folder_lock(folder: Path, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_held(folder: Path) -> bool | None:
+    """Whether someone holds the lock of `folder` now; None where that can't be told. Nothing is made or waited for."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def at_work(folder: Path) -> UserError:
+    """What is said where another process's lock is in the way."""
+    return UserError(
+        f"another titokctl is at work in {folder}", "wait for it, or stop it, and run the same command again"
+    )
+
+
 def _lock(descriptor: int, folder: Path, shared: bool) -> None:
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(
-            f"another titokctl is at work in {folder}", "wait for it, or stop it, and run the same command again"
-        ) from error
+        raise at_work(folder) from error
     except OSError:
         # Some network file systems have no flock: working without a lock beats not working.
         return

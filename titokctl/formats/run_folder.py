@@ -1,13 +1,13 @@
 """A run folder: what one command made, and what made it.
 
 Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are "tokenizer", "proxy" (a VQGAN),
-"generator" and "samples". It is JSON with format "titokctl/run", format_version 1, kind, name, status ("running" or
-"finished"), created and finished (UTC, ISO 8601 with microseconds), settings (the resolved recipe or settings), inputs
-(paths and hashes of what the run was made from), product (once finished: a file name in the folder, or an absolute path
-when the user chose another place), hashes (of the product) and versions (of packages; and `commit`, that of titokctl,
-where it ran from a checkout). Other files of the folder belong to the command: recipe.yaml, metrics.jsonl,
-checkpoints/, tensorboard/, pictures.
-A run counts as a product only when its status is "finished".
+"generator" and "samples". It is JSON with format "titokctl/run", format_version 1, kind, name, status ("running",
+"stopped", "failed" or "finished"), created and finished (UTC, ISO 8601 with microseconds), settings (the resolved
+recipe or settings), inputs (paths and hashes of what the run was made from), product (once finished: a file name in the
+folder, or an absolute path when the user chose another place), hashes (of the product) and versions (of packages; and
+`commit`, that of titokctl, where it ran from a checkout). Other files of the folder belong to the command: recipe.yaml,
+metrics.jsonl, checkpoints/, tensorboard/, pictures. A run counts as a product only when its status is "finished". One
+that was killed can't say so: it is recorded as running, and read as stopped, since nobody holds its lock.
 """
 
 import os
@@ -23,6 +23,7 @@ from titokctl import __version__
 from titokctl.errors import UserError
 from titokctl.formats.atomic import check_version, read_json, write_json
 from titokctl.formats.checkout import commit_of
+from titokctl.formats.folder_lock import is_held
 
 FORMAT = "titokctl/run"
 FORMAT_VERSION = 1
@@ -70,6 +71,11 @@ class RunFolder:
         """Where the product lies; only meaningful for a finished run."""
         return self.path / (self.product or "")
 
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint, whole or not; None where none is saved."""
+        found = [path.name.removeprefix("step-") for path in self.path.glob("checkpoints/step-*")]
+        return max((int(step) for step in found if step.isdecimal()), default=None)
+
     def save(self) -> None:
         """Write run.json."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -102,7 +108,10 @@ def open_run(path: Path) -> RunFolder:
         wrong.append("product")
     if wrong:
         raise UserError(f"{path / 'run.json'} is damaged: {', '.join(wrong)}")
-    return RunFolder(path=path, kind=record["kind"], **{name: record[name] for name in _FIELDS})
+    run = RunFolder(path=path, kind=record["kind"], **{name: record[name] for name in _FIELDS})
+    if run.status == "running" and is_held(path) is False:
+        run.status = "stopped"
+    return run
 
 
 def readable_runs(root: Path, kind: str) -> Iterator[RunFolder]:

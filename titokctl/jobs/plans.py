@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from titokctl.config.training import TrainingConfig
-from titokctl.data.sources import Source, open_source
+from titokctl.data.sources import Source
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import CacheHeader
 
@@ -42,12 +41,3 @@ def image_bytes(image_format: str, images: int, image_size: int) -> int | None:
 def rows_bytes(rows: np.ndarray) -> int:
     """How large all rows of a view are, without reading them."""
     return int(np.prod(rows.shape)) * rows.dtype.itemsize
-
-
-def images_seen(
-    data: Sequence[Path | str], validation: Sequence[Path | str], training: TrainingConfig
-) -> dict[str, int | float]:
-    """What a training run over images will have seen of them. Raises UserError for sources that can't be read."""
-    images, seen = len(open_source(data)), training.steps * training.global_batch_size
-    held_out = len(open_source(validation)) if validation else 0
-    return {"images": images, "held_out": held_out, "images_seen": seen, "epochs": seen / images}

@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,42 @@ from pydantic import BaseModel
 from titokctl.config.recipe_files import flat_differences, to_yaml
 from titokctl.config.training import TrainingConfig
 from titokctl.distributed.group import Group
-from titokctl.errors import UserError
-from titokctl.formats.atomic import write_bytes
-from titokctl.formats.folder_lock import folder_lock
+from titokctl.dry_run import is_dry_run
+from titokctl.errors import Stopped, UserError
+from titokctl.formats.atomic import make_folder, write_bytes
+from titokctl.formats.folder_lock import at_work, folder_lock, is_held
 from titokctl.formats.run_folder import RunFolder, open_run
 
 _ONLY_WATCHING = frozenset(
     ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "tensorboard")
 )
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a training command would do.
+
+    Args:
+        output: the run folder.
+        state: "new", "begun" or "finished".
+        step: the last step that is saved, from which it would go on.
+        steps: how many there are to be.
+        replaces: whether a run that is there goes.
+    """
+
+    output: Path
+    state: str
+    step: int
+    steps: int
+    replaces: bool
+
+    def in_words(self) -> str:
+        """A line for people."""
+        if self.state == "finished":
+            return f"{self.output} is finished already; --overwrite trains it again"
+        if self.state == "begun":
+            return f"run: {self.output}, would go on from step {self.step:,} of {self.steps:,}"
+        return f"run: {self.output}, new" + (", in place of the one that is there" if self.replaces else "")
 
 
 @contextlib.contextmanager
@@ -48,23 +78,56 @@ def training_run(
     if not group.is_main:
         yield open_run(Path(group.from_main(None)))
         return
-    settings = recipe.model_dump(mode="json")
-    free = _ONLY_WATCHING | ({"steps"} if _may_grow(settings) else set())
-    folder = root / kind / (name or f"{stem}-{_digest([_without(settings, free), identity])}")
+    run = _wanted(root, kind, stem, recipe, inputs, identity, name)
+    folder, settings = run.path, run.settings
     with folder_lock(folder):
         if overwrite:
             _empty(folder)
-        run = RunFolder(path=folder, kind=kind, settings=settings, inputs=inputs | {"identity": identity})
         is_new = not (folder / "run.json").exists()
         run = run if is_new else _reopened(run)
         if is_new or run.settings != settings:
-            run.settings = settings
             write_bytes(folder / "recipe.yaml", to_yaml(recipe).encode())
+        if not run.is_finished or run.settings != settings:
+            run.status, run.settings = run.status if run.is_finished else "running", settings
             run.save()
         group.from_main(str(folder))
         finished = f"{run.path} is finished already; --overwrite trains it again"
         say(finished if run.is_finished else f"run: {run.path}")
-        yield run
+        try:
+            yield run
+        except BaseException as error:
+            _record_end(run, error)
+            raise
+
+
+def plan_training_run(
+    root: Path, kind: str, stem: str, recipe: BaseModel, identity: str, name: str | None, overwrite: bool
+) -> RunPlan:
+    """What `training_run` would do with the same arguments; nothing is written.
+
+    Raises UserError where it would.
+    """
+    run = _wanted(root, kind, stem, recipe, {}, identity, name)
+    is_there, steps = (run.path / "run.json").exists(), run.settings["training"]["steps"]
+    if is_held(run.path):
+        raise at_work(run.path)
+    if overwrite or not is_there:
+        return RunPlan(run.path, "new", 0, steps, is_there)
+    found = _reopened(run)
+    return RunPlan(run.path, "finished" if found.is_finished else "begun", found.saved_step() or 0, steps, False)
+
+
+def check_place(folder: Path) -> None:
+    """Raise UserError when `folder` isn't there and can't be made; nothing is left behind."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    if not missing:
+        return
+    if not is_dry_run():
+        make_folder(missing[-1])
+        with contextlib.suppress(OSError):  # another run may have begun in it
+            missing[-1].rmdir()
+    elif not os.access(missing[-1].parent, os.W_OK | os.X_OK) or not missing[-1].parent.is_dir():
+        raise UserError(f"cannot make the folder {folder}", "name another one")
 
 
 def check_division(training: TrainingConfig, processes: int) -> None:
@@ -76,6 +139,30 @@ def check_division(training: TrainingConfig, processes: int) -> None:
             f"training.global_batch_size {size:,} is not a multiple of {processes} processes",
             f"use another number of processes, or --set training.global_batch_size={fitting}",
         )
+
+
+def _wanted(
+    root: Path,
+    kind: str,
+    stem: str,
+    recipe: BaseModel,
+    inputs: dict[str, Any],
+    identity: str,
+    name: str | None,
+) -> RunFolder:
+    """The run that is asked for, as it would begin."""
+    settings = recipe.model_dump(mode="json")
+    free = _ONLY_WATCHING | ({"steps"} if _may_grow(settings) else set())
+    folder = root / kind / (name or f"{stem}-{_digest([_without(settings, free), identity])}")
+    return RunFolder(path=folder, kind=kind, settings=settings, inputs=inputs | {"identity": identity})
+
+
+def _record_end(run: RunFolder, error: BaseException) -> None:
+    """Write down that the run was stopped, or failed; what ended it is raised whether that succeeds or not."""
+    if not run.is_finished:
+        run.status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        with contextlib.suppress(UserError, OSError):
+            run.save()
 
 
 def _may_grow(settings: dict[str, Any]) -> bool:

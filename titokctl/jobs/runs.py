@@ -14,12 +14,13 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A line of `runs ls`. `step` is the newest one logged, None for runs without steps."""
+    """A line of `runs ls`. `finished` is None for a run that isn't, `step` for one without steps."""
 
     kind: str
     name: str
     status: str
     created: str
+    finished: str | None
     step: int | None
     product: str | None
 
@@ -45,10 +46,10 @@ class ShownRun:
 
 
 def list_runs(root: Path) -> list[ListedRun]:
-    """All runs that can be read, kind by kind, the newest first."""
+    """All runs that can be read, kind by kind: finished ones first, the last on top, as other commands take them."""
     runs = [run for kind in KINDS for run in readable_runs(root, kind)]
-    found = [ListedRun(r.kind, r.name, r.status, r.created, _metrics(r).get("step"), r.product) for r in runs]
-    return sorted(found, key=lambda run: (-KINDS.index(run.kind), run.created), reverse=True)
+    found = [ListedRun(r.kind, r.name, r.status, r.created, _ended(r), _step(r), r.product) for r in runs]
+    return sorted(found, key=lambda run: (-KINDS.index(run.kind), run.finished or "", run.created), reverse=True)
 
 
 def find_run(given: str, root: Path) -> RunFolder:
@@ -73,8 +74,19 @@ def show_run(given: str, root: Path) -> ShownRun:
     """The run that `find_run` finds, with its newest numbers and its lineage."""
     run = find_run(given, root)
     names = ("status", "created", "finished", "product", "hashes", "settings", "versions")
-    record = {name: getattr(run, name) for name in names}
+    record = {"step": _step(run)} | {name: getattr(run, name) for name in names}
     return ShownRun(str(run.path), run.kind, record, _metrics(run), lineage_of(run, root))
+
+
+def _ended(run: RunFolder) -> str | None:
+    return run.finished if run.is_finished else None
+
+
+def _step(run: RunFolder) -> int | None:
+    """The last one that is saved; of a run that is finished or at work the last one logged, where that is newer."""
+    saved = run.saved_step()
+    logged = _metrics(run).get("step") if run.status in ("finished", "running") else None
+    return max((step for step in (saved, logged) if step is not None), default=None)
 
 
 def _metrics(run: RunFolder) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from titokctl.formats.token_checksums import check_rows
 from titokctl.jobs.generator_plan import GeneratorPlan, measure, operations_per_image, plan_run
 from titokctl.jobs.generator_preview import make_preview
 from titokctl.jobs.generator_recipe import num_classes, resolve_recipe
-from titokctl.jobs.run_setup import check_division, training_run
+from titokctl.jobs.run_setup import RunPlan, check_division, check_place, plan_training_run, training_run
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
@@ -75,6 +75,8 @@ def train_generator(
     """
     group = group or single_group()
     cache = TokenCache.open(cache_path, check_ids=group.is_main)
+    if group.is_main:
+        check_place(runs / "generator")
     if group.is_main and cache_path.is_file() and cache_path.stat().st_size <= _CHECKED_BYTES:
         check_rows(cache_path)
     recipe_name, recipe = resolve_recipe(cache, cache_path, recipe_name, overrides, progress)
@@ -96,30 +98,42 @@ def train_generator(
 def plan_training(
     cache_path: Path,
     recipe_name: str | None,
+    runs: Path,
     *,
     overrides: Sequence[str] = (),
+    validation: Path | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
     processes: int = 1,
     measured: bool = False,
     device: str = "cpu",
     progress: Progress,
     group: Group | None = None,
-) -> tuple[GeneratorRecipe, GeneratorPlan]:
-    """The resolved recipe and what a run of it would take; nothing is written.
+) -> tuple[GeneratorRecipe, GeneratorPlan, RunPlan]:
+    """The resolved recipe, what a run of it would take, and which run that would be; nothing is written.
 
     Args:
+        runs, validation, name, overwrite: as `train_generator` takes them.
         processes: how many would share the work; with a group of several, they are these.
         measured: train 20 steps for the time that the whole run would take.
+
+    Raises UserError where `train_generator` would.
     """
     group = group or single_group()
     cache = TokenCache.open(cache_path, check_ids=group.is_main)
+    if group.is_main:
+        check_place(runs / "generator")
     recipe_name, recipe = resolve_recipe(cache, cache_path, recipe_name, overrides, progress)
     check_division(recipe.training, processes)
-    rows = training_rows(recipe, cache, None, device)
+    judged = _validation_cache(validation, cache, recipe)
+    rows = training_rows(recipe, cache, judged, device)
+    identity = "/".join(c.sha256 for c in (cache, judged) if c)
+    run = plan_training_run(runs, "generator", Path(recipe_name).stem, recipe, identity, name, overwrite)
     plan = plan_run(recipe, recipe_name, rows[0].count, cache.ids.itemsize, processes)
     if measured:
         rate = measure(build_task(recipe, rows, device, group))
         plan = replace(plan, images_per_s=rate, seconds=plan.images / rate)
-    return recipe, plan
+    return recipe, plan, run
 
 
 def lineage(cache: TokenCache, path: Path) -> dict[str, Any]:

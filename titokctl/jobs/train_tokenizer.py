@@ -15,7 +15,7 @@ from titokctl.formats import proxy_codes
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.proxy_codes import ProxyCodes
 from titokctl.formats.run_folder import RunFolder, open_run
-from titokctl.jobs.run_setup import check_division, training_run
+from titokctl.jobs.run_setup import RunPlan, check_division, check_place, plan_training_run, training_run
 from titokctl.jobs.stage_start import Start, find_start
 from titokctl.jobs.step_images import StepImages
 from titokctl.jobs.tokenizer_cost import operations_per_image
@@ -74,19 +74,60 @@ def train_tokenizer(
     """
     group = group or single_group()
     check_division(recipe.training, group.world_size)
-    source = open_source(data)
-    held_out = open_source(validation) if validation else None
-    if len(source) < 1:
-        raise UserError(f"no images in {data[0]}", "name a folder of images or of WebDataset shards")
+    if group.is_main:
+        check_place(runs / run_kind(recipe))
+    source, held_out = _sources(data, validation)
     start = find_start(recipe, runs, progress.say, group)
     inputs = {"data": source.description, "validation": held_out.description if held_out else None} | start.inputs
-    identity = "/".join([*(s.description["fingerprint"] for s in (source, held_out) if s), *start.identity])
+    identity = _identity(source, held_out, start)
     kind, say = run_kind(recipe), progress.say
     with training_run(runs, kind, recipe_name, recipe, inputs, identity, name, overwrite, say, group) as run:
         if not run.is_finished:
             _train(run, recipe, start, source, held_out, device, progress, stop, group)
         group.barrier()
         return _result(open_run(run.path))
+
+
+def plan_training(
+    data: Sequence[Path | str],
+    recipe: TokenizerRecipe,
+    recipe_name: str,
+    runs: Path,
+    *,
+    validation: Sequence[Path | str] = (),
+    name: str | None = None,
+    overwrite: bool = False,
+    processes: int = 1,
+    progress: Progress,
+) -> tuple[dict[str, int | float], RunPlan]:
+    """What `train_tokenizer` would see with the same arguments, and which run that would be; nothing is written.
+
+    Args:
+        processes: how many would share the work.
+
+    Raises UserError where `train_tokenizer` would.
+    """
+    check_division(recipe.training, processes)
+    check_place(runs / run_kind(recipe))
+    source, held_out = _sources(data, validation)
+    start = find_start(recipe, runs, progress.say, single_group())
+    identity = _identity(source, held_out, start)
+    run = plan_training_run(runs, run_kind(recipe), recipe_name, recipe, identity, name, overwrite)
+    seen, judged = recipe.training.steps * recipe.training.global_batch_size, len(held_out) if held_out else 0
+    images = len(source)
+    return {"images": images, "held_out": judged, "images_seen": seen, "epochs": seen / images}, run
+
+
+def _sources(data: Sequence[Path | str], validation: Sequence[Path | str]) -> tuple[Source, Source | None]:
+    source = open_source(data)
+    held_out = open_source(validation) if validation else None
+    if len(source) < 1:
+        raise UserError(f"no images in {data[0]}", "name a folder of images or of WebDataset shards")
+    return source, held_out
+
+
+def _identity(source: Source, held_out: Source | None, start: Start) -> str:
+    return "/".join([*(s.description["fingerprint"] for s in (source, held_out) if s), *start.identity])
 
 
 def _train(
