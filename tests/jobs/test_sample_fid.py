@@ -69,12 +69,12 @@ def test_features_of_finished_chunks_are_kept_and_the_metrics_too(titokctl, netw
     stop = StopRequest()
 
     class StopsLate(SilentProgress):
-        """As a signal after some tiles."""
+        """As a signal while the second tile is drawn."""
 
         def advance(self, n: int = 1, note: str = "") -> None:
             stop.adopt(EXIT_STOPPED)
 
-    with pytest.raises(Stopped, match="16 of 300 images are kept"):
+    with pytest.raises(Stopped, match="32 of 300 images are kept"):
         sample(
             networks, num_images=N, output=tmp_path / "set",
             fid=FidRequest(networks / "ref.npz", "toy", ExtractorOptions()), progress=StopsLate(), stop=stop,
