@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from titokctl.models.packed_linear import PackedLinear
+from titokctl.models.packed_layers import PackedConvolution, PackedLinear
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -26,6 +26,7 @@ def counted(run: Callable[[], object]) -> dict[str, float]:
     ours = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
         torch.ops.mkldnn._linear_pointwise: _packed_operations,
+        torch.ops.mkldnn._convolution_pointwise: _packed_convolution_operations,
     }
     flops, traffic = FlopCounterMode(display=False, custom_mapping=ours), _Bytes()
     with torch.inference_mode(), fake, flops, traffic:
@@ -39,6 +40,13 @@ def _attention_operations(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = N
 
 def _packed_operations(x: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return 2 * x[-1] * math.prod(out_shape)  # (rows, inputs) to (rows, outputs)
+
+
+def _packed_convolution_operations(
+    x: Any, weight: Any, bias: Any, padding: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    height, width = (x[i] + 2 * padding[i - 2] - out_shape[i] + 1 for i in (2, 3))  # of the kernel, with stride 1
+    return 2 * x[1] * height * width * math.prod(out_shape)  # (1, inputs, H, W) to (1, outputs, H', W')
 
 
 class _Bytes(TorchDispatchMode):
@@ -75,5 +83,6 @@ def fill(module: Network) -> Network:
 def weight_bytes(*modules: nn.Module) -> int:
     """Bytes of all parameters of the modules, shared ones once, and of packed weights."""
     shared = {p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}
-    packed = [layer for module in modules for layer in module.modules() if isinstance(layer, PackedLinear)]
+    layers = (layer for module in modules for layer in module.modules())
+    packed = [layer for layer in layers if isinstance(layer, PackedConvolution | PackedLinear)]
     return sum(shared.values()) + sum(layer.packed_bytes for layer in packed)

@@ -5,15 +5,18 @@ import torch
 from torch.nn import functional as F
 
 from titokctl.config.models import GeneratorConfig, TokenizerConfig, TransformerConfig, VqganConfig
-from titokctl.models.inference import fastest_precision, prepared
+from titokctl.errors import UsageError
+from titokctl.models.inference import can_infer, fastest_precision, prepared
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.precision import PRECISIONS, precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.models.vqgan.fast_decoder import FastVqganDecoder, doubled, doubling_kernels
+from titokctl.models.vqgan.fast_decoder import FastVqganDecoder, doubling_kernels, interleaved
 from titokctl.models.vqgan.vqgan import VqganDecoder
 
 PROXY = VqganConfig(channels=32, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1, codebook_size=30, token_size=8)
+
+needs_bf16 = pytest.mark.skipif(not can_infer("cpu", "bf16"), reason="this CPU has no kernels for bfloat16")
 
 
 def tokenizer(head: str) -> TiTok:
@@ -57,7 +60,8 @@ def test_doubling_and_convolution_are_one_small_convolution():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 5, 6, 7), torch.randn(4, 5, 3, 3), torch.randn(4)
     plain = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
-    torch.testing.assert_close(doubled(x, doubling_kernels(weight), bias.repeat(4)), plain, rtol=1e-4, atol=1e-5)
+    corners = F.conv2d(x, doubling_kernels(weight), bias.repeat(4), padding=1)
+    torch.testing.assert_close(interleaved(corners), plain, rtol=1e-4, atol=1e-5)
 
 
 def test_the_fast_vqgan_decoder_is_the_plain_one():
@@ -70,6 +74,7 @@ def test_the_fast_vqgan_decoder_is_the_plain_one():
         assert relative_error(FastVqganDecoder(plain, torch.bfloat16)(vectors), expected) < 0.05
 
 
+@needs_bf16
 @pytest.mark.parametrize("head", ["pixel", "proxy"])
 def test_a_tokenizer_in_bf16_stays_near_float32(head):
     plain = tokenizer(head)
@@ -83,6 +88,7 @@ def test_a_tokenizer_in_bf16_stays_near_float32(head):
     assert 0 < relative_error(latents, plain.latents(images)) < 0.05
 
 
+@needs_bf16
 @pytest.mark.parametrize("architecture", ["vit", "uvit"])
 def test_a_generator_in_bf16_stays_near_float32(architecture):
     plain = generator(architecture)
@@ -103,6 +109,7 @@ def test_float32_stays_float32():
     assert relative_error(ready.detokenize(ids), plain.detokenize(ids)) < 1e-4
 
 
+@needs_bf16
 @pytest.mark.parametrize("head", ["pixel", "proxy"])
 def test_an_image_does_not_depend_on_its_batch(head):
     fast, ids = prepared(tokenizer(head), "cpu", "bf16"), torch.randint(64, (5, 8))
@@ -113,7 +120,7 @@ def test_an_image_does_not_depend_on_its_batch(head):
     assert fast.detokenize(ids[:0]).shape == (0, 3, 32, 32)
 
 
-@pytest.mark.parametrize("name", ["float32", "bf16"])
+@pytest.mark.parametrize("name", ["float32", pytest.param("bf16", marks=needs_bf16)])
 def test_latents_depend_neither_on_the_batch_nor_on_the_number_of_threads(name):
     vit = TransformerConfig(patch_size=16, width=512, num_layers=1, num_heads=8)
     torch.manual_seed(0)
@@ -134,6 +141,7 @@ def test_latents_depend_neither_on_the_batch_nor_on_the_number_of_threads(name):
         torch.set_num_threads(before)
 
 
+@needs_bf16
 def test_pixels_do_not_depend_on_the_number_of_threads():
     config = VqganConfig(channels=64, channel_multipliers=(1, 1, 1, 2), codebook_size=30, token_size=8)
     torch.manual_seed(0)
@@ -151,7 +159,12 @@ def test_pixels_do_not_depend_on_the_number_of_threads():
     assert torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+def test_fp16_is_refused_on_a_cpu():
+    with pytest.raises(UsageError, match="no kernels for fp16"):
+        prepared(tokenizer("pixel"), "cpu", "fp16")
+
+
+@pytest.mark.parametrize("name", [name for name in PRECISIONS if can_infer("cpu", name)])
 def test_the_copy_is_frozen_and_the_original_untouched(name):
     plain = tokenizer("proxy").train()
     before = {key: value.clone() for key, value in plain.state_dict().items()}
@@ -163,6 +176,7 @@ def test_the_copy_is_frozen_and_the_original_untouched(name):
     assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
 
 
+@needs_bf16
 def test_only_the_half_that_is_used_is_converted():
     plain = tokenizer("proxy")
     fast = prepared(plain, "cpu", "bf16", half="decoder")

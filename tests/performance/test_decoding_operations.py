@@ -36,10 +36,11 @@ def decode(model: MaskGit, batch: int, steps: int) -> None:
 @pytest.mark.parametrize("architecture", ["vit", "uvit"])
 def test_decoding_is_the_same_few_operations_for_any_batch(architecture):
     model = prepared(generator(architecture), "cpu", "bf16")
-    few, many = (operations(lambda batch=batch: decode(model, batch, 8)) for batch in (2, 50))
+    # At fewer than 128 rows a packed layer pads them.
+    few, many = (operations(lambda batch=batch: decode(model, batch, 8)) for batch in (8, 50))
     assert few == many
     assert not waits(few)
-    a_step = (few.total() - operations(lambda: decode(model, 2, 4)).total()) / 4
+    a_step = (few.total() - operations(lambda: decode(model, 8, 4)).total()) / 4
     assert LAYERS < a_step <= A_STEP + A_LAYER * (LAYERS + 1)
 
 

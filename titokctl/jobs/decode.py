@@ -76,7 +76,7 @@ def decode(
     cache = TokenCache.open(path)
     rows = cache.view(view)
     model = tokenizer_of(cache, tokenizer, runs, device, progress.say)
-    precision = precision_name or recorded_precision(cache.header) or fastest_precision(device)
+    precision = precision_name or recorded_precision(cache.header, device) or fastest_precision(device)
     batch = batch_size or default_batch_size(device)
     settings = {
         "cache": cache.sha256,

@@ -9,7 +9,7 @@ from titokctl.data.images import encode_png, encode_webp, to_bytes
 from titokctl.errors import UserError
 from titokctl.formats.image_output import Encode
 from titokctl.formats.token_header import CacheHeader
-from titokctl.models.inference import prepared
+from titokctl.models.inference import can_infer, prepared
 from titokctl.models.precision import PRECISIONS, Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
 
@@ -23,10 +23,13 @@ def default_batch_size(device: str) -> int:
     return _CPU_BATCH_SIZE if torch.device(device).type == "cpu" else _GPU_BATCH_SIZE
 
 
-def recorded_precision(header: CacheHeader) -> Precision | None:
-    """In what the images of a sample set were decoded, given its ids; None for other caches."""
+def recorded_precision(header: CacheHeader, device: str) -> Precision | None:
+    """Return the precision in which the images of a sample set were decoded, given the header of its ids.
+
+    None for other caches, and where `device` has no kernels for that precision.
+    """
     found = header.made_with.get("precision") if header.source.get("kind") == "samples" else None
-    return found if found in PRECISIONS else None
+    return found if found in PRECISIONS and can_infer(device, found) else None
 
 
 class ImageDecoder:

@@ -80,7 +80,7 @@ def from_token_cache(path: Path, opening: Opening) -> ImageSet:
     name = tokenizer_with(header.encoder_sha256, header.weights_sha256, opening.tokenizer, opening.root, opening.say)
 
     def read(images: ImageSet, wanted: range) -> Iterator[Numbered]:
-        made_in = recorded_precision(header) or "float32"
+        made_in = recorded_precision(header, opening.device) or "float32"
         decoder = ImageDecoder(load_tokenizer(name, opening.device), opening.device, made_in)
         for first in range(wanted.start, wanted.stop, _DECODE_AT_ONCE):
             places = range(first, min(first + _DECODE_AT_ONCE, wanted.stop))

@@ -17,7 +17,7 @@ from titokctl.formats.token_checksums import damaged_places
 from titokctl.formats.token_folder import damaged_parts
 from titokctl.jobs.cached_rows import Originals, tokenizer_of
 from titokctl.jobs.tile_encoder import TileEncoder
-from titokctl.models.inference import kernels
+from titokctl.models.inference import can_infer, kernels
 from titokctl.models.precision import PRECISIONS
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
@@ -127,7 +127,7 @@ def _encoded_again(
     tile = made_with["tile"]
     if made_with["precision"] not in PRECISIONS or not isinstance(tile, int) or not 0 < tile <= _MAX_TILE:
         raise UserError(f"{cache.path} does not say in what tiles and precision its rows were made")
-    if made_with["precision"] == "fp16" and device == "cpu":  # which a CPU does not have
+    if not can_infer(device, made_with["precision"]):
         made_with["precision"] = "float32"
     plain = TileEncoder(load(), replace(head, views={}, made_with=made_with), device)
     progress.start("encode again", len(rows))

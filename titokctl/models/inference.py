@@ -12,10 +12,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from titokctl.errors import UsageError
 from titokctl.models.attention import SelfAttention
 from titokctl.models.maskgit.uvit import UvitBlock, UvitBody
 from titokctl.models.maskgit.vit import VitLayer
-from titokctl.models.packed_linear import PackedLinear, PackedMlp, can_pack
+from titokctl.models.packed_layers import (
+    PackedConvolution,
+    PackedLinear,
+    PackedMlp,
+    can_pack,
+    instruction_set,
+)
 from titokctl.models.precision import Precision, low_dtype
 from titokctl.models.titok.decoder import ProxyHead
 from titokctl.models.titok.transformer import Mlp
@@ -28,21 +35,36 @@ _LOWERED = (SelfAttention, Mlp, ProxyHead, VitLayer, UvitBlock, UvitBody)
 
 
 def fastest_precision(device: torch.device | str) -> Precision:
-    """ "bf16" where the device multiplies bfloat16 faster than float32, else "float32".
+    """Return "bf16" where the device multiplies bfloat16 faster than float32, else "float32".
 
-    A CPU does so with AVX-512 bf16 or AMX; this one is asked, not the one the package was built for.
+    A CPU does so with AVX-512 bf16 or AMX, unless ONEDNN_MAX_CPU_ISA holds oneDNN below them.
     """
     if torch.device(device).type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # absent in some builds of torch
-    able = torch.backends.mkldnn.is_available() and any(getattr(torch.cpu, name, bool)() for name in asked)
+    able = torch.backends.mkldnn.is_available() and instruction_set() in ("amx", "avx512_bf16")
     return "bf16" if able else "float32"
 
 
-def kernels(device: torch.device | str, precision: Precision) -> Literal["packed", "plain"]:
-    """Which linear layers `prepared` takes; they differ in the last bits."""
-    packs = torch.device(device).type == "cpu" and can_pack(low_dtype(precision) or torch.float32)
-    return "packed" if packs else "plain"
+def kernels(device: torch.device | str, precision: Precision) -> str:
+    """Return the name of the kernels that `prepared` uses: "packed-amx", "packed-avx512", ..., "plain".
+
+    Networks prepared with other kernels give other last bits, so products record this name.
+    """
+    dtype = low_dtype(precision) or torch.float32
+    if torch.device(device).type != "cpu" or not can_pack(dtype):
+        return "plain"
+    found = instruction_set()
+    # The float32 kernels are the same with and without the instructions for bfloat16.
+    return f"packed-{'avx512' if dtype == torch.float32 and found in ('amx', 'avx512_bf16') else found}"
+
+
+def can_infer(device: torch.device | str, precision: Precision) -> bool:
+    """Return True if `prepared` takes `precision` on `device`, with rows that depend on nothing but themselves.
+
+    A CPU without AVX-512 emulates bfloat16, slowly and with bits that depend on the number of threads.
+    """
+    dtype = low_dtype(precision)
+    return dtype is None or torch.device(device).type != "cpu" or (dtype == torch.bfloat16 and can_pack(dtype))
 
 
 def prepared(
@@ -51,47 +73,51 @@ def prepared(
     """A copy of `module` for inference on `device`: eval mode, frozen, of the same class and with the same methods.
 
     Run it inside `precision(name, device)` of the same name. Weights that keep their type and their layout are shared
-    with `module`. On a CPU "float32" changes the order of sums in the blocks of transformers, elsewhere no arithmetic.
+    with `module`. On a CPU "float32" changes the order of sums, on a GPU no arithmetic.
 
     Args:
         module: a TiTok or a MaskGit with float32 weights. Take its hashes before: the copy has other tensors.
         half: of a TiTok, the only half that will be used; the other one's weights are neither read nor converted.
+
+    Raises UsageError for a precision that this CPU has no kernels for.
     """
+    if not can_infer(device, precision):
+        raise UsageError(f"this CPU has no kernels for {precision}", "use --precision float32")
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
     ready = copy.deepcopy(module, shared)
     unused = {"encoder": ("decoder", "proxy_pixels"), "decoder": ("encoder",)}.get(half or "", ())
     dtype = low_dtype(precision) or torch.float32
-    packs = kernels(device, precision) == "packed"
-    if packs or dtype != torch.float32:
-        _convert(ready, dtype, packs, unused=unused)
+    if dtype != torch.float32 or torch.device(device).type == "cpu":
+        _convert(ready, dtype, torch.device(device).type == "cpu", unused=unused)
     return ready.to(device).eval()
 
 
 def _convert(
-    module: nn.Module, dtype: torch.dtype, packs: bool, low: bool = False, unused: tuple[str, ...] = ()
+    module: nn.Module, dtype: torch.dtype, on_cpu: bool, low: bool = False, unused: tuple[str, ...] = ()
 ) -> None:
     """Replace the layers inside `module`; `low` says whether it lies in a part that runs in lower precision."""
     low = low or isinstance(module, _LOWERED)
     for name, child in module.named_children():
         if name in unused:
             continue
-        if packs and isinstance(child, Mlp):
+        if on_cpu and can_pack(dtype) and isinstance(child, Mlp):
             setattr(module, name, PackedMlp(child.up, child.down, dtype))
-        elif low and isinstance(child, nn.Linear):
-            setattr(module, name, PackedLinear(child, dtype) if packs else _LowLinear(child, dtype))
-        elif dtype == torch.float32 or not (replaced := _beside_blocks(child, dtype)):
-            _convert(child, dtype, packs, low)
+        elif isinstance(child, nn.Linear):
+            setattr(module, name, _linear(child, dtype if low else torch.float32, on_cpu))
+        elif isinstance(child, VqganDecoder):
+            setattr(module, name, FastVqganDecoder(child, dtype, on_cpu))
+        elif isinstance(child, nn.Conv2d):
+            packs = on_cpu and can_pack(torch.float32)
+            setattr(module, name, PackedConvolution(child.weight, child.bias) if packs else _ExactConvolution(child))
         else:
-            setattr(module, name, replaced)
+            _convert(child, dtype, on_cpu, low)
 
 
-def _beside_blocks(layer: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    """What takes the place of a layer outside the blocks when these are in lower precision; None: it is looked into."""
-    if isinstance(layer, VqganDecoder):
-        return FastVqganDecoder(layer, dtype)
-    if isinstance(layer, nn.Linear):
-        return _ExactLinear(layer)
-    return _ExactConvolution(layer) if isinstance(layer, nn.Conv2d) else None
+def _linear(layer: nn.Linear, dtype: torch.dtype, on_cpu: bool) -> nn.Module:
+    """Return the layer that computes `layer` in `dtype`."""
+    if on_cpu and can_pack(dtype):
+        return PackedLinear(layer, dtype)
+    return _ExactLinear(layer) if dtype == torch.float32 else _LowLinear(layer, dtype)
 
 
 class _LowLinear(nn.Module):
