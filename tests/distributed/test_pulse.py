@@ -62,10 +62,11 @@ def test_signs_of_life_are_given_until_the_end(store):
 
 def test_who_leaves_says_why(store):
     main, one, two = (Pulse(store, rank, 3) for rank in range(3))
-    two.leave(UserError("the disk is full"))
+    two.leave(UserError("the disk is full", "free some space"))
     one.leave(UserError("something that follows from it"))
-    with pytest.raises(UserError, match="process 2 ended: the disk is full"):
+    with pytest.raises(UserError, match="process 2 ended: the disk is full") as caught:
         main.check()
+    assert caught.value.hint == "free some space"
 
 
 def test_a_stop_of_one_is_a_stop_of_all(store):
