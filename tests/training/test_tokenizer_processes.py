@@ -2,13 +2,13 @@
 
 import os
 import sys
-import time
 
 import numpy as np
 import pytest
 import stages
 import tiny
 import torch
+from process_tree import held, wait_for_files
 
 from titokctl.config import recipe_files
 from titokctl.distributed.stop import StopRequest
@@ -109,10 +109,11 @@ def test_a_killed_process_goes_on_bit_for_bit(chain, stage, runs, start):
         stages.write_recipe(chain, stage),
     ]
     command += [f"--set={word}" for word in words] + ["--runs-dir", runs, "--name", "cut"]
-    child = start([str(w) for w in command], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
-    while not any((whole.run.with_name("cut") / "checkpoints").glob("step-*")):
-        assert child.poll() is None, child.communicate()[1]
-        time.sleep(0.01)
+    among = (whole.run.with_name("cut") / "checkpoints", "step-*", 1)
+    child = start(
+        [str(w) for w in command], env={**os.environ, **held(*among), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
+    wait_for_files(child, *among)
     child.kill()
     child.communicate()
     assert not open_run(whole.run.with_name("cut")).is_finished
