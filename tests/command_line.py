@@ -9,6 +9,8 @@ from typing import Any
 import titokctl
 
 ROOT = Path(titokctl.__file__).resolve().parents[1]
+# After which a process counts as hung: a guard, not a measure of anything. Machines are slow and busy.
+PATIENCE_S = 600
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import ROOT, CliResult, RunCli
+from command_line import PATIENCE_S, ROOT, CliResult, RunCli
 
 # Before anything imports torch or a hub client, here and in every process a test starts.
 os.environ["TITOKCTL_OFFLINE"] = "1"
@@ -20,8 +20,6 @@ _TERMINAL = ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 for _name in _OURS + _TERMINAL + _RANKS:
     os.environ.pop(_name, None)
-
-CLI_TIMEOUT_S = 300
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +58,7 @@ def run_cli(tmp_path: Path, runs: Path) -> RunCli:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=CLI_TIMEOUT_S,
+            timeout=PATIENCE_S,
         )
         result = CliResult(done.returncode, done.stdout, done.stderr)
         if code is not None:

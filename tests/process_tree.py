@@ -8,37 +8,42 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import ROOT
+from command_line import PATIENCE_S, ROOT
 
-# Runs the command line and, from a thread of the same process, sends a signal to it once so many files are there.
-_DRIVER = """
-import os, sys, threading, time
-from pathlib import Path
+_HELD = Path(__file__).with_name("held")
 
-def watch(folder, pattern, count, number):
+
+def held(folder: Path, pattern: str, count: int) -> dict[str, str]:
+    """Environment variables that let a command wait for a signal before more than `count` files fit in `folder`.
+
+    Each of its processes does, so that a signal reaches them in the middle of their work (tests/held).
+    """
+    return {"PYTHONPATH": f"{_HELD}{os.pathsep}{ROOT}", "TITOKCTL_TESTS_HELD": f"{folder}\n{pattern}\n{count}"}
+
+
+def wait_for_files(process: subprocess.Popen[str], folder: Path, pattern: str, count: int) -> None:
+    """Wait until `count` files fit `pattern` in `folder`; fails when `process` ends before."""
+    until = time.monotonic() + PATIENCE_S
     while len(list(folder.glob(pattern))) < count:
-        time.sleep(0.0005)
-    os.kill(os.getpid(), number)
-
-folder, pattern, count, number, *words = sys.argv[1:]
-threading.Thread(target=watch, args=(Path(folder), pattern, int(count), int(number)), daemon=True).start()
-from titokctl.cli.app import run
-sys.exit(run(words))
-"""
-
-_PATIENCE_S = 120
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 def signalled(
     words: list[str], number: signal.Signals, folder: Path, pattern: str, count: int
-) -> subprocess.CompletedProcess:
-    """Run a command as a process that sends itself the signal `number` once `count` files fit `pattern` in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-c", _DRIVER, str(folder), pattern, str(count), str(int(number)), *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of one process that is sent the signal `number` once `count` files fit `pattern` in `folder`."""
+    command = [sys.executable, "-m", "titokctl", *words]
+    environment = {**os.environ, **held(folder, pattern, count)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
+        try:
+            wait_for_files(one, folder, pattern, count)
+            one.send_signal(number)
+            out, err = one.communicate(timeout=PATIENCE_S)
+        finally:
+            one.kill()
+    return subprocess.CompletedProcess(command, one.returncode, out, err)
 
 
 def children(process: int) -> list[int]:
@@ -50,15 +55,16 @@ def children(process: int) -> list[int]:
     return below + [deeper for child in below for deeper in children(child)]
 
 
-def wait_for_end(processes: list[int], patience: float = 60) -> None:
+def wait_for_end(processes: list[int], patience: float = PATIENCE_S) -> None:
     """Wait until none of `processes` runs any more; fails when one still does after `patience` seconds."""
     until = time.monotonic() + patience
-    while not all(_has_ended(process) for process in processes):
+    while not all(has_ended(process) for process in processes):
         assert time.monotonic() < until, "processes were left behind"
         time.sleep(0.05)
 
 
-def _has_ended(process: int) -> bool:
+def has_ended(process: int) -> bool:
+    """Whether the process is gone, or only waits to be asked how it ended."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -67,21 +73,18 @@ def _has_ended(process: int) -> bool:
 
 def end(
     start: Callable[..., subprocess.Popen[str]], words: list[str], ending: signal.Signals | str, code: int,
-    files: Callable[[], list[Path]], count: int,
+    folder: Path, pattern: str, count: int,
 ) -> None:  # fmt: skip
-    """Run a command of several processes, and end it once it has made `count` of its `files`, beside those there.
+    """Run a command of several processes, and end it once `count` more files than now fit `pattern` in `folder`.
 
     By a signal to it, or kill -9 of it ("parent") or of one "worker". It leaves with `code`, says it where a worker
     went without a word, leaves no process behind, and the files that were there as they were.
     """
-    before = {path: path.stat().st_mtime_ns for path in files()}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob(pattern)}
+    count += len(before)
+    environment = {**os.environ, **held(folder, pattern, count), "OMP_NUM_THREADS": "1"}
     process = start([sys.executable, "-m", "titokctl", *words], env=environment)
-    until = time.monotonic() + _PATIENCE_S
-    while len(files()) < len(before) + count:
-        assert time.monotonic() < until
-        assert process.poll() is None
-        time.sleep(0.001)
+    wait_for_files(process, folder, pattern, count)
     below = children(process.pid)
     if ending == "worker":
         os.kill(below[-1], signal.SIGKILL)
@@ -89,7 +92,7 @@ def end(
         process.kill()
     else:
         process.send_signal(ending)
-    _, err = process.communicate(timeout=_PATIENCE_S)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, err
     assert ("without a word" in err) == (ending == "worker"), err
     wait_for_end(below)

@@ -8,6 +8,7 @@ import sys
 import termios
 
 import pytest
+from command_line import PATIENCE_S
 
 from titokctl.progress import QuietProgress, SilentProgress, StderrProgress, duration
 
@@ -24,7 +25,7 @@ progress.close()
 
 
 def test_a_log_gets_plain_lines():
-    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert lines[0].startswith("training: 2/3 steps, ")
@@ -50,7 +51,7 @@ def test_a_terminal_gets_a_bar():
         pass
     finally:
         os.close(ours)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert out == ""
     assert b"\rtraining:" in shown
@@ -89,7 +90,7 @@ def test_a_stop_is_told_below_the_bar_which_shows_its_note_and_fits():
         pass
     finally:
         os.close(ours)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=PATIENCE_S) == 130
     *bar, told, end = shown.decode().split("\r\n")
     assert (told, end) == ("stopped. Step 29 is saved. Run the same command again to go on.", "")
     last = "\r".join(bar).split("\r")[-1]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from command_line import PATIENCE_S
 from package_source import Module, modules
 
 # pydantic is not among them: newer versions of typer import it themselves to read an option.
@@ -34,7 +35,7 @@ print(json.dumps({"asked": asked, "modules": sorted(sys.modules)}))
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

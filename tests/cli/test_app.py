@@ -11,6 +11,7 @@ import termios
 from pathlib import Path
 
 import pytest
+from command_line import PATIENCE_S
 
 import titokctl
 from titokctl.formats.checkout import commit_of
@@ -40,14 +41,14 @@ def on_a_terminal(*words: str, columns: int = 80, **changes: str) -> tuple[int, 
         pass
     finally:
         os.close(ours)
-    return process.wait(timeout=60), shown
+    return process.wait(timeout=PATIENCE_S), shown
 
 
 def in_process(code: str, *, words: str) -> subprocess.CompletedProcess:
     """Run `titokctl <words>` after `code`, which may register commands of its own on `app`."""
     start = f"import sys, typer\nfrom titokctl.cli.app import app, run\n{code}\nsys.exit(run({words!r}.split()))"
     return subprocess.run(
-        [sys.executable, "-c", start], env=environment(), capture_output=True, text=True, timeout=60, cwd=ROOT
+        [sys.executable, "-c", start], env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT
     )
 
 
@@ -172,7 +173,7 @@ def test_signals_end_a_command_with_their_code(start, words, number, code, said)
     process = start([sys.executable, "-c", script], env=environment())
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code
     assert err == said
 
@@ -182,7 +183,9 @@ def test_a_reader_that_leaves_is_no_error(words):
     read, write = os.pipe()
     os.close(read)
     try:
-        done = subprocess.run([*COMMAND, *words], stdout=write, stderr=subprocess.PIPE, env=environment(), timeout=60)
+        done = subprocess.run(
+            [*COMMAND, *words], stdout=write, stderr=subprocess.PIPE, env=environment(), timeout=PATIENCE_S
+        )
     finally:
         os.close(write)
     assert done.returncode == 0
@@ -219,7 +222,9 @@ def test_both_ways_of_starting_are_the_same(run_cli):
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert scripts == {"titokctl": "titokctl.__main__:main"}
     start = "import sys; sys.argv = ['titokctl', '--version']; from titokctl.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", start], env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", start], env=environment(), capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0
     assert done.stdout == run_cli("--version").stdout
 

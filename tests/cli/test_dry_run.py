@@ -70,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cache(root / "ids.h5", 6, codes=trained.CODES, tokens=trained.TOKENS, **hashes)
     write_cache(root / "other.h5", 6, codes=trained.CODES, tokens=trained.TOKENS)
     tiny.tokenizer(root / "tok.safetensors")
-    tiny.shards(root / "shards", 2, 3)
+    tiny.shards(root / "shards", 3, 2)  # tokenize writes one part while it makes the next: a third is left
     (root / "text").write_text("hello")
     toy_features.install(root / "elsewhere")
     return root

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from image_files import class_folders, encoded, noise
+from process_tree import has_ended, wait_for_end
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.decode_processes import DecodeProcesses
@@ -30,14 +30,6 @@ def source(tmp_path: Path) -> Source:
         path = tmp_path / "in" / open_source([tmp_path / "in"]).names[position]  # type: ignore[attr-defined]
         path.write_bytes(path.read_bytes()[:200] if data is None else data)
     return open_source([tmp_path / "in"])
-
-
-def runs(pid: int) -> bool:
-    """Whether the process is there and not only waiting to be asked how it ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_processes_make_what_threads_make(source: Source) -> None:
@@ -85,7 +77,7 @@ def test_a_killed_process_is_an_error_and_the_others_end(source: Source) -> None
         os.kill(pids[0], signal.SIGKILL)
         for _ in range(20):
             decoder.unit(source.units[0])
-    assert not any(map(runs, pids))
+    assert all(map(has_ended, pids))
 
 
 PARENT = """
@@ -104,12 +96,9 @@ def test_processes_end_with_a_killed_parent() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert runs(pid)
+        assert not has_ended(pid)
         parent.kill()
-    until = time.monotonic() + 60
-    while runs(pid):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for_end([pid])
 
 
 def test_decoding_imports_no_torch() -> None:

@@ -1,12 +1,12 @@
 """Several processes: they find each other, leave together, and nothing stays behind when one of them goes."""
 
-import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from command_line import PATIENCE_S
+from process_tree import wait_for_end, wait_for_files
 
 import titokctl
 from titokctl.distributed.launch import relaunch, run_workers
@@ -114,9 +114,9 @@ def test_a_killed_process_is_named(script):
 )  # fmt: skip
 def test_signals_reach_the_workers_and_nobody_is_left(script, start, how):
     parent = start([sys.executable, "-c", PARENT, str(script), "wait", str(script.parent / "seen")])
-    wait_for(lambda: len(ready(script)) == 2)
+    wait_for_files(parent, script.parent / "seen", "*", 2)
     parent.send_signal(how)
-    said, complaints = parent.communicate(timeout=120)
+    said, complaints = parent.communicate(timeout=PATIENCE_S)
     assert parent.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}.get(how, 75), complaints
     assert said.strip() == ("" if how == signal.SIGKILL else "Saved.")
     assert_nobody_is_left(script)
@@ -143,18 +143,4 @@ def test_one_process_is_no_launch():
 
 
 def assert_nobody_is_left(script):
-    pids = [int(name.split("-")[2]) for name in ready(script)]
-    wait_for(lambda: not any(map(alive, pids)))
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-
-
-def wait_for(condition):
-    while not condition():
-        time.sleep(0.02)
+    wait_for_end([int(name.split("-")[2]) for name in ready(script)])

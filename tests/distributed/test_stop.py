@@ -4,6 +4,7 @@ import signal
 import sys
 
 import pytest
+from command_line import PATIENCE_S
 
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import Stopped
@@ -47,7 +48,7 @@ def work(start):
 def test_a_signal_ends_work_in_order(work, number, code):
     process = work(finishes=True)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert out == f"{code} three steps are kept\n"
 
 
@@ -56,7 +57,7 @@ def test_a_second_ctrl_c_ends_at_once(work):
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "asked\n"
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert out.splitlines()[-1] == "at once"
 
 

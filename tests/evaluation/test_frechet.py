@@ -83,6 +83,13 @@ def test_parts_equal_the_whole():
     np.testing.assert_allclose(a.covariance, b.covariance, atol=1e-12)
 
 
+def test_what_is_the_same_in_all_images_has_no_variance_below_zero():
+    x = np.tile(np.random.default_rng(7).random(100, np.float32), (300, 1))
+    variances = gaussian_of(x).covariance.diagonal()
+    assert variances.min() >= 0
+    assert variances.max() < 1e-12
+
+
 def test_what_cannot_be_compared_is_refused():
     g = gaussian_of(np.random.default_rng(6).standard_normal((20, 4)))
     with pytest.raises(ValueError, match="different widths: 4 and 5"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from command_line import PATIENCE_S
 from PIL import Image
 
 import titokctl
@@ -40,7 +41,7 @@ def installed(tmp_path_factory) -> Path:
         [sys.executable, "-m", "pip", "install", *offline, "--target", str(target), str(EXAMPLE)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return target

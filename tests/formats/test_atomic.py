@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import PATIENCE_S
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import (
@@ -68,7 +69,7 @@ with atomic_path(Path(sys.argv[1])) as temporary:
 def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_can_be_removed(tmp_path):
     target = tmp_path / "result"
     target.write_bytes(b"old")
-    done = subprocess.run([sys.executable, "-c", KILLED, target], timeout=60)
+    done = subprocess.run([sys.executable, "-c", KILLED, target], timeout=PATIENCE_S)
     assert done.returncode == -signal.SIGKILL
     assert target.read_bytes() == b"old"
     assert len(names(tmp_path)) == 2

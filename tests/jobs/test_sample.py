@@ -102,7 +102,8 @@ def test_what_it_records(sample, networks):
         assert newest.inputs[name] == manifest["settings"][name] == tokenizer[name]
     assert newest.inputs["source"] == {"kind": "folder", "paths": ["/somewhere"]}
     assert newest.inputs["preprocessing"] == {"size": trained.SIZE}
-    assert manifest["made_with"]["versions"]["torch"] == torch.__version__
+    recorded = manifest["made_with"]["versions"]["torch"]
+    assert recorded.split("+")[0] == torch.__version__.split("+")[0], "a package may leave out the build"
 
 
 def test_what_it_says_at_the_start(networks, capsys):

@@ -27,7 +27,7 @@ def words(networks: Path, output: Path, *more: str) -> list[str]:
 
 
 def stopped_after(chunks: int, number: signal.Signals, networks: Path, output: Path) -> subprocess.CompletedProcess:
-    return signalled(words(networks, output), number, output, ".unfinished/chunk-*", chunks)
+    return signalled(words(networks, output), number, output / ".unfinished", "chunk-*", chunks)
 
 
 @pytest.fixture(scope="module")

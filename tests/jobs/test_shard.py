@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from command_line import ROOT
+from command_line import PATIENCE_S
 from image_files import class_folders, encoded, noise, webdataset_samples
+from process_tree import held, wait_for_files
 
 from titokctl.data.sources import open_source
 from titokctl.distributed.stop import StopRequest
@@ -183,12 +183,11 @@ def test_the_command(tmp_path: Path, run_cli) -> None:
 def test_ctrl_c(tmp_path: Path, start) -> None:
     class_folders(tmp_path / "in", each=300)
     command = [sys.executable, "-m", "titokctl", "shard", "in", "-o", "out", "--per-shard", "5"]
-    process = start(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.unfinished/*.tar")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    among = (tmp_path / ".out.unfinished", "*.tar", 1)
+    process = start(command, cwd=tmp_path, env={**os.environ, **held(*among)})
+    wait_for_files(process, *among)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, said
     assert "same command again" in said
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from command_line import ROOT, RunCli
+from command_line import PATIENCE_S, ROOT, RunCli
 from process_tree import end
 
 from titokctl.cli.app import run
@@ -53,11 +53,11 @@ def test_killed_workers_and_signals_and_a_killed_parent(source: Path, start, tmp
     for ending, code in endings:
         for part in list(tmp_path.rglob("unit-*"))[1:]:
             part.unlink()
-        command = words(source, output, "--procs", "2", tokenizer="deep")
-        end(start, command, ending, code, lambda: list(tmp_path.glob("tokens.h5.parts/unit-*")), 2)
+        command = words(source, output, "--procs", "2")
+        end(start, command, ending, code, tmp_path / "tokens.h5.parts", "unit-*", 2)
         assert not output.exists()
-    assert run([*words(source, output, tokenizer="deep"), "--quiet", "--json"]) == 0
-    assert run([*words(source, tmp_path / "undisturbed.h5", tokenizer="deep"), "--quiet"]) == 0
+    assert run([*words(source, output), "--quiet", "--json"]) == 0
+    assert run([*words(source, tmp_path / "undisturbed.h5"), "--quiet"]) == 0
     assert output.read_bytes() == (tmp_path / "undisturbed.h5").read_bytes()
 
 
@@ -88,7 +88,7 @@ def test_jobs_without_a_group_share_the_work(source: Path, start, tmp_path: Path
         jobs.append(start([sys.executable, "-m", "titokctl", *line], env=environment))
     results = []
     for job in jobs:
-        out, err = job.communicate(timeout=120)
+        out, err = job.communicate(timeout=PATIENCE_S)
         assert job.returncode == 0, err
         results.append(json.loads(out))
     assert any(result["finished"] for result in results)

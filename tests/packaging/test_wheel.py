@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from command_line import PATIENCE_S
 
 import titokctl
 from titokctl.config.recipe_files import recipes_folder, shipped
@@ -18,7 +19,7 @@ OFFLINE = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disa
 def python(*words: object, cwd: Path, **changes: str) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, words)],
-        cwd=cwd, env={**os.environ, **changes}, capture_output=True, text=True, timeout=300,
+        cwd=cwd, env={**os.environ, **changes}, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

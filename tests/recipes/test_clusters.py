@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import tiny
 from caches import write_cache
-from command_line import ROOT
+from command_line import PATIENCE_S, ROOT
+from process_tree import held, wait_for_files
 
 from titokctl.cli.app import run
 from titokctl.config.recipe_files import recipes_folder
@@ -28,12 +28,12 @@ TASKS = """
 import os, pathlib, signal, subprocess, sys
 nodes = int(os.environ.get("SLURM_NNODES", 1))
 tasks = []
+pathlib.Path("srun.pid").write_text(str(os.getpid()))
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
 for node in map(str, range(nodes)):
     own = {"SLURM_NODEID": node, "SLURM_PROCID": node, "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": str(nodes),
            "SLURM_STEP_NODELIST": "127.0.0.1"}
     tasks.append(subprocess.Popen(sys.argv[1:], env=os.environ | own))
-pathlib.Path("srun.pid").write_text(str(os.getpid()))
 sys.exit(max(task.wait() for task in tasks))
 """
 CONTROL = 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> scontrol.log; fi'
@@ -100,7 +100,7 @@ def weights(source: Path) -> list[str]:
 
 
 def ended(job: subprocess.Popen) -> int:
-    _, complaints = job.communicate(timeout=120)
+    _, complaints = job.communicate(timeout=PATIENCE_S)
     assert job.returncode in (0, 75), complaints
     return job.returncode
 
@@ -122,12 +122,9 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(source, environment, s
     if script == "slurm-array.sh":
         environment |= {"SLURM_NNODES": "1", "SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "1"}
     words = ["bash", str(CLUSTERS / script), *example(script, source)]
-    job = start(words, env=environment, cwd=tmp_path)
-    until = time.monotonic() + 60
-    while not list(tmp_path.rglob("unit-*.safetensors")):
-        assert job.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    among = (tmp_path / "tokens.h5.parts", "unit-*.safetensors", 1)
+    job = start(words, env=environment | held(*among), cwd=tmp_path)
+    wait_for_files(job, *among)
     os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
     assert ended(job) == 75
     assert (tmp_path / "scontrol.log").read_text() == f"requeue {environment['SLURM_JOB_ID']}\n"

@@ -2,20 +2,22 @@
 
 import os
 import sys
-import time
 
 import numpy as np
 import pytest
 import stages
 import tiny
 import torch
+from process_tree import held, wait_for_files
 
 from titokctl.config import recipe_files
+from titokctl.data.images import to_float
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
+from titokctl.jobs.stage_start import find_start
 from titokctl.jobs.train_tokenizer import train_tokenizer
 from titokctl.progress import SilentProgress
 
@@ -45,6 +47,29 @@ def chain(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def in_float64(monkeypatch):
+    """Weights, images and losses are float64: what is the same in exact arithmetic then differs by very little.
+
+    In float32 how little depends on the kernels that a release of torch has for a CPU and a size of the batch.
+    """
+
+    def wide_start(*given):
+        start = find_start(*given)
+        for network in (start.vqgan, start.tokenizer):
+            if network is not None:
+                network.double()
+        return start
+
+    to_float32 = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else to_float32(x))
+    monkeypatch.setattr("titokctl.jobs.step_images.to_float", lambda pixels: to_float(pixels).double())
+    monkeypatch.setattr("titokctl.jobs.train_tokenizer.find_start", wide_start)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def named(chain, stage) -> list[str]:
     """What a stage starts from; for the VQGAN a rate at which no latent flips between two codes by rounding."""
     runs = chain / "runs"
@@ -53,11 +78,12 @@ def named(chain, stage) -> list[str]:
 
 
 def assert_same_curves(stage, one, other, rtol=1e-4):
+    """Logits pass through zero: what counts is their error beside the 1 that the hinge loss compares them with."""
     logs = [MetricsLog(run / "metrics.jsonl").read() for run in (one, other)]
     for what in SHOWN[stage]:
         a, b = ([r[what] for r in log if what in r] for log in logs)
         assert len(a) == (14 if "discriminator" in what or "logit" in what else 20)  # the GAN starts at 6
-        np.testing.assert_allclose(b, a, rtol=rtol, atol=1e-5, err_msg=what)
+        np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol if "logit" in what else rtol / 10, err_msg=what)
 
 
 def assert_same_state(one, other):
@@ -70,11 +96,12 @@ def assert_same_state(one, other):
 @pytest.mark.parametrize(
     "stage", ["single", *(pytest.param(s, marks=pytest.mark.slow) for s in SHOWN if s != "single")]
 )
-def test_four_pieces_of_two_train_as_one_of_eight(chain, stage, runs):
+def test_four_pieces_of_two_train_as_one_of_eight(chain, stage, runs, in_float64):
+    """Sums in another order differ by 1e-16; Adam, which divides gradients by their size, makes more of that."""
     pictures, words = chain / "pictures", named(chain, stage)
     whole = stages.train(pictures, stage, runs, chain, *words, name="whole")
     pieces = stages.train(pictures, stage, runs, chain, *words, "training.micro_batch_size=2", name="pieces")
-    assert_same_curves(stage, whole.run, pieces.run)
+    assert_same_curves(stage, whole.run, pieces.run, rtol=1e-9)
 
 
 @pytest.mark.slow
@@ -109,10 +136,11 @@ def test_a_killed_process_goes_on_bit_for_bit(chain, stage, runs, start):
         stages.write_recipe(chain, stage),
     ]
     command += [f"--set={word}" for word in words] + ["--runs-dir", runs, "--name", "cut"]
-    child = start([str(w) for w in command], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
-    while not any((whole.run.with_name("cut") / "checkpoints").glob("step-*")):
-        assert child.poll() is None, child.communicate()[1]
-        time.sleep(0.01)
+    among = (whole.run.with_name("cut") / "checkpoints", "step-*", 1)
+    child = start(
+        [str(w) for w in command], env={**os.environ, **held(*among), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
+    wait_for_files(child, *among)
     child.kill()
     child.communicate()
     assert not open_run(whole.run.with_name("cut")).is_finished

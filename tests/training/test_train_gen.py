@@ -6,12 +6,12 @@ import resource
 import shutil
 import signal
 import sys
-import time
 
 import h5py
 import pytest
 import torch
 from caches import write_cache
+from process_tree import held, wait_for_files
 from remarks import Remarks
 from safetensors.torch import load_file
 
@@ -78,10 +78,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(train, start, runs, cache, recipe):
 def stop_after_a_checkpoint(start, runs, run, how, cache, recipe, *more):
     settings = [word for setting in LONGER for word in ("--set", setting)]
     words = [sys.executable, "-m", "titokctl", "train-gen", cache, "--recipe", recipe, *settings, "--name", run.name]
-    child = start([*map(str, words), *more], env={**os.environ, "TITOKCTL_RUNS": str(runs)})
-    while not any((run / "checkpoints").glob("step-*")):
-        assert child.poll() is None, child.communicate()[1]
-        time.sleep(0.01)
+    among = (run / "checkpoints", "step-*", 1)
+    child = start([*map(str, words), *more], env={**os.environ, **held(*among), "TITOKCTL_RUNS": str(runs)})
+    wait_for_files(child, *among)
     child.send_signal(how)
     talk = child.communicate()[1]
     assert child.returncode == {signal.SIGINT: 130, signal.SIGTERM: 75}.get(how, -how), talk

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import stages
 import tiny
 import torch
 from PIL import Image
+from process_tree import held, wait_for_files
 from remarks import Remarks
 from safetensors.torch import load_file
 
@@ -114,11 +114,11 @@ def test_a_killed_run_goes_on_bit_for_bit(train, start, recipe, pictures, runs):
     whole = train("training.steps=120", "training.evaluate_every=500", name="whole")
     words = [sys.executable, "-m", "titokctl", "train-tokenizer", pictures, "--recipe", recipe, "--name", "cut"]
     words += ["--set", "training.steps=120", "--set", "training.evaluate_every=500", "--runs-dir", runs]
-    child = start([str(w) for w in words], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
-    checkpoints = runs / "tokenizer" / "cut" / "checkpoints"
-    while not any(checkpoints.glob("step-*")):
-        assert child.poll() is None, child.communicate()[1]
-        time.sleep(0.01)
+    among = (runs / "tokenizer" / "cut" / "checkpoints", "step-*", 1)
+    child = start(
+        [str(w) for w in words], env={**os.environ, **held(*among), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
+    wait_for_files(child, *among)
     child.send_signal(signal.SIGKILL)
     child.communicate()
     assert not open_run(runs / "tokenizer" / "cut").is_finished

@@ -44,7 +44,9 @@ class Pulse:
     def leave(self, error: BaseException) -> None:
         """Tell the others that this process ends before its time, and why. Only the first to leave is heard."""
         message = f"process {self._rank} ended: {getattr(error, 'message', error)}"
-        record = {"code": getattr(error, "exit_code", EXIT_FAILED), "message": message}
+        # The hint too: whoever of a machine's processes says it first, the user reads what mends it.
+        hint = getattr(error, "hint", "") or _AGAIN
+        record = {"code": getattr(error, "exit_code", EXIT_FAILED), "message": message, "hint": hint}
         try:
             if self._store.add("leaving", 1) == 1:
                 self._store.set("left", json.dumps(record))
@@ -56,7 +58,7 @@ class Pulse:
         if self._store.check(["left"]):
             record = json.loads(self._store.get("left"))
             if record["code"] == EXIT_FAILED:
-                raise UserError(record["message"], _AGAIN)
+                raise UserError(record["message"], record["hint"])
             raise Stopped(record["code"], "finished work is kept.")
         now = time.monotonic()
         for other, (_, at) in self._heard.items():

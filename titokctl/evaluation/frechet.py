@@ -50,6 +50,8 @@ class GaussianSums:
             raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
         mean = self.total / self.count
         covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        # The variance of what is the same in all images is rounding alone, of either sign.
+        np.fill_diagonal(covariance, covariance.diagonal().clip(min=0))
         return Gaussian(mean, covariance, self.count)
 
     def settled(self) -> list[np.ndarray]:

@@ -55,6 +55,8 @@ def draw(
             stop.check(saved())
         advance(tile.count)
     writer.commit()
+    if stop.requested:  # while the last images were on their way to the disk
+        stop.check(saved())
 
 
 def _rows(
