@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measuring import BASELINE, Parts, Way, compare, parser, peak_memory_of, report
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_merge import Tally, merge, summaries
 from titokctl.formats.token_parts import PartsFolder, TokenPart
-from titokctl.jobs.inspect import inspect
-from titokctl.jobs.merge import merge as merge_caches
-from titokctl.jobs.verify import verify
+from titokctl.jobs.caches.inspect import inspect
+from titokctl.jobs.caches.merge import Merge
+from titokctl.jobs.caches.verify import verify
 from titokctl.progress import SilentProgress
 
 IMAGENET = 1_281_167
@@ -53,7 +54,7 @@ def main() -> None:
             "inspect": Way(lambda: inspect(cache), items=rows, beside=""),
             "verify": Way(lambda: verify(cache, progress=silent, stop=stop), items=rows, beside=""),
             "merge two caches": Way(
-                lambda: merge_caches([cache] * 2, both, progress=silent, stop=stop),
+                lambda: Merge([cache] * 2, both).run(Context()),
                 items=2 * rows, beside="", before=lambda: both.unlink(missing_ok=True),
             ),
         }  # fmt: skip

@@ -26,11 +26,11 @@ from titokctl.data.earth import earth_tiles
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, inception_extractor, open_extractor
+from titokctl.evaluation.feature_pass import KEEP_OF_SAMPLES, FeaturePass, measure
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import GaussianSums, frechet_distance, gaussian_of, trace_of_root
+from titokctl.evaluation.image_sets import from_npz
 from titokctl.evaluation.kernel_distance import kernel_distance
-from titokctl.jobs.feature_pass import KEEP_OF_SAMPLES, FeaturePass, measure
-from titokctl.jobs.image_sets import from_npz
 from titokctl.models import inception
 from titokctl.models.inception import Inception
 from titokctl.progress import SilentProgress

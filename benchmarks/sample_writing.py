@@ -20,12 +20,12 @@ import torch
 from benchmarks.measuring import BASELINE, Way, compare, parser, report
 from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import SamplingConfig
+from titokctl.data.image_decoder import ENCODERS
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.image_output import PRODUCTS
 from titokctl.formats.sample_set_writer import SampleSetWriter
 from titokctl.formats.token_cache import CacheHeader
-from titokctl.jobs.image_decoder import ENCODERS
-from titokctl.jobs.sample_work import draw
+from titokctl.jobs.sample.work import draw
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.sampling.plan import Plan
 

@@ -32,8 +32,8 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import preprocess, to_float
 from titokctl.data.workers import available_cores
 from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.tile_encoder import default_tile
-from titokctl.jobs.tokenize import tokenize
+from titokctl.jobs.tokenize.encode import default_tile
+from titokctl.jobs.tokenize.request import tokenize
 from titokctl.models.inference import prepared
 from titokctl.models.initialization import initialize
 from titokctl.models.precision import PRECISIONS, precision

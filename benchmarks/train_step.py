@@ -45,15 +45,15 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.formats.checkpoint import Checkpoint, CheckpointWriter, Policy
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
-from titokctl.jobs.generator_plan import operations_per_image
-from titokctl.jobs.stage_start import Start
-from titokctl.jobs.step_images import StepImages
-from titokctl.jobs.tokenizer_stages import Surroundings, build_stage
-from titokctl.jobs.train_generator import build_task
+from titokctl.jobs.train.generator import build_task
+from titokctl.jobs.train.generator_plan import operations_per_image
+from titokctl.jobs.train.stage_start import Start
+from titokctl.jobs.train.stages import Surroundings, build_stage
 from titokctl.progress import SilentProgress
 from titokctl.training.image_stage import ImageStage
 from titokctl.training.loop import Loop, Metrics
 from titokctl.training.masked_tokens import MaskedTokens
+from titokctl.training.step_images import StepImages
 
 WARM = 3
 

@@ -13,6 +13,7 @@ LAYERS = (
     ("training", "sampling", "evaluation"),
     ("data",),
     ("weights",),
+    ("context",),
     ("models", "formats", "distributed"),
     ("config",),
     ("errors", "progress", "dry_run"),
@@ -59,7 +60,7 @@ SCATTERED = """
 def f():
     if 1:
         from titokctl.cli import app
-    g("titokctl.jobs.fid")
+    g("titokctl.jobs.evaluate.fid")
 import titokctl.data.images
 from . import weights
 """
@@ -68,7 +69,7 @@ from . import weights
 def test_imports_are_seen_wherever_they_stand():
     late = {item.module: item.is_late for item in imports_of(ast.parse(SCATTERED), ["titokctl"])}
     assert late["titokctl.cli.app"]
-    assert late["titokctl.jobs.fid"]
+    assert late["titokctl.jobs.evaluate.fid"]
     assert not late["titokctl.data.images"]
     assert not late["titokctl.weights"]
 

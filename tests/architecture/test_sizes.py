@@ -5,8 +5,8 @@ import ast
 import pytest
 from package_source import PACKAGE, Module, modules
 
-MAX_FUNCTION_LINES = 70
-MAX_FILE_LINES = 320
+MAX_FUNCTION_LINES = 80
+MAX_FILE_LINES = 500
 # Deliberate exceptions, each with its reason.
 LONG_FILES: dict[str, str] = {}
 FORBIDDEN = {"utils", "util", "common", "misc", "helper", "helpers", "tools"}

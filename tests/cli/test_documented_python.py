@@ -9,7 +9,7 @@ from trained import both
 
 from titokctl.cli import app as cli
 from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.tokenize import tokenize
+from titokctl.jobs.tokenize.request import tokenize
 from titokctl.progress import SilentProgress
 
 ROOT = Path(cli.__file__).resolve().parents[2]

@@ -158,7 +158,7 @@ def shard_a_part() -> None:
 
 
 def sample_a_part() -> None:
-    from titokctl.jobs.sample import sample
+    from titokctl.jobs.sample.request import sample
 
     sample(Path("runs"), num_images=20, output=Path("made"), progress=SilentProgress(), stop=StopWith("made"))
 
@@ -171,7 +171,7 @@ def decode_a_part() -> None:
 
 
 def tokenize_a_part() -> None:
-    from titokctl.jobs.tokenize import tokenize
+    from titokctl.jobs.tokenize.request import tokenize
 
     tokenize(["shards"], Path("t.h5"), "tok.safetensors", Path("runs"), workers=1, progress=SilentProgress(),
              stop=StopWith("t.h5.parts/unit-*"))  # fmt: skip

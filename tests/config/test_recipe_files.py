@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from titokctl.config import recipe_files
-from titokctl.config.recipe_files import apply_override, check, find, flat_differences, load, recipes_folder, shipped
+from titokctl.config.differences import flat_differences
+from titokctl.config.recipe_files import apply_override, check, find, load, recipes_folder, shipped
 from titokctl.config.yaml_reader import read_mapping
 from titokctl.errors import UsageError
 

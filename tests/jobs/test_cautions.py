@@ -12,9 +12,9 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.evaluation.extractors import open_extractor
 from titokctl.formats.statistics import file_sha256
-from titokctl.jobs.fid import fid
-from titokctl.jobs.sample import sample
-from titokctl.jobs.tokenize import tokenize
+from titokctl.jobs.evaluate.fid import fid
+from titokctl.jobs.sample.request import sample
+from titokctl.jobs.tokenize.request import tokenize
 from titokctl.progress import SilentProgress
 
 SIZE = 24

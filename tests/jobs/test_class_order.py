@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from caches import write_cache
 
+from titokctl.data.class_order import say_class_order
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.class_order import say_class_order
-from titokctl.jobs.generator_recipe import resolve_recipe
-from titokctl.jobs.sample_inputs import Given, settings_for
+from titokctl.jobs.sample.inputs import Given, settings_for
+from titokctl.jobs.train.generator_recipe import resolve_recipe
 from titokctl.progress import SilentProgress
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.store import Weights

@@ -9,8 +9,8 @@ import toy_features
 from titokctl.cli.app import run
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
-from titokctl.jobs.compare import compare
-from titokctl.jobs.fid import fid
+from titokctl.jobs.evaluate.compare import compare
+from titokctl.jobs.evaluate.fid import fid
 from titokctl.progress import SilentProgress
 
 
@@ -80,7 +80,7 @@ def test_kept_results_need_no_reference_and_kept_features_no_network(sets, monke
     def never(*_):
         raise AssertionError("no network is needed")
 
-    monkeypatch.setattr("titokctl.jobs.compare.extractor_for", never)
+    monkeypatch.setattr("titokctl.jobs.evaluate.compare.extractor_for", never)
     by_file = [f"{name}.evaluation-toy.json" for name in ("a", "b")]
     by_file, by_set = go(sets, *by_file, reference=None), go(sets, "a.npz", "b.npz", reference=None)
     assert [(t.difference, t.p) for t in by_file.tests] == [(t.difference, t.p) for t in by_set.tests]

@@ -21,10 +21,10 @@ from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.formats.sample_set import SampleSet
 from titokctl.formats.statistics import read_statistics
-from titokctl.jobs.compare import compare
-from titokctl.jobs.fid import fid
-from titokctl.jobs.stats import stats
-from titokctl.jobs.tokenize import tokenize
+from titokctl.jobs.evaluate.compare import compare
+from titokctl.jobs.evaluate.fid import fid
+from titokctl.jobs.evaluate.stats import stats
+from titokctl.jobs.tokenize.request import tokenize
 
 
 def noise(n: int, seed: int, size: int = 24) -> np.ndarray:

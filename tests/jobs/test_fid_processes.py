@@ -7,7 +7,7 @@ from PIL import Image
 
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.statistics import read_statistics
-from titokctl.jobs.fid import fid
+from titokctl.jobs.evaluate.fid import fid
 from titokctl.progress import SilentProgress
 
 

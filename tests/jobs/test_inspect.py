@@ -13,7 +13,7 @@ from titokctl.cli.app import run
 from titokctl.errors import UserError
 from titokctl.formats.run_folder import RunFolder
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.inspect import inspect
+from titokctl.jobs.caches.inspect import inspect
 
 
 def test_a_token_cache_with_its_use_of_the_codebook(tmp_path: Path) -> None:

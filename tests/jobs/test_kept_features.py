@@ -13,8 +13,8 @@ from remarks import Remarks
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.evaluation import read_evaluations
-from titokctl.jobs.fid import fid
-from titokctl.jobs.tokenize import tokenize
+from titokctl.jobs.evaluate.fid import fid
+from titokctl.jobs.tokenize.request import tokenize
 from titokctl.progress import SilentProgress
 
 

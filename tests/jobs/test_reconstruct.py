@@ -16,7 +16,7 @@ from titokctl.evaluation.extractors import open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.kernel_distance import kernel_distance
-from titokctl.jobs.reconstruct import picture, reconstruct
+from titokctl.jobs.evaluate.reconstruct import picture, reconstruct
 from titokctl.models.lpips import Lpips
 from titokctl.progress import SilentProgress
 from titokctl.weights.perceptual import lpips_from

@@ -12,8 +12,8 @@ from titokctl.config.models import GeneratorConfig, TokenizerConfig, Transformer
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import ExtractorOptions
-from titokctl.jobs.fid import FidResult
-from titokctl.jobs.reproduce import GENERATORS, TOLERANCE, _not_comparable, _verdict, reproduce
+from titokctl.jobs.evaluate.fid import FidResult
+from titokctl.jobs.evaluate.reproduce import GENERATORS, TOLERANCE, _not_comparable, _verdict, reproduce
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.titok.tokenizer import TiTok

@@ -14,8 +14,8 @@ from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import save_png
 from titokctl.formats.run_folder import RunFolder
-from titokctl.jobs.report import write_report
-from titokctl.jobs.runs import find_run, list_runs, show_run
+from titokctl.jobs.machine.report import write_report
+from titokctl.jobs.machine.runs import find_run, list_runs, show_run
 
 
 @pytest.fixture

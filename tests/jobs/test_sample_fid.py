@@ -12,8 +12,8 @@ from titokctl.cli.app import run
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import EXIT_STOPPED, Stopped
 from titokctl.evaluation.extractors import ExtractorOptions
-from titokctl.jobs.sample import sample
-from titokctl.jobs.sample_fid import FidRequest
+from titokctl.jobs.sample.request import sample
+from titokctl.jobs.sample.scoring import FidRequest
 from titokctl.progress import SilentProgress
 
 N = 300

@@ -6,7 +6,7 @@ import pytest
 
 from titokctl.config.sampling import SamplingConfig
 from titokctl.errors import UserError
-from titokctl.jobs.sample_inputs import Given, find_tokenizer, released_as, settings_for
+from titokctl.jobs.sample.inputs import Given, find_tokenizer, released_as, settings_for
 from titokctl.weights.known import BY_NAME, of_kind
 from titokctl.weights.store import Weights
 

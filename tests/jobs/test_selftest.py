@@ -8,8 +8,8 @@ import toy_features
 
 from titokctl.cli.app import run
 from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.selftest import PUBLISHED, Expected, selftest
-from titokctl.jobs.stats import stats
+from titokctl.jobs.evaluate.selftest import PUBLISHED, Expected, selftest
+from titokctl.jobs.evaluate.stats import stats
 from titokctl.progress import SilentProgress
 
 

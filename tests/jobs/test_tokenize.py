@@ -14,9 +14,9 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_parts import PartsFolder
-from titokctl.jobs.token_job import TokenJob
-from titokctl.jobs.token_output import allowed_share
-from titokctl.jobs.tokenize import TokenizeResult, tokenize
+from titokctl.jobs.tokenize.job import TokenJob
+from titokctl.jobs.tokenize.output import allowed_share
+from titokctl.jobs.tokenize.request import TokenizeResult, tokenize
 from titokctl.progress import SilentProgress
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 

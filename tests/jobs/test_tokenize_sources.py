@@ -14,8 +14,8 @@ from titokctl.data.sources import remote_stream
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.tokenize import TokenizeResult, tokenize
-from titokctl.jobs.verify import verify
+from titokctl.jobs.caches.verify import verify
+from titokctl.jobs.tokenize.request import TokenizeResult, tokenize
 from titokctl.progress import SilentProgress
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from titokctl.config.models import TokenizerConfig, TransformerConfig, VqganConfig
 from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe
-from titokctl.jobs.tokenizer_cost import operations_per_image
+from titokctl.jobs.train.tokenizer_cost import operations_per_image
 
 LARGE = TransformerConfig(patch_size=16, width=1024, num_layers=24, num_heads=16)
 REST = {

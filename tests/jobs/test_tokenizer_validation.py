@@ -20,7 +20,7 @@ from titokctl.evaluation.extractors import open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.reconstruction import ReconstructionSums
-from titokctl.jobs.tokenizer_validation import Validation
+from titokctl.jobs.train.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ from titokctl.distributed import worker
 worker.started()
 from titokctl.data.sources import open_source
 from titokctl.distributed.group import process_group
-from titokctl.jobs.tokenizer_validation import Validation
+from titokctl.jobs.train.validation import Validation
 from titokctl.weights.load import load_tokenizer
 from pathlib import Path
 weights, folder, out = sys.argv[1:4]

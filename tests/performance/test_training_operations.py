@@ -9,7 +9,7 @@ from titokctl.config import recipe_files
 from titokctl.data.tokens import TokenRows
 from titokctl.distributed.group import single_group
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.train_generator import build_task
+from titokctl.jobs.train.generator import build_task
 from titokctl.training.masked_tokens import MaskedTokens
 
 LAYERS = 2

@@ -7,7 +7,7 @@ from caches import write_cache
 from remarks import Remarks
 
 from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.train_generator import train_generator
+from titokctl.jobs.train.generator import train_generator
 
 
 @pytest.fixture(scope="session")

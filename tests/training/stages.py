@@ -7,7 +7,7 @@ from remarks import Remarks
 
 from titokctl.config import recipe_files
 from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.train_tokenizer import TrainedTokenizer, train_tokenizer
+from titokctl.jobs.train.tokenizer import TrainedTokenizer, train_tokenizer
 
 _VQGAN = "{channels: 8, channel_multipliers: [1, 1, 2, 2], num_res_blocks: 1, codebook_size: 32, token_size: 8}"
 _ADVERSARY = """

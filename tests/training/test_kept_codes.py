@@ -17,8 +17,8 @@ from titokctl.distributed.group import single_group
 from titokctl.errors import Stopped, UserError
 from titokctl.formats import checkpoint, proxy_codes
 from titokctl.formats.proxy_codes import ProxyCodes
-from titokctl.jobs.step_images import StepImages
 from titokctl.models.vqgan.vqgan import VqganEncoder
+from titokctl.training.step_images import StepImages
 
 IMAGES, BATCH = 36, 8
 STEPS_OF_TWO_EPOCHS = 2 * IMAGES // BATCH

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from titokctl.config import recipe_files
-from titokctl.jobs.generator_plan import plan_run
+from titokctl.jobs.train.generator_plan import plan_run
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.training.optimizer import is_decayed

@@ -7,7 +7,7 @@ import torch
 from titokctl.config import recipe_files
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.metrics_log import MetricsLog
-from titokctl.jobs.train_tokenizer import train_tokenizer
+from titokctl.jobs.train.tokenizer import train_tokenizer
 from titokctl.progress import SilentProgress
 from titokctl.weights.build import skeleton
 from titokctl.weights.known import BY_NAME

@@ -9,7 +9,7 @@ from test_train_tokenizer import RECIPE
 from titokctl.config import recipe_files
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.metrics_log import MetricsLog
-from titokctl.jobs.train_tokenizer import train_tokenizer
+from titokctl.jobs.train.tokenizer import train_tokenizer
 
 
 @pytest.fixture

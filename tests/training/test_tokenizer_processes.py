@@ -17,8 +17,8 @@ from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
-from titokctl.jobs.stage_start import find_start
-from titokctl.jobs.train_tokenizer import train_tokenizer
+from titokctl.jobs.train.stage_start import find_start
+from titokctl.jobs.train.tokenizer import train_tokenizer
 from titokctl.progress import SilentProgress
 
 RECIPE = f"""{stages.ALONE}
@@ -63,8 +63,8 @@ def in_float64(monkeypatch):
 
     to_float32 = torch.Tensor.float
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else to_float32(x))
-    monkeypatch.setattr("titokctl.jobs.step_images.to_float", lambda pixels: to_float(pixels).double())
-    monkeypatch.setattr("titokctl.jobs.train_tokenizer.find_start", wide_start)
+    monkeypatch.setattr("titokctl.training.step_images.to_float", lambda pixels: to_float(pixels).double())
+    monkeypatch.setattr("titokctl.jobs.train.tokenizer.find_start", wide_start)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 from stages import NAMES, Leave, train, write_recipe
 
+from titokctl.data.image_decoder import ImageDecoder
 from titokctl.errors import Stopped, UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.chain import pick_tokenizer, tokenizer_with
-from titokctl.jobs.image_decoder import ImageDecoder
-from titokctl.jobs.inspect import inspect
-from titokctl.jobs.reconstruct import reconstruct
-from titokctl.jobs.tokenize import tokenize
+from titokctl.jobs.caches.inspect import inspect
+from titokctl.jobs.evaluate.reconstruct import reconstruct
+from titokctl.jobs.tokenize.request import tokenize
+from titokctl.weights.chain import pick_tokenizer, tokenizer_with
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_proxy, load_tokenizer
 

@@ -22,8 +22,8 @@ from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.runs import list_runs
-from titokctl.jobs.train_generator import plan_training, train_generator
+from titokctl.jobs.machine.runs import list_runs
+from titokctl.jobs.train.generator import plan_training, train_generator
 from titokctl.progress import SilentProgress
 
 

@@ -20,7 +20,7 @@ from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
-from titokctl.jobs.train_tokenizer import train_tokenizer
+from titokctl.jobs.train.tokenizer import train_tokenizer
 from titokctl.models.perceptual import Lite0Perceptual
 from titokctl.progress import SilentProgress
 from titokctl.weights.feature_networks import load_lite0

@@ -11,7 +11,7 @@ from titokctl.cli.options import option
 from titokctl.cli.work import alone
 
 if TYPE_CHECKING:
-    from titokctl.jobs.compare import Comparison, PairTested
+    from titokctl.jobs.evaluate.compare import Comparison, PairTested
 
 _SURE = 0.05
 
@@ -39,7 +39,7 @@ def compare(
     The test is paired: image i of one set is compared with image i of the other.
     """
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.compare import compare as job
+    from titokctl.jobs.evaluate.compare import compare as job
     from titokctl.models.device import device_named
 
     with alone(quiet) as (progress, stop):

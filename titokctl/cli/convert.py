@@ -36,7 +36,7 @@ def convert(
     as_json: options.Json = False,
 ) -> None:
     """Turn official weights into a file of ours, or back. Numbers stay as they are."""
-    from titokctl.jobs.convert import convert as job
+    from titokctl.jobs.caches.convert import convert as job
 
     with alone(quiet, dry_run, as_json) as (progress, stop):
         done = job(source, output, model, to, overwrite, progress, stop)

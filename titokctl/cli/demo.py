@@ -22,8 +22,8 @@ def demo(
     Shards, tokenizer, token cache, generator, samples, scores: all real, all small. Needs the demo extra.
     Run it again to go on with a stopped one.
     """
-    from titokctl.jobs.demo import demo as job
-    from titokctl.jobs.demo_report import headline_rows, yardstick_rows
+    from titokctl.jobs.demo.chain import demo as job
+    from titokctl.jobs.demo.report import headline_rows, yardstick_rows
 
     with alone(quiet) as (progress, stop):
         result = job(output, seed=seed, progress=progress, stop=stop)

@@ -23,7 +23,7 @@ def diff(
 ) -> None:
     """Say how far two caches of the same images agree: in ids, by position, and decoded, in dB."""
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.diff import diff as job
+    from titokctl.jobs.caches.diff import diff as job
     from titokctl.models.device import device_named
 
     with alone(quiet) as (progress, stop):

@@ -21,7 +21,7 @@ def doctor(
     Exits with 1 when something keeps titokctl from working here.
     """
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.doctor import default_folder, examine
+    from titokctl.jobs.machine.doctor import default_folder, examine
 
     found = examine(default_folder(runs_root(runs_dir)), measured=not quick)
     if as_json:

@@ -25,7 +25,7 @@ def export(
     jsonl has one {"class_id", "tokens"} a line, npy the ids alone, safetensors ids, labels and where they come from;
     wds is a folder of WebDataset shards with a sample a row.
     """
-    from titokctl.jobs.export import export as job
+    from titokctl.jobs.caches.export import export as job
 
     target = output or path.with_name(f"{path.stem}-wds" if to == "wds" else f"{path.stem}.{to}")
     with alone(quiet, dry_run, as_json) as (progress, stop):

@@ -12,8 +12,8 @@ from titokctl.cli.work import Machine, together
 from titokctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from titokctl.jobs.fid import FidResult
-    from titokctl.jobs.selftest import SelftestResult
+    from titokctl.jobs.evaluate.fid import FidResult
+    from titokctl.jobs.evaluate.selftest import SelftestResult
 
 
 @app.command(epilog="Example: titokctl fid samples/ --ref VIRTUAL_imagenet256_labeled.npz")
@@ -55,8 +55,8 @@ def fid(
     with together(Machine(device, gpus, procs), quiet) as work:
         from titokctl.config.preprocessing import PreprocessingConfig
         from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.fid import fid as job
-        from titokctl.jobs.selftest import selftest as test
+        from titokctl.jobs.evaluate.fid import fid as job
+        from titokctl.jobs.evaluate.selftest import selftest as test
 
         extractor = features.extractor_options(network, inception_weights, fast, work.device)
         if selftest is not None:

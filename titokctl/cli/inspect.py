@@ -17,7 +17,7 @@ def inspect(
     as_json: options.Json = False,
 ) -> None:
     """Say what a file or folder is: where it comes from, what is in it, how much of the codebook it uses."""
-    from titokctl.jobs.inspect import inspect as job
+    from titokctl.jobs.caches.inspect import inspect as job
 
     found = job(path)
     if as_json:

@@ -8,7 +8,7 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 
 
 @app.command(epilog="Example: titokctl merge a.h5 b.h5 -o both.h5")
@@ -25,8 +25,7 @@ def merge(
 
     A folder of parts becomes one file this way, and a compressed one is unpacked.
     """
-    from titokctl.jobs.merge import merge as job
+    from titokctl.jobs.caches.merge import Merge
 
-    with alone(quiet, dry_run, as_json) as (progress, stop):
-        result = job(paths, output, compress=compress, overwrite=overwrite, progress=progress, stop=stop)
+    result = perform(Merge(paths, output, compress, overwrite), Surroundings(quiet, as_json, dry_run))
     console.result(result, as_json, "merged")

@@ -25,7 +25,7 @@ def neighbors(
     as_json: options.Json = False,
 ) -> None:
     """Find nearly equal images by their ids: duplicates, or leakage between two sets."""
-    from titokctl.jobs.neighbors import neighbors as job
+    from titokctl.jobs.caches.neighbors import neighbors as job
 
     found = job(path, other, max_distance=max_distance, shown=shown)
     if not found.pairs and not as_json:

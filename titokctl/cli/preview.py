@@ -28,7 +28,7 @@ def preview(
 ) -> None:
     """Decode rows of a token cache into a picture."""
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.preview import preview as job
+    from titokctl.jobs.caches.preview import preview as job
     from titokctl.models.device import device_named
 
     with alone(quiet, dry_run, as_json) as (progress, _):

@@ -25,7 +25,7 @@ app.add_typer(group, name="recipes")
 @group.command(epilog="Example: titokctl recipes ls")
 def ls(as_json: Json = False) -> None:
     """List the shipped recipes."""
-    from titokctl.jobs.recipes import list_recipes
+    from titokctl.jobs.machine.recipes import list_recipes
 
     recipes = list_recipes()
     if as_json:
@@ -39,7 +39,7 @@ def show(name: Name) -> None:
     """Print a recipe's file as it is."""
     import sys
 
-    from titokctl.jobs.recipes import read_recipe
+    from titokctl.jobs.machine.recipes import read_recipe
 
     sys.stdout.write(read_recipe(name).decode("utf-8"))
 
@@ -52,7 +52,7 @@ def cp(
     quiet: Quiet = False,
 ) -> None:
     """Copy a recipe, to change it."""
-    from titokctl.jobs.recipes import copy_recipe
+    from titokctl.jobs.machine.recipes import copy_recipe
 
     written = copy_recipe(name, target, overwrite)
     if not quiet:
@@ -66,7 +66,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Name everything that is wrong with recipe files; the exit code is 1 when something is."""
-    from titokctl.jobs.recipes import check_recipes
+    from titokctl.jobs.machine.recipes import check_recipes
 
     checked = check_recipes(files)
     if as_json:

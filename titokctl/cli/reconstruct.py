@@ -38,7 +38,7 @@ def reconstruct(
 ) -> None:
     """Show images above their reconstructions, and measure them: PSNR, SSIM, LPIPS, rFID, codebook use."""
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.reconstruct import reconstruct as job
+    from titokctl.jobs.evaluate.reconstruct import reconstruct as job
     from titokctl.models.device import device_named
 
     with alone(quiet, dry_run, as_json) as (progress, stop):

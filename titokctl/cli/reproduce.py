@@ -11,7 +11,7 @@ from titokctl.cli.options import option
 from titokctl.cli.work import Machine, together
 
 if TYPE_CHECKING:
-    from titokctl.jobs.reproduce import Reproduction
+    from titokctl.jobs.evaluate.reproduce import Reproduction
 
 
 @app.command(epilog="Example: titokctl reproduce titok-l-32 --ref VIRTUAL_imagenet256_labeled.npz")
@@ -44,7 +44,7 @@ def reproduce(
     """
     with together(Machine(device, gpus, procs), quiet, dry_run, as_json) as work:
         from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.reproduce import reproduce as job
+        from titokctl.jobs.evaluate.reproduce import reproduce as job
 
         found = job(
             name,

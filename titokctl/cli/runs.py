@@ -25,7 +25,7 @@ app.add_typer(group, name="runs")
 def ls(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """List all runs of the runs folder: of each kind the one that finished last first, unfinished ones at the end."""
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.runs import list_runs
+    from titokctl.jobs.machine.runs import list_runs
 
     root = runs_root(runs_dir)
     found = list_runs(root)
@@ -43,9 +43,9 @@ def ls(runs_dir: RunsDir = None, as_json: Json = False) -> None:
 @group.command(epilog="Example: titokctl runs show tiny-1")
 def show(run: Run, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """Say what a run is: settings, newest numbers, and where it came from."""
-    from titokctl.config.recipe_files import flatten
+    from titokctl.config.differences import flatten
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.runs import show_run
+    from titokctl.jobs.machine.runs import show_run
 
     found = show_run(run, runs_root(runs_dir))
     if as_json:
@@ -74,7 +74,7 @@ def report(
 ) -> None:
     """Write one self-contained page about a run: numbers, curves, pictures, scores, settings, and its origins."""
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.report import write_report
+    from titokctl.jobs.machine.report import write_report
 
     with alone(quiet, dry_run, as_json):
         result = write_report(run, output, runs_root(runs_dir), overwrite)

@@ -96,9 +96,9 @@ def sample(
     from titokctl.config.guidance_scale import doubt, parse_scale
     from titokctl.evaluation.extractors import ExtractorOptions
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.sample import check_request
-    from titokctl.jobs.sample import sample as job
-    from titokctl.jobs.sample_fid import FidRequest
+    from titokctl.jobs.sample.request import check_request
+    from titokctl.jobs.sample.request import sample as job
+    from titokctl.jobs.sample.scoring import FidRequest
     from titokctl.sampling.plan import parse_classes
 
     given: dict[str, Any] = {

@@ -37,7 +37,7 @@ def stats(
     with together(Machine(device, gpus, procs), quiet, dry_run, as_json) as work:
         from titokctl.config.preprocessing import PreprocessingConfig
         from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.stats import stats as job
+        from titokctl.jobs.evaluate.stats import stats as job
 
         result = job(
             data,

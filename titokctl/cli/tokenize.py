@@ -88,8 +88,8 @@ def tokenize(
     target, keep = Path(output), output.endswith("/") or Path(output).is_dir()
     wanted = () if views == "none" else tuple(views.split(","))
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.tokenize import check_request
-    from titokctl.jobs.tokenize import tokenize as job
+    from titokctl.jobs.tokenize.request import check_request
+    from titokctl.jobs.tokenize.request import tokenize as job
 
     with together(
         Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint),

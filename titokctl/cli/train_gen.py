@@ -12,7 +12,7 @@ from titokctl.cli.options import option
 from titokctl.cli.work import Machine, together
 
 if TYPE_CHECKING:
-    from titokctl.jobs.generator_plan import GeneratorPlan
+    from titokctl.jobs.train.generator_plan import GeneratorPlan
 
 
 @app.command(epilog="Example: titokctl train-gen tokens.h5")
@@ -51,7 +51,7 @@ def train_gen(
     with together(machine, quiet, dry_run and not measure) as work:
         from titokctl.distributed.launch import processes_here
         from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.train_generator import plan_training, train_generator
+        from titokctl.jobs.train.generator import plan_training, train_generator
 
         if dry_run or measure:
             resolved, plan, run = plan_training(

@@ -58,8 +58,8 @@ def train_tokenizer(
     with together(Machine(device, gpus, procs, nodes, node_rank, endpoint), quiet, dry_run) as work:
         from titokctl.distributed.launch import processes_here
         from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.train_tokenizer import plan_training
-        from titokctl.jobs.train_tokenizer import train_tokenizer as job
+        from titokctl.jobs.train.tokenizer import plan_training
+        from titokctl.jobs.train.tokenizer import train_tokenizer as job
 
         if dry_run:
             plan, run = plan_training(

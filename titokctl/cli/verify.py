@@ -27,7 +27,7 @@ def verify(
     With --sample, random images of the source are encoded again and compared with their rows.
     """
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.verify import verify as job
+    from titokctl.jobs.caches.verify import verify as job
     from titokctl.models.device import device_named
 
     with alone(quiet) as (progress, stop):

@@ -5,18 +5,24 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from titokctl.cli import console
-from titokctl.dry_run import Planned, WritePlan, dry_run
+from titokctl.dry_run import Planned, dry_run
 from titokctl.errors import UserError
 from titokctl.progress import Progress, counted
 
 if TYPE_CHECKING:
+    from titokctl.context import Context
     from titokctl.distributed.group import Group
     from titokctl.distributed.stop import StopRequest
+    from titokctl.jobs.plan import Job, WritePlan
+
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,63 @@ def together(
             yield Work(progress, stop, group, device)
 
 
-def _show(plan: WritePlan, as_json: bool) -> None:
+@dataclass(frozen=True)
+class Surroundings:
+    """The options that decide how a command runs and reports, not what it makes.
+
+    Args:
+        machine: None for a command that works in this process, on the CPU.
+        takes_all_gpus: where nothing says how many processes are wanted, each GPU gets one.
+    """
+
+    quiet: bool = False
+    as_json: bool = False
+    dry_run: bool = False
+    runs_dir: Path | None = None
+    machine: Machine | None = None
+    takes_all_gpus: bool = False
+
+
+def perform(job: "Job[Any, ResultT]", around: Surroundings) -> "ResultT":
+    """Run a job, in as many processes as were asked for, and return its result.
+
+    Raises `typer.Exit` in the process that started others, and after a dry run, whose plan is shown.
+    """
+    with context(around) as found:
+        if around.dry_run:
+            plan = job.plan(found)
+            found.progress.close()
+            show_plan(plan, around.as_json)
+            raise typer.Exit
+        return job.run(found)
+
+
+@contextmanager
+def context(around: Surroundings) -> "Iterator[Context]":
+    """What a job works with: progress on stderr, signals that ask it to stop, the runs folder, device and group.
+
+    However the block ends, its progress is closed before anything else is said.
+    """
+    from titokctl.context import Context
+    from titokctl.distributed.group import single_group
+    from titokctl.formats.run_folder import runs_root
+
+    runs = runs_root(around.runs_dir)
+    if around.machine is None:
+        with alone(around.quiet) as (progress, stop):
+            yield Context(runs, "cpu", progress, stop, single_group())
+        return
+    machine, quiet, is_dry = around.machine, around.quiet, around.dry_run
+    with together(machine, quiet, is_dry, around.as_json, takes_all_gpus=around.takes_all_gpus) as work:
+        yield Context(runs, work.device, work.progress, work.stop, work.group)
+
+
+def show_plan(plan: "WritePlan", as_json: bool) -> None:
+    """Show a plan on stdout. Raises UserError when its output can't be written."""
+    _show(plan, as_json)
+
+
+def _show(plan: "WritePlan", as_json: bool) -> None:
     """A plan on stdout. Raises UserError when its output can't be written."""
     free = _free_bytes(plan)
     if as_json:
@@ -126,7 +188,7 @@ def _show(plan: WritePlan, as_json: bool) -> None:
         console.say(f"warning: only {console.size(free)} are free where {plan.output} would be")
 
 
-def _free_bytes(plan: WritePlan) -> int:
+def _free_bytes(plan: "WritePlan") -> int:
     """Bytes free where the output would be. Raises UserError when it can't be written there."""
     parent = plan.output.absolute().parent
     if not plan.makes_folders and not parent.is_dir():

@@ -127,21 +127,6 @@ def to_yaml(recipe: BaseModel) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
 
-def flat_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields in which two nested settings differ, "a.b: old -> new", sorted by field."""
-    a, b = flatten(old), flatten(new)
-    names = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in names]
-
-
-def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of names like "model.width"."""
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
-
-
 def _describe(model: type[BaseModel], data: dict[str, Any], error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     path = ".".join(location) or "recipe"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from titokctl.config.recipe_files import flat_differences
+from titokctl.config.differences import flat_differences
 from titokctl.errors import UserError
 from titokctl.formats.atomic import check_version, read_json, write_json
 from titokctl.formats.image_output import PRODUCTS

@@ -26,7 +26,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from titokctl.config.recipe_files import flat_differences
+from titokctl.config.differences import flat_differences
 from titokctl.errors import UserError
 from titokctl.formats.atomic import (
     check_version,

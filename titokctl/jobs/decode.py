@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from titokctl.config.recipe_files import flat_differences
+from titokctl.config.differences import flat_differences
+from titokctl.data.image_decoder import ENCODERS, ImageDecoder, default_batch_size, recorded_precision
 from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import WritePlan, about_to_write
+from titokctl.dry_run import about_to_write
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.atomic import disk_errors, read_json, write_json
 from titokctl.formats.chunk_writer import ChunkWriter, Rows
@@ -21,9 +22,8 @@ from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.image_output import PRODUCTS, ImageFormat, open_output
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.jobs.cached_rows import tokenizer_of
-from titokctl.jobs.image_decoder import ENCODERS, ImageDecoder, default_batch_size, recorded_precision
-from titokctl.jobs.plans import cache_read, image_bytes
+from titokctl.jobs.caches.rows import tokenizer_of
+from titokctl.jobs.plan import WritePlan, cache_read, image_bytes
 from titokctl.models.inference import fastest_precision, kernels
 from titokctl.models.precision import Precision
 from titokctl.progress import Progress

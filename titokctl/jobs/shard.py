@@ -21,7 +21,7 @@ from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.data.sources.parquet import KIND as PARQUET
 from titokctl.data.workers import available_cores, in_order
 from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import WritePlan, about_to_write
+from titokctl.dry_run import about_to_write
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json
 from titokctl.formats.folder_lock import folder_lock
@@ -33,7 +33,7 @@ from titokctl.formats.shard_set import (
     write_set_index,
     write_shard,
 )
-from titokctl.jobs.plans import source_read
+from titokctl.jobs.plan import WritePlan, source_read
 from titokctl.progress import Progress
 
 PER_SHARD = 1000

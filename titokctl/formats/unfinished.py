@@ -1,0 +1,142 @@
+"""Unfinished work: the one way in which long work is locked, bound to its settings, resumed, cleaned and published.
+
+Specification: until a product is finished, what is done of it lies in a folder, by default `.<name>.unfinished/` beside
+the product. A JSON file in it, the record, holds the settings that decide about the product's bytes. The process that
+works there holds the lock `.lock` (`folder_lock`). Work is resumed only with equal settings. The finished product gets
+its name by a rename; after that the folder is deleted.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from titokctl.config.differences import flat_differences
+from titokctl.errors import UserError
+from titokctl.formats.atomic import disk_errors, read_json, write_json
+from titokctl.formats.folder_lock import at_work, folder_lock, is_held
+
+LOCK = ".lock"
+SETTINGS = "settings.json"
+_LINE = 160
+_MAX_LINES = 20
+
+
+class Unfinished:
+    """The folder in which long work on `output` lies until it is finished.
+
+    Args:
+        output: the file or folder that the work becomes.
+        folder: where the work lies; `.<name>.unfinished` beside the output by default.
+        record: name of the record in it.
+        settings_of: gives the settings in a record that has more; by default the record is the settings.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        folder: Path | None = None,
+        record: str = SETTINGS,
+        settings_of: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> None:
+        self.output = output
+        self.folder = folder or output.with_name(f".{output.name}.unfinished")
+        self.record = self.folder / record
+        self._settings_of = settings_of
+
+    @contextlib.contextmanager
+    def locked(self, shared: bool = False) -> Iterator[None]:
+        """Be the only process at work here, or one of several that share the lock; ends with the process.
+
+        Raises UserError when another process is at work here, or the folder can't be made.
+        """
+        with contextlib.ExitStack() as stack:
+            with disk_errors(self.folder):
+                stack.enter_context(folder_lock(self.folder, shared))
+            yield
+
+    def check_not_at_work(self) -> None:
+        """Raise UserError when another process is at work here; nothing is written."""
+        if is_held(self.folder):
+            raise at_work(self.folder)
+
+    def resumes(self, settings: Mapping[str, Any], overwrite: bool = False) -> bool:
+        """Return True if `begin` would resume earlier work; nothing is written.
+
+        Raises UserError, which lists the differences, when work was begun with other settings, unless `overwrite`.
+        """
+        if not self.record.is_file():
+            return False
+        changed = changes(self._settings_of(read_json(self.record)), settings)
+        if changed and not overwrite:
+            raise begun_with_other_settings(self.output, changed)
+        return not changed
+
+    def begin(self, settings: Mapping[str, Any], overwrite: bool = False) -> bool:
+        """Begin work, or resume it. Call it with the lock held. Returns True when resuming.
+
+        What earlier work with other settings left is deleted if `overwrite`. Raises as `resumes`.
+        """
+        resumed = self.resumes(settings, overwrite)
+        if not resumed:
+            self.clear()
+            write_json(self.record, dict(settings))
+        return resumed
+
+    def clear(self) -> None:
+        """Delete everything in the folder but the lock; the record last, so that nothing of unknown origin stays."""
+        entries = [path for path in self.folder.iterdir() if path.name != LOCK] if self.folder.is_dir() else []
+        for path in sorted(entries, key=lambda path: path == self.record):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+    def publish(self, product: Path) -> None:
+        """Give the finished `product`, a file or folder in the work's folder, the output's name; the folder goes."""
+        publish(product, self.output)
+        self.remove()
+
+    def remove(self) -> None:
+        """Delete the folder and everything in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def publish(product: Path, output: Path) -> None:
+    """Rename the finished `product` to `output`, in place of the file or folder that is there.
+
+    A replaced folder is moved beside the product first, so that a crash leaves the old one or the new one complete.
+    """
+    with disk_errors(output):
+        replaced = product.with_name(f"{product.name}-replaced")
+        if output.is_dir() and not output.is_symlink():
+            os.replace(output, replaced)
+        os.replace(product, output)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_free(output: Path, overwrite: bool) -> None:
+    """Raise UserError when `output` exists, unless it may be replaced."""
+    if output.exists() and not overwrite:
+        raise exists_already(output)
+
+
+def exists_already(output: Path) -> UserError:
+    """Return the error for an output that exists already."""
+    return UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
+
+
+def begun_with_other_settings(output: Path, changed: list[str]) -> UserError:
+    """Return the error for work that was begun with other settings; `changed` are lines as `changes` gives them."""
+    lines = "\n".join(f"  {line}" for line in changed[:_MAX_LINES])
+    more = f"\n  and {len(changed) - _MAX_LINES} more" if len(changed) > _MAX_LINES else ""
+    return UserError(
+        f"{output} was begun with other settings:\n{lines}{more}",
+        "repeat the command with those settings, choose another output, or start over with --overwrite",
+    )
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two settings as lines "field: old -> new", shortened to fit a terminal."""
+    lines = flat_differences(dict(before), json.loads(json.dumps(dict(now))))
+    return [line if len(line) <= _LINE else f"{line[: _LINE - 3]}..." for line in lines]

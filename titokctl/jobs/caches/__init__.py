@@ -1,0 +1,1 @@
+"""Work on token caches and weights: merge, convert, compare, check, show."""

@@ -1,0 +1,138 @@
+"""`titokctl merge`: the rows of several caches, one after the other, as one cache."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from titokctl import __version__
+from titokctl.config.differences import flat_differences
+from titokctl.context import Context
+from titokctl.errors import UserError
+from titokctl.formats.token_cache import PLAIN, TokenCache
+from titokctl.formats.token_cache_writer import TokenCacheWriter
+from titokctl.formats.token_header import CacheHeader
+from titokctl.formats.unfinished import check_free, exists_already
+from titokctl.jobs.plan import WritePlan, cache_bytes
+
+_ROWS_AT_ONCE = 1 << 16
+# What may differ: where the rows come from, and a decoder that was fine-tuned later.
+_FREE = ("source", "created_by", "num_rejected", "weights_sha256", "terms")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was written, and from how many rows of each input."""
+
+    output: Path
+    rows: int
+    rows_of_inputs: list[int]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Write the rows of all caches `paths`, in that order, into the cache `output`.
+
+    Args:
+        paths: token caches of one tokenizer, made with the same settings.
+        output: the file to make.
+        compress: deflate its rows.
+        overwrite: replace a file at `output`.
+    """
+
+    paths: Sequence[Path]
+    output: Path
+    compress: bool = False
+    overwrite: bool = False
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be written. Raises UserError when the output exists, or the caches don't fit each other."""
+        caches = self._open()
+        total, header = sum(map(len, caches)), _header(caches)
+        return WritePlan(
+            reads={"tokens": [str(path) for path in self.paths], "rows": [len(cache) for cache in caches]},
+            output=self.output,
+            count=total,
+            unit="rows",
+            num_bytes=None if self.compress else cache_bytes(header, total, self._key_bytes()),
+            settings={"tokens_a_row": header.num_latent_tokens, "views": [PLAIN, *header.views]},
+            replaces=self.output.exists(),
+        )
+
+    def run(self, context: Context) -> Merged:
+        """Write the cache. Raises as `plan`; Stopped after a signal, with nothing written."""
+        caches, progress = self._open(), context.progress
+        total = sum(map(len, caches))
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        progress.start("merge", total, "rows")
+        sizes = {"num_rows": total, "key_bytes": self._key_bytes()}
+        with TokenCacheWriter(self.output, _header(caches), **sizes, compress=self.compress) as writer:
+            for cache in caches:
+                _append(writer, cache, context)
+        progress.close()
+        return Merged(
+            self.output, total, [len(c) for c in caches], TokenCache.open(self.output, check_ids=False).sha256
+        )
+
+    def _open(self) -> list[TokenCache]:
+        if self.output.is_dir():
+            raise exists_already(self.output)
+        check_free(self.output, self.overwrite)
+        caches = [TokenCache.open(path) for path in self.paths]
+        for cache in caches[1:]:
+            changes = flat_differences(_decisive(caches[0]), _decisive(cache))
+            if changes:
+                raise UserError(
+                    f"{cache.path} does not fit {caches[0].path}: {'; '.join(changes)}",
+                    "merge caches of one tokenizer, made with the same settings",
+                )
+        return caches
+
+    def _key_bytes(self) -> int:
+        return max(_keys(path).dtype.itemsize for path in self.paths)
+
+
+def _append(writer: TokenCacheWriter, cache: TokenCache, context: Context) -> None:
+    keys = _keys(cache.path)
+    for first in range(0, len(cache), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        views = {name: np.asarray(cache.view(name)[rows]) for name in cache.views if name != PLAIN}
+        writer.append(np.asarray(cache.rows[rows]), cache.labels[rows], keys[rows], views)
+        cache.release()
+        context.progress.advance(len(keys[rows]))
+        context.stop.check()
+
+
+def _keys(path: Path) -> np.ndarray:
+    """The keys of one cache; not kept with it, since those of all inputs together may be many."""
+    return TokenCache.open(path, check_ids=False).keys
+
+
+def _decisive(cache: TokenCache) -> dict[str, Any]:
+    fields = {name: value for name, value in asdict(cache.header).items() if name not in _FREE}
+    return dict(json.loads(json.dumps(fields)))
+
+
+def _header(caches: Sequence[TokenCache]) -> CacheHeader:
+    sources = [cache.header.source for cache in caches]
+    rejected = [cache.header.num_rejected for cache in caches]
+    source = {
+        "kind": "merged",
+        "paths": [str(cache.path.resolve()) for cache in caches],
+        "num_samples": sum(map(len, caches)),
+        "fingerprint": hashlib.sha256("".join(cache.sha256 for cache in caches).encode()).hexdigest(),
+        "sources": sources,
+    }
+    known = [n for n in rejected if n is not None]
+    return replace(
+        caches[0].header,
+        source=source,
+        created_by=f"titokctl {__version__}",
+        num_rejected=sum(known) if len(known) == len(rejected) else None,
+        terms="; ".join(dict.fromkeys(cache.header.terms for cache in caches if cache.header.terms)),
+    )

@@ -1,0 +1,1 @@
+"""The whole chain on data that the package makes itself."""

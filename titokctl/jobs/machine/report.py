@@ -1,0 +1,157 @@
+"""`titokctl report`: one run as a page: numbers, curves, pictures, scores, settings, and where it came from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from titokctl.config.differences import flatten
+from titokctl.dry_run import about_to_write
+from titokctl.errors import UsageError, UserError
+from titokctl.formats.evaluation import read_evaluations
+from titokctl.formats.metrics_log import MetricsLog
+from titokctl.formats.report_page import Curve, ReportPage
+from titokctl.formats.run_folder import RunFolder, finished_runs
+from titokctl.formats.sample_set import GRID, SampleSet
+from titokctl.jobs.machine.runs import METRICS, find_run, lineage_of
+from titokctl.jobs.plan import WritePlan
+
+_NAME = "report.html"
+_LISTED = 12  # items of a list that are shown
+# What belongs into one plot: the axis, and the names of the numbers.
+_PLOTS = (
+    ("dB", ("psnr", "val_psnr")),
+    ("loss", ("loss", "train_loss", "held_out_loss", "unigram_entropy")),
+    ("accuracy", ("accuracy", "train_accuracy", "held_out_accuracy")),
+    ("SSIM", ("val_ssim",)),
+    ("share of codes in use", ("val_codebook_usage",)),
+    ("rFID", ("val_rfid",)),
+    ("loss parts", ("reconstruction", "perceptual", "gan", "quantizer")),
+    ("learning rate", ("learning_rate",)),
+    ("images/s", ("images_per_s",)),
+)
+_PICTURES = {
+    "reconstructions": "Held-out images; below each, its reconstruction. After step {}.",
+    "samples": "Samples of the averaged weights after step {}.",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page that was written."""
+
+    report: Path
+    run: Path
+    pictures: int
+    plots: int
+
+
+def write_report(given: str, output: Path | None, root: Path, overwrite: bool = False) -> Report:
+    """Write the page of one run.
+
+    Args:
+        given: what `find_run` takes.
+        output: the page; None for report.html in the run's folder, which is always replaced.
+
+    Raises: UserError for an unknown run, or an output that exists.
+    """
+    run = find_run(given, root)
+    if output is not None and output.suffix not in (".html", ".htm"):
+        raise UsageError(f"-o {output} is no .html", "a report is a page, e.g. -o report.html")
+    if output is not None and output.exists() and not overwrite:
+        raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
+    page = ReportPage(f"{run.kind} {run.name}")
+    page.paragraph(f"{run.status}, begun {run.created[:19]} UTC" + _ended(run))
+    plots = _training(page, run)
+    pictures = _pictures(page, run)
+    for drawn in _samples_of(run, root):
+        pictures += _sample_set(page, drawn)
+    page.heading("From images to here")
+    page.table(("what", "where", "SHA-256"), [(n.what, n.where, n.sha256[:16]) for n in lineage_of(run, root)])
+    _settings(page, run)
+    path = output or run.path / _NAME
+    about_to_write(
+        lambda: WritePlan(
+            reads={"run": str(run.path), "kind": run.kind, "status": run.status},
+            output=path,
+            count=pictures,
+            unit="pictures",
+            settings={"plots": plots},
+            replaces=path.exists(),
+            makes_folders=False,
+        )
+    )
+    page.write(path)
+    return Report(path, run.path, pictures, plots)
+
+
+def _ended(run: RunFolder) -> str:
+    return f", finished {run.finished[:19]} UTC" if run.finished else ""
+
+
+def _training(page: ReportPage, run: RunFolder) -> int:
+    """Newest numbers and curves; returns how many plots there are."""
+    log = MetricsLog(run.path / METRICS)
+    records = log.read()
+    if not records:
+        return 0
+    page.heading("Training")
+    page.table(("newest numbers", ""), [(name, _text(value)) for name, value in log.newest_values().items()])
+    plots = 0
+    for unit, names in _PLOTS:
+        curves = [curve for curve in (_curve(records, name) for name in names) if len(curve.points) > 1]
+        page.plot(curves, "steps", unit)
+        plots += bool(curves)
+    return plots
+
+
+def _curve(records: Sequence[dict[str, Any]], name: str) -> Curve:
+    return Curve(name, [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)])
+
+
+def _pictures(page: ReportPage, run: RunFolder) -> int:
+    """The newest picture of each sort that training drew."""
+    shown = 0
+    for stem, caption in _PICTURES.items():
+        drawn = sorted(run.path.glob(f"{stem}-*.png"))
+        if drawn:
+            page.heading(stem.capitalize())
+            page.picture(drawn[-1], caption.format(f"{int(drawn[-1].stem.rpartition('-')[2]):,}"))
+            shown += 1
+    return shown
+
+
+def _samples_of(run: RunFolder, root: Path) -> list[RunFolder]:
+    """The run itself when it is a sample set, or what was drawn from it when it is a generator."""
+    if run.kind == "samples":
+        return [run] if run.is_finished else []
+    sha256 = run.hashes.get("weights_sha256")
+    return [s for s in finished_runs(root, "samples") if sha256 and s.inputs.get("generator_sha256") == sha256]
+
+
+def _sample_set(page: ReportPage, run: RunFolder) -> int:
+    """A sample set's picture and scores."""
+    found = SampleSet.open(run.path)
+    page.heading(f"Samples: {run.name}")
+    page.paragraph(f"{found.manifest['num_images']:,} images of {found.manifest['image_size']} px in {found.folder}")
+    for path in sorted(found.folder.glob("evaluation-*.json")):
+        for record in read_evaluations(path):
+            page.table((path.stem, ""), [(name, _text(value)) for name, value in record["metrics"].items()])
+            page.paragraph(f"against {record['reference'].get('path', 'a reference')}. {' '.join(record['warnings'])}")
+    if not (found.folder / GRID).is_file():
+        return 0
+    page.picture(found.folder / GRID, "The first images of the set.")
+    return 1
+
+
+def _settings(page: ReportPage, run: RunFolder) -> None:
+    page.heading("Settings")
+    page.table(("field", "value"), [(name, _text(value)) for name, value in flatten(run.settings).items()])
+    page.heading("Versions")
+    page.table(("package", "version"), sorted(run.versions.items()))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and len(value) > _LISTED:
+        return f"{value[:_LISTED]} and {len(value) - _LISTED:,} more"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,92 @@
+"""Jobs and their plans: what a command would do, checked in full, before anything is written.
+
+A job is a frozen dataclass of what the user asked for. Making one refuses what is wrong by itself; `plan` refuses the
+rest and says what would be done; `run` does it. The command line and Python programs use the same objects.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from titokctl.context import Context
+from titokctl.data.sources import Source
+from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_header import CacheHeader
+
+PlanT = TypeVar("PlanT", covariant=True)
+ResultT = TypeVar("ResultT", covariant=True)
+_LABEL_BYTES = 4
+_NAMED = 3
+
+
+class Job(Protocol[PlanT, ResultT]):
+    """One command's work. Making a job raises UsageError for values that no input could make right."""
+
+    def plan(self, context: Context) -> PlanT:
+        """Check everything and return what `run` would do; nothing is written or downloaded.
+
+        Raises UserError or UsageError wherever `run` would, as far as that can be known before the work.
+        """
+
+    def run(self, context: Context) -> ResultT:
+        """Do the work, or go on with it, and return its result.
+
+        Raises UserError or UsageError, and Stopped after a signal, with what was finished kept.
+        """
+
+
+@dataclass(frozen=True)
+class WritePlan:
+    """What a job would write.
+
+    Args:
+        reads: what goes into it, by name; JSON values.
+        output: the file or folder.
+        count, unit: how many images or rows it will hold; `done` of them are kept from an earlier run.
+        num_bytes: its approximate size; None where that depends on what the images look like.
+        settings: what else decides about it, by name; JSON values.
+        replaces: True if something finished at `output` would be replaced.
+        makes_folders: True if missing folders above `output` would be made.
+    """
+
+    reads: dict[str, Any]
+    output: Path
+    count: int
+    unit: str = "images"
+    done: int = 0
+    num_bytes: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    replaces: bool = False
+    makes_folders: bool = True
+
+
+def source_read(paths: Sequence[Path | str], source: Source) -> dict[str, Any]:
+    """Describe a source of images for a plan: where it is and what is in it, before any image is decoded."""
+    named = [str(path) for path in paths[:_NAMED]]
+    more = [f"and {len(paths) - _NAMED:,} more"] if len(paths) > _NAMED else []
+    facts = {"source": ", ".join(named + more), "images": len(source), "classes": len(source.class_names)}
+    return facts | ({"unusable": len(source.problems)} if source.problems else {})
+
+
+def cache_read(cache: TokenCache, view: str | None = None) -> dict[str, Any]:
+    """Describe a token cache for a plan, and which view of it is read."""
+    facts = {"tokens": str(cache.path), "rows": len(cache), "tokens_a_row": cache.header.num_latent_tokens}
+    return facts | ({"view": view} if view else {})
+
+
+def cache_bytes(header: CacheHeader, rows: int, key_bytes: int) -> int:
+    """Return the approximate size in bytes of a token cache that isn't compressed."""
+    return rows * (header.row_bytes + _LABEL_BYTES + key_bytes)
+
+
+def image_bytes(image_format: str, images: int, image_size: int) -> int | None:
+    """Return the approximate size in bytes of a set of images; None where that depends on what they look like."""
+    return images * image_size**2 * 3 if image_format == "npz" else 0 if image_format == "none" else None
+
+
+def rows_bytes(rows: np.ndarray) -> int:
+    """Return the size in bytes of all rows of a view, without reading them."""
+    return int(np.prod(rows.shape)) * rows.dtype.itemsize

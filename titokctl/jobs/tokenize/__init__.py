@@ -1,0 +1,1 @@
+"""Turning images into a token cache."""

@@ -1,0 +1,63 @@
+"""Pictures while a generator trains: samples of the averaged weights, the same labels and noise every time."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from titokctl.config.recipe import GeneratorRecipe
+from titokctl.config.sampling import SamplingConfig
+from titokctl.data.images import to_bytes
+from titokctl.errors import UserError
+from titokctl.formats.picture import grid, save_png
+from titokctl.formats.token_cache import TokenCache
+from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.progress import Progress
+from titokctl.sampling.decoding import decode_ids
+from titokctl.weights.chain import tokenizer_with
+from titokctl.weights.hashes import encoder_sha256
+from titokctl.weights.load import load_tokenizer
+
+_COLUMNS, _ROWS = 8, 4
+
+
+def make_preview(
+    given: str | None,
+    cache: TokenCache,
+    path: Path,
+    recipe: GeneratorRecipe,
+    runs: Path,
+    device: str,
+    progress: Progress,
+) -> Callable[[Path], Callable[[MaskGit, int], None]] | None:
+    """Previews into a folder with the tokenizer named by the user, or the one found by its hash; None without any.
+
+    Raises UserError when the named one did not make the cache.
+    """
+    header = cache.header
+    try:
+        found = tokenizer_with(header.encoder_sha256, header.weights_sha256, given, runs, progress.say)
+        tokenizer = load_tokenizer(found, device=device)
+    except UserError as error:
+        if given is not None:
+            raise
+        progress.say(f"no pictures of samples on the way: {error.message}")
+        return None
+    ours = encoder_sha256(tokenizer)
+    if ours != header.encoder_sha256:
+        raise UserError(
+            f"{path} was made by another tokenizer than {found}: encoder {header.encoder_sha256[:12]}, not {ours[:12]}",
+            "name the tokenizer that made it with --tokenizer, or leave that out",
+        )
+    return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling)
+
+
+def _draw(folder: Path, tokenizer: TiTok, sampling: SamplingConfig, generator: MaskGit, step: int) -> None:
+    """Write a grid of samples of the averaged generator, which is in evaluation mode, as samples-<step>.png."""
+    images = torch.arange(_COLUMNS * _ROWS, device=tokenizer.latent_tokens.device)
+    classes = generator.config.num_classes
+    labels = images * classes // len(images) if classes else None
+    pixels = tokenizer.detokenize(decode_ids(generator, labels, sampling, images))
+    save_png(folder / f"samples-{step:08d}.png", grid(to_bytes(pixels).cpu().numpy(), _COLUMNS))

@@ -1,0 +1,94 @@
+"""Which recipe a token cache is trained with, and whether the two fit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from titokctl.config import recipe_files
+from titokctl.config.recipe import GeneratorRecipe
+from titokctl.data.class_order import say_class_order
+from titokctl.errors import UserError
+from titokctl.formats.token_cache import TokenCache
+from titokctl.models.maskgit.generator import BODIES, ENTRY_POINT_GROUP
+from titokctl.models.registry import find
+from titokctl.progress import Progress
+
+
+def resolve_recipe(
+    cache: TokenCache, path: Path, name: str | None, overrides: Sequence[str], progress: Progress
+) -> tuple[str, GeneratorRecipe]:
+    """The named recipe, or the shipped one for the cache's K and V, checked against the cache.
+
+    A recipe that was found takes its number of classes from the cache; a named one must have enough. Without labels
+    the generator has no classes: those of the recipe would never be trained, and could still be drawn.
+    """
+    tokens, codes = cache.ids.shape[1], cache.codebook_size  # a cache of latents is refused here
+    classes = num_classes(cache)
+    if name is None:
+        name = _fitting_recipe(cache, classes, path)
+        progress.say(f"recipe: {name} (K {tokens}, V {codes}, {classes} classes)")
+        overrides = [f"model.num_classes={classes}", *overrides]
+    if classes == 0:
+        overrides = [*overrides, "model.num_classes=0"]
+    recipe: GeneratorRecipe = recipe_files.load(name, "generator", overrides)
+    _check_fit(recipe, name, tokens, codes, classes, cache, path)
+    say_class_order(cache.class_names, recipe.model, progress.say)
+    if classes == 0:
+        progress.say("the cache has no labels: training an unconditional generator")
+    return name, recipe
+
+
+def num_classes(cache: TokenCache) -> int:
+    """How many classes the labels of a cache speak of; 0 when there are no labels."""
+    highest = int(np.max(cache.labels, initial=-1)) + 1
+    return max(highest, len(cache.class_names)) if highest else 0
+
+
+def _fitting_recipe(cache: TokenCache, classes: int, path: Path) -> str:
+    """The shipped recipe for K, V and image size; the one with as many classes first, then the smallest model."""
+    tokens, codes, size = cache.num_latent_tokens, cache.codebook_size, cache.header.image_size
+    found = {}
+    for name in recipe_files.shipped("generator"):
+        recipe: GeneratorRecipe = recipe_files.load(name, "generator")
+        model = recipe.model
+        if (model.num_latent_tokens, model.codebook_size, recipe.image_size or size) == (tokens, codes, size):
+            found[name] = (model.num_classes != classes, model.width * model.num_layers)
+    if not found:
+        raise UserError(
+            f"no shipped generator recipe has the {tokens} tokens and {codes} codes of {path} ({size} px)",
+            "copy one with `titokctl recipes cp`, change model.num_latent_tokens and model.codebook_size, "
+            "and name it with --recipe",
+        )
+    return min(found, key=lambda name: found[name])
+
+
+def _check_fit(
+    recipe: GeneratorRecipe, name: str, tokens: int, codes: int, classes: int, cache: TokenCache, path: Path
+) -> None:
+    model = recipe.model
+    find("generator architecture", model.architecture, BODIES, ENTRY_POINT_GROUP)  # refuses what nobody knows
+    wrong = [
+        f"{field}: the recipe says {ours}, the cache has {theirs}"
+        for field, ours, theirs in (
+            ("model.num_latent_tokens", model.num_latent_tokens, tokens),
+            ("model.codebook_size", model.codebook_size, codes),
+            ("image_size", recipe.image_size or cache.header.image_size, cache.header.image_size),
+        )
+        if ours != theirs
+    ]
+    if classes > model.num_classes:
+        wrong.append(f"model.num_classes: the recipe says {model.num_classes}, the cache's labels need {classes}")
+    missing = [view for view in recipe.views if view not in cache.views]
+    if missing:
+        wrong.append(f"views: the recipe wants {', '.join(missing)}, the cache has {', '.join(cache.views)}")
+    if wrong:
+        lines = "\n".join(f"  {line}" for line in wrong)
+        there = ", ".join(view for view in recipe.views if view in cache.views) or "plain"
+        hint = "change the recipe's fields with --set" + (f', such as --set "views=[{there}]"' if missing else "")
+        raise UserError(f"recipe {name} does not fit {path}:\n{lines}", hint)
+    if len(cache) < recipe.training.global_batch_size:
+        raise UserError(
+            f"{path} has {len(cache):,} rows, fewer than one global batch of {recipe.training.global_batch_size:,}",
+            f"use a smaller batch: --set training.global_batch_size={max(1, len(cache) // 2)}",
+        )
