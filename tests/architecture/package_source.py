@@ -39,6 +39,12 @@ class Module:
         return self.path.relative_to(PACKAGE).as_posix()
 
     @property
+    def name(self) -> str:
+        """The name under which it is imported, e.g. titokctl.models.titok.tokenizer."""
+        parts = self.path.relative_to(ROOT).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    @property
     def layer(self) -> str:
         """The folder of the package it stands in, or the name of a module at the top (errors, progress)."""
         return self.place.split("/")[0].removesuffix(".py")
