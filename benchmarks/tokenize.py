@@ -32,8 +32,8 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import preprocess, to_float
 from titokctl.data.workers import available_cores
 from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.tokenize.encode import default_tile
 from titokctl.jobs.tokenize.request import tokenize
+from titokctl.models.device import default_batch_size
 from titokctl.models.inference import prepared
 from titokctl.models.initialization import initialize
 from titokctl.models.precision import PRECISIONS, precision
@@ -61,12 +61,14 @@ def main() -> None:
     count = given.images or (16 if given.quick else 96)
     figures = speed(given, count)
     title = f"tokenize: {given.encoder} encoder, files to a cache"
-    report(title, given, figures, images=count, batch=default_tile(given.device), precision=given.precision)
+    report(
+        title, given, figures, images=count, batch=default_batch_size(given.device, "encode"), precision=given.precision
+    )
 
 
 def speed(given: Namespace, count: int) -> dict[str, Figures]:
     """All ways, in turns."""
-    device, tile = given.device, default_tile(given.device)
+    device, tile = given.device, default_batch_size(given.device, "encode")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "shards").mkdir()

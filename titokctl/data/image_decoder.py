@@ -9,18 +9,13 @@ from titokctl.data.images import encode_png, encode_webp, to_bytes
 from titokctl.errors import UserError
 from titokctl.formats.image_output import Encode
 from titokctl.formats.token_header import CacheHeader
+from titokctl.models.device import default_batch_size
 from titokctl.models.inference import can_infer, prepared
 from titokctl.models.precision import PRECISIONS, Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
 
 # What makes the files of an output format.
 ENCODERS: dict[str, Encode] = {"png": encode_png, "webp": encode_webp, "wds": encode_png}
-_CPU_BATCH_SIZE, _GPU_BATCH_SIZE = 8, 64
-
-
-def default_batch_size(device: str) -> int:
-    """How many images are decoded at once where nobody says."""
-    return _CPU_BATCH_SIZE if torch.device(device).type == "cpu" else _GPU_BATCH_SIZE
 
 
 def recorded_precision(header: CacheHeader, device: str) -> Precision | None:
@@ -69,7 +64,7 @@ class ImageDecoder:
 
     def decoded(self, rows: np.ndarray) -> np.ndarray:
         """Some rows as images (n, S, S, 3) uint8."""
-        size = min(default_batch_size(self._device), len(rows))
+        size = min(default_batch_size(self._device, "decode"), len(rows))
         blocks = (rows[first : first + size] for first in range(0, len(rows), size))
         return np.concatenate([self.begin(block, size)() for block in blocks])
 

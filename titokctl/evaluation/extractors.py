@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from titokctl.errors import UsageError
 from titokctl.models import efficientnet_lite0, inception
+from titokctl.models.device import default_batch_size
 from titokctl.models.inception import Inception
 from titokctl.progress import Progress
 from titokctl.weights.feature_networks import (
@@ -104,9 +105,7 @@ def _lite0(options: ExtractorOptions) -> Extractor:
         "weights_sha256_start": LITE0_SHA256_START,
         "resize": "bilinear to 224, antialiased when shrinking",
     }
-    # Larger maps fall out of a CPU's cache: per core and second 56 images with 4, 47 with 8, 39 with 64.
-    batch_size = 4 if options.device == "cpu" else 128
-    return _ready(network, options, "lite0", features, {"pool": efficientnet_lite0.FEATURE_WIDTH}, batch_size, about)
+    return _ready(network, options, "lite0", features, {"pool": efficientnet_lite0.FEATURE_WIDTH}, about)
 
 
 def _inception(options: ExtractorOptions) -> Extractor:
@@ -126,21 +125,21 @@ def inception_extractor(network: Inception, options: ExtractorOptions) -> Extrac
         "weights_sha256_start": INCEPTION_SHA256_START,
         "resize": "bilinear to 299 as TensorFlow 1 (no half-pixel centres, no antialias)",
     }
-    return _ready(network, options, "inception", features, widths, 8 if options.device == "cpu" else 64, about)
+    return _ready(network, options, "inception", features, widths, about)
 
 
 def _ready(
     network: nn.Module,
     options: ExtractorOptions,
-    name: str,
+    name: Literal["inception", "lite0"],
     features: Callable[[Tensor], dict[str, Tensor]],
     widths: dict[str, int],
-    batch_size: int,
     about: dict[str, str],
 ) -> Extractor:
     """The extractor of `features`, which calls `network`, with that where and in the precision that the options say."""
     network.to(options.device, _DTYPES[options.precision])
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
+    batch_size = default_batch_size(options.device, name)
     return Extractor(name, features, widths, batch_size, options.device, about | {"precision": options.precision})
 
 

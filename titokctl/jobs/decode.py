@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from titokctl.config.differences import flat_differences
-from titokctl.data.image_decoder import ENCODERS, ImageDecoder, default_batch_size, recorded_precision
+from titokctl.data.image_decoder import ENCODERS, ImageDecoder, recorded_precision
 from titokctl.distributed.stop import StopRequest
 from titokctl.dry_run import about_to_write
 from titokctl.errors import UsageError, UserError
@@ -24,6 +24,7 @@ from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.caches.rows import tokenizer_of
 from titokctl.jobs.plan import WritePlan, cache_read, image_bytes
+from titokctl.models.device import default_batch_size
 from titokctl.models.inference import fastest_precision, kernels
 from titokctl.models.precision import Precision
 from titokctl.progress import Progress
@@ -77,7 +78,7 @@ def decode(
     rows = cache.view(view)
     model = tokenizer_of(cache, tokenizer, runs, device, progress.say)
     precision = precision_name or recorded_precision(cache.header, device) or fastest_precision(device)
-    batch = batch_size or default_batch_size(device)
+    batch = batch_size or default_batch_size(device, "decode")
     settings = {
         "cache": cache.sha256,
         "view": view,

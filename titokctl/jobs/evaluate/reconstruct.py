@@ -24,6 +24,7 @@ from titokctl.formats.run_folder import versions
 from titokctl.formats.sample_set import IDS, MANIFEST, SampleSet
 from titokctl.jobs.evaluate.reconstruct_scores import AUTO, Judges, ReconstructScores, check_count, find_judges
 from titokctl.jobs.plan import WritePlan, source_read
+from titokctl.models.device import default_batch_size
 from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
@@ -135,7 +136,7 @@ def _through(
     model: TiTok, decoded: Iterable[DecodedUnit], scores: ReconstructScores, progress: Progress, stop: StopRequest
 ) -> tuple[list[Pair], list[Rejected]]:
     """All images through the tokenizer into `scores`; returns the first pairs, and images that gave no pixels."""
-    batch_size = 16 if model.latent_tokens.device.type == "cpu" else 64
+    batch_size = default_batch_size(model.latent_tokens.device, "reconstruct")
     shown: list[Pair] = []
     rejected: list[Rejected] = []
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from titokctl.config import recipe_files
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.class_order import say_class_order
 from titokctl.data.image_decoder import ImageDecoder
 from titokctl.errors import UsageError, UserError
+from titokctl.models.device import default_batch_size
 from titokctl.models.inference import prepared
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.precision import Precision
@@ -26,8 +25,6 @@ from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights
 
 DEFAULT_NUM_IMAGES = 64
-# Rows of a canonical tile: how many images a device draws at once. It is part of what makes an image.
-_CPU_TILE, _GPU_TILE = 16, 64
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,7 @@ def plan_for(
         if chosen is None:
             raise UsageError("--per-class was given, but this generator was trained without classes", "use -n instead")
         num_images = per_class * len(chosen)
-    tile_size = _CPU_TILE if torch.device(device).type == "cpu" else _GPU_TILE
-    return Plan(num_images or DEFAULT_NUM_IMAGES, chosen, tile_size)
+    return Plan(num_images or DEFAULT_NUM_IMAGES, chosen, default_batch_size(device, "draw"))
 
 
 def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> SamplingConfig:

@@ -12,7 +12,6 @@ from typing import Any
 
 from titokctl.config.guidance_scale import both_forms
 from titokctl.config.sampling import SamplingConfig
-from titokctl.data.image_decoder import default_batch_size
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
@@ -26,6 +25,7 @@ from titokctl.jobs.sample.inputs import Given, find_generator, find_tokenizer, p
 from titokctl.jobs.sample.job import Sampled, SampleJob, check_same
 from titokctl.jobs.sample.record import SampleTask
 from titokctl.jobs.sample.scoring import FidRequest
+from titokctl.models.device import default_batch_size
 from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import Precision
 from titokctl.progress import Progress
@@ -100,7 +100,7 @@ def sample(
         image_format or ("npz" if fid is None else "none"),
         device,
         chosen,
-        min(batch_size or default_batch_size(device), plan.tile_size),
+        min(batch_size or default_batch_size(device, "decode"), plan.tile_size),
         fid.description if fid else None,
     )
     job = SampleJob(task, runs, output, fid, team, progress, stop)

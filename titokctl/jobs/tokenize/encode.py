@@ -17,16 +17,10 @@ from titokctl.data.images import to_float
 from titokctl.data.views import view
 from titokctl.formats.token_cache import PLAIN
 from titokctl.formats.token_header import CacheHeader
+from titokctl.models.device import default_batch_size
 from titokctl.models.inference import kernels, prepared
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
-
-_CPU_TILE, _GPU_TILE = 16, 128
-
-
-def default_tile(device: str) -> int:
-    """Images of a tile that keep `device` busy."""
-    return _CPU_TILE if torch.device(device).type == "cpu" else _GPU_TILE
 
 
 def made_with(tile: int, precision_name: Precision, device: str) -> dict[str, Any]:
@@ -58,7 +52,7 @@ class TileEncoder:
 
     def __init__(self, model: TiTok, header: CacheHeader, device: str) -> None:
         self.header = header
-        self.tile = int(header.made_with.get("tile", _CPU_TILE))
+        self.tile = int(header.made_with.get("tile", default_batch_size("cpu", "encode")))
         self._precision, self._device = header.made_with.get("precision", "float32"), device
         self._model = prepared(model, device, self._precision, "encoder")
         plain = PreprocessingConfig.model_validate(header.preprocessing)

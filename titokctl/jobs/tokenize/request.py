@@ -24,11 +24,11 @@ from titokctl.errors import UsageError
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
 from titokctl.jobs.plan import WritePlan, cache_bytes, source_read
-from titokctl.jobs.tokenize.encode import TileEncoder, default_tile, made_with
+from titokctl.jobs.tokenize.encode import TileEncoder, made_with
 from titokctl.jobs.tokenize.job import TokenizeResult, TokenJob
 from titokctl.jobs.tokenize.output import check_output, check_space, finished_before
 from titokctl.jobs.tokenize.work import SAVED, parse_part
-from titokctl.models.device import device_named
+from titokctl.models.device import default_batch_size, device_named
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
@@ -101,7 +101,7 @@ def tokenize(
     model = load_tokenizer(name, device)
     squared = {"size": model.config.image_size, "crop": crop, "exif": exif}
     preprocessing = PreprocessingConfig.model_validate(squared | {"fast_decode": fast_decode, "max_pixels": max_pixels})
-    makers = made_with(batch_size or default_tile(device), precision_name, device)
+    makers = made_with(batch_size or default_batch_size(device, "encode"), precision_name, device)
     header = _header(source, model, preprocessing, names_of(views), makers, terms)
     encoder, folder = TileEncoder(model, header, device), PartsFolder(output, keep_parts)
     job = TokenJob(source, encoder, folder, team, part, workers, progress, stop)
