@@ -35,8 +35,7 @@ GENERATORS = {
 }
 # How far from the published FID a reproduction may be, chosen before any was measured. Another seed moves an FID of 2
 # to 3 on 50,000 images by some hundredths; the published pixels were truncated to bytes where ours are rounded, and
-# their features came from other kernels, which should be of the same size. Wrong settings are far outside: leaving
-# out softmax annealing alone gives about 6.9 where 2.77 was published.
+# their features came from other kernels, which should be of the same size. Wrong settings are far outside.
 TOLERANCE = 0.10
 
 
