@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from titokctl.context import Context
     from titokctl.distributed.group import Group
     from titokctl.distributed.stop import StopRequest
-    from titokctl.jobs.plan import Job, WritePlan
+    from titokctl.jobs.plan import Job, ReadingJob, WritePlan
 
 
 ResultT = TypeVar("ResultT")
@@ -118,7 +118,8 @@ class Surroundings:
     """The options that decide how a command runs and reports, not what it makes.
 
     Args:
-        machine: None for a command that works in this process, on the CPU.
+        device: of a command that works in this process alone; None for the best there is.
+        machine: of a command that several processes can share; it names the device, too.
         takes_all_gpus: where nothing says how many processes are wanted, each GPU gets one.
     """
 
@@ -126,18 +127,20 @@ class Surroundings:
     as_json: bool = False
     dry_run: bool = False
     runs_dir: Path | None = None
+    device: str | None = "cpu"
     machine: Machine | None = None
     takes_all_gpus: bool = False
 
 
-def perform(job: "Job[Any, ResultT]", around: Surroundings) -> "ResultT":
+def perform(job: "Job[Any, ResultT] | ReadingJob[ResultT]", around: Surroundings) -> "ResultT":
     """Run a job, in as many processes as were asked for, and return its result.
 
+    If the job has a method `check(device)`, it is called before any process is started.
     Raises `typer.Exit` in the process that started others, and after a dry run, whose plan is shown.
     """
-    with context(around) as found:
+    with context(around, getattr(job, "check", None)) as found:
         if around.dry_run:
-            plan = job.plan(found)
+            plan = cast("Job[Any, ResultT]", job).plan(found)
             found.progress.close()
             show_plan(plan, around.as_json)
             raise typer.Exit
@@ -145,23 +148,35 @@ def perform(job: "Job[Any, ResultT]", around: Surroundings) -> "ResultT":
 
 
 @contextmanager
-def context(around: Surroundings) -> "Iterator[Context]":
-    """What a job works with: progress on stderr, signals that ask it to stop, the runs folder, device and group.
+def context(around: Surroundings, check: Callable[[str], None] | None = None) -> "Iterator[Context]":
+    """Make what a job works with: progress on stderr, signals that ask it to stop, the runs folder, device and group.
 
-    However the block ends, its progress is closed before anything else is said.
+    The progress is closed at the end of the block, so that errors are shown below it.
+
+    Args:
+        check: called with the device before any process is started.
     """
     from titokctl.context import Context
-    from titokctl.distributed.group import single_group
     from titokctl.formats.run_folder import runs_root
 
     runs = runs_root(around.runs_dir)
     if around.machine is None:
-        with alone(around.quiet) as (progress, stop):
-            yield Context(runs, "cpu", progress, stop, single_group())
+        device = _device(around.device)
+        with alone(around.quiet, around.dry_run) as (progress, stop):
+            yield Context(runs, device, progress, stop)
         return
-    machine, quiet, is_dry = around.machine, around.quiet, around.dry_run
-    with together(machine, quiet, is_dry, around.as_json, takes_all_gpus=around.takes_all_gpus) as work:
+    options: dict[str, Any] = {"takes_all_gpus": around.takes_all_gpus} | ({"check": check} if check else {})
+    with together(around.machine, around.quiet, around.dry_run, around.as_json, **options) as work:
         yield Context(runs, work.device, work.progress, work.stop, work.group)
+
+
+def _device(wanted: str | None) -> str:
+    """Return the device that `wanted` names; torch is imported only where it has to be asked."""
+    if wanted == "cpu":
+        return wanted
+    from titokctl.models.device import device_named
+
+    return device_named(wanted)
 
 
 def show_plan(plan: "WritePlan", as_json: bool) -> None:

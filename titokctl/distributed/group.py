@@ -4,19 +4,23 @@ Tensors on a GPU travel by NCCL, tensors on the CPU by gloo, so that small agree
 """
 
 import contextlib
+import functools
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from titokctl.distributed.place import Place, place
-from titokctl.distributed.pulse import Pulse
 from titokctl.errors import Stopped, UserError
+
+# torch is imported where it is used: a Context has a group, and `titokctl runs ls` need not wait two seconds for it.
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+    from titokctl.distributed.pulse import Pulse
 
 _PATIENCE = timedelta(hours=24)
 _COLLECTIVE_PATIENCE = timedelta(hours=1)
@@ -31,9 +35,9 @@ class Group:
     is atomic); give each use its own prefix with `shared_store`.
     """
 
-    def __init__(self, where: Place, store: dist.Store, pulse: Pulse | None = None) -> None:
+    def __init__(self, where: Place, store: "dist.Store | None" = None, pulse: "Pulse | None" = None) -> None:
         self.rank, self.world_size = where.rank, where.world_size
-        self._store, self._pulse = store, pulse
+        self._given_store, self._pulse = store, pulse
         self._meetings = self._uses = 0
 
     @property
@@ -46,8 +50,16 @@ class Group:
         """True when there is nobody to talk to."""
         return self.world_size == 1
 
-    def shared_store(self, purpose: str) -> dist.Store:
+    @functools.cached_property
+    def _store(self) -> "dist.Store":
+        import torch.distributed as dist
+
+        return self._given_store or dist.HashStore()
+
+    def shared_store(self, purpose: str) -> "dist.Store":
         """The store with all keys under `purpose`."""
+        import torch.distributed as dist
+
         return dist.PrefixStore(purpose, self._store)
 
     def next_use(self) -> int:
@@ -103,11 +115,11 @@ class Group:
 
 def single_group() -> Group:
     """This process alone, whatever the environment says."""
-    return Group(Place(), dist.HashStore())
+    return Group(Place())
 
 
 @contextlib.contextmanager
-def process_group(device: torch.device | str) -> Iterator[Group]:
+def process_group(device: "torch.device | str") -> Iterator[Group]:
     """The group that the environment names, or a group of one; on CUDA each process takes the GPU of its local rank.
 
     `device` is "cpu" or "cuda"; after this, "cuda" means the process's own GPU.
@@ -116,6 +128,11 @@ def process_group(device: torch.device | str) -> Iterator[Group]:
     if where.world_size == 1:
         yield single_group()
         return
+    import torch
+    import torch.distributed as dist
+
+    from titokctl.distributed.pulse import Pulse
+
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         # A cluster may show each process one GPU only, its own.
@@ -152,7 +169,7 @@ def process_group(device: torch.device | str) -> Iterator[Group]:
     _leave_in_order(store, rank, size)
 
 
-def _leave_in_order(store: dist.Store, rank: int, size: int) -> None:
+def _leave_in_order(store: "dist.Store", rank: int, size: int) -> None:
     """The process that keeps the store goes last; the others have no use for it behind this."""
     if rank:
         store.add("titokctl/gone", 1)

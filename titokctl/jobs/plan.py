@@ -38,6 +38,13 @@ class Job(Protocol[PlanT, ResultT]):
         """
 
 
+class ReadingJob(Protocol[ResultT]):
+    """The work of a command that writes nothing."""
+
+    def run(self, context: Context) -> ResultT:
+        """Do the work and return its result. Raises UserError or UsageError, and Stopped after a signal."""
+
+
 @dataclass(frozen=True)
 class WritePlan:
     """What a job would write.
