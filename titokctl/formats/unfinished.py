@@ -2,8 +2,8 @@
 
 Specification: until a product is finished, what is done of it lies in a folder, by default `.<name>.unfinished/` beside
 the product. A JSON file in it, the record, holds the settings that decide about the product's bytes. The process that
-works there holds the lock `.lock` (`folder_lock`). Work is resumed only with equal settings. The finished product gets
-its name by a rename; after that the folder is deleted.
+works there holds the lock `.lock` (`folder_lock`), in this folder unless the product is a folder that has one. Work is
+resumed only with equal settings. The finished product gets its name by a rename; after that the folder is deleted.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 
 from titokctl.config.differences import flat_differences
 from titokctl.errors import UserError
-from titokctl.formats.atomic import disk_errors, read_json, write_json
+from titokctl.formats.atomic import disk_errors, make_folder, read_json, write_json
 from titokctl.formats.folder_lock import at_work, folder_lock, is_held
 
 LOCK = ".lock"
@@ -33,6 +33,7 @@ class Unfinished:
         folder: where the work lies; `.<name>.unfinished` beside the output by default.
         record: name of the record in it.
         settings_of: gives the settings in a record that has more; by default the record is the settings.
+        lock: the folder that is locked; by default the one in which the work lies.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Unfinished:
         folder: Path | None = None,
         record: str = SETTINGS,
         settings_of: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        lock: Path | None = None,
     ) -> None:
         self.output = output
         self.folder = folder or output.with_name(f".{output.name}.unfinished")
         self.record = self.folder / record
+        self.lock = lock or self.folder
         self._settings_of = settings_of
 
     @contextlib.contextmanager
@@ -54,14 +57,14 @@ class Unfinished:
         Raises UserError when another process is at work here, or the folder can't be made.
         """
         with contextlib.ExitStack() as stack:
-            with disk_errors(self.folder):
-                stack.enter_context(folder_lock(self.folder, shared))
+            with disk_errors(self.lock):
+                stack.enter_context(folder_lock(self.lock, shared))
             yield
 
     def check_not_at_work(self) -> None:
         """Raise UserError when another process is at work here; nothing is written."""
-        if is_held(self.folder):
-            raise at_work(self.folder)
+        if is_held(self.lock):
+            raise at_work(self.lock)
 
     def resumes(self, settings: Mapping[str, Any], overwrite: bool = False) -> bool:
         """Return True if `begin` would resume earlier work; nothing is written.
@@ -83,6 +86,7 @@ class Unfinished:
         resumed = self.resumes(settings, overwrite)
         if not resumed:
             self.clear()
+            make_folder(self.folder)
             write_json(self.record, dict(settings))
         return resumed
 
