@@ -17,7 +17,7 @@ from caches import write_cache
 from titokctl.cli import app as cli
 from titokctl.cli.app import run
 from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import dry_run, is_dry_run
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import Stopped, UserError
 from titokctl.progress import SilentProgress
 from titokctl.weights.read import locate
@@ -209,8 +209,8 @@ def test_nothing_is_fetched(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv("TITOKCTL_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with dry_run(), pytest.raises(UserError, match=r"titok-l-32 is not on this machine \(--dry-run is set\)"):
-        locate("titok-l-32")
+    with pytest.raises(UserError, match=r"titok-l-32 is not on this machine \(a dry run downloads nothing\)"):
+        locate("titok-l-32", fetch=False)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -15,7 +15,7 @@ from titokctl import load_generator, load_tokenizer
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.weights_file import read_metadata
-from titokctl.jobs import convert as job
+from titokctl.jobs.caches import convert as job
 from titokctl.progress import SilentProgress
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.known import BY_NAME

@@ -4,7 +4,7 @@ Workers are threads for the first images of a job, which small ones never get be
 for each other at the interpreter's lock, but cost nothing to start.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,26 +60,19 @@ class Decoder:
 
     def unit(self, unit: Unit) -> DecodedUnit:
         """One unit as pixels. Raises UserError when a decoding process is killed."""
-        if self._source.can_seek:
-            return self._decoded(unit.first, unit.count, self._source.read_many, [])
-        samples, rejected = self._source.read_unit(unit)
-        return self._decoded(unit.first, len(samples), lambda at: [samples[i - unit.first] for i in at], rejected)
-
-    def _decoded(
-        self, first: int, count: int, read: Callable[[range], list[Sample]], rejected: list[Rejected]
-    ) -> DecodedUnit:
-        """The samples at `first` to `first + count` of `read`."""
+        opened = self._source.open_unit(unit)
+        count = opened.count
         arrays = [empty_squares(count, config.size) for config in self._configs]
 
         def make(at: int) -> tuple[list[Sample], list[Bad]]:
-            samples = read(range(first + at, first + min(at + CHUNK, count)))
+            samples = opened.read(at, min(at + CHUNK, count))
             bad = self._decode([s.data for s in samples], [array[at : at + CHUNK] for array in arrays])
             return [Sample(s.key, s.label, b"") for s in samples], bad
 
         keys: list[str] = []
         labels: list[int] = []
         positions: list[int] = []
-        rejected = list(rejected)
+        rejected = list(opened.rejected)
         for at, (samples, bad) in in_order(make, range(0, count, CHUNK), self._workers):
             rejected += [Rejected(samples[i].key, kind, text) for i, kind, text in bad]
             kept = sorted(set(range(len(samples))) - {i for i, _, _ in bad})
@@ -88,7 +81,7 @@ class Decoder:
                     array[len(keys) : len(keys) + len(kept)] = array[at : at + len(kept)].copy()
             keys += [samples[i].key for i in kept]
             labels += [samples[i].label for i in kept]
-            positions += [first + at + i for i in kept]
+            positions += [unit.first + at + i for i in kept]
         self._begun += count
         pixels, *further = (array[: len(keys)] for array in arrays)
         return DecodedUnit(

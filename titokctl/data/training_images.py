@@ -15,7 +15,7 @@ from titokctl.data.decoding import empty_squares
 from titokctl.data.image_problems import ImageProblems
 from titokctl.data.images import crop_at, scaled_size, shorter_edge_to
 from titokctl.data.order import uniform
-from titokctl.data.sources.source import Sample, Source
+from titokctl.data.sources.source import Sample, SeekableSource
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
 
@@ -30,7 +30,7 @@ class TrainingImages:
     An image that can't be decoded is noted in `problems`, and the next good one stands in for it.
 
     Args:
-        source: where images come from, by position.
+        source: the images.
         size: edge S in pixels; the shorter edge of an image becomes S.
         crop: "center", or "random" along the longer edge.
         flip: mirror half of the images.
@@ -41,7 +41,7 @@ class TrainingImages:
 
     def __init__(
         self,
-        source: Source,
+        source: SeekableSource,
         size: int,
         crop: Literal["center", "random"] = "random",
         flip: bool = True,

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UsageError
 from titokctl.models import efficientnet_lite0, inception
 from titokctl.models.device import default_batch_size
@@ -109,7 +110,9 @@ def _lite0(options: ExtractorOptions) -> Extractor:
 
 
 def _inception(options: ExtractorOptions) -> Extractor:
-    return inception_extractor(load_inception(find(INCEPTION, options.weights, options.progress)), options)
+    return inception_extractor(
+        load_inception(find(INCEPTION, options.weights, options.progress, not is_dry_run())), options
+    )
 
 
 def inception_extractor(network: Inception, options: ExtractorOptions) -> Extractor:

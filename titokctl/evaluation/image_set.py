@@ -13,7 +13,7 @@ import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import BadImage, decode, preprocess
-from titokctl.data.sources import Rejected, Source
+from titokctl.data.sources import Rejected, SeekableSource
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
 from titokctl.formats.statistics import file_sha256
@@ -101,7 +101,7 @@ def unreadable(rejected: Sequence[Rejected], of: str = "images") -> str:
 
 
 def read_files(
-    source: Source, preprocessing: PreprocessingConfig | None, images: ImageSet, wanted: range
+    source: SeekableSource, preprocessing: PreprocessingConfig | None, images: ImageSet, wanted: range
 ) -> Iterator[Numbered]:
     """The decoded files at `wanted`, in order; bad ones go to `images.rejected`, other sizes raise UserError."""
     if wanted.start == 0:
@@ -132,7 +132,7 @@ def read_files(
             yield places, np.stack(good)
 
 
-def sha256_of_all(source: Source) -> str:
+def sha256_of_all(source: SeekableSource) -> str:
     """A SHA-256 over names and bytes of all files of a source."""
     digest = hashlib.sha256()
     for first in range(0, len(source), _FILES_AT_ONCE):
@@ -141,7 +141,7 @@ def sha256_of_all(source: Source) -> str:
     return digest.hexdigest()
 
 
-def edge_of_first(source: Source) -> int | None:
+def edge_of_first(source: SeekableSource) -> int | None:
     """The height of the first image, None when it can't be read."""
     try:
         return decode(source.sample(0).data).shape[0]

@@ -12,6 +12,7 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.image_decoder import ImageDecoder, recorded_precision
 from titokctl.data.images import to_bytes
 from titokctl.data.sources import Rejected, Source, open_source, reopen_source
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.evaluation.image_set import ImageSet, Numbered, Opening, edge_of_first, read_files, sha256_of_all
 from titokctl.formats.npz_reader import NpzReader
@@ -41,7 +42,7 @@ def open_images(path: Path, opening: Opening, shards: Sequence[str] = ()) -> Ima
         return from_token_cache(path, opening)
     if state_of(path) in ("finished", "unfinished") or (path / "run.json").is_file():
         return from_sample_set(path, opening)
-    return from_source(open_source(shards or [path]), path, opening.preprocessing)
+    return from_source(open_source(shards or [path], keep_index=not is_dry_run()), path, opening.preprocessing)
 
 
 def from_npz(path: Path) -> ImageSet:
@@ -81,7 +82,7 @@ def from_token_cache(path: Path, opening: Opening) -> ImageSet:
 
     def read(images: ImageSet, wanted: range) -> Iterator[Numbered]:
         made_in = recorded_precision(header, opening.device) or "float32"
-        decoder = ImageDecoder(load_tokenizer(name, opening.device), opening.device, made_in)
+        decoder = ImageDecoder(load_tokenizer(name, opening.device, fetch=not is_dry_run()), opening.device, made_in)
         for first in range(wanted.start, wanted.stop, _DECODE_AT_ONCE):
             places = range(first, min(first + _DECODE_AT_ONCE, wanted.stop))
             ids = torch.from_numpy(cache.ids[places.start : places.stop].astype(np.int64))
@@ -116,7 +117,7 @@ def from_sample_set(path: Path, opening: Opening) -> ImageSet:
     if found.images == found.ids:
         images = from_token_cache(found.ids, opening)
     elif found.images.is_dir():
-        images = from_source(open_source([found.images]), found.images, None)
+        images = from_source(open_source([found.images], keep_index=not is_dry_run()), found.images, None)
     else:
         images = from_npz(found.images)
     images.path, images.results = found.folder, found.folder / "evaluation"
@@ -131,6 +132,7 @@ def from_sample_set(path: Path, opening: Opening) -> ImageSet:
 
 def from_source(source: Source, path: Path, preprocessing: PreprocessingConfig | None) -> ImageSet:
     """Image files of a folder or of shards, preprocessed, or as they are (then all of one size)."""
+    files = source.by_position()
     record = None if preprocessing is None else preprocessing.model_dump(mode="json")
     about = {"kind": source.description["kind"], "fingerprint": source.description["fingerprint"]}
     return ImageSet(
@@ -139,10 +141,10 @@ def from_source(source: Source, path: Path, preprocessing: PreprocessingConfig |
         about | {"preprocessing": record, "rounding": "none"},
         {"source": source.description["fingerprint"], "preprocessing": record},
         path / "evaluation" if path.is_dir() else None,
-        lambda images, wanted: read_files(source, preprocessing, images, wanted),
-        image_size=preprocessing.size if preprocessing else edge_of_first(source),
-        labels=source.labels(),
-        exact=lambda: {"bytes": sha256_of_all(source)},
+        lambda images, wanted: read_files(files, preprocessing, images, wanted),
+        image_size=preprocessing.size if preprocessing else edge_of_first(files),
+        labels=files.labels(),
+        exact=lambda: {"bytes": sha256_of_all(files)},
     )
 
 
@@ -153,7 +155,7 @@ def from_origin(origin: dict[str, Any]) -> ImageSet:
     """
     source, preprocessing = origin["source"], PreprocessingConfig.model_validate(origin["preprocessing"])
     try:
-        found = reopen_source(source)
+        found = reopen_source(source, not is_dry_run())
     except UserError as error:
         raise UserError(
             f"the images to compare with are not where they were: {error.message}", "name the reference with --ref"

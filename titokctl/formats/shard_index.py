@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 
-from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.atomic import user_cache, write_bytes
 from titokctl.formats.class_tars import scan_class_tars
@@ -73,19 +72,25 @@ class ShardIndex:
         return replace(self, **arrays, **_packed(self.key(i) for i in np.flatnonzero(keep).tolist()))
 
 
-def open_index(shard: Path, layout: str = SAMPLES) -> ShardIndex:
-    """The index of `shard`: the kept one when it fits, else made by a pass over the headers, and kept.
+def open_index(shard: Path, layout: str = SAMPLES, keep: bool = True) -> ShardIndex:
+    """Return the index of `shard`: the saved one when it is current, else one from a pass over the headers.
 
-    Labels are read for it, images are not. A cut tar gives the index of its whole members and says so in `cut`.
+    The pass reads labels but no images. A cut tar gives the index of its whole members; `cut` then says how it ends.
 
-    Raises UserError: the shard can't be read, or is no tar.
+    Args:
+        layout: SAMPLES, or CLASS_TARS for a tar of class tars.
+        keep: save a new index for next time.
+
+    Raises:
+        UserError: the shard can't be read, or isn't a tar.
     """
     try:
         state = shard.stat()
         index = _kept(shard, state, layout)
         if index is None:
             index = _made(shard, layout)
-            _keep(shard, index)
+            if keep:
+                _keep(shard, index)
         return index
     except BrokenTar as error:
         what = "the file is empty" if state.st_size == 0 else str(error)
@@ -185,9 +190,7 @@ def _kept(shard: Path, state: os.stat_result, layout: str) -> ShardIndex | None:
 
 
 def _keep(shard: Path, index: ShardIndex) -> None:
-    """Write the index to the first place that takes it; without any, or in a dry run, it is made again next time."""
-    if is_dry_run():
-        return
+    """Write the index to the first folder that takes it; without any, it is made again next time."""
     for place in _places(shard):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)

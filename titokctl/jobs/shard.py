@@ -17,11 +17,11 @@ import numpy as np
 
 from titokctl.data.images import BadImage, decode, extension_of
 from titokctl.data.order import epoch_order
-from titokctl.data.sources import Rejected, Source, open_source
+from titokctl.data.sources import Rejected, SeekableSource, open_source
 from titokctl.data.sources.parquet import KIND as PARQUET
 from titokctl.data.workers import available_cores, in_order
 from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import about_to_write
+from titokctl.dry_run import about_to_write, is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json
 from titokctl.formats.folder_lock import folder_lock
@@ -84,7 +84,7 @@ def shard(
         UserError: the source can't be read, the output is in the way, the disk is full, no image can be decoded.
         Stopped: after a signal; finished shards are kept.
     """
-    source = open_source(paths)
+    source = open_source(paths, keep_index=not is_dry_run()).by_position()
     settings = {
         "fingerprint": source.description["fingerprint"],
         "class_names": source.class_names,
@@ -129,7 +129,7 @@ def _finished(output: Path, settings: dict[str, Any], overwrite: bool) -> Sharde
     return _result(output, infos, record["class_names"], [Rejected.of(json.loads(line)) for line in lines])
 
 
-def _cut(source: Source, order: np.ndarray, per_shard: int, max_bytes: int | None) -> list[np.ndarray]:
+def _cut(source: SeekableSource, order: np.ndarray, per_shard: int, max_bytes: int | None) -> list[np.ndarray]:
     """The positions of each shard."""
     if max_bytes is None:
         return [order[i : i + per_shard] for i in range(0, len(order), per_shard)]
@@ -152,7 +152,7 @@ class _Work:
         parts: the positions of the samples of each shard.
     """
 
-    source: Source
+    source: SeekableSource
     output: Path
     settings: dict[str, Any]
     parts: list[np.ndarray]
@@ -234,7 +234,12 @@ class _Work:
 
 
 def _samples(
-    source: Source, positions: np.ndarray, names: list[str], bad: list[Rejected], progress: Progress, stop: StopRequest
+    source: SeekableSource,
+    positions: np.ndarray,
+    names: list[str],
+    bad: list[Rejected],
+    progress: Progress,
+    stop: StopRequest,
 ) -> Iterator[ShardSample]:
     """The readable samples at `positions`, unchanged; the others are added to `bad`."""
 
@@ -256,7 +261,7 @@ def _samples(
         progress.advance(len(found))
 
 
-def _tar_keys(source: Source) -> list[str]:
+def _tar_keys(source: SeekableSource) -> list[str]:
     """Keys as a tar can hold them: no dot in the last part, where WebDataset would cut; made distinct by a number."""
     taken: dict[str, None] = {}
     for key in source.keys():  # noqa: SIM118

@@ -9,7 +9,7 @@ from titokctl.config.tokenizer_recipe import ProxyRecipe, TokenizerRecipe
 from titokctl.data.images import to_float
 from titokctl.data.order import batch_positions
 from titokctl.data.prefetch import Prefetch
-from titokctl.data.sources.source import Source
+from titokctl.data.sources.source import SeekableSource, Source
 from titokctl.data.streamed_images import StreamedImages
 from titokctl.data.training_images import TrainingImages
 from titokctl.distributed.group import Group
@@ -41,7 +41,7 @@ class StepImages:
         self._images: TrainingImages | StreamedImages
         self._crops = recipe.cached_crops if isinstance(recipe, ProxyRecipe) else None
         chance = (recipe.augmentation.crop, recipe.augmentation.flip, self._seed)
-        if source.can_seek:
+        if isinstance(source, SeekableSource):
             self._images = TrainingImages(source, recipe.image_size, *chance)
         else:
             if self._crops:

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.weights.known import Known
 from titokctl.weights.local import cache_folder, in_folder
@@ -12,24 +11,24 @@ _SWITCHES = ("TITOKCTL_OFFLINE", "HF_HUB_OFFLINE")
 _TRUE = {"1", "true", "yes", "on"}
 
 
-def offline_switch() -> str | None:
-    """What forbids downloads: an environment variable, or a dry run; None when they are allowed."""
-    if is_dry_run():
-        return "--dry-run"
-    return next((name for name in _SWITCHES if os.environ.get(name, "").lower() in _TRUE), None)
+def no_downloads(fetch: bool = True) -> str | None:
+    """Return why nothing may be downloaded, None when it may: `fetch` is False, or an environment variable is set."""
+    if not fetch:
+        return "a dry run downloads nothing"
+    switch = next((name for name in _SWITCHES if os.environ.get(name, "").lower() in _TRUE), None)
+    return switch and f"{switch} is set"
 
 
-def download(known: Known) -> Path:
-    """Fetch a released model into the Hugging Face cache and return what to read.
+def download(known: Known, fetch: bool = True) -> Path:
+    """Fetch a released model into the Hugging Face cache and return the file or folder to read.
 
     Needs the `hub` extra and a network; TITOKCTL_OFFLINE=1 and HF_HUB_OFFLINE=1 forbid it.
 
     Raises:
         UserError: it can't be fetched: names the repository, the files and where to put them.
     """
-    switch = offline_switch()
-    if switch:
-        raise _not_here(known, f"{switch} is set")
+    if reason := no_downloads(fetch):
+        raise _not_here(known, reason)
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.utils import logging

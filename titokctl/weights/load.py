@@ -18,7 +18,7 @@ _WORDS = {"tokenizer": "a tokenizer", "generator": "a generator", "proxy": "a pr
 
 
 def load_tokenizer(
-    path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, fetch: bool = True
 ) -> TiTok:
     """A ready TiTok in eval mode.
 
@@ -27,32 +27,35 @@ def load_tokenizer(
             "titok-l-32" (`titokctl weights ls` lists them).
         device: where to put it.
         dtype: of its weights; float32 when None.
+        fetch: download a known name that is not on this machine.
 
     Raises:
         UserError: nothing there, a damaged file, or another kind of network.
     """
-    return cast(TiTok, _load(path_or_name, "tokenizer", device, dtype))
+    return cast(TiTok, _load(path_or_name, "tokenizer", device, dtype, fetch))
 
 
 def load_generator(
-    path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, fetch: bool = True
 ) -> MaskGit:
     """A ready MaskGit generator in eval mode; arguments and errors as in `load_tokenizer`."""
-    return cast(MaskGit, _load(path_or_name, "generator", device, dtype))
+    return cast(MaskGit, _load(path_or_name, "generator", device, dtype, fetch))
 
 
 def load_proxy(
-    path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, fetch: bool = True
 ) -> MaskGitVqgan:
     """A ready MaskGIT-VQGAN in eval mode; arguments and errors as in `load_tokenizer`."""
-    return cast(MaskGitVqgan, _load(path_or_name, "proxy", device, dtype))
+    return cast(MaskGitVqgan, _load(path_or_name, "proxy", device, dtype, fetch))
 
 
-def _load(path_or_name: str | Path, kind: str, device: torch.device | str, dtype: torch.dtype | None) -> nn.Module:
+def _load(
+    path_or_name: str | Path, kind: str, device: torch.device | str, dtype: torch.dtype | None, fetch: bool
+) -> nn.Module:
     known = BY_NAME.get(str(path_or_name))
     if known and known.kind != kind and not Path(path_or_name).exists():
         raise _other_kind(known.name, "is", known.kind, kind)  # before anything is downloaded
-    path = locate(path_or_name)
+    path = locate(path_or_name, fetch)
     weights = read(path)
     if weights.kind != kind:
         raise _other_kind(str(path), "holds", weights.kind, kind)

@@ -22,7 +22,7 @@ from titokctl import __version__
 from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path
 from titokctl.progress import Progress, SilentProgress
-from titokctl.weights.hub import offline_switch
+from titokctl.weights.hub import no_downloads
 
 MIRROR_VARIABLE = "TITOKCTL_WEIGHTS_URL"
 _PAUSES = (0.5, 2.0)  # seconds before each further try
@@ -102,8 +102,8 @@ CONVNEXT_SMALL = NetworkFile(
 )
 
 
-def find(file: NetworkFile, given: Path | None = None, progress: Progress | None = None) -> Path:
-    """The path of a published file, fetched when it is nowhere on this machine and may be.
+def find(file: NetworkFile, given: Path | None = None, progress: Progress | None = None, fetch: bool = True) -> Path:
+    """Return the path of a published file. One that is not on this machine is downloaded if `fetch`.
 
     Several processes may ask at once: each then fetches it, and one file is left.
 
@@ -120,7 +120,7 @@ def find(file: NetworkFile, given: Path | None = None, progress: Progress | None
         return named
     found = _in_cache(file) or _in_package(file)
     if found is None:
-        return _fetched(file, progress or SilentProgress())
+        return _fetched(file, progress or SilentProgress(), fetch)
     check_sha256(found, file.sha256)
     return found
 
@@ -165,8 +165,8 @@ def _in_package(file: NetworkFile) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def _fetched(file: NetworkFile, progress: Progress) -> Path:
-    url, target = _address(file), _cache() / file.names[0]
+def _fetched(file: NetworkFile, progress: Progress, fetch: bool) -> Path:
+    url, target = _address(file, fetch), _cache() / file.names[0]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -187,11 +187,11 @@ def _fetched(file: NetworkFile, progress: Progress) -> Path:
         time.sleep(pauses.pop(0))
 
 
-def _address(file: NetworkFile) -> str:
+def _address(file: NetworkFile, fetch: bool) -> str:
     """Where to fetch the file. Raises UserError when it must not or can't be."""
-    switch = offline_switch()
-    if switch or not file.url:
-        raise _not_here(file, f" ({switch} is set)" if file.url else "")
+    reason = no_downloads(fetch)
+    if reason or not file.url:
+        raise _not_here(file, f" ({reason})" if file.url else "")
     mirror = os.environ.get(MIRROR_VARIABLE)
     if mirror and not mirror.startswith(("https://", "http://")):
         raise UserError(f"{MIRROR_VARIABLE} is {mirror}, which is no address of a server", "give one with https://")

@@ -32,12 +32,12 @@ def load_perceptual(name: str, device: torch.device | str, dtype: torch.dtype) -
     return loss.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
 
 
-def load_lpips(vgg16: Path | None = None, linear: Path | None = None) -> Lpips:
+def load_lpips(vgg16: Path | None = None, linear: Path | None = None, fetch: bool = True) -> Lpips:
     """LPIPS in eval mode, float32, frozen; from files given or found as `network_files.find` does.
 
     Raises UserError when a file is missing, damaged, or one of another network.
     """
-    paths = find(VGG16, vgg16), find(LPIPS_LINEAR, linear)
+    paths = find(VGG16, vgg16, fetch=fetch), find(LPIPS_LINEAR, linear, fetch=fetch)
     return lpips_from(*(read_pickled(path) for path in paths))
 
 

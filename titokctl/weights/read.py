@@ -12,10 +12,14 @@ from titokctl.weights.official.files import is_safetensors, read_official, tenso
 from titokctl.weights.store import Weights, read_own
 
 
-def locate(path_or_name: str | Path) -> Path:
-    """The file or folder that is meant: a path, the product of a run folder, or a known name (perhaps downloaded).
+def locate(path_or_name: str | Path, fetch: bool = True) -> Path:
+    """Return the file or folder of weights: a path, the product of a run folder, or a released model by its name.
 
-    Raises UserError when there is nothing, with the nearest known name.
+    Args:
+        fetch: download a released model that is not on this machine; a dry run passes False.
+
+    Raises:
+        UserError: nothing is there, with the nearest known name; or the model can't be downloaded.
     """
     path = Path(path_or_name)
     if (path / "run.json").is_file():
@@ -24,7 +28,7 @@ def locate(path_or_name: str | Path) -> Path:
         return path
     name = str(path_or_name)
     if name in BY_NAME:
-        return local.where(BY_NAME[name]) or hub.download(BY_NAME[name])
+        return local.where(BY_NAME[name]) or hub.download(BY_NAME[name], fetch)
     near = difflib.get_close_matches(name, BY_NAME, n=2)
     hint = (
         f"did you mean {' or '.join(near)}?"

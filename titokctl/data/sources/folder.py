@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from titokctl.data.images import EXTENSIONS
-from titokctl.data.sources.source import Sample, Source, description_of, units_of
+from titokctl.data.sources.source import Sample, SeekableSource, description_of, units_of
 from titokctl.errors import UserError
 from titokctl.formats.shard_scan import MAX_IMAGE_BYTES
 
@@ -21,7 +21,7 @@ KIND = "folder"
 
 
 @dataclass
-class FolderSource(Source):
+class FolderSource(SeekableSource):
     """Image files below `root`; sample i is `names[i]`, with label and size at the same place."""
 
     root: Path = field(default_factory=Path)

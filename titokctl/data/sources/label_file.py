@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from titokctl.data.sources.source import Sample, Source
+from titokctl.data.sources.source import Sample, SeekableSource
 from titokctl.data.synsets import is_synset
 from titokctl.errors import UserError
 
@@ -30,10 +30,10 @@ _ID_HINT = (
 
 
 @dataclass
-class LabelledSource(Source):
+class LabelledSource(SeekableSource):
     """The samples of `images` with the labels (len,) int32 of a file in place of their own."""
 
-    images: Source = field(kw_only=True)
+    images: SeekableSource = field(kw_only=True)
     given: np.ndarray = field(kw_only=True)
 
     def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
@@ -50,7 +50,7 @@ class LabelledSource(Source):
         return self.images.sizes()
 
 
-def with_labels(source: Source, labels: Path, table: Path | None = None) -> LabelledSource:
+def with_labels(source: SeekableSource, labels: Path, table: Path | None = None) -> LabelledSource:
     """`source` with the labels of a text file.
 
     Raises:
@@ -71,7 +71,6 @@ def with_labels(source: Source, labels: Path, table: Path | None = None) -> Labe
         description | {"fingerprint": digest},
         source.units,
         source.problems,
-        source.can_seek,
         images=source,
         given=numbers,
     )
@@ -82,7 +81,7 @@ def _digest(fingerprint: str, numbers: np.ndarray, class_names: list[str]) -> st
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _label_words(path: Path, source: Source) -> list[str]:
+def _label_words(path: Path, source: SeekableSource) -> list[str]:
     """The label of every image as it is written, in the order of the source."""
     lines = [line.replace(",", " ").replace("\t", " ").split() for line in _text(path).splitlines() if line.strip()]
     if not lines:

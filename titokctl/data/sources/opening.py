@@ -29,8 +29,9 @@ def open_source(
     accept_cut: bool = False,
     labels: Path | None = None,
     label_table: Path | None = None,
+    keep_index: bool = True,
 ) -> Source:
-    """The source at `paths`, whatever it is made of.
+    """Open the images at `paths`, whatever kind of source they are.
 
     A folder of images or of class folders, a folder of tar shards, shards, patterns or URLs of shards, parquet files,
     or the tar of class tars in which ImageNet is handed out. Where a folder holds `train/` and nothing of its own,
@@ -42,6 +43,7 @@ def open_source(
         accept_cut: take the whole members of shards that were cut.
         labels: a text file with the labels of images that carry none (`label_file`).
         label_table: synset and ILSVRC2012_ID, for labels that are such IDs.
+        keep_index: save the index of each shard for next time; a dry run passes False.
 
     Raises:
         UserError: something is missing, empty, or not a source.
@@ -50,36 +52,36 @@ def open_source(
         raise UsageError(f"there is no kind of source named {kind!r}", f"one of: {', '.join(KINDS)}")
     if label_table is not None and labels is None:
         raise UsageError("a table of labels is of no use without a file of labels", "name it with --labels")
-    source = _open(paths, kind, accept_cut)
-    return source if labels is None else with_labels(source, labels, label_table)
+    source = _open(paths, kind, accept_cut, keep_index)
+    return source if labels is None else with_labels(source.by_position(), labels, label_table)
 
 
-def reopen_source(description: dict[str, Any]) -> Source:
-    """The source that a recorded `Source.description` tells of. Raises UserError when it is gone or no longer fits."""
+def reopen_source(description: dict[str, Any], keep_index: bool = True) -> Source:
+    """Open the source of a recorded `Source.description`. Raises UserError when it is gone or no longer fits."""
     if description.get("kind") == "merged":
         raise UserError("it was merged from several caches, each with a source of its own", "name one of these caches")
-    files = [Path(description[name]) if name in description else None for name in ("labels", "label_table")]
+    labels, table = (Path(description[name]) if name in description else None for name in ("labels", "label_table"))
     accept_cut = bool(description.get("accepted_cut_shards"))
-    return open_source(description["paths"], description.get("kind"), accept_cut, *files)
+    return open_source(description["paths"], description.get("kind"), accept_cut, labels, table, keep_index)
 
 
-def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool) -> Source:
+def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, keep_index: bool) -> Source:
     urls = [str(path) for path in paths if is_url(str(path))]
     if urls:
         if len(urls) < len(paths) or kind not in (None, REMOTE, SHARDS):
             raise UsageError("URLs and local paths make no source together", "name either")
-        return open_remote(expand_urls(urls), accept_cut)
+        return open_remote(expand_urls(urls), accept_cut, keep_index)
     given = check_paths(paths)
     if kind == PARQUET or (kind is None and all(p.suffix == ".parquet" for p in given)):
         return open_parquet([file for path in given for file in (parquet_in(path) if path.is_dir() else [path])])
     if len(given) == 1 and given[0].is_dir():
-        return _open_one_folder(given[0], kind, accept_cut)
+        return _open_one_folder(given[0], kind, accept_cut, keep_index)
     shards = [shard for path in given for shard in (shards_in(path) if path.is_dir() else [path])]
     wrong = [p for p in shards if p.suffix != ".tar"]
     if kind == FOLDER or wrong or not shards:
         what = wrong[0] if wrong else given[0]
         raise UserError(f"{what} is no tar shard", "name one folder of images, or any number of .tar files")
-    return open_shards(shards, accept_cut)
+    return open_shards(shards, accept_cut, keep_index)
 
 
 def check_paths(paths: Sequence[Path | str]) -> list[Path]:
@@ -102,17 +104,17 @@ def check_paths(paths: Sequence[Path | str]) -> list[Path]:
     return given
 
 
-def _open_one_folder(path: Path, kind: str | None, accept_cut: bool) -> Source:
+def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, keep_index: bool) -> Source:
     path = _train_folder(path)
     if (path / _IMAGENET_TRAIN).is_file() and kind in (None, CLASS_TARS):
-        return open_shards([path / _IMAGENET_TRAIN], accept_cut)
+        return open_shards([path / _IMAGENET_TRAIN], accept_cut, keep_index)
     shards = shards_in(path)
     if shards and kind is None and recognises(path):
         raise UserError(f"{path} holds both tar shards and images", "say which with --source shards or --source folder")
     if kind in (SHARDS, CLASS_TARS) or (shards and kind is None):
         if not shards:
             raise UserError(f"no .tar shards in {path}")
-        return open_shards(shards, accept_cut)
+        return open_shards(shards, accept_cut, keep_index)
     if kind is None and parquet_in(path):
         return open_parquet(parquet_in(path))
     if not any(path.iterdir()):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from titokctl.data.sources.source import Sample, Source, description_of, units_of
+from titokctl.data.sources.source import Sample, SeekableSource, description_of, units_of
 from titokctl.errors import UserError
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ _HINT = "pip install 'titokctl[parquet]' brings pyarrow"
 
 
 @dataclass
-class ParquetSource(Source):
+class ParquetSource(SeekableSource):
     """Rows of several files in their order. `groups` has a row per row group: file, row group, first position."""
 
     paths: list[Path] = field(default_factory=list)
@@ -61,7 +61,7 @@ class ParquetSource(Source):
         return list(self.row_keys)
 
     def sizes(self) -> np.ndarray:
-        """As `Source.sizes`; the images are read for it."""
+        """As `SeekableSource.sizes`; the images are read for it."""
         return np.array([len(b) for g in range(len(self.groups)) for b in self._images(g)], np.int64)
 
     def _images(self, group: int) -> list[bytes]:

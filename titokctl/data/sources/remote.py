@@ -26,9 +26,8 @@ from titokctl.data.sources.remote_stream import (
 )
 from titokctl.data.sources.shard_checks import check_distinct, left_out, usable
 from titokctl.data.sources.shards import expand_pattern
-from titokctl.data.sources.source import Rejected, Sample, Source, Unit, description_of
+from titokctl.data.sources.source import OpenUnit, Rejected, Sample, SeekableSource, Source, Unit, description_of
 from titokctl.data.workers import in_order
-from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.atomic import user_cache, write_json
 from titokctl.formats.shard_counts import recorded_counts
@@ -44,7 +43,7 @@ _HINT = "copy the shards to a disk here, or make a token cache of them with tito
 
 @dataclass
 class RemoteShardSource(Source):
-    """Samples of shards on a server; only `read_unit` works, by whole shards."""
+    """Samples of shards on a server; a unit is a whole shard."""
 
     urls: list[str] = field(default_factory=list)
     accept_cut: bool = False
@@ -53,8 +52,8 @@ class RemoteShardSource(Source):
         self._names: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
 
-    def read_unit(self, unit: Unit) -> tuple[list[Sample], list[Rejected]]:
-        """One shard. Raises UserError when it is cut, or holds another number of samples than it should."""
+    def open_unit(self, unit: Unit) -> OpenUnit:
+        """Read one shard. Raises UserError when it is cut, or holds another number of samples than it should."""
         url = self.urls[unit.index]
         images: dict[int, bytes] = {}
         _, found = _scan(url, images)
@@ -66,12 +65,11 @@ class RemoteShardSource(Source):
         index = index.only(keep)
         placed = zip(index.labels.tolist(), index.offsets.tolist(), strict=True)
         samples = [Sample(index.key(i), label, images[offset]) for i, (label, offset) in enumerate(placed)]
-        return samples, rejected + self._missing(unit, url, found)
+        rejected += self._missing(unit, url, found)
+        return OpenUnit(len(samples), lambda begin, end: samples[begin:end], rejected)
 
-    def _not_by_position(self, *_: object, **__: object) -> Any:
+    def by_position(self) -> SeekableSource:
         raise UserError(f"shards on a server ({self.urls[0]} ...) can only be read from front to end", _HINT)
-
-    read_many = labels = keys = sizes = _not_by_position
 
     def _missing(self, unit: Unit, url: str, found: Scan) -> list[Rejected]:
         """What an accepted cut took away. Raises UserError where a whole shard has another count than it should."""
@@ -103,8 +101,12 @@ def expand_urls(urls: Sequence[str]) -> list[str]:
     ]
 
 
-def open_remote(urls: Sequence[str], accept_cut: bool = False) -> RemoteShardSource:
-    """The samples of shards on a server, in the order given.
+def open_remote(urls: Sequence[str], accept_cut: bool = False, keep_counts: bool = True) -> RemoteShardSource:
+    """Open shards on a server, in the order given.
+
+    Args:
+        accept_cut: take the whole samples of shards that were cut.
+        keep_counts: save in the user's cache how many samples a shard holds, where that had to be counted.
 
     Raises:
         UserError: a shard is missing, can't be reached, is no tar, or is cut and `accept_cut` is False.
@@ -112,7 +114,7 @@ def open_remote(urls: Sequence[str], accept_cut: bool = False) -> RemoteShardSou
     for url in urls:
         check_url(url)
     check_distinct(urls)
-    counts = _counts(urls)
+    counts = _counts(urls, keep_counts)
     units: list[Unit] = []
     first = 0
     for url in urls:
@@ -128,10 +130,10 @@ def open_remote(urls: Sequence[str], accept_cut: bool = False) -> RemoteShardSou
     if accept_cut:
         description["accepted_cut_shards"] = list(urls)
     full = [url for url in urls if counts[url]]
-    return RemoteShardSource(_class_names(urls), description, units, can_seek=False, urls=full, accept_cut=accept_cut)
+    return RemoteShardSource(_class_names(urls), description, units, urls=full, accept_cut=accept_cut)
 
 
-def _counts(urls: Sequence[str]) -> dict[str, int]:
+def _counts(urls: Sequence[str], keep: bool) -> dict[str, int]:
     """The number of samples of each shard, from files beside them, else by a pass over the shard."""
     counts: dict[str, int] = {}
     for folder in dict.fromkeys(url.rpartition("/")[0] for url in urls):
@@ -139,14 +141,14 @@ def _counts(urls: Sequence[str]) -> dict[str, int]:
         found = recorded_counts(names, partial(_beside, folder))
         counts |= {f"{folder}/{name}": count.samples for name, count in found.items()}
     left = [url for url in urls if url not in counts]
-    return counts | dict(in_order(_counted, left, min(len(left), _AT_ONCE), ahead=2 * _AT_ONCE))
+    return counts | dict(in_order(partial(_counted, keep=keep), left, min(len(left), _AT_ONCE), ahead=2 * _AT_ONCE))
 
 
 def _beside(folder: str, name: str) -> bytes | None:
     return fetch(f"{folder}/{name}")
 
 
-def _counted(url: str) -> int:
+def _counted(url: str, keep: bool) -> int:
     """The samples of a shard that nothing is recorded of."""
     kept = _kept_at(url)
     with _open(url) as stream:
@@ -159,7 +161,7 @@ def _counted(url: str) -> int:
         pass
     file, found = _scan(url)
     # A cut shard's count may be another one tomorrow.
-    if not found.cut and file.version and not is_dry_run():
+    if not found.cut and file.version and keep:
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept, facts | {"samples": _samples(found)})

@@ -24,7 +24,7 @@ from titokctl.data.sources.shard_checks import (
     contiguous_names,
     joined_names,
 )
-from titokctl.data.sources.source import Rejected, Sample, Source, description_of, units_of
+from titokctl.data.sources.source import Rejected, Sample, SeekableSource, description_of, units_of
 from titokctl.errors import UserError
 from titokctl.formats.class_tars import is_class_tars
 from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, open_index
@@ -65,7 +65,7 @@ class _OpenShards:
 
 
 @dataclass
-class ShardSource(Source):
+class ShardSource(SeekableSource):
     """Samples of several shards in the order of the shards, then of their images."""
 
     paths: list[Path] = field(default_factory=list)
@@ -132,7 +132,7 @@ def expand_pattern(pattern: str) -> list[str]:
     return found
 
 
-def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
+def open_shards(paths: Sequence[Path], accept_cut: bool = False, keep_index: bool = True) -> ShardSource:
     """The samples of the shards `paths`, in that order.
 
     Raises:
@@ -141,7 +141,7 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False) -> ShardSource:
     """
     check_distinct([str(path) for path in paths])
     layout = CLASS_TARS if len(paths) == 1 and is_class_tars(paths[0]) else SAMPLES
-    found = [open_index(path, layout) for path in paths]
+    found = [open_index(path, layout, keep_index) for path in paths]
     _check_whole(paths, found, accept_cut)
     check_counts(paths, found)
     names = joined_names([str(path) for path in paths], found)

@@ -9,7 +9,7 @@ from typing import Literal
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.data.class_order import say_class_order
 from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import about_to_write
+from titokctl.dry_run import about_to_write, is_dry_run
 from titokctl.errors import UsageError, UserError
 from titokctl.jobs.plan import WritePlan
 from titokctl.progress import Progress
@@ -58,7 +58,7 @@ def convert(
         UserError: the source can't be read or recognised, the destination exists, or there is no official form.
     """
     _check_destination(destination, layout, overwrite)
-    path = locate(source)
+    path = locate(source, not is_dry_run())
     weights = read(path, model)
     compare(shapes(weights.tensors), shapes(skeleton(weights.kind, weights.config).state_dict()), str(path))
     about_to_write(lambda: _plan(path, weights, destination, layout))

@@ -138,7 +138,7 @@ def _parts(path: Path, manifest: dict[str, Any]) -> Inspection:
 
 
 def _source(path: Path) -> Inspection:
-    source = open_source([path])
+    source = open_source([path]).by_position()
     facts = {"images": len(source), "problems": len(source.problems), "units of work": len(source.units)}
     facts |= _without(source.description, "kind")
     return Inspection(

@@ -7,7 +7,7 @@ import numpy as np
 
 from titokctl.data.image_decoder import ImageDecoder
 from titokctl.data.sources import open_source
-from titokctl.dry_run import about_to_write
+from titokctl.dry_run import about_to_write, is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.picture import grid, save_png
 from titokctl.formats.token_cache import PLAIN, TokenCache
@@ -55,7 +55,8 @@ def preview(
     cache = TokenCache.open(path)
     cached = cache.view(view)
     wanted = source is not None or recorded_source
-    originals = Originals(cache, open_source([source]) if source is not None else None) if wanted else None
+    given = None if source is None else open_source([source], keep_index=not is_dry_run())
+    originals = Originals(cache, given) if wanted else None
     decoder = ImageDecoder(tokenizer_of(cache, tokenizer, runs, device, progress.say), device, "float32")
     rows = np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).round().astype(np.int64))
     about_to_write(

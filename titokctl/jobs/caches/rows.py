@@ -8,6 +8,7 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import preprocess
 from titokctl.data.sources import Source
 from titokctl.data.sources.opening import reopen_source
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.models.titok.tokenizer import TiTok
@@ -23,7 +24,7 @@ def tokenizer_of(cache: TokenCache, given: str | None, runs: Path, device: str, 
     """
     head = cache.header
     name = tokenizer_with(head.encoder_sha256, head.weights_sha256, given, runs, say)
-    model = load_tokenizer(name, device)
+    model = load_tokenizer(name, device, fetch=not is_dry_run())
     if encoder_sha256(model) != head.encoder_sha256:
         raise UserError(
             f"{name} is another tokenizer than the one {cache.path} was made with", "name that one with --tokenizer"
@@ -42,7 +43,7 @@ class Originals:
         if source is None:
             if not isinstance(recorded.get("paths"), list) or not recorded["paths"]:
                 raise UserError(f"{cache.path} does not say which images it was made of")
-            source = reopen_source(recorded)
+            source = reopen_source(recorded, not is_dry_run())
         if source.description.get("fingerprint") != recorded.get("fingerprint"):
             where = source.description["paths"][0]
             raise UserError(f"the source {where} has changed since {cache.path} was made, or is another one")
@@ -52,9 +53,9 @@ class Originals:
             raise UserError(f"{cache.path} does not say how its images were cut") from error
         if self._preprocessing.size != cache.header.image_size:
             raise UserError(f"{cache.path} contradicts itself about the size of its images")
-        self._source = source
+        self._source = source.by_position()
         is_whole = len(source) == len(cache)
-        self._positions = None if is_whole else _positions(source.keys(), cache.keys.tolist())
+        self._positions = None if is_whole else _positions(self._source.keys(), cache.keys.tolist())
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """The plain crops of `rows` (n,), as (n, S, S, 3) uint8."""

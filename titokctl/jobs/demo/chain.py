@@ -197,5 +197,5 @@ class _Demo:
 
 def _pixels(shards: Path) -> np.ndarray:
     """(n, S, S, 3) uint8: all tiles of a split."""
-    images = TrainingImages(open_source([shards]), TILE, crop="center", flip=False)
+    images = TrainingImages(open_source([shards]).by_position(), TILE, crop="center", flip=False)
     return images.batch(np.zeros(len(images), np.int64), np.arange(len(images))).numpy()

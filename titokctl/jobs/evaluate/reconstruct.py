@@ -13,7 +13,7 @@ from titokctl.data.pipeline import DecodedUnit, decode_units
 from titokctl.data.sources import Rejected, Source, Unit, open_source
 from titokctl.data.workers import available_cores
 from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import about_to_write
+from titokctl.dry_run import about_to_write, is_dry_run
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.features import fixed_batches
 from titokctl.evaluation.image_set import unreadable
@@ -97,8 +97,8 @@ def reconstruct(
     _check_output(output, overwrite)
     name = pick_tokenizer(tokenizer, runs, progress.say, pixels=True)
     data = _images_of(data)
-    source = open_source(data)
-    model = load_tokenizer(name, device)
+    source = open_source(data, keep_index=not is_dry_run())
+    model = load_tokenizer(name, device, fetch=not is_dry_run())
     if not model.config.pixel_decoder:
         raise UserError(f"{name} was trained in stage proxy only and makes no pixels", "train its decoder (--init)")
     preprocessing = PreprocessingConfig(size=model.config.image_size)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from titokctl.data.images import to_float
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions
@@ -50,7 +51,7 @@ def find_judges(features: str, lpips: bool | None, device: str, progress: Progre
                 "no rFID: Inception's weights are not on this machine (--features inception fetches them)"
                 + ("; fd-lite0 instead, which is not comparable with it" if features == "lite0" else "")
             )
-    network = load_lpips().to(device) if lpips else None
+    network = load_lpips(fetch=not is_dry_run()).to(device) if lpips else None
     extractor = None if features == NONE else extractor_for(features, ExtractorOptions(device), progress)
     return Judges(network, extractor)
 

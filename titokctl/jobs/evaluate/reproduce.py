@@ -11,6 +11,7 @@ from titokctl.config import recipe_files
 from titokctl.config.sampling import SamplingConfig
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import ExtractorOptions
 from titokctl.evaluation.feature_pass import extractor_for
@@ -93,7 +94,7 @@ def reproduce(
     is_adm = _check_reference(reference, features)
     # What may be missing is looked for before hours are spent: rank 0 fetches, the others find it in the cache.
     for wanted in (name, GENERATORS[name]) if group.is_main else ():
-        progress.say(f"{wanted}: {locate(wanted)}")
+        progress.say(f"{wanted}: {locate(wanted, not is_dry_run())}")
     extractor_for(features, options, progress, group)
     settings: SamplingConfig = recipe_files.load(name, "sampling")
     drawn = sample(

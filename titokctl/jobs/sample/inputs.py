@@ -11,6 +11,7 @@ from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.class_order import say_class_order
 from titokctl.data.image_decoder import ImageDecoder
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UsageError, UserError
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import prepared
@@ -132,7 +133,7 @@ def released_as(config: GeneratorConfig) -> str | None:
 
 
 def _given(name: str, kind: str) -> Given:
-    path = locate(name)
+    path = locate(name, not is_dry_run())
     weights = read(path)
     if weights.kind != kind:
         hint = "`titokctl inspect` says what something is; without the option the newest that fits is taken"

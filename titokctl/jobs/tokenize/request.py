@@ -19,7 +19,7 @@ from titokctl.data.views import names_of, view
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
-from titokctl.dry_run import about_to_write
+from titokctl.dry_run import about_to_write, is_dry_run
 from titokctl.errors import UsageError
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
@@ -95,10 +95,10 @@ def tokenize(
     team = Team(group, "tokenize", progress, lambda: stop.check(SAVED))
     # Rank 0 decides about the tokenizer, and makes the source's index while the others wait.
     name = pick_tokenizer(tokenizer, runs, progress.say) if group.is_main else team.hear("tokenizer")
-    source = open_source(paths, source_kind, accept_cut, labels, label_table)
+    source = open_source(paths, source_kind, accept_cut, labels, label_table, not is_dry_run())
     if group.is_main:
         team.tell("tokenizer", name)
-    model = load_tokenizer(name, device)
+    model = load_tokenizer(name, device, fetch=not is_dry_run())
     squared = {"size": model.config.image_size, "crop": crop, "exif": exif}
     preprocessing = PreprocessingConfig.model_validate(squared | {"fast_decode": fast_decode, "max_pixels": max_pixels})
     makers = made_with(batch_size or default_batch_size(device, "encode"), precision_name, device)

@@ -119,7 +119,7 @@ class UnitWork:
         ids = views.pop(PLAIN)
         keys = np.array([key.encode() for key in decoded.keys], dtype=None if decoded.keys else "S1")
         rejected = [asdict(one) for one in decoded.rejected]
-        count = unit.count if self.source.can_seek else len(ids) + len(rejected)
+        count = len(ids) + len(rejected)
         return TokenPart(unit.index, unit.first, count, unit.name, ids, decoded.labels, keys, views, rejected)
 
     def _tile_done(self, images: int) -> None:

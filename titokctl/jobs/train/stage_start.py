@@ -13,6 +13,7 @@ from titokctl.config.base import Config
 from titokctl.config.differences import flat_differences
 from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, TokenizerRecipe
 from titokctl.distributed.group import Group
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.run_folder import RunFolder, finished_runs, newest_run
 from titokctl.models.titok.tokenizer import TiTok
@@ -90,14 +91,14 @@ def _init_name(recipe: DecoderRecipe, runs: Path, say: Say) -> str:
 
 def _decoder_start(recipe: DecoderRecipe, named: str, runs: Path) -> Start:
     """Stage-1 weights with a VQGAN's codebook and decoder; or weights that have both already, to go on with them."""
-    tokenizer = load_tokenizer(named)
+    tokenizer = load_tokenizer(named, fetch=not is_dry_run())
     given, wanted = _without_pixels(tokenizer.config), _without_pixels(recipe.model)
     _check_same(f"{named} has another architecture", given, wanted, "model")
     inputs = {"init": {"from": named, "weights_sha256": weights_sha256(tokenizer)}}
     if tokenizer.config.pixel_decoder and recipe.proxy is None:
         return Start(None, tokenizer, inputs)
     source = recipe.proxy or _recorded_vqgan(named, runs)
-    vqgan = load_proxy(source)
+    vqgan = load_proxy(source, fetch=not is_dry_run())
     _check_same(f"{source} is a proxy tokenizer of another size", vqgan.config, _proxy_config(recipe), "model.proxy")
     inputs["proxy"] = {"from": source, "weights_sha256": weights_sha256(vqgan)}
     return Start(None, with_pixel_decoder(tokenizer, vqgan), inputs)
@@ -106,7 +107,9 @@ def _decoder_start(recipe: DecoderRecipe, named: str, runs: Path) -> Start:
 def _recorded_vqgan(named: str, runs: Path) -> str:
     """The VQGAN that the stage-1 weights `named` learnt from, by its hash among the runs, or where it was."""
     hint = "name the VQGAN that it learnt from with --proxy"
-    recorded: dict[str, Any] = json.loads(read(locate(named)).extra.get("inputs", "{}")).get("proxy", {})
+    recorded: dict[str, Any] = json.loads(read(locate(named, not is_dry_run())).extra.get("inputs", "{}")).get(
+        "proxy", {}
+    )
     if not recorded:
         raise UserError(f"{named} does not say which proxy tokenizer it learnt from", hint)
     digest = recorded.get("weights_sha256")
@@ -115,7 +118,7 @@ def _recorded_vqgan(named: str, runs: Path) -> str:
             return str(run.path)
     source = str(recorded.get("from"))
     try:
-        found = weights_sha256(load_proxy(source))
+        found = weights_sha256(load_proxy(source, fetch=not is_dry_run()))
     except UserError as error:
         raise UserError(f"the proxy tokenizer that {named} learnt from is gone: {error.message}", hint) from error
     if found != digest:

@@ -10,6 +10,7 @@ from titokctl.data.sources import open_source
 from titokctl.data.sources.source import Source
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
+from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats import proxy_codes
 from titokctl.formats.metrics_log import MetricsLog
@@ -119,8 +120,8 @@ def plan_training(
 
 
 def _sources(data: Sequence[Path | str], validation: Sequence[Path | str]) -> tuple[Source, Source | None]:
-    source = open_source(data)
-    held_out = open_source(validation) if validation else None
+    source = open_source(data, keep_index=not is_dry_run())
+    held_out = open_source(validation, keep_index=not is_dry_run()) if validation else None
     if len(source) < 1:
         raise UserError(f"no images in {data[0]}", "name a folder of images or of WebDataset shards")
     return source, held_out

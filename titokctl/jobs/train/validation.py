@@ -7,7 +7,7 @@ import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.pipeline import decode_units
-from titokctl.data.sources.source import Source, Unit
+from titokctl.data.sources.source import SeekableSource, Source, Unit
 from titokctl.data.workers import available_cores
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import sum_arrays
@@ -142,7 +142,7 @@ def inception_if_here(device: str, say: Callable[[str], None]) -> Extractor | No
 
 def _share_of(source: Source, group: Group) -> list[Unit]:
     """This process's part of the source: a stretch of it, or every so manieth shard where only those can be read."""
-    if not source.can_seek:
+    if not isinstance(source, SeekableSource):
         return source.units[group.rank :: group.world_size]
     begin, end = (len(source) * r // group.world_size for r in (group.rank, group.rank + 1))
     return [Unit(i, first, min(_BATCH, end - first), "") for i, first in enumerate(range(begin, end, _BATCH))]
