@@ -1,4 +1,4 @@
-"""Ids to pixels: what `titokctl sample` and `decode` do, beside the plain float32 way.
+"""Ids to pixels, as `titokctl sample` and `decode` do it, beside plain float32.
 
     python -m benchmarks.decode [--device cpu|cuda] [--model titok-l-32] [--batch-size 8] [--quick] [--json out.json]
 
@@ -41,18 +41,18 @@ def main() -> None:
 
 
 def cost(tokenizer: TiTok, batch: int, device: str) -> dict[str, float]:
-    """Operations and bytes of decoding a batch."""
+    """Return the operations and bytes of decoding a batch."""
     vectors = torch.zeros(batch, tokenizer.config.num_latent_tokens, tokenizer.config.token_size, device=device)
     return counted(lambda: tokenizer.decode(vectors))
 
 
 def decoder_bytes(tokenizer: TiTok) -> int:
-    """Bytes of the weights that decoding reads."""
+    """Return the bytes of the weights that decoding reads."""
     return weight_bytes(tokenizer.decoder, *filter(None, [tokenizer.proxy_pixels]))
 
 
 def pixel_difference(found: torch.Tensor, expected: torch.Tensor) -> str:
-    """Mean absolute difference of images in [0, 1], in levels."""
+    """Return the mean absolute difference of images in [0, 1], in levels."""
     return f"{255 * float((found - expected).abs().mean()):.3f} of 255"
 
 

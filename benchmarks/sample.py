@@ -1,4 +1,4 @@
-"""Labels to ids to pixels with guidance, the arithmetic of `titokctl sample`, beside the plain float32 way.
+"""Labels to ids to pixels with guidance, the arithmetic of `titokctl sample`, beside plain float32.
 
     python -m benchmarks.sample [--device cpu|cuda] [--model titok-l-32] [--batch-size 8] [--quick] [--json out.json]
 
@@ -34,22 +34,22 @@ class Ours:
         self.tokenizer = prepared(tokenizer, device, self.name, half="decoder")
 
     def ids(self, labels: torch.Tensor) -> torch.Tensor:
-        """(B, K)."""
+        """Return ids (B, K)."""
         with precision(self.name, self.device):
             return decode_ids(self.generator, labels, self.settings, torch.arange(len(labels), device=self.device))
 
     def logits(self, vectors: torch.Tensor) -> torch.Tensor:
-        """What the ViT decoder gives."""
+        """Return the output of the ViT decoder."""
         with precision(self.name, self.device):
             return self.tokenizer.decode_proxy_logits(vectors)
 
     def pixels(self, ids: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S)."""
+        """Return images (B, 3, S, S)."""
         with precision(self.name, self.device):
             return self.tokenizer.detokenize(ids)
 
     def ways(self, labels: torch.Tensor, ids: torch.Tensor) -> dict[str, Way]:
-        """The whole, and its parts."""
+        """Return the ways to measure: the whole, and its parts."""
         batch = len(labels)
         vectors = self.tokenizer.quantizer.vectors_of(ids).detach()
         generator, decoder = counted(lambda: self.ids(labels)), cost(self.tokenizer, batch, self.device)

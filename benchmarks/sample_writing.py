@@ -1,10 +1,10 @@
-"""Writing a sample set beside a plain sequential write of the same pixels on the same disk, and the memory it takes.
+"""The speed and memory of writing a sample set, beside a plain sequential write of the same pixels on the same disk.
 
     python -m benchmarks.sample_writing [-n 50000] [--format npz] [--folder DIR] [--device cpu|cuda] [--quick]
         [--json out.json]
 
-What draws is `titokctl sample`'s own loop with a generator of two layers and a stub in place of the decoder, which
-hands out images of real size. Needs n x 196,608 bytes of disk twice for a while; all of it is removed.
+The images are drawn by the loop of `titokctl sample` with a generator of two layers and a stub in place of the decoder,
+which returns images of real size. Needs n x 196,608 bytes of disk twice for a while; all of it is deleted at the end.
 """
 
 import os
@@ -22,8 +22,8 @@ from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.image_decoder import ENCODERS
 from titokctl.distributed.stop import StopRequest
-from titokctl.formats.image_output import PRODUCTS
-from titokctl.formats.sample_set_writer import SampleSetWriter
+from titokctl.formats.image_output import PRODUCTS, OutputSpec
+from titokctl.formats.sample_set import SampleSetWriter
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.jobs.sample.work import draw
 from titokctl.models.maskgit.generator import MaskGit
@@ -33,7 +33,7 @@ TILE, EDGE, TOKENS, CODES = 64, 256, 32, 16
 
 
 class StubDecoder:
-    """Images of real size, made beforehand."""
+    """Returns images of real size, made beforehand."""
 
     def __init__(self, device: str) -> None:
         images = np.random.default_rng(0).integers(0, 256, (TILE, EDGE, EDGE, 3), np.uint8)
@@ -47,7 +47,9 @@ def main() -> None:
     """Measure and print."""
     made = parser(__doc__)
     made.add_argument("-n", "--number", type=int, help="images (default: 5000, or 1000 with --quick)")
-    made.add_argument("--folder", type=Path, help="on the disk to be measured; the folder for temporary files else")
+    made.add_argument(
+        "--folder", type=Path, help="a folder on the disk to measure; by default the one for temporary files"
+    )
     made.add_argument("--format", choices=list(PRODUCTS), default="npz")
     given = made.parse_args()
     number = given.number or (1000 if given.quick else 5000)
@@ -90,7 +92,7 @@ def _task(number: int, image_format: str, device: str) -> Any:
 
 
 def _plain(folder: Path, task: Any) -> None:
-    """The same pixels, one image after the other, until they are on the disk."""
+    """Write the same pixels, one image after the other, until they are on the disk."""
     pixels = task.networks.decoder.images(range(TILE)).cpu().numpy()
     with (folder / "plain").open("wb", buffering=0) as file:
         for first in range(0, task.plan.num_images, TILE):
@@ -99,12 +101,11 @@ def _plain(folder: Path, task: Any) -> None:
 
 
 def _sample(folder: Path, task: Any) -> None:
-    """A whole set."""
+    """Write a whole set."""
     labels = np.arange(task.plan.num_images) % 1000
     header = CacheHeader({}, "0" * 64, "0" * 64, CODES, TOKENS, EDGE, {}, {"kind": "samples"})
-    writer = SampleSetWriter(
-        folder, {}, labels, (), image_size=EDGE, image_format=task.image_format, encode=ENCODERS.get(task.image_format)
-    )
+    spec = OutputSpec(task.image_format, EDGE, labels, encode=ENCODERS.get(task.image_format))
+    writer = SampleSetWriter(folder, {}, spec)
     with StopRequest() as stop, writer:
         writer.begin()
         writer.open()

@@ -16,6 +16,7 @@ from caches import write_cache
 
 from titokctl.cli import app as cli
 from titokctl.cli.app import run
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.dry_run import is_dry_run
 from titokctl.errors import Stopped, UserError
@@ -158,16 +159,16 @@ def shard_a_part() -> None:
 
 
 def sample_a_part() -> None:
-    from titokctl.jobs.sample.request import sample
+    from titokctl.jobs.sample.request import Sample
 
-    sample(Path("runs"), num_images=20, output=Path("made"), progress=SilentProgress(), stop=StopWith("made"))
+    Sample(num_images=20, output=Path("made")).run(Context(Path("runs"), stop=StopWith("made")))
 
 
 def decode_a_part() -> None:
-    from titokctl.jobs.decode import decode
+    from titokctl.jobs.decode import Decode
 
-    decode(Path("ids.h5"), Path("out.npz"), Path("runs"), batch_size=2, precision_name="float32",
-           progress=SilentProgress(), stop=StopWith(".out*"))  # fmt: skip
+    request = Decode(Path("ids.h5"), Path("out.npz"), batch_size=2, precision="float32")
+    request.run(Context(Path("runs"), stop=StopWith(".out*")))
 
 
 def tokenize_a_part() -> None:

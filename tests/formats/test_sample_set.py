@@ -1,4 +1,4 @@
-"""Sample sets: written in chunks, whole or unfinished, never in between."""
+"""Sample sets: written in chunks, finished or unfinished, never in between."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from titokctl.data.images import decode, encode_png, encode_webp
 from titokctl.data.sources import open_source
 from titokctl.errors import UserError
 from titokctl.formats.chunk_writer import Rows
-from titokctl.formats.sample_set import SampleSet, changed_settings, record_location, remove, state_of
-from titokctl.formats.sample_set_writer import SampleSetWriter
+from titokctl.formats.image_output import OutputSpec
+from titokctl.formats.sample_set import SampleSet, SampleSetWriter, check_fits, record_location, remove, state_of
 from titokctl.formats.token_cache import CacheHeader, TokenCache
 
 N, SIZE, TILE = 37, 8, 8
@@ -32,10 +32,8 @@ FORMATS = ["npz", "png", "webp", "wds", "none"]
 
 
 def writer(folder, image_format="npz"):
-    encode = ENCODERS.get(image_format)
-    made = SampleSetWriter(
-        folder, SETTINGS, LABELS, ("a", "b", "c"), image_size=SIZE, image_format=image_format, encode=encode
-    )
+    spec = OutputSpec(image_format, SIZE, LABELS, ("a", "b", "c"), ENCODERS.get(image_format))
+    made = SampleSetWriter(folder, SETTINGS, spec)
     made.begin()
     made.open()
     return made
@@ -44,7 +42,7 @@ def writer(folder, image_format="npz"):
 def add(target, first, count=TILE):
     rows = slice(first, first + count)
     images = IMAGES[rows]
-    kept = None if target.image_format == "none" else images
+    kept = None if target.spec.image_format == "none" else images
     target.add(first, len(images), lambda: Rows(IDS[rows], kept, {"shown": images}))
 
 
@@ -121,7 +119,7 @@ def test_a_set_with_a_gap_is_not_finished(tmp_path):
 
 @pytest.mark.parametrize("moved", [["images.npz"], ["images.npz", "ids.h5"], ["images.npz", "ids.h5", "grid.png"]])
 def test_a_writer_killed_while_it_moved_its_results(tmp_path, moved):
-    """The state on disk at that moment: all chunks, and some results at their final places but no manifest."""
+    """The state on disk at that moment: all chunks, and some results under their final names, but no manifest."""
     write(tmp_path / "whole")
     folder = tmp_path / "set"
     with writer(folder) as target:
@@ -145,14 +143,18 @@ def test_a_damaged_chunk_is_named(tmp_path):
         pass
 
 
-def test_changed_settings_are_listed(tmp_path):
+def test_other_settings_are_refused_and_listed(tmp_path):
+    assert check_fits(tmp_path, SETTINGS) == "empty"
     with writer(tmp_path):
         pass
-    assert changed_settings(tmp_path, SETTINGS) == []
+    assert check_fits(tmp_path, SETTINGS) == "unfinished"
     other = {"num_images": N, "sampling": {"seed": 5}}
-    assert changed_settings(tmp_path, other) == ["sampling.seed: 0 -> 5"]
+    with pytest.raises(UserError, match=r"begun with other settings:\n  sampling\.seed: 0 -> 5"):
+        check_fits(tmp_path, other)
     write(tmp_path)
-    assert changed_settings(tmp_path, other) == ["sampling.seed: 0 -> 5"]
+    assert check_fits(tmp_path, SETTINGS) == "finished"
+    with pytest.raises(UserError, match=r"begun with other settings:\n  sampling\.seed: 0 -> 5"):
+        check_fits(tmp_path, other)
 
 
 def test_a_run_folder_may_point_to_the_set(tmp_path):
@@ -199,7 +201,10 @@ def test_a_manifest_of_something_else_is_neither_read_nor_removed(tmp_path, cont
 def test_a_newer_format_and_unknown_images_are_refused(tmp_path):
     write(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    for change, message in (({"format_version": 2}, "newer titokctl"), ({"images": "../../etc"}, "names no images")):
+    for change, message in (
+        ({"format_version": 2}, "newer titokctl"),
+        ({"images": "../../etc"}, "images of an unknown kind"),
+    ):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(UserError, match=message):
             SampleSet.open(tmp_path)

@@ -8,12 +8,13 @@ import trained
 from PIL import Image
 
 from titokctl.cli.app import run
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.evaluation.extractors import open_extractor
 from titokctl.formats.statistics import file_sha256
 from titokctl.jobs.evaluate.fid import fid
-from titokctl.jobs.sample.request import sample
+from titokctl.jobs.sample.request import Sample
 from titokctl.jobs.tokenize.request import tokenize
 from titokctl.progress import SilentProgress
 
@@ -127,7 +128,7 @@ def test_names_tell_what_files_do_not(tmp_path):
 def test_samples_belong_to_the_training_set(tmp_path):
     runs = trained.both(tmp_path / "runs")
     with StopRequest() as stop:
-        drawn = sample(runs, num_images=12, progress=SilentProgress(), stop=stop)
+        drawn = Sample(num_images=12).run(Context(runs, stop=stop))
     for name in ("val-256", "interval"):
         np.savez(tmp_path / f"{name}.npz", noise(30, 1, trained.SIZE))
     assert warned(judge(drawn.samples, tmp_path / "val-256.npz", runs), "val-256.npz looks like validation images")

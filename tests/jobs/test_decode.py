@@ -9,13 +9,14 @@ import pytest
 import trained
 
 from titokctl.cli.app import run
+from titokctl.context import Context
 from titokctl.data.images import decode as pixels_of
 from titokctl.data.sources import open_source
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import EXIT_STOPPED, Stopped
 from titokctl.formats.sample_set import SampleSet
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.decode import decode as job
+from titokctl.jobs.decode import Decode
 from titokctl.progress import SilentProgress
 
 N = 21
@@ -31,7 +32,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SampleSet]:
 
 @pytest.fixture
 def decode(drawn, capsys):
-    """Call the command; returns its JSON, or what it said when it failed with `code`."""
+    """Call the command; returns its JSON, or its stderr if it is to fail with `code`."""
 
     def call(*words: object, code: int = 0):
         assert run(["decode", "--runs-dir", str(drawn[0]), "--device", "cpu", "--json", *map(str, words)]) == code
@@ -70,8 +71,8 @@ def test_folders_hold_the_same_images_and_shards_their_classes(drawn, decode, tm
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".png"}
 
 
-def test_one_that_was_begun_goes_on_with_the_same_settings_only(drawn, decode, tmp_path):
-    """As a process that was killed leaves it: some chunks, and images that no chunk names."""
+def test_unfinished_work_is_resumed_with_the_same_settings_only(drawn, decode, tmp_path):
+    """What a killed process leaves: some chunks, and images that no chunk names."""
     work = tmp_path / ".out.npz.unfinished"
     decode(drawn[1].ids, "-o", tmp_path / "whole.npz", "--batch-size", 4)
     _begin(drawn, decode, tmp_path, work)
@@ -88,16 +89,14 @@ def _begin(drawn, decode, tmp_path: Path, work: Path) -> None:
     stop = StopRequest()
 
     class StopsAtTheSecondBatch(SilentProgress):
-        """As a signal between two batches."""
+        """Asks for a stop, as a signal between two batches does."""
 
         def advance(self, n: int = 1, note: str = "") -> None:
             stop.adopt(EXIT_STOPPED)
 
+    request = Decode(drawn[1].ids, tmp_path / "out.npz", batch_size=4, precision="bf16")
     with pytest.raises(Stopped, match=f"4 of {N} images are kept"):
-        job(
-            drawn[1].ids, tmp_path / "out.npz", drawn[0], batch_size=4, precision_name="bf16",
-            progress=StopsAtTheSecondBatch(), stop=stop,
-        )  # fmt: skip
+        request.run(Context(drawn[0], progress=StopsAtTheSecondBatch(), stop=stop))
     assert len(list(work.glob("chunk-*"))) == 1
     assert not (tmp_path / "out.npz").exists()
 
@@ -106,8 +105,10 @@ def test_what_is_refused(drawn, decode, tmp_path):
     ids = drawn[1].ids
     (tmp_path / "there.npz").touch()
     assert "exists already" in decode(ids, "-o", tmp_path / "there.npz", code=1)
-    assert "no name for a folder of webp" in decode(ids, "-o", tmp_path / "out.npz", "--format", "webp", code=2)
-    assert "no name for an .npz file" in decode(ids, "-o", tmp_path / "out", "--format", "npz", code=2)
+    assert "names a file, but webp output is a folder" in decode(
+        ids, "-o", tmp_path / "out.npz", "--format", "webp", code=2
+    )
+    assert "does not end in .npz" in decode(ids, "-o", tmp_path / "out", "--format", "npz", code=2)
     assert "has no view 'flip'" in decode(ids, "-o", tmp_path / "out", "--view", "flip", code=1)
     assert "file not found" in decode(tmp_path / "missing.h5", "-o", tmp_path / "out", code=1)
     other = tmp_path / "other"

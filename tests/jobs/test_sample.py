@@ -1,4 +1,4 @@
-"""`titokctl sample`: what it makes, that it can be repeated, and what it refuses."""
+"""`titokctl sample`: its products, that they can be repeated, and its refusals."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sample(networks, capsys):
-    """Call the command in this process and return what it made; the runs folder is shared by the tests."""
+    """Call the command in this process and return the sample set; the tests share the runs folder."""
 
     def call(*words: object) -> SampleSet:
         code = run(["sample", "--runs-dir", str(networks), "--device", "cpu", "--json", *map(str, words)])
@@ -39,7 +39,7 @@ def sample(networks, capsys):
 
 @pytest.fixture
 def refused(networks, capsys):
-    """Call the command, which must fail with `code`; returns what it said."""
+    """Call the command, which must fail with `code`; returns its stderr."""
 
     def call(code: int, *words: object) -> str:
         assert run(["sample", "--runs-dir", str(networks), "--device", "cpu", *map(str, words)]) == code
@@ -172,7 +172,7 @@ def test_an_output_of_ones_own_is_found_through_the_runs_folder(sample, networks
 def test_an_existing_output(sample, refused, tmp_path):
     output = tmp_path / "mine"
     sample("-n", 5, "-o", output)
-    assert "holds a sample set already" in refused(1, "-n", 5, "-o", output)
+    assert f"{output} exists already" in refused(1, "-n", 5, "-o", output)
     found = sample("-n", 6, "-o", output, "--overwrite", "--format", "png")
     assert len(images_of(found)) == 6
     assert not (output / "images.npz").exists()
@@ -189,9 +189,9 @@ def test_an_existing_output(sample, refused, tmp_path):
         (["-n", "0"], "-n must be at least 1, not 0"),
         (["-n", "-3"], "-n must be at least 1"),
         (["--per-class", "0"], "--per-class must be at least 1"),
-        (["-n", "3", "--per-class", "3"], "say the same twice"),
+        (["-n", "3", "--per-class", "3"], "mutually exclusive"),
         (["--classes", "7"], "class 7 is out of range: this generator has the classes 0 to 2"),
-        (["--classes", "a"], "no list of class numbers"),
+        (["--classes", "a"], "not a list of class numbers"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--choice-temperature", "-1"], "--choice-temperature must be at least 0"),
         (["--cfg-power", "nan"], "--cfg-power must be"),
@@ -224,7 +224,7 @@ def test_networks_that_are_not_there_or_do_not_fit(refused, tmp_path, networks):
     trained.tokenizer_run(others, "longer", num_latent_tokens=16)
     trained.tokenizer_run(others, "larger", codebook_size=64)
     said = refused(1, "--tokenizer", others / "tokenizer" / "another")
-    assert "was trained on ids of another tokenizer" in said
+    assert "was not trained on ids of the tokenizer" in said
     assert "hint: leave out --tokenizer" in said
     assert "tokens an image: 8 and 16" in refused(1, "--tokenizer", others / "tokenizer" / "longer")
     assert "codes: 32 and 64" in refused(1, "--tokenizer", others / "tokenizer" / "larger")

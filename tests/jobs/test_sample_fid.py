@@ -1,4 +1,4 @@
-"""`titokctl sample --fid REF`: the numbers of `titokctl fid`, with and without images, stopped and in processes."""
+"""`titokctl sample --fid REF`: the numbers of `titokctl fid`, with and without images, resumed, and in processes."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,14 @@ import toy_features
 import trained
 
 from titokctl.cli.app import run
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import EXIT_STOPPED, Stopped
-from titokctl.evaluation.extractors import ExtractorOptions
-from titokctl.jobs.sample.request import sample
-from titokctl.jobs.sample.scoring import FidRequest
+from titokctl.jobs.sample.request import Sample
 from titokctl.progress import SilentProgress
 
 N = 300
-IMAGE_SIZE = 24  # what the toy network takes
+IMAGE_SIZE = 24  # of the toy network
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """The environment with the toy network, here and in processes."""
+    """Install the toy network for this process; returns the environment for others."""
     monkeypatch.syspath_prepend(tmp_path / "package")
     return toy_features.install(tmp_path / "package")
 
@@ -69,16 +68,14 @@ def test_features_of_finished_chunks_are_kept_and_the_metrics_too(titokctl, netw
     stop = StopRequest()
 
     class StopsLate(SilentProgress):
-        """As a signal while the second tile is drawn."""
+        """Asks for a stop, as a signal while the second tile is drawn does."""
 
         def advance(self, n: int = 1, note: str = "") -> None:
             stop.adopt(EXIT_STOPPED)
 
+    request = Sample(num_images=N, output=tmp_path / "set", fid=networks / "ref.npz", features="toy")
     with pytest.raises(Stopped, match="32 of 300 images are kept"):
-        sample(
-            networks, num_images=N, output=tmp_path / "set",
-            fid=FidRequest(networks / "ref.npz", "toy", ExtractorOptions()), progress=StopsLate(), stop=stop,
-        )  # fmt: skip
+        request.run(Context(networks, progress=StopsLate(), stop=stop))
     assert titokctl(*judged(networks, tmp_path / "set"))["metrics"] == whole["metrics"]
     default = ("sample", "-n", N, "--fid", networks / "ref.npz", "--features", "toy")
     assert titokctl(*default)["metrics"] == whole["metrics"]
@@ -94,7 +91,7 @@ def test_one_image_is_refused_before_it_is_drawn(toy, networks, tmp_path, capsys
     assert not (tmp_path / "one").exists()
 
 
-def test_a_reference_that_is_not_there_is_told_before_anything_is_drawn(toy, networks, tmp_path, capsys):
+def test_a_missing_reference_is_refused_before_anything_is_drawn(toy, networks, tmp_path, capsys):
     words = ["sample", "-n", "4", "-o", tmp_path / "set", "--fid", tmp_path / "no.npz", "--features", "toy"]
     assert run([*map(str, words), "--runs-dir", str(networks), "--device", "cpu"]) == 1
     assert "no such file or folder" in capsys.readouterr().err

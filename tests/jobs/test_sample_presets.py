@@ -18,7 +18,7 @@ PUBLISHED = {  # steps, scale in the s-form, schedule, power, choice temperature
 
 
 def given(name: str, **extra: str) -> Given:
-    """A released generator on paper: its configuration, and no tensors."""
+    """Return a released generator's configuration without tensors."""
     return Given(name, Path(name), Weights("generator", BY_NAME[name].config, {}, extra))
 
 
@@ -46,14 +46,14 @@ def test_the_generators_own_settings_come_first():
 
 
 def test_a_released_generator_wants_the_tokenizer_it_was_released_with(tmp_path):
-    """Which is not on this machine, and said to be missing by its name."""
+    """The tokenizer is not on this machine; the message names it."""
     with pytest.raises(UserError, match="titok-s-128"):
         find_tokenizer(None, given("maskgit-uvit-s-128"), tmp_path, lambda text: None)
 
 
-def test_another_generator_that_records_nothing_wants_to_be_told(tmp_path):
+def test_another_generator_that_records_nothing_needs_a_named_tokenizer(tmp_path):
     config = BY_NAME["maskgit-vit-l-32"].config.model_copy(update={"width": 512})
     unknown = Given("mine", Path("mine"), Weights("generator", config, {}))
     assert settings(unknown) == SamplingConfig()
-    with pytest.raises(UserError, match="does not say which tokenizer"):
+    with pytest.raises(UserError, match="does not record which tokenizer"):
         find_tokenizer(None, unknown, tmp_path, lambda text: None)

@@ -33,7 +33,7 @@ def test_classes_as_people_write_them():
 
 @pytest.mark.parametrize("text", ["cat", "1,,2", "", "-1", "1.5", "1;2", "²"])
 def test_what_is_no_list_of_classes(text):
-    with pytest.raises(UsageError, match="no list of class numbers"):
+    with pytest.raises(UsageError, match="not a list of class numbers"):
         parse_classes(text)
 
 

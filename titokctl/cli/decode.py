@@ -8,13 +8,13 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 
 
 @app.command(epilog="Example: titokctl decode samples/ids.h5 -o out.npz")
 def decode(
     path: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache, e.g. ids.h5 of a sample set.")],
-    output: Annotated[Path, option("--output -o", "What to write the images into.", "FILE.npz|FOLDER")],
+    output: Annotated[Path, option("--output -o", "Where to write the images.", "FILE.npz|FOLDER")],
     image_format: Annotated[
         Literal["npz", "png", "webp", "wds"] | None,
         option("--format", "npz for a FILE.npz, else png by default; webp is lossless, wds are shards."),
@@ -24,7 +24,7 @@ def decode(
     batch_size: Annotated[int | None, option("--batch-size", "Images decoded at once.", min=1)] = None,
     precision: Annotated[
         Literal["float32", "bf16"] | None,
-        option("--precision", "As a sample set was made, else the device's fastest."),
+        option("--precision", "By default that of the sample set, else the device's fastest."),
     ] = None,
     device: options.Device = None,
     overwrite: options.Overwrite = False,
@@ -33,27 +33,12 @@ def decode(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Turn the ids of a token cache into images.
+    """Decode the ids of a token cache to images.
 
-    Run the same command again to go on with one that was stopped.
+    To resume a stopped run, run the same command again.
     """
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.decode import decode as job
-    from titokctl.models.device import device_named
+    from titokctl.jobs.decode import Decode
 
-    with alone(quiet, dry_run, as_json) as (progress, stop):
-        result = job(
-            path,
-            output,
-            runs_root(runs_dir),
-            image_format=image_format,
-            view=view,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            precision_name=precision,
-            overwrite=overwrite,
-            device=device_named(device),
-            progress=progress,
-            stop=stop,
-        )
+    request = Decode(path, output, image_format, view, tokenizer, batch_size, precision, overwrite)
+    result = perform(request, Surroundings(quiet, as_json, dry_run, runs_dir, device))
     console.result(result, as_json, "images")

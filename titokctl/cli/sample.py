@@ -7,13 +7,12 @@ from typing import Annotated, Any, Literal
 from titokctl.cli import completion, console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import MACHINE, option
-from titokctl.cli.work import Machine, together
-from titokctl.errors import UsageError
+from titokctl.cli.work import Machine, Surroundings, perform
 
-_how = partial(option, panel="How ids are drawn (by default as the generator says)")
-_result = partial(option, panel="What is written")
-# In one table with the others its two names would take their room.
-_switch = partial(option, panel="How ids are drawn, on or off")
+_how = partial(option, panel="Sampling settings (by default the generator's own)")
+_result = partial(option, panel="Output of the samples")
+# A panel of its own: the two long names would widen the first column of the other panel.
+_switch = partial(option, panel="Sampling switches")
 
 
 @app.command(epilog="Example: titokctl sample --cfg 4.0 -n 50000")
@@ -23,24 +22,23 @@ def sample(
         option("--generator", "The newest trained one by default.", "RUN|FILE|NAME", completes=completion.generators),
     ] = None,
     tokenizer: Annotated[str | None, options.tokenizer("The one the generator was trained for by default.")] = None,
-    num_images: Annotated[int | None, option("-n --num-images", "How many images; 64 by default.")] = None,
-    per_class: Annotated[int | None, option("--per-class", "How many images a class, instead of -n.")] = None,
+    num_images: Annotated[int | None, option("-n --num-images", "Number of images; 64 by default.")] = None,
+    per_class: Annotated[int | None, option("--per-class", "Images of each class, instead of -n.")] = None,
     classes: Annotated[
-        str | None, option("--classes", "Class numbers; image i gets the i-th in turn.", "207,360|all")
+        str | None, option("--classes", "Class numbers, which the images take in turn.", "207,360|all")
     ] = None,
     cfg: Annotated[
         str | None,
         _how(
             "--cfg",
-            "Guidance scale s of c + s (c - u), 0 = off. DiT's and diffusers' scale is this one plus 1: "
-            "write 5.0w for theirs.",
+            "Guidance scale s of c + s (c - u), 0 = off. The scale w of DiT and diffusers is s + 1; 5.0w means theirs.",
             "S|Ww",
         ),
     ] = None,
-    # The same names as config.sampling has, which is not imported before the command runs.
+    # The names of config.sampling, which is not imported before the command runs.
     cfg_schedule: Annotated[
         Literal["constant", "linear", "power-cosine"] | None,
-        _how("--cfg-schedule", "How guidance grows over the steps: constant, linear or power-cosine.", "NAME"),
+        _how("--cfg-schedule", "Guidance over the steps: constant, linear or power-cosine.", "NAME"),
     ] = None,
     cfg_power: Annotated[float | None, _how("--cfg-power", "Power of the power-cosine schedule.")] = None,
     steps: Annotated[int | None, _how("--steps", "Decoding steps.")] = None,
@@ -58,12 +56,12 @@ def sample(
         Literal["npz", "png", "webp", "wds", "none"] | None,
         _result(
             "--format",
-            "One .npz as the ADM evaluator reads it (the default), PNG or lossless WebP files, WebDataset shards, "
+            "One .npz for the ADM evaluator (the default), PNG or lossless WebP files, WebDataset shards, "
             "or no images (the default with --fid); ids.h5 and grid.png are always written.",
         ),
     ] = None,
     fid: Annotated[
-        Path | None, _result("--fid", "Judge the images against statistics or images while they are drawn.", "REF")
+        Path | None, _result("--fid", "Compare the images with statistics or images while they are drawn.", "REF")
     ] = None,
     features: Annotated[str, _result("--features", "Network of --fid.", "inception|lite0")] = "inception",
     inception_weights: Annotated[Path | None, _result("--inception-weights", "For --fid.", "FILE")] = None,
@@ -75,7 +73,7 @@ def sample(
     ] = None,
     precision: Annotated[
         Literal["float32", "bf16"] | None,
-        option("--precision", "The fastest of the device by default; recorded.", panel=MACHINE),
+        option("--precision", "The device's fastest by default; recorded.", panel=MACHINE),
     ] = None,
     device: options.Device = None,
     gpus: options.Gpus = None,
@@ -89,20 +87,14 @@ def sample(
 ) -> None:
     """Draw images with a trained generator.
 
-    Settings that are not given are the generator's own. Run the same command again to go on with a stopped set.
+    To resume a stopped set, run the same command again.
     """
-    if fid is None and (features != "inception" or inception_weights is not None):
-        raise UsageError("--features and --inception-weights belong to --fid", "add --fid REF")
-    from titokctl.config.guidance_scale import doubt, parse_scale
-    from titokctl.evaluation.extractors import ExtractorOptions
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.sample.request import check_request
-    from titokctl.jobs.sample.request import sample as job
-    from titokctl.jobs.sample.scoring import FidRequest
+    from titokctl.distributed.place import place
+    from titokctl.jobs.sample.request import Sample
     from titokctl.sampling.plan import parse_classes
 
-    given: dict[str, Any] = {
-        "guidance_scale": None if cfg is None else parse_scale(cfg),
+    settings: dict[str, Any] = {
+        "guidance_scale": cfg,
         "guidance_schedule": cfg_schedule,
         "guidance_power": cfg_power,
         "num_steps": steps,
@@ -110,36 +102,24 @@ def sample(
         "softmax_annealing": softmax_annealing,
         "seed": seed,
     }
-    changes, chosen = {name: value for name, value in given.items() if value is not None}, parse_classes(classes)
-    with together(
-        Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint),
-        quiet,
-        dry_run,
-        as_json,
-        check=lambda _: check_request(num_images, per_class, batch_size, precision, changes, output, overwrite),
-        takes_all_gpus=True,
-    ) as work:
-        if cfg is not None and doubt(cfg):
-            work.progress.say(doubt(cfg))
-        judge = FidRequest(fid, features, ExtractorOptions(work.device, inception_weights)) if fid else None
-        result = job(
-            runs_root(runs_dir),
-            generator=generator,
-            tokenizer=tokenizer,
-            num_images=num_images,
-            per_class=per_class,
-            classes=chosen,
-            changes=changes,
-            output=output,
-            image_format=image_format,
-            batch_size=batch_size,
-            precision_name=precision,
-            fid=judge,
-            overwrite=overwrite,
-            device=work.device,
-            group=work.group,
-            progress=work.progress,
-            stop=work.stop,
-        )
-    if work.group.is_main:
+    request = Sample(
+        generator=generator,
+        tokenizer=tokenizer,
+        num_images=num_images,
+        per_class=per_class,
+        classes=parse_classes(classes),
+        settings={name: value for name, value in settings.items() if value is not None},
+        output=output,
+        image_format=image_format,
+        batch_size=batch_size,
+        precision=precision,
+        fid=fid,
+        features=features,
+        inception_weights=inception_weights,
+        overwrite=overwrite,
+    )
+    machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
+    around = Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine, takes_all_gpus=True)
+    result = perform(request, around)
+    if place().is_main:
         console.result(result, as_json, "samples")

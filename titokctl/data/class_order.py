@@ -1,4 +1,4 @@
-"""Classes that official generators count otherwise: their class c is the c-th synset in sorted order."""
+"""Class numbers that differ from those of released generators, whose class c is the c-th synset in sorted order."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,11 +8,11 @@ from titokctl.weights.known import released
 
 
 def say_class_order(class_names: Sequence[str], model: GeneratorConfig, say: Callable[[str], None]) -> None:
-    """Name the first class that is another one than in the official generator of the configuration `model`.
+    """Warn, and name the first class that differs, if classes are not in the order of the released generator.
 
     Args:
-        class_names: those of the cache that the generator learns or has learned from; () when unknown.
-        model: of the generator; others than the released ones are free to count as they like.
+        class_names: of the cache that the generator is trained on; () when unknown.
+        model: the generator's configuration; nothing is said about one that is not a released generator's.
     """
     known = released(model)
     if known is None or len(class_names) != model.num_classes or in_sorted_synset_order(class_names) is not False:
@@ -21,5 +21,5 @@ def say_class_order(class_names: Sequence[str], model: GeneratorConfig, say: Cal
     first = next(c for c, name in enumerate(class_names) if name != usual[c])
     say(
         f"warning: the cache's classes are not in the order of sorted synset names: its class {first} is "
-        f"{class_names[first]}, that of the released {known.name} is {usual[first]}; class numbers do not carry over"
+        f"{class_names[first]}, that of the released {known.name} is {usual[first]}; class numbers don't carry over"
     )

@@ -1,9 +1,9 @@
-"""Writing many images with memory for a few: pieces go to the disk in the background, and count in chunks.
+"""Write many images with memory for a few: threads write pieces, and chunks record which pieces are on the disk.
 
 Specification: a chunk is `chunk-<first index>.npz` in the folder of the unfinished set, with `pieces` (n, 3) int64,
 rows of (first index, number of images, CRC-32 of their pixels or 0), and `ids`, the ids of these images in the same
-order. It is renamed into place after its images are on the disk; what no chunk names is written again. Several
-processes may write different pieces.
+order. It gets its name by a rename after its images are on the disk; images that no chunk names are written again.
+Several processes may write different pieces.
 """
 
 import io
@@ -28,7 +28,7 @@ _WAITING_PIECES = 16
 
 @dataclass(frozen=True)
 class Rows:
-    """What belongs to some images in a row: ids (n, K), images (n, H, W, 3) uint8 if wanted, further arrays by name."""
+    """Consecutive images: ids (n, K), pixels (n, H, W, 3) uint8 if wanted, and further arrays by name."""
 
     ids: np.ndarray
     images: np.ndarray | None = None
@@ -37,7 +37,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Piece:
-    """Images that were added together and are on the disk."""
+    """Images that were added together and are on the disk, their ids, and the CRC-32 of their pixels."""
 
     count: int
     crc: int
@@ -47,11 +47,11 @@ class Piece:
 class ChunkWriter:
     """Takes pieces in any order; a context manager.
 
+    `arrays` may be filled with further arrays by name; the rows of a piece that lie behind an array's end are dropped.
+
     Args:
         work: folder of the unfinished set.
-        output: where images go; None for nowhere.
-
-    `arrays` may be filled with where further arrays go, by name; a piece beyond an array's end does not reach it.
+        output: writes the images; None to keep none.
     """
 
     def __init__(self, work: Path, output: ImageOutput | None) -> None:
@@ -60,7 +60,7 @@ class ChunkWriter:
         self.done: dict[int, Piece] = {}
         self._pending: list[tuple[int, int, Future[Piece]]] = []
         self._committing: Future[dict[int, Piece]] | None = None
-        self._places = threading.BoundedSemaphore(_WAITING_PIECES)
+        self._slots = threading.BoundedSemaphore(_WAITING_PIECES)
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="images")
@@ -76,31 +76,32 @@ class ChunkWriter:
 
     @property
     def num_done(self) -> int:
-        """Images that are known to be safely on the disk."""
+        """Number of images that a chunk names."""
         return sum(piece.count for piece in self.done.values())
 
     @property
     def num_pending(self) -> int:
-        """Images that were added since the last commit."""
+        """Number of images that were added since the last commit."""
         return sum(count for _, count, _ in self._pending)
 
     def read_chunks(self) -> None:
-        """Take note of all that is on the disk, by whomever. Raises UserError for a damaged chunk."""
+        """Read all chunks, also those of other processes, into `done`. Raises UserError for a damaged chunk."""
         for path in sorted(self.work.glob("chunk-*.npz")):
             self.done |= _read_chunk(path)
 
     def add(self, first: int, count: int, rows: Callable[[], Rows]) -> None:
-        """Hand over `count` images from index `first` on; they are safe after the next `commit`.
+        """Write `count` images from index `first` on in the background; the next `commit` records them.
 
-        `rows` is called by a thread of the pool; it may wait for a device. Waits itself while too many are in hand.
+        A thread of the pool calls `rows`, which may wait for a device. `add` waits while too many pieces are unwritten.
         """
-        self._places.acquire()
+        self._slots.acquire()
         self._pending.append((first, count, self._pool.submit(self._write, first, rows)))
 
     def commit(self, wait: bool = True) -> None:
-        """Record what was added, once it is on the disk; without `wait`, in the background, unless that is busy still.
+        """Record the added images once they are on the disk.
 
-        Raises UserError when the disk is full, for an earlier commit also.
+        Without `wait` this happens in the background; nothing is done while an earlier commit is still at work.
+        Raises UserError when the disk is full, also for an earlier commit.
         """
         with disk_errors(self.work.parent):
             if self._committing is not None:
@@ -116,7 +117,7 @@ class ChunkWriter:
             self.commit()
 
     def in_order(self, num_images: int) -> list[Piece]:
-        """All pieces in the order of their images. Raises ValueError when images are missing."""
+        """Return all pieces in the order of their images. Raises ValueError when images are missing."""
         end, pieces = 0, []
         for first, piece in sorted(self.done.items()):
             if first != end:
@@ -139,7 +140,7 @@ class ChunkWriter:
                     self.arrays[name].write(first, kept)
             return Piece(len(piece.ids), crc, piece.ids)
         finally:
-            self._places.release()
+            self._slots.release()
 
     def _commit(self, pending: list[tuple[int, int, Future[Piece]]]) -> dict[int, Piece]:
         pieces = {first: piece.result() for first, _, piece in pending}
@@ -165,5 +166,5 @@ def _read_chunk(path: Path) -> dict[int, Piece]:
         return {int(first): Piece(int(n), int(crc), part) for (first, n, crc), part in zip(table, parts, strict=True)}
     except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is damaged", "remove it to make its images again, or start over with --overwrite"
+            f"{path} is damaged", "delete it to make its images again, or start over with --overwrite"
         ) from error

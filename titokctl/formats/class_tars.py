@@ -1,6 +1,6 @@
-"""A tar of class tars, as ImageNet is handed out (ILSVRC2012_img_train.tar), read without unpacking anything.
+"""A tar of class tars, the form in which ImageNet is distributed (ILSVRC2012_img_train.tar), read without unpacking it.
 
-Every member `<class>.tar` holds the images of one class. Labels are the places of the class names in sorted order,
+Every member `<class>.tar` holds the images of one class. A label is the position of the class name in sorted order,
 which for ImageNet's synset names is the order that every model uses.
 """
 
@@ -15,7 +15,7 @@ _SUFFIX = ".tar"
 
 
 def is_class_tars(path: Path) -> bool:
-    """Whether the first member of a tar is a tar itself."""
+    """Return True if the first member of a tar is itself a tar."""
     try:
         with path.open("rb") as file:
             first = next(members(file, path.stat().st_size), None)
@@ -25,9 +25,9 @@ def is_class_tars(path: Path) -> bool:
 
 
 def scan_class_tars(file: BinaryIO, length: int) -> Scan:
-    """All images of all class tars in `file`, `length` bytes long, in the order they lie in.
+    """List the images of all class tars in `file`, `length` bytes long, in the order of the file.
 
-    Of a cut file the whole class tars count. Raises BrokenTar for what is no tar, also inside.
+    Of a file that is cut short, the complete class tars count. Raises BrokenTar if it, or a tar in it, is not a tar.
     """
     result = Scan()
     classes: list[Member] = []
@@ -42,7 +42,7 @@ def scan_class_tars(file: BinaryIO, length: int) -> Scan:
     names = [_class_name(member) for member in classes]
     for name, times in Counter(names).items():
         if times > 1:
-            raise BrokenTar(f"the class {name} is in it twice", cut=False)
+            raise BrokenTar(f"it holds the class {name} twice", cut=False)
     result.names = dict(enumerate(sorted(names)))
     label_of = {name: label for label, name in result.names.items()}
     for member, name in zip(classes, names, strict=True):
@@ -64,7 +64,7 @@ def _scan_class(file: BinaryIO, outer: Member, name: str, label: int, result: Sc
             if not stem or stem.startswith(".") or kind.lower() not in IMAGES:
                 continue
             if key in taken:
-                result.problems.append((key, "duplicate", f"{outer.name}: {member.name} is in it twice"))
+                result.problems.append((key, "duplicate", f"{outer.name}: it holds {member.name} twice"))
             elif member.size > MAX_IMAGE_BYTES:
                 result.problems.append((key, "too-large", f"{member.name}: {member.size:,} bytes"))
             else:

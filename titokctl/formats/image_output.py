@@ -14,6 +14,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,7 +25,7 @@ from titokctl.formats.npz_stream import NpzArray
 from titokctl.formats.shard_set import ShardInfo, ShardSample, shard_name, write_set_index, write_shard
 
 ImageFormat = Literal["npz", "png", "webp", "wds", "none"]
-# The name of what holds the images.
+# The file or folder that holds the images.
 PRODUCTS = {"npz": "images.npz", "png": "images", "webp": "images", "wds": "shards"}
 FILE_TYPES = {"png": "png", "webp": "webp", "wds": "png"}
 IMAGES_A_SHARD = 1000
@@ -32,14 +33,32 @@ _STAGED = "staged"
 Encode = Callable[[np.ndarray], bytes]
 
 
+@dataclass(frozen=True)
+class OutputSpec:
+    """The images of a set, and the form in which they are written.
+
+    Args:
+        image_size: edge of an image in pixels.
+        labels: (N,) class indices, -1 for none; their number is the number of images.
+        class_names: of the labels; () when unknown.
+        encode: (H, W, 3) uint8 to the bytes of an image file; needed for "png", "webp" and "wds".
+    """
+
+    image_format: ImageFormat
+    image_size: int
+    labels: np.ndarray
+    class_names: Sequence[str] = ()
+    encode: Encode | None = None
+
+
 class ImageOutput(Protocol):
     """Images on their way to the disk: `NpzArray`, `ImageFiles`, `ImageShards`."""
 
     def write(self, first: int, rows: np.ndarray) -> int:
-        """Images (n, H, W, 3) uint8 from index `first` on, from any thread. Returns the CRC-32 of their pixels."""
+        """Write images (n, H, W, 3) uint8 from index `first` on, from any thread. Returns the CRC-32 of the pixels."""
 
     def flush(self) -> None:
-        """Wait until what was written is on the disk."""
+        """Wait until everything that was written is on the disk."""
 
     def finish(self, pieces: list[tuple[int, int]]) -> None:
         """Complete the product; `pieces` are (number of images, CRC-32) in the order of the images."""
@@ -49,15 +68,15 @@ class ImageOutput(Protocol):
 
 
 def index_name(index: int, num_images: int) -> str:
-    """What image `index` of `num_images` is called."""
+    """Return the name of image `index` of `num_images`."""
     return f"{index:0{max(6, len(str(num_images - 1)))}d}"
 
 
 class ImageFiles:
-    """Image files that are being written; has the same methods as `npz_stream.NpzArray`.
+    """An `ImageOutput` that writes a folder of image files.
 
     Args:
-        folder: created when missing; files in it are kept, or replaced when they are written again.
+        folder: made when missing; files in it are kept until they are written again.
         num_images: of the whole set.
         extension: of the files, without the dot.
         encode: (H, W, 3) uint8 to the bytes of a file.
@@ -70,7 +89,7 @@ class ImageFiles:
         folder.mkdir(exist_ok=True)
 
     def path(self, index: int) -> Path:
-        """Where image `index` lies."""
+        """Return the path of image `index`."""
         return self._folder / f"{index_name(index, self._num_images)}.{self._extension}"
 
     def write(self, first: int, rows: np.ndarray) -> int:
@@ -82,35 +101,34 @@ class ImageFiles:
         return zlib.crc32(np.ascontiguousarray(rows).data)
 
     def flush(self) -> None:
-        """Wait until what was written is on the disk; others may be written meanwhile."""
+        """Wait until everything that was written is on the disk; other threads may write meanwhile."""
         paths = [self._unflushed.popleft() for _ in range(len(self._unflushed))]
         for path in [*paths, self._folder]:
             flush_entry(path)
 
     def finish(self, pieces: Iterable[tuple[int, int]]) -> None:
-        """Nothing is left to do: the files are whole."""
+        """Do nothing: the files are complete."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 class ImageShards:
-    """WebDataset shards. The files lie in a folder of their own until `finish` packs them in order.
+    """An `ImageOutput` that writes WebDataset shards; the files lie in a folder until `finish` packs them in order.
 
     Args:
         work: folder of the unfinished set.
-        labels: (N,) class indices, -1 for none.
-        class_names: for index.json; () when unknown.
+        spec: what is written.
         encode: (H, W, 3) uint8 to the bytes of a PNG file.
     """
 
-    def __init__(self, work: Path, labels: np.ndarray, class_names: Sequence[str], encode: Encode) -> None:
-        self._work, self._labels, self._class_names = work, labels, class_names
-        self._files = ImageFiles(work / _STAGED, len(labels), FILE_TYPES["wds"], encode)
+    def __init__(self, work: Path, spec: OutputSpec, encode: Encode) -> None:
+        self._work, self._labels, self._class_names = work, spec.labels, spec.class_names
+        self._files = ImageFiles(work / _STAGED, len(spec.labels), FILE_TYPES["wds"], encode)
         self.write, self.flush, self.close = self._files.write, self._files.flush, self._files.close
 
     def finish(self, pieces: Iterable[tuple[int, int]]) -> None:
-        """Pack the files; shards that were packed before are packed again, to the same bytes."""
+        """Pack the files; shards that an earlier run packed are packed again, to the same bytes."""
         folder = self._work / PRODUCTS["wds"]
         folder.mkdir(exist_ok=True)
         shards: list[ShardInfo] = []
@@ -125,33 +143,22 @@ class ImageShards:
             yield ShardSample(name, FILE_TYPES["wds"], data, int(self._labels[index]))
 
 
-def open_output(
-    image_format: ImageFormat,
-    work: Path,
-    image_size: int,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    encode: Encode | None,
-) -> ImageOutput | None:
-    """What takes the images; its product will be `work / PRODUCTS[image_format]`. None for "none".
-
-    Args:
-        labels: (N,) class indices, -1 for none; they also tell the number of images.
-        encode: to the format's files; not needed for "npz".
-    """
-    if image_format == "none":
+def open_output(work: Path, spec: OutputSpec) -> ImageOutput | None:
+    """Open what writes the images of `spec`; the product will be `work / PRODUCTS[image_format]`. None for "none"."""
+    form, num_images = spec.image_format, len(spec.labels)
+    if form == "none":
         return None
-    if image_format == "npz":
-        return NpzArray(work / PRODUCTS["npz"], (len(labels), image_size, image_size, 3), np.uint8)
-    if encode is None:
-        raise ValueError(f"image_format {image_format!r}: expected a function that encodes {FILE_TYPES[image_format]}")
-    if image_format == "wds":
-        return ImageShards(work, labels, class_names, encode)
-    return ImageFiles(work / PRODUCTS[image_format], len(labels), FILE_TYPES[image_format], encode)
+    if form == "npz":
+        return NpzArray(work / PRODUCTS["npz"], (num_images, spec.image_size, spec.image_size, 3), np.uint8)
+    if spec.encode is None:
+        raise ValueError(f"image_format {form!r}: expected a function that encodes {FILE_TYPES[form]}, not None")
+    if form == "wds":
+        return ImageShards(work, spec, spec.encode)
+    return ImageFiles(work / PRODUCTS[form], num_images, FILE_TYPES[form], spec.encode)
 
 
 def take_back(image_format: ImageFormat, folder: Path, work: Path) -> None:
-    """Undo moving the product from `work` to `folder`, where a writer was killed after it."""
+    """Move the product from `folder` back to `work`, if a writer was killed after it had moved the product there."""
     name = PRODUCTS.get(image_format)
     if name and (folder / name).exists():
         os.replace(folder / name, work / name)

@@ -1,6 +1,6 @@
-"""Reading .npz files of unknown origin: no pickles, no surprises in size, large arrays a few rows at a time.
+"""Read .npz files of unknown origin: no pickles, sizes checked before memory is allocated, large arrays in pieces.
 
-Specification: a ZIP archive of .npy members (numpy.lib.format). Whatever else a file may hold is not touched.
+Specification: a ZIP archive of .npy members (numpy.lib.format). Other members are ignored.
 """
 
 import math
@@ -25,7 +25,7 @@ _AGAIN = "copy or make it again"
 
 @dataclass(frozen=True)
 class Member:
-    """Shape and type of an array, known before it is read."""
+    """Shape and type of an array that may not have been read yet."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -38,7 +38,7 @@ class NpzReader:
         path: the file.
 
     Raises:
-        UserError: it can't be opened, or is no ZIP archive.
+        UserError: it can't be opened, or is not a ZIP archive.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class NpzReader:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise UserError(f"{path} is no .npz file, or was cut off ({error})") from error
+            raise UserError(f"{path} is not an .npz file, or is cut short ({error})") from error
         self.names = [name.removesuffix(_SUFFIX) for name in self._zip.namelist() if name.endswith(_SUFFIX)]
 
     def __enter__(self) -> "NpzReader":
@@ -58,23 +58,25 @@ class NpzReader:
         self._zip.close()
 
     def member(self, name: str) -> Member:
-        """What the header of `name` declares. Raises UserError when it is missing, or not plain numbers."""
+        """Return what the header of `name` declares. Raises UserError when it is missing, or not plain numbers."""
         with self._open(name) as file:
             return self._header(name, file)
 
     def array(self, name: str) -> np.ndarray:
-        """The whole array. Raises UserError when it is missing, damaged, too large, or not plain numbers."""
+        """Return the whole array. Raises UserError when it is missing, damaged, too large, or not plain numbers."""
         member = self.member(name)
         length = math.prod(member.shape)
         if length * member.dtype.itemsize > _MAX_WHOLE_BYTES:
-            raise UserError(f"{name} of {self.path} is {length * member.dtype.itemsize:,} bytes, more than expected")
+            raise UserError(
+                f"{name} of {self.path} is {length * member.dtype.itemsize:,} bytes, too large to be read at once"
+            )
         read = self._read(name, Member((length,), member.dtype), max(1, length))
         return np.concatenate([np.empty(0, member.dtype), *read]).reshape(member.shape)
 
     def rows(self, name: str, at_once: int, wanted: range | None = None) -> Iterator[np.ndarray]:
-        """Runs of at most `at_once` rows in order, of all or of the `wanted` ones. Raises UserError as `array` does.
+        """Yield all rows, or the `wanted` ones, in order, at most `at_once` at a time. Raises as `array` does.
 
-        The archive's checksum is compared only when all rows are read.
+        The archive's checksum is checked only when all rows are read.
         """
         return self._read(name, self.member(name), at_once, wanted)
 
@@ -90,7 +92,7 @@ class NpzReader:
                     count = min(at_once, wanted.stop - first)
                     data = file.read(count * row_bytes)
                     if len(data) != count * row_bytes:
-                        raise UserError(f"{name} of {self.path} is shorter than it says", _AGAIN)
+                        raise UserError(f"{name} of {self.path} is shorter than its header says", _AGAIN)
                     yield np.frombuffer(data, member.dtype).reshape(count, *member.shape[1:])
             except _DAMAGE as error:
                 raise UserError(f"{name} of {self.path} is damaged ({error})", _AGAIN) from error
@@ -110,9 +112,9 @@ class NpzReader:
         except _DAMAGE as error:
             raise UserError(f"{name} of {self.path} is damaged ({error})", _AGAIN) from error
         except (ValueError, KeyError) as error:
-            raise UserError(f"{name} of {self.path} is no numpy array ({error})") from error
+            raise UserError(f"{name} of {self.path} is not a numpy array ({error})") from error
         if dtype.hasobject or dtype.kind not in "biufU":
-            raise UserError(f"{name} of {self.path} holds {dtype}, not plain numbers; objects are never read")
+            raise UserError(f"{name} of {self.path} holds {dtype}, not plain numbers; pickled objects are never read")
         if fortran and len(shape) > 1:
             raise UserError(f"{name} of {self.path} is in Fortran order", "save it with numpy.ascontiguousarray")
         declared = math.prod(shape) * dtype.itemsize

@@ -1,9 +1,9 @@
-"""An .npz of one large array, written piece by piece in any order, with memory for one piece.
+"""An .npz of one large array, written in pieces in any order, with memory for one piece.
 
 Specification: a ZIP archive with the single member `arr_0.npy`, stored without compression, its sizes in a ZIP64 extra
 field, so that numpy.load(allow_pickle=False) and every ZIP reader open it; C order, little-endian. The array begins at
-a place that depends on its shape alone, so pieces go straight to where they belong; headers and the checksum, which is
-put together from those of the pieces, are written last.
+an offset that depends on its shape alone, so each piece goes straight to its position; headers and the checksum, which
+is combined from those of the pieces, are written last.
 """
 
 import io
@@ -28,10 +28,10 @@ _CRC_POLYNOMIAL = 0xEDB88320
 
 
 class NpzArray:
-    """The array of an .npz that is being written.
+    """The array of an .npz that is being written; an `ImageOutput`.
 
     Args:
-        path: a file of our own, created when missing; what it holds already is kept.
+        path: made when missing; rows that it holds already are kept.
         shape: of the whole array; pieces are runs of rows along the first axis.
         dtype: of its values.
     """
@@ -45,20 +45,20 @@ class NpzArray:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def write(self, first: int, rows: np.ndarray) -> int:
-        """Put `rows` at row `first`; safe from several threads. Returns the CRC-32 of their bytes.
+        """Write `rows` from row `first` on; safe from several threads. Returns the CRC-32 of their bytes.
 
         Raises ValueError when they do not fit into the array.
         """
         if rows.dtype != self.dtype or rows.shape[1:] != self.shape[1:] or not 0 <= first <= self.shape[0] - len(rows):
             raise ValueError(f"expected {self.dtype} rows of {self.shape}, not {rows.dtype} {rows.shape} at {first}")
         data = np.ascontiguousarray(rows).data.cast("B")
-        crc, place, done = zlib.crc32(data), self._start + first * self._row_bytes, 0
+        crc, offset, done = zlib.crc32(data), self._start + first * self._row_bytes, 0
         while done < len(data):
-            done += os.pwrite(self._descriptor, data[done:], place + done)
+            done += os.pwrite(self._descriptor, data[done:], offset + done)
         return crc
 
     def read(self, first: int, count: int) -> np.ndarray:
-        """Rows written before, (count, *shape[1:])."""
+        """Return rows (count, *shape[1:]) that were written before."""
         data = os.pread(self._descriptor, count * self._row_bytes, self._start + first * self._row_bytes)
         return np.frombuffer(data, dtype=self.dtype).reshape(count, *self.shape[1:])
 
@@ -88,9 +88,9 @@ class NpzArray:
 
 
 def crc_of_joined(first: int, second: int, second_length: int) -> int:
-    """The CRC-32 of two byte strings in a row, from theirs and the length of the second.
+    """Return the CRC-32 of two concatenated byte strings, given theirs and the length of the second.
 
-    Bytes behind a string multiply its CRC by x^(8 x length) modulo the CRC's polynomial over GF(2).
+    Bytes that follow a string multiply its CRC by x^(8 x length) modulo the CRC's polynomial over GF(2).
     """
     power, factor = 1 << 31, 1 << 23  # x^0 and x^8; bit 31 is x^0
     while second_length:
@@ -102,7 +102,7 @@ def crc_of_joined(first: int, second: int, second_length: int) -> int:
 
 
 def _product(a: int, b: int) -> int:
-    """a x b modulo the CRC-32 polynomial."""
+    """Return a x b modulo the CRC-32 polynomial."""
     total = 0
     for bit in range(31, -1, -1):
         if a >> bit & 1:
@@ -129,7 +129,7 @@ def _local_header(crc: int, size: int) -> bytes:
 
 
 def _directory(crc: int, size: int, at: int) -> bytes:
-    """The central directory, which begins at byte `at`, and the records that end the archive."""
+    """Return the central directory, which begins at byte `at`, and the records that end the archive."""
     extra, ones = _sizes64(size), _ALL_ONES_32
     entry = (b"PK\1\2", _VERSION, _VERSION, 0, 0, 0, _DATE, crc, ones, ones, len(_NAME), len(extra), 0, 0, 0, 0, 0)
     central = _CENTRAL.pack(*entry) + _NAME + extra

@@ -1,5 +1,6 @@
-"""Pictures that people look at: grids and labelled rows of images, written as PNG."""
+"""Pictures for people: grids and labelled rows of images, written as PNG."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _TEXT_MARGIN = 6
 
 
 def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
-    """Images in rows of `columns`, on white, left to right and top to bottom.
+    """Arrange images in rows of `columns`, on white, left to right and top to bottom.
 
     Args:
         images: (n, H, W, 3) uint8, n >= 1.
@@ -39,7 +40,7 @@ def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
 
 
 def labelled_rows(rows: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Rows of images with a text left of each; rows may differ in length, images in size only between rows.
+    """Draw rows of images with a text left of each; rows may differ in length and image size.
 
     Args:
         rows: (text, images (n, H, W, 3) uint8) from top to bottom, at least one.
@@ -60,6 +61,11 @@ def labelled_rows(rows: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
         out[y : y + len(strip), left : left + strip.shape[1]] = strip
         y += len(strip)
     return out
+
+
+def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> None:
+    """Write images (n, H, W, 3) uint8 as one PNG, in rows of `columns`; None makes the grid as square as it gets."""
+    save_png(path, grid(images, columns or math.isqrt(max(len(images), 1) - 1) + 1))
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:

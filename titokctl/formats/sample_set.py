@@ -1,27 +1,36 @@
-"""A sample set: images drawn by a generator, their ids, and what made them.
+"""A sample set: images drawn by a generator, their ids, and a record of how they were made.
 
 Specification: a folder with
-    manifest.json   format "titokctl/sample-set", format_version 1, num_images, image_size, images (the name of what
-                    holds them, ids.h5 when none were kept), image_format, settings, and more about how they were made;
-                    written last, so a folder without it holds no finished set
+    manifest.json   format "titokctl/sample-set", format_version 1, num_images, image_size, images (the name of the
+                    file or folder that holds them, ids.h5 when none were kept), image_format, settings, and more about
+                    how they were made; written last, so a folder without it holds no finished set
     images.npz, images/ or shards/
-                    the images, as `image_output` says
+                    the images, in a form of `image_output`
     ids.h5          a token cache (`token_cache`) with the ids and labels of the same images, in the same order
     grid.png        the first 64 images
-While it is being written, `.unfinished/` holds settings.json, the images so far, the chunks of `chunk_writer`, and what
-is worked out from the images on the way (`*.raw`). Which settings an unfinished set belongs to says settings.json.
+While it is being written, `.unfinished/` (`unfinished`) holds settings.json, the images so far, the chunks of
+`chunk_writer`, and arrays that are computed from the images on the way (`*.raw`). `.lock` locks the whole folder.
 A run folder whose samples lie elsewhere holds location.json instead: {"folder": absolute path}.
 """
 
+import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from titokctl.config.differences import flat_differences
+import numpy as np
+
 from titokctl.errors import UserError
-from titokctl.formats.atomic import check_version, read_json, write_json
-from titokctl.formats.image_output import PRODUCTS
+from titokctl.formats.atomic import check_version, disk_errors, read_json, write_json
+from titokctl.formats.chunk_writer import ChunkWriter
+from titokctl.formats.image_output import PRODUCTS, OutputSpec, index_name, open_output, take_back
+from titokctl.formats.npz_stream import NpzArray
+from titokctl.formats.picture import save_grid
+from titokctl.formats.token_cache import CacheHeader
+from titokctl.formats.token_cache_writer import TokenCacheWriter
+from titokctl.formats.unfinished import SETTINGS, Unfinished, begun_with_other_settings, changes
 
 FORMAT = "titokctl/sample-set"
 FORMAT_VERSION = 1
@@ -29,8 +38,9 @@ MANIFEST = "manifest.json"
 IDS = "ids.h5"
 GRID = "grid.png"
 LOCATION = "location.json"
-SETTINGS = "settings.json"
 UNFINISHED = ".unfinished"
+NUM_SHOWN = 64
+SHOWN = "shown"
 _NOT_CONTENT = {".lock", "run.json", LOCATION}
 
 State = Literal["empty", "unfinished", "finished", "foreign"]
@@ -58,7 +68,10 @@ class SampleSet:
             raise UserError(f"{folder / MANIFEST} is not the manifest of a sample set")
         check_version(manifest.get("format_version", 0), FORMAT_VERSION, folder, "sample set")
         if manifest.get("images") not in (*PRODUCTS.values(), IDS):
-            raise UserError(f"{folder / MANIFEST} names no images this titokctl knows: {manifest.get('images')!r}")
+            raise UserError(
+                f"{folder / MANIFEST} names images of an unknown kind: {manifest.get('images')!r}",
+                f"known: {', '.join(dict.fromkeys((*PRODUCTS.values(), IDS)))}",
+            )
         return cls(folder, manifest)
 
     @property
@@ -72,8 +85,106 @@ class SampleSet:
         return self.folder / IDS
 
 
+class SampleSetWriter(ChunkWriter):
+    """Writes a sample set, or resumes an unfinished one; one process or several do it.
+
+        with SampleSetWriter(folder, settings, spec) as writer:
+            writer.begin()                          # in one process, before the others open theirs
+            writer.open()                           # in each
+            if first not in writer.done:
+                writer.add(first, count, rows)      # in any order, in pieces that are the same in every run
+            writer.commit()
+            writer.finish(header, manifest)         # in one process, after the others have committed theirs
+
+    Rows that are added have `images` unless the format is "none", an array "shown" (n, H, W, 3) uint8 of the same
+    images for as long as one of them is among the first 64, and an array for each name in `widths`.
+
+    Args:
+        folder: of the set; locked by the caller.
+        settings: JSON values; everything that decides about the images.
+        spec: the images and the form in which they are kept.
+        widths: further float32 arrays (N, width) that are kept until the set is finished.
+    """
+
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], spec: OutputSpec, widths: Mapping[str, int] | None = None
+    ) -> None:
+        self.folder, self.settings, self.spec = folder, settings, spec
+        self._unfinished, self._widths = unfinished(folder), dict(widths or {})
+        super().__init__(self._unfinished.folder, None)
+
+    def begin(self) -> None:
+        """Begin the set, or find out which images an earlier run finished.
+
+        Raises UserError when the unfinished set in the folder was begun with other settings.
+        """
+        self._unfinished.begin(self.settings)
+        with disk_errors(self.folder):
+            take_back(self.spec.image_format, self.folder, self.work)
+        self.read_chunks()
+
+    def open(self) -> None:
+        """Open the files that the rows go to, after `begin` in this process or another."""
+        n, edge = len(self.spec.labels), self.spec.image_size
+        with disk_errors(self.folder):
+            self.output = open_output(self.work, self.spec)
+            self.arrays = {SHOWN: self._array(SHOWN, (min(n, NUM_SHOWN), edge, edge, 3), np.uint8)}
+            for name, width in self._widths.items():
+                self.arrays[name] = self._array(name, (n, width), np.float32)
+
+    def finish(self, header: CacheHeader, manifest: dict[str, Any]) -> SampleSet:
+        """Put the set together once every image was committed.
+
+        Args:
+            header: of ids.h5.
+            manifest: JSON values to keep beside those that the format asks for.
+
+        Raises ValueError when images are missing.
+        """
+        form, n = self.spec.image_format, len(self.spec.labels)
+        pieces = self.in_order(n)
+        own = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "num_images": n,
+            "image_size": self.spec.image_size,
+            "images": PRODUCTS.get(form, IDS),
+            "image_format": form,
+            "settings": self.settings,
+        }
+        written = own | manifest
+        with disk_errors(self.folder):
+            if self.output is not None:
+                self.output.finish([(piece.count, piece.crc) for piece in pieces])
+            save_grid(self.work / GRID, self.arrays[SHOWN].read(0, self.arrays[SHOWN].shape[0]))
+            self._write_ids(header, [piece.ids for piece in pieces])
+            for name in (PRODUCTS.get(form), IDS, GRID):
+                if name is not None:
+                    os.replace(self.work / name, self.folder / name)
+            write_json(self.folder / MANIFEST, written)
+            self._unfinished.remove()
+        return SampleSet(self.folder, written)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> NpzArray:
+        return NpzArray(self.work / f"{name}.raw", shape, dtype)
+
+    def _write_ids(self, header: CacheHeader, ids: list[np.ndarray]) -> None:
+        n, first = len(self.spec.labels), 0
+        key_bytes = len(index_name(0, n))
+        with TokenCacheWriter(self.work / IDS, header, num_rows=n, key_bytes=key_bytes) as cache:
+            for block in ids:
+                last = first + len(block)
+                cache.append(block, self.spec.labels[first:last], [index_name(i, n) for i in range(first, last)])
+                first = last
+
+
+def unfinished(folder: Path) -> Unfinished:
+    """Return the unfinished set in `folder`, whose lock is that of the folder."""
+    return Unfinished(folder, folder / UNFINISHED, lock=folder)
+
+
 def state_of(folder: Path) -> State:
-    """Whether a folder holds a finished set, an unfinished one, nothing, or something that is not ours."""
+    """Tell whether a folder holds a finished set, an unfinished one, nothing, or something else ("foreign")."""
     if (folder / MANIFEST).is_file():
         return "finished"
     if (folder / UNFINISHED / SETTINGS).is_file():
@@ -85,36 +196,49 @@ def state_of(folder: Path) -> State:
     return "foreign" if {p.name for p in folder.iterdir()} - _NOT_CONTENT - {UNFINISHED} else "empty"
 
 
-def changed_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
-    """Differences, "a.b: old -> new", between `settings` and those of the finished or unfinished set in `folder`."""
-    if state_of(folder) == "finished":
-        return flat_differences(SampleSet.open(folder).manifest["settings"], settings)
-    return flat_differences(read_json(folder / UNFINISHED / SETTINGS), settings)
+def check_fits(folder: Path, settings: dict[str, Any]) -> State:
+    """Return the state of the folder in which a set with `settings` is to be written.
+
+    Raises UserError when it holds something else, or a finished or unfinished set with other settings.
+    """
+    state = state_of(folder)
+    if state == "foreign":
+        raise not_a_set(folder)
+    if state == "finished" and (changed := changes(SampleSet.open(folder).manifest["settings"], settings)):
+        raise begun_with_other_settings(folder, changed)
+    if state == "unfinished":
+        unfinished(folder).resumes(settings)
+    return state
+
+
+def not_a_set(folder: Path) -> UserError:
+    """Return the error for an output folder that holds something else than a sample set."""
+    return UserError(f"{folder} is not empty and holds no sample set", "choose another folder with -o")
 
 
 def remove(folder: Path) -> None:
-    """Remove the set in `folder`, finished or not, and leave everything else that is there.
+    """Delete the set in `folder`, finished or not, and leave everything else that is there.
 
-    Raises UserError when what looks like a finished set is not ours.
+    Raises UserError when manifest.json belongs to something else.
     """
     state = state_of(folder)
     if state not in ("finished", "unfinished"):
         return
     if state == "finished":
         SampleSet.open(folder)
-    # The manifest first: what is left after a kill is no finished set.
+    # The manifest first, so that a killed process leaves no set that seems to be finished.
     for name in (MANIFEST, *PRODUCTS.values(), IDS, GRID, UNFINISHED):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def record_location(run: Path, folder: Path) -> None:
-    """Let the run folder `run` point to the set in `folder`."""
+    """Make the run folder `run` point to the set in `folder`."""
     write_json(run / LOCATION, {"folder": str(folder.absolute())})
 
 
 def _followed(path: Path) -> Path:
-    """The folder of the set: `path`, or where the run folder `path` says its samples lie."""
+    """Return the folder of the set: `path`, or the one that the run folder `path` points to."""
     if not (path / LOCATION).is_file() or (path / MANIFEST).exists():
         return path
     record = read_json(path / LOCATION)

@@ -1,9 +1,9 @@
-"""Which image gets which label, and which images are drawn together.
+"""The label of each image of a set, and the tiles in which images are drawn together.
 
-Image i of a set has the label classes[i mod C], so that every stretch of the set holds all classes alike (the Inception
-score of consecutive splits needs that). Images are drawn in canonical tiles: tile t always holds the images t x T to
-t x T + T - 1, the last one too, whose surplus rows are dropped. The kernels a device chooses depend on shapes; with
-fixed tiles image i is the same whatever is drawn beside it, before it, or in which process.
+Image i of a set has the label classes[i mod C], so that every part of the set holds all classes equally often (the
+Inception score of consecutive splits needs that). Images are drawn in canonical tiles: tile t always holds the images
+t x T to t x T + T - 1, the last one too, whose surplus rows are dropped. The kernels that a device chooses depend on
+shapes; with fixed tiles, image i is the same whatever is drawn beside it or before it, and in whichever process.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Tile:
     rows: int
 
     def image_indices(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """(rows,) int64: which images the rows are, the surplus ones included."""
+        """Return the index of each row's image, (rows,) int64, including the surplus rows."""
         return torch.arange(self.first, self.first + self.rows, device=device)
 
 
@@ -37,13 +37,13 @@ class Plan:
     tile_size: int
 
     def labels(self, image_indices: torch.Tensor) -> torch.Tensor | None:
-        """(n,) int64 image indices to (n,) int64 labels on the same device; None without classes."""
+        """Map (n,) int64 image indices to (n,) int64 labels on the same device; None without classes."""
         if self.classes is None:
             return None
         return _on_device(self.classes, image_indices.device)[image_indices % len(self.classes)]
 
     def tiles(self) -> list[Tile]:
-        """All tiles in order."""
+        """Return all tiles in order."""
         return [
             Tile(first, min(self.tile_size, self.num_images - first), self.tile_size)
             for first in range(0, self.num_images, self.tile_size)
@@ -52,31 +52,35 @@ class Plan:
 
 @lru_cache(maxsize=4)
 def _on_device(classes: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Kept there: to send them again for every tile would make the host wait for the device."""
+    """Return the classes as a tensor, kept on the device: sending them for every tile would make the host wait."""
     return torch.tensor(classes, device=device)
 
 
 def parse_classes(text: str | None) -> tuple[int, ...] | None:
-    """ "207,360" to numbers; None or "all" to None, which stands for every class.
+    """Return the numbers in text such as "207,360"; None for "all" and for None.
 
-    Raises UsageError for anything else, and for a class that stands twice.
+    Raises UsageError for any other text, and for a class that is listed twice.
     """
     if text is None or text.strip() == "all":
         return None
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() for word in words):
-        raise UsageError(f"--classes {text!r} is no list of class numbers", "e.g. --classes 207,360 or --classes all")
+        raise UsageError(
+            f"--classes {text!r} is not a list of class numbers", "e.g. --classes 207,360 or --classes all"
+        )
     classes = tuple(map(int, words))
     twice = sorted({c for c in classes if classes.count(c) > 1})
     if twice:
-        raise UsageError(f"--classes names {twice[0]} twice", "every class gets its equal share of the images")
+        raise UsageError(
+            f"--classes names {twice[0]} twice", "each class gets an equal share of the images, so name it once"
+        )
     return classes
 
 
 def classes_of(wanted: Sequence[int] | None, num_classes: int) -> tuple[int, ...] | None:
-    """The classes to draw from a generator of `num_classes`; None when it knows none.
+    """Return the classes to draw from a generator of `num_classes`; None for a generator without classes.
 
-    Raises UsageError when `wanted` names one that the generator does not have.
+    Raises UsageError when `wanted` holds a class that the generator does not have.
     """
     if num_classes == 0:
         if wanted is not None:

@@ -9,7 +9,7 @@ from titokctl.data.image_decoder import ImageDecoder
 from titokctl.data.sources import open_source
 from titokctl.dry_run import about_to_write, is_dry_run
 from titokctl.errors import UserError
-from titokctl.formats.picture import grid, save_png
+from titokctl.formats.picture import save_grid
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.caches.rows import Originals, tokenizer_of
 from titokctl.jobs.plan import WritePlan, cache_read
@@ -72,7 +72,7 @@ def preview(
     images = decoder.decoded(np.asarray(cached[rows]))
     if originals is not None:
         images = _interleaved(originals.pixels(rows), images)
-    save_png(output, grid(images, min(_COLUMNS, len(rows))))
+    save_grid(output, images, min(_COLUMNS, len(rows)))
     return Preview(output, rows.tolist(), view, wanted)
 
 

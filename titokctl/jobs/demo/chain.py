@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from titokctl.config import recipe_files
+from titokctl.context import Context
 from titokctl.data.earth import CLASS_NAMES, SPLITS, TILE, write_earth_shards
 from titokctl.data.sources import open_source
 from titokctl.data.training_images import TrainingImages
@@ -31,7 +32,7 @@ from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.demo import scores as scores
 from titokctl.jobs.demo.report import draw_pictures, write_report
-from titokctl.jobs.sample.request import sample
+from titokctl.jobs.sample.request import Sample
 from titokctl.jobs.tokenize.request import tokenize
 from titokctl.jobs.train.generator import train_generator
 from titokctl.jobs.train.tokenizer import TrainedTokenizer, train_tokenizer
@@ -115,10 +116,10 @@ class _Demo:
         with self._step("sample"):
             compared = np.linspace(0, len(judged) - 1, min(len(judged), _COMPARED)).astype(np.int64)
             labels = [int(label) for label in judged.labels[compared]]
-            drawn = sample(
-                self.runs, generator=str(generator.run), tokenizer=str(trained.run), num_images=len(labels),
-                classes=labels, changes={"seed": self.seed}, **self.usual,
-            )  # fmt: skip
+            request = Sample(
+                str(generator.run), str(trained.run), len(labels), classes=labels, settings={"seed": self.seed}
+            )
+            drawn = request.run(Context(self.runs, **self.usual))
         self.stop.check("The samples are kept.")
         with self._step("evaluate"):
             tiles_held_out = _pixels(self.held_out)

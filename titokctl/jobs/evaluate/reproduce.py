@@ -9,6 +9,7 @@ from pathlib import Path
 
 from titokctl.config import recipe_files
 from titokctl.config.sampling import SamplingConfig
+from titokctl.context import Context
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest
 from titokctl.dry_run import is_dry_run
@@ -19,7 +20,7 @@ from titokctl.formats.atomic import write_json
 from titokctl.formats.run_folder import versions
 from titokctl.formats.statistics import is_statistics, read_statistics
 from titokctl.jobs.evaluate.fid import FidResult, fid
-from titokctl.jobs.sample.request import sample
+from titokctl.jobs.sample.request import Sample
 from titokctl.progress import Progress
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.read import locate
@@ -97,18 +98,13 @@ def reproduce(
         progress.say(f"{wanted}: {locate(wanted, not is_dry_run())}")
     extractor_for(features, options, progress, group)
     settings: SamplingConfig = recipe_files.load(name, "sampling")
-    drawn = sample(
-        runs,
+    drawn = Sample(
         generator=GENERATORS[name],
         tokenizer=name,
         num_images=num_images,
-        changes=settings.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json"),
         image_format="npz",
-        device=options.device,
-        progress=progress,
-        stop=stop,
-        group=group,
-    )
+    ).run(Context(runs, options.device, progress, stop, group))
     found = fid(
         str(drawn.samples),
         str(reference),

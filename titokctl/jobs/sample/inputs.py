@@ -1,4 +1,4 @@
-"""What a `sample` command means: which generator and tokenizer, whether they fit, with which settings and classes."""
+"""The inputs of `titokctl sample`: generator and tokenizer, checked against each other, and the settings."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.class_order import say_class_order
 from titokctl.data.image_decoder import ImageDecoder
-from titokctl.dry_run import is_dry_run
 from titokctl.errors import UsageError, UserError
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import prepared
@@ -30,7 +29,7 @@ DEFAULT_NUM_IMAGES = 64
 
 @dataclass(frozen=True)
 class Given:
-    """Weights of one network: what was named, the file or folder that is, and what is in it."""
+    """Weights of one network: the name that was given, the file or folder it stands for, and its contents."""
 
     name: str
     path: Path
@@ -43,44 +42,44 @@ class Given:
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What a generator's file says about the token cache it was trained on; {} for released ones."""
+        """The record of the token cache that a generator was trained on; {} for released generators."""
         return dict(json.loads(self.weights.extra.get("inputs") or "{}"))
 
 
 @dataclass(frozen=True)
 class Networks:
-    """A generator and the decoder of its ids, ready; the hashes of their weights by their recorded names."""
+    """A generator and the decoder of its ids, ready to run, and the hashes of their weights by name."""
 
     generator: MaskGit
     decoder: ImageDecoder
     hashes: dict[str, str]
 
 
-def find_generator(named: str | None, runs: Path, say: Say) -> Given:
-    """The generator, its file read but not yet built."""
-    return _given(pick_generator(named, runs, say), "generator")
+def find_generator(named: str | None, runs: Path, say: Say, fetch: bool = True) -> Given:
+    """Read the generator, and build nothing yet; `fetch` allows a download."""
+    return _given(pick_generator(named, runs, say), "generator", fetch)
 
 
-def find_tokenizer(named: str | None, generator: Given, runs: Path, say: Say) -> Given:
-    """The tokenizer that decodes the generator's ids, read but not yet built.
+def find_tokenizer(named: str | None, generator: Given, runs: Path, say: Say, fetch: bool = True) -> Given:
+    """Read the tokenizer that decodes the generator's ids, and build nothing yet; `fetch` allows a download.
 
-    Raises UserError when there is none, or when number of tokens or codes differ.
+    Raises UserError when there is none, or when its number of tokens or codes differs from the generator's.
     """
     if named is None and (recorded := generator.lineage):
         named = tokenizer_with(recorded["encoder_sha256"], recorded["weights_sha256"], None, runs, say)
     elif named is None:
         named = released_as(generator.config)
         if named is None:
-            problem = f"{generator.path} does not say which tokenizer its ids belong to"
+            problem = f"{generator.path} does not record which tokenizer made its ids"
             raise UserError(problem, "name it with --tokenizer")
         say(f"tokenizer: {named} (the one this generator was released with)")
-    tokenizer = _given(named, "tokenizer")
+    tokenizer = _given(named, "tokenizer", fetch)
     _check_sizes(generator, tokenizer)
     return tokenizer
 
 
-def ready(generator: Given, tokenizer: Given, device: str, precision: Precision) -> Networks:
-    """Both networks on `device`, for `precision`.
+def build_networks(generator: Given, tokenizer: Given, device: str, precision: Precision) -> Networks:
+    """Build both networks on `device`, for `precision`.
 
     Raises UserError when the generator was trained on another tokenizer's ids.
     """
@@ -89,9 +88,9 @@ def ready(generator: Given, tokenizer: Given, device: str, precision: Precision)
     trained_on = generator.lineage.get("encoder_sha256", encoder)
     if trained_on != encoder:
         raise UserError(
-            f"the generator {generator.name} was trained on ids of another tokenizer than {tokenizer.name} "
+            f"the generator {generator.name} was not trained on ids of the tokenizer {tokenizer.name} "
             f"(encoder {trained_on[:12]}, not {encoder[:12]})",
-            "leave out --tokenizer to have the right one found, or name the one that made the generator's token cache",
+            "leave out --tokenizer, and the right one is found; or name the one that made the generator's token cache",
         )
     maskgit: Any = build(generator.weights, str(generator.path), device, None)
     hashes = {
@@ -105,7 +104,7 @@ def ready(generator: Given, tokenizer: Given, device: str, precision: Precision)
 def plan_for(
     generator: Given, classes: Sequence[int] | None, num_images: int | None, per_class: int | None, device: str
 ) -> Plan:
-    """Which images of which classes to draw, `num_images` in all or `per_class` of each.
+    """Return the images and classes to draw: `num_images` in all, or `per_class` of each class.
 
     Raises UsageError when the classes are not the generator's.
     """
@@ -118,7 +117,7 @@ def plan_for(
 
 
 def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> SamplingConfig:
-    """The generator's own sampling settings with `changes`. Raises UsageError when one of these is out of range."""
+    """Return the generator's own sampling settings with `changes`. Raises UsageError for a value out of range."""
     preset, where = _preset(generator)
     say(f"settings: {where}" + (f", changed: {', '.join(changes)}" if changes else ""))
     say_class_order(generator.lineage.get("class_names", ()), generator.config, say)
@@ -127,22 +126,22 @@ def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> Samplin
 
 
 def released_as(config: GeneratorConfig) -> str | None:
-    """The name of the released tokenizer (and preset) that belongs to a released generator's configuration."""
+    """Return the name of the tokenizer and preset that were released with a generator; None if it is not released."""
     known = released(config)
     return "titok-" + known.name.split("-", 2)[2] if known else None
 
 
-def _given(name: str, kind: str) -> Given:
-    path = locate(name, not is_dry_run())
+def _given(name: str, kind: str, fetch: bool) -> Given:
+    path = locate(name, fetch)
     weights = read(path)
     if weights.kind != kind:
-        hint = "`titokctl inspect` says what something is; without the option the newest that fits is taken"
+        hint = "`titokctl inspect` shows what a file holds; without the option, the newest run that fits is taken"
         raise UserError(f"{path} holds a {weights.kind} where a {kind} is expected", hint)
     return Given(name, path, weights)
 
 
 def _preset(generator: Given) -> tuple[SamplingConfig, str]:
-    """The settings that belong to the generator, and where they come from."""
+    """Return the settings that belong to the generator, and where they come from."""
     recorded = generator.weights.extra.get("sampling")
     if recorded:
         return recipe_files.validate(SamplingConfig, json.loads(recorded), str(generator.path)), "the generator's own"
@@ -156,7 +155,7 @@ def _check_sizes(generator: Given, tokenizer: Given) -> None:
     ours: GeneratorConfig = generator.config
     theirs: TokenizerConfig = tokenizer.config
     if not theirs.is_discrete:
-        raise UserError(f"{tokenizer.name} has no codebook, so no generator can draw its ids")
+        raise UserError(f"{tokenizer.name} has no codebook, so a generator can't draw its ids")
     sizes = {
         "tokens an image": (ours.num_latent_tokens, theirs.num_latent_tokens),
         "codes": (ours.codebook_size, theirs.codebook_size),
@@ -165,5 +164,5 @@ def _check_sizes(generator: Given, tokenizer: Given) -> None:
     if wrong:
         raise UserError(
             f"the generator {generator.name} and the tokenizer {tokenizer.name} do not fit ({'; '.join(wrong)})",
-            "name the tokenizer that made the generator's token cache with --tokenizer, or leave it out",
+            "leave out --tokenizer, or name the tokenizer that made the generator's token cache",
         )

@@ -1,191 +1,199 @@
-"""`titokctl sample`: a generator and its tokenizer -> a sample set.
-
-The set lies in its run folder, <runs>/samples/<name>, or where -o says; then the run folder points to it, so that `fid`
-finds the newest samples either way. Of several processes the first leads: it decides what is to be drawn, draws its
-share, and puts the set together; tiles are claimed one by one.
-"""
+"""The request of `titokctl sample`: a generator and its tokenizer -> a sample set."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titokctl.config.guidance_scale import both_forms
-from titokctl.config.sampling import SamplingConfig
-from titokctl.distributed.group import Group, single_group
-from titokctl.distributed.stop import StopRequest
+from titokctl.config.guidance_scale import both_forms, doubt, parse_scale
+from titokctl.context import Context
 from titokctl.distributed.team import Team
-from titokctl.dry_run import about_to_write
 from titokctl.errors import UsageError, UserError
+from titokctl.evaluation.extractors import ExtractorOptions
 from titokctl.formats.chunk_writer import ChunkWriter
 from titokctl.formats.image_output import ImageFormat
-from titokctl.formats.sample_set import UNFINISHED, state_of
+from titokctl.formats.sample_set import check_fits, not_a_set, state_of, unfinished
+from titokctl.formats.unfinished import exists_already
 from titokctl.jobs.plan import WritePlan, cache_bytes, image_bytes
-from titokctl.jobs.sample.inputs import Given, find_generator, find_tokenizer, plan_for, ready, settings_for
-from titokctl.jobs.sample.job import Sampled, SampleJob, check_same
-from titokctl.jobs.sample.record import SampleTask
-from titokctl.jobs.sample.scoring import FidRequest
+from titokctl.jobs.sample.inputs import build_networks, find_generator, find_tokenizer, plan_for, settings_for
+from titokctl.jobs.sample.scoring import Judge
+from titokctl.jobs.sample.task import SampleTask
+from titokctl.jobs.sample.work import Sampled, SampleWork
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import Precision
-from titokctl.progress import Progress
 from titokctl.sampling.decoding import too_many_steps
-from titokctl.sampling.plan import Plan
 
-__all__ = ["Sampled", "check_request", "sample"]
+__all__ = ["Sample", "Sampled"]
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 
 
-def sample(
-    runs: Path,
-    *,
-    generator: str | None = None,
-    tokenizer: str | None = None,
-    num_images: int | None = None,
-    per_class: int | None = None,
-    classes: Sequence[int] | None = None,
-    changes: dict[str, Any] | None = None,
-    output: Path | None = None,
-    image_format: ImageFormat | None = None,
-    batch_size: int | None = None,
-    precision_name: Precision | None = None,
-    fid: FidRequest | None = None,
-    overwrite: bool = False,
-    device: str = "cpu",
-    group: Group | None = None,
-    progress: Progress,
-    stop: StopRequest,
-) -> Sampled:
-    """Draw a sample set, or go on with the unfinished one of the same settings.
+@dataclass(frozen=True)
+class Sample:
+    """Draw a sample set, or resume the unfinished one with the same settings.
+
+    The set lies in its run folder, <runs>/samples/<name>, or in `output`; then the run folder points to it, so that
+    `titokctl fid` finds the newest samples. Processes of a group share the work, and each returns the same result.
 
     Args:
-        runs: the runs folder.
         generator, tokenizer: run folder, file or known name; None finds the newest generator and its tokenizer.
         num_images: size of the set; 64 by default.
-        per_class: size of the set a class, instead of `num_images`.
-        classes: which classes; None is every one.
-        changes: fields of SamplingConfig that differ from the generator's own settings.
+        per_class: number of images of each class, instead of `num_images`.
+        classes: class numbers; None for all classes.
+        settings: fields of SamplingConfig that differ from the generator's own settings. The guidance_scale may also
+            be text: "4.0", or "5.0w" as DiT and diffusers count it.
         output: folder of the set; by default a run folder named by the settings.
-        image_format: None for "npz", or for "none" where `fid` is given.
+        image_format: None for "npz", or for "none" with `fid`.
         batch_size: images decoded at once; it does not change which ids are drawn.
-        precision_name: "float32" or "bf16", of generator and decoder; None for the device's fastest.
-        fid: judge the images while they are drawn.
-        group: the processes that draw together, each of which returns the same; None for this process alone.
-
-    Raises: UserError or UsageError with what does not fit; Stopped after a signal, with the finished part kept.
+        precision: of generator and decoder; None for the device's fastest.
+        fid: statistics or images to compare the drawn images with, while they are drawn.
+        features: name of the feature network for `fid`.
+        inception_weights: file of the feature network, instead of the usual one.
+        overwrite: replace the set in `output`.
     """
-    changes, group = changes or {}, group or single_group()
-    if group.is_main:  # the output may be there when another process comes
-        check_request(num_images, per_class, batch_size, precision_name, changes, output, overwrite)
-    team = Team(group, "sample", progress, stop.check)
-    if not group.is_main:  # what the first one finds must not be another's newest
-        generator, tokenizer = team.hear("networks")
-    found = find_generator(generator, runs, progress.say)
-    plan = plan_for(found, classes, num_images, per_class, device)
-    sampling = settings_for(found, changes, progress.say)
-    if fid is not None and plan.num_images < 2:
-        raise UsageError(f"--fid needs at least 2 images, not {plan.num_images}", "draw more with -n")
-    decoder = find_tokenizer(tokenizer, found, runs, progress.say)
-    if group.is_main:
-        team.tell("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
-    chosen = precision_name or fastest_precision(device)
-    _say_settings(sampling, plan, found, chosen, progress)
-    task = SampleTask(
-        found,
-        decoder,
-        ready(found, decoder, device, chosen),
-        sampling,
-        plan,
-        image_format or ("npz" if fid is None else "none"),
-        device,
-        chosen,
-        min(batch_size or default_batch_size(device, "decode"), plan.tile_size),
-        fid.description if fid else None,
-    )
-    job = SampleJob(task, runs, output, fid, team, progress, stop)
-    if group.is_main:
-        about_to_write(lambda: _plan(task, job.folder, overwrite))
-    return job.lead(overwrite) if group.is_main else job.follow()
+
+    generator: str | None = None
+    tokenizer: str | None = None
+    num_images: int | None = None
+    per_class: int | None = None
+    classes: Sequence[int] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    output: Path | None = None
+    image_format: ImageFormat | None = None
+    batch_size: int | None = None
+    precision: Precision | None = None
+    fid: Path | None = None
+    features: str = "inception"
+    inception_weights: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        at_least = [
+            ("-n", self.num_images, 1),
+            ("--per-class", self.per_class, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--steps", self.settings.get("num_steps"), 1),
+            ("--choice-temperature", self.settings.get("choice_temperature"), 0),
+            ("--cfg-power", self.settings.get("guidance_power"), 1e-3),
+        ]
+        for flag, value, least in at_least:
+            if value is not None and not least <= value < math.inf:
+                raise UsageError(f"{flag} must be at least {least}, not {value}", "see `titokctl sample --help`")
+        self._changes()
+        if self.num_images is not None and self.per_class is not None:
+            raise UsageError("-n and --per-class are mutually exclusive", "give one of them")
+        if self.precision not in (None, *PRECISIONS):
+            raise UsageError(f"there is no precision named {self.precision!r}", f"one of: {', '.join(PRECISIONS)}")
+        if self.fid is None and (self.features != "inception" or self.inception_weights is not None):
+            raise UsageError("--features and --inception-weights belong to --fid", "add --fid REF")
+        if self.output is not None and self.output.suffix in (".npz", ".png", ".h5"):
+            folder = self.output.with_suffix("")
+            raise UsageError(f"-o {self.output} names a file, but a sample set is a folder", f"e.g. -o {folder}")
+
+    def check(self, device: str) -> None:
+        """Raise UserError when the output holds something else, or a finished set that may not be replaced."""
+        state = "empty" if self.output is None else state_of(self.output)
+        if self.output is not None and state == "foreign":
+            raise not_a_set(self.output)
+        if self.output is not None and state == "finished" and not self.overwrite:
+            raise exists_already(self.output)
+        if self.fid is not None and not self.fid.exists():
+            raise UserError(f"no such file or folder: {self.fid}", "check the argument of --fid")
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be drawn.
+
+        Raises UserError or UsageError when the inputs don't fit each other, or the output is taken.
+        """
+        work = self._work(context, fetch=False)
+        task, folder = work.task, work.folder
+        unfinished(folder).check_not_at_work()
+        before = "empty" if self.overwrite else check_fits(folder, task.identity)
+        count, kept = task.plan.num_images, ChunkWriter(unfinished(folder).folder, None)
+        if before == "unfinished":
+            kept.read_chunks()
+        images = image_bytes(task.image_format, count, task.tokenizer.config.image_size)
+        networks = (("generator", task.generator), ("tokenizer", task.tokenizer))
+        return WritePlan(
+            reads={name: str(given.path) for name, given in networks},
+            output=folder,
+            count=count,
+            done=count if before == "finished" else kept.num_done,
+            num_bytes=None if images is None else images + cache_bytes(task.header(), count, len(str(count))),
+            settings={
+                "image_format": task.image_format,
+                "classes": None if task.plan.classes is None else len(set(task.plan.classes)),
+                **task.sampling.model_dump(mode="json"),
+                "precision": task.precision,
+                "device": task.device,
+            },
+            replaces=self.overwrite and state_of(folder) == "finished",
+        )
+
+    def run(self, context: Context) -> Sampled:
+        """Draw the set. Raises as `plan`; Stopped after a signal, with the finished part kept."""
+        work = self._work(context, fetch=True)
+        return work.lead(self.overwrite) if context.group.is_main else work.follow()
+
+    def _work(self, context: Context, fetch: bool) -> SampleWork:
+        """Check the request, and prepare this process's part in it; `fetch` allows downloads."""
+        group, say = context.group, context.say
+        if group.is_main:  # the output may exist by the time that another process checks
+            self.check(context.device)
+        judge, scale = self._judge(context), self.settings.get("guidance_scale")
+        if isinstance(scale, str) and doubt(scale):
+            say(doubt(scale))
+        team = Team(group, "sample", context.progress, context.stop.check)
+        # The newest generator that rank 0 finds need not be the newest that another rank finds.
+        generator, tokenizer = (self.generator, self.tokenizer) if group.is_main else team.hear("networks")
+        found = find_generator(generator, context.runs, say, fetch)
+        plan = plan_for(found, self.classes, self.num_images, self.per_class, context.device)
+        changes = self._changes()
+        sampling = settings_for(found, changes, say)
+        if judge is not None and plan.num_images < 2:
+            raise UsageError(f"--fid needs at least 2 images, not {plan.num_images}", "draw more with -n")
+        decoder = find_tokenizer(tokenizer, found, context.runs, say, fetch)
+        if group.is_main:
+            team.tell("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
+        precision = self.precision or fastest_precision(context.device)
+        task = SampleTask(
+            found,
+            decoder,
+            build_networks(found, decoder, context.device, precision),
+            sampling,
+            plan,
+            self.image_format or ("npz" if judge is None else "none"),
+            context.device,
+            precision,
+            min(self.batch_size or default_batch_size(context.device, "decode"), plan.tile_size),
+            judge.description if judge else None,
+        )
+        _say_settings(task, context)
+        return SampleWork(task, self.output, judge, team, context)
+
+    def _judge(self, context: Context) -> Judge | None:
+        if self.fid is None:
+            return None
+        return Judge(self.fid, self.features, ExtractorOptions(context.device, self.inception_weights))
+
+    def _changes(self) -> dict[str, Any]:
+        scale = self.settings.get("guidance_scale")
+        return {**self.settings, **({"guidance_scale": parse_scale(scale)} if isinstance(scale, str) else {})}
 
 
-def _plan(task: SampleTask, folder: Path, overwrite: bool) -> WritePlan:
-    """What would be drawn into `folder`."""
-    count = task.plan.num_images
-    before = "empty" if overwrite else state_of(folder)
-    if not overwrite:
-        check_same(folder, task.identity)
-    kept = ChunkWriter(folder / UNFINISHED, None)
-    if before == "unfinished":
-        kept.read_chunks()
-    images = image_bytes(task.image_format, count, task.tokenizer.config.image_size)
-    return WritePlan(
-        reads={name: str(given.path) for name, given in (("generator", task.generator), ("tokenizer", task.tokenizer))},
-        output=folder,
-        count=count,
-        done=count if before == "finished" else kept.num_done,
-        num_bytes=None if images is None else images + cache_bytes(task.header(), count, len(str(count))),
-        settings={
-            "image_format": task.image_format,
-            "classes": None if task.plan.classes is None else len(set(task.plan.classes)),
-            **task.sampling.model_dump(mode="json"),
-            "precision": task.precision,
-            "device": task.device,
-        },
-        replaces=overwrite and state_of(folder) == "finished",
-    )
-
-
-def check_request(
-    num_images: int | None,
-    per_class: int | None,
-    batch_size: int | None,
-    precision_name: str | None,
-    changes: dict[str, Any],
-    output: Path | None,
-    overwrite: bool,
-) -> None:
-    """Raise UsageError or UserError for what can be told before anything is read."""
-    at_least = [
-        ("-n", num_images, 1),
-        ("--per-class", per_class, 1),
-        ("--batch-size", batch_size, 1),
-        ("--steps", changes.get("num_steps"), 1),
-        ("--choice-temperature", changes.get("choice_temperature"), 0),
-        ("--cfg-power", changes.get("guidance_power"), 1e-3),
-    ]
-    for flag, value, least in at_least:
-        if value is not None and not least <= value < math.inf:
-            raise UsageError(
-                f"{flag} must be at least {least}, not {value}", "`titokctl sample --help` says what it takes"
-            )
-    if num_images is not None and per_class is not None:
-        raise UsageError("-n and --per-class say the same twice", "give one of them")
-    if precision_name not in (None, *PRECISIONS):
-        raise UsageError(f"--precision {precision_name} is none of {', '.join(PRECISIONS)}")
-    if output is None:
-        return
-    if output.suffix in (".npz", ".png", ".h5"):
-        raise UsageError(f"-o {output} names a file, but a sample set is a folder", f"e.g. -o {output.with_suffix('')}")
-    if state_of(output) == "foreign":
-        raise UserError(f"{output} is not empty and holds no sample set", "choose another folder with -o")
-    if state_of(output) == "finished" and not overwrite:
-        raise UserError(f"{output} holds a sample set already", "choose another folder with -o, or add --overwrite")
-
-
-def _say_settings(
-    sampling: SamplingConfig, plan: Plan, generator: Given, precision_name: str, progress: Progress
-) -> None:
-    tokens = generator.config.num_latent_tokens
-    if sampling.num_steps > tokens:
-        progress.warn(too_many_steps(sampling.num_steps, tokens))
-    every = generator.config.num_classes
-    classes = "no classes" if plan.classes is None else f"{len(set(plan.classes))} of {every} classes"
+def _say_settings(task: SampleTask, context: Context) -> None:
+    sampling, config = task.sampling, task.generator.config
+    if sampling.num_steps > config.num_latent_tokens:
+        context.progress.warn(too_many_steps(sampling.num_steps, config.num_latent_tokens))
+    labels = task.plan.classes
+    classes = "no classes" if labels is None else f"{len(set(labels))} of {config.num_classes} classes"
     annealing = "on" if sampling.softmax_annealing else "off"
     power = f" of power {sampling.guidance_power:g}" if sampling.guidance_schedule == "power-cosine" else ""
-    progress.say(
-        f"{plan.num_images:,} images, {classes}, seed {sampling.seed}, {sampling.num_steps} steps; "
+    context.say(
+        f"{task.plan.num_images:,} images, {classes}, seed {sampling.seed}, {sampling.num_steps} steps; "
         f"guidance {both_forms(sampling.guidance_scale)}, {sampling.guidance_schedule}{power}; "
         f"choice temperature {sampling.choice_temperature:g}, softmax annealing {annealing}; "
-        f"{precision_name}"
+        f"{task.precision}"
     )

@@ -1,24 +1,163 @@
-"""What every process of a `sample` command does: take a tile, draw its ids, decode them, hand them to the writer."""
+"""The part of one process in drawing a sample set.
+
+Rank 0 leads: it says which tiles are to be drawn, draws a share of them, and puts the set together. The processes claim
+tiles one by one; each draws the ids of a tile, decodes them, and hands the images to the writer.
+"""
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from titokctl.context import Context
 from titokctl.data.image_decoder import on_host
 from titokctl.distributed.stop import StopRequest
+from titokctl.distributed.team import Team
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.formats.chunk_writer import Rows
-from titokctl.formats.sample_set_writer import NUM_SHOWN, SHOWN, SampleSetWriter
+from titokctl.formats.run_folder import RunFolder
+from titokctl.formats.sample_set import (
+    LOCATION,
+    MANIFEST,
+    NUM_SHOWN,
+    SHOWN,
+    SampleSet,
+    SampleSetWriter,
+    check_fits,
+    record_location,
+    remove,
+    unfinished,
+)
+from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import id_dtype
-from titokctl.jobs.sample.record import SampleTask
+from titokctl.jobs.sample.scoring import Judge
+from titokctl.jobs.sample.task import SampleTask
 from titokctl.models.precision import precision
 from titokctl.sampling.decoding import decode_ids
 from titokctl.sampling.plan import Tile
 
 _CHUNK_IMAGES = 256
 _CHUNK_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A finished sample set.
+
+    Args:
+        samples: folder of the set.
+        images: the file or folder that holds the images.
+        run: the run folder.
+        images_per_second: of this run; 0 when the set was finished before.
+        metrics: of `fid`; {} without it.
+    """
+
+    samples: Path
+    images: Path
+    run: Path
+    num_images: int
+    images_per_second: float
+    metrics: dict[str, float]
+
+
+@dataclass
+class SampleWork:
+    """This process's part in drawing a set.
+
+    Args:
+        output: folder of the set; None for the run folder.
+        judge: computes the features of the images on the way, and the metrics at the end.
+    """
+
+    task: SampleTask
+    output: Path | None
+    judge: Judge | None
+    team: Team
+    context: Context
+
+    def __post_init__(self) -> None:
+        self.run_path = self.context.runs / "samples" / self.task.name(self.output)
+        self.folder = self.output or self.run_path
+
+    def lead(self, overwrite: bool) -> Sampled:
+        """Say what is to be drawn, draw a share of it, and put the set together."""
+        identity = self.task.identity
+        run = RunFolder(path=self.run_path, kind="samples", settings=identity, inputs=self.task.inputs())
+        with unfinished(self.folder).locked():
+            if overwrite:
+                remove(self.folder)
+            rate = 0.0
+            if check_fits(self.folder, identity) == "finished":
+                self.context.say(f"{self.folder} is finished already; --overwrite draws it again")
+                self.team.begin(identity, [])
+            else:
+                run.save()
+                rate = self._draw()
+            if self.output:
+                record_location(self.run_path, self.output)
+            # Also when the set was finished before: it becomes the newest, since the user has just asked for it.
+            ids_sha256 = TokenCache.open(SampleSet.open(self.folder).ids, check_ids=False).sha256
+            run.finish(LOCATION if self.output else MANIFEST, {"ids_sha256": ids_sha256, **self.task.networks.hashes})
+            self.team.tell("finished", rate)
+            return self._result(rate)
+
+    def follow(self) -> Sampled:
+        """Draw a share of what rank 0 says is to be drawn."""
+        todo = self.team.join(self.task.identity, "other networks, another version or another folder", self.folder)
+        if todo:
+            with self._writer() as writer:
+                writer.open()
+                self._share(writer, todo)
+        self.team.finish()
+        return self._result(self.team.hear("finished"))
+
+    def _draw(self) -> float:
+        """Draw the missing images and finish the set. Returns images/s of all processes together."""
+        with self._writer() as writer:
+            writer.begin()
+            writer.open()
+            total, before, began = self.task.plan.num_images, writer.num_done, time.monotonic()
+            todo = [number for number, tile in enumerate(self.task.plan.tiles()) if tile.first not in writer.done]
+            self.team.begin(self.task.identity, todo)
+            self.context.progress.start("sample", total, "images", before)
+            try:
+                self._share(writer, todo)
+                self.team.finish()
+            finally:
+                self.context.progress.close()
+            rate = (total - before) / max(time.monotonic() - began, 1e-9)
+            writer.read_chunks()
+            features = self.judge.collected(writer) if self.judge else None
+            writer.finish(self.task.header(), self.task.manifest())
+        if self.judge and features is not None:
+            self.judge.keep(self.folder, features, self.task, self.context)
+        return rate
+
+    def _share(self, writer: SampleSetWriter, todo: list[int]) -> None:
+        """Draw the tiles of `todo` that no other process takes."""
+
+        def saved() -> str:
+            if not self.team.group.is_single:
+                return f"The images that were drawn are kept in {self.folder}."
+            return f"{writer.num_done:,} of {self.task.plan.num_images:,} images are kept in {self.folder}."
+
+        tiles = self.task.plan.tiles()
+        mine = (tiles[number] for number in self.team.pieces(todo))
+        extractor = self.judge.extractor if self.judge else None
+        draw(self.task, writer, mine, self.team.advance, self.context.stop, saved, extractor)
+
+    def _result(self, rate: float) -> Sampled:
+        """Return the result, with the metrics, which all processes compute together."""
+        metrics = self.judge.metrics(self.folder, self.task, self.context) if self.judge else {}
+        images = SampleSet.open(self.folder).images
+        return Sampled(self.folder, images, self.run_path, self.task.plan.num_images, rate, metrics)
+
+    def _writer(self) -> SampleSetWriter:
+        widths = self.judge.extractor.widths if self.judge else None
+        return SampleSetWriter(self.folder, self.task.identity, self.task.spec(), widths)
 
 
 def draw(
@@ -33,10 +172,10 @@ def draw(
     """Draw `tiles` and commit all their images. Raises Stopped after a signal.
 
     Args:
-        advance: told of every image that was handed to the writer.
-        stop: looked at between tiles; all that was drawn is then committed.
-        saved: says in one sentence what is kept.
-        extractor: whose features of every image go to the writer too.
+        advance: called with the number of images that were handed to the writer.
+        stop: checked between tiles; what was drawn is committed first.
+        saved: returns a sentence about what is kept.
+        extractor: computes features of every image, which go to the writer too.
     """
     committed = time.monotonic()
     for tile in tiles:
@@ -55,14 +194,14 @@ def draw(
             stop.check(saved())
         advance(tile.count)
     writer.commit()
-    if stop.requested:  # while the last images were on their way to the disk
+    if stop.requested:  # a signal came while the last images were written
         stop.check(saved())
 
 
 def _rows(
     task: SampleTask, first: int, ids: torch.Tensor, kept: int, extractor: Extractor | None
 ) -> Callable[[], Rows]:
-    """Begin to make the rows of `kept` images; what is returned waits for them."""
+    """Begin to make the rows of `kept` images. Returns a function that waits for them."""
     dtype = id_dtype(task.tokenizer.config.codebook_size)
     wanted = {"ids": ids[:kept]}
     if task.image_format != "none" or first < NUM_SHOWN or extractor is not None:

@@ -10,7 +10,7 @@ from titokctl.config.recipe import GeneratorRecipe
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.images import to_bytes
 from titokctl.errors import UserError
-from titokctl.formats.picture import grid, save_png
+from titokctl.formats.picture import save_grid
 from titokctl.formats.token_cache import TokenCache
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.titok.tokenizer import TiTok
@@ -60,4 +60,4 @@ def _draw(folder: Path, tokenizer: TiTok, sampling: SamplingConfig, generator: M
     classes = generator.config.num_classes
     labels = images * classes // len(images) if classes else None
     pixels = tokenizer.detokenize(decode_ids(generator, labels, sampling, images))
-    save_png(folder / f"samples-{step:08d}.png", grid(to_bytes(pixels).cpu().numpy(), _COLUMNS))
+    save_grid(folder / f"samples-{step:08d}.png", to_bytes(pixels).cpu().numpy(), _COLUMNS)

@@ -1,4 +1,4 @@
-"""What a sample set is made of and what is written down about it: its identity, its manifest, its ids' header."""
+"""A sample set that is to be drawn, and what is recorded of it: its settings, its manifest, the header of its ids."""
 
 import hashlib
 import json
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from titokctl.config.sampling import SamplingConfig
+from titokctl.data.image_decoder import ENCODERS
 from titokctl.data.terms import IMAGENET
-from titokctl.formats.image_output import ImageFormat
+from titokctl.formats.image_output import ImageFormat, OutputSpec
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.jobs.sample.inputs import Given, Networks
@@ -27,7 +28,12 @@ _LABEL_RULE = "image i has the class classes[i mod C]"
 
 @dataclass
 class SampleTask:
-    """One sample set to be drawn: its networks and settings, and what is recorded of them."""
+    """One sample set to be drawn: its networks and settings.
+
+    Args:
+        batch_size: images decoded at once.
+        features: what decides about the features that are computed from the images; None without them.
+    """
 
     generator: Given
     tokenizer: Given
@@ -42,7 +48,7 @@ class SampleTask:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that decides about the bytes of the set; a set is gone on with only if this is equal."""
+        """Everything that decides about the bytes of the set; an unfinished set is resumed only if this is equal."""
         classes, every = self.plan.classes, self.generator.config.num_classes
         kind = torch.device(self.device).type
         return {
@@ -56,27 +62,33 @@ class SampleTask:
             "kernels": kernels(kind, self.precision),
             "device": kind,
             "torch": versions()["torch"],
-            # The kernels that decode on a GPU depend on it; on a CPU no pixel does.
+            # A GPU chooses the kernels that decode by the batch size; on a CPU no pixel depends on it.
             **({} if kind == "cpu" else {"batch_size": self.batch_size}),
             **({} if self.features is None else {"features": self.features}),
         }
 
     def name(self, output: Path | None) -> str:
-        """The name of the run: readable, and different for other settings or another place."""
+        """Return the name of the run: readable, and different for other settings or another output."""
         key = json.dumps([self.identity, str(output.absolute()) if output else None], sort_keys=True)
         scale, n = self.sampling.guidance_scale, self.plan.num_images
         return f"cfg{scale:g}-n{n}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     def inputs(self) -> dict[str, Any]:
-        """What the run records of where it comes from."""
+        """Return what the run records of its inputs."""
         trained_on = self.generator.lineage
         kept = {name: trained_on[name] for name in ("source", "preprocessing", "cache") if name in trained_on}
         return self.networks.hashes | kept
 
-    def labels(self) -> np.ndarray:
-        """(N,) int64 labels of the set, -1 without classes."""
+    def spec(self) -> OutputSpec:
+        """Return the images of the set, and the form in which they are kept."""
         labels = self.plan.labels(torch.arange(self.plan.num_images))
-        return np.full(self.plan.num_images, -1) if labels is None else labels.numpy()
+        return OutputSpec(
+            self.image_format,
+            self.tokenizer.config.image_size,
+            np.full(self.plan.num_images, -1) if labels is None else labels.numpy(),
+            self.class_names,
+            ENCODERS.get(self.image_format),
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -86,13 +98,13 @@ class SampleTask:
 
     @property
     def terms(self) -> str:
-        """Those of the images that the generator learnt from; all released ones learnt from ImageNet."""
+        """Terms of use of the images that the generator was trained on; ImageNet for released generators."""
         trained_on = self.generator.lineage
         is_released = not trained_on and released(self.generator.config) is not None
         return IMAGENET if is_released else trained_on.get("terms", "")
 
     def header(self) -> CacheHeader:
-        """What ids.h5 says about itself."""
+        """Return the header of ids.h5."""
         config, hashes = self.tokenizer.config, self.networks.hashes
         trained_on = self.generator.lineage
         return CacheHeader(
@@ -111,7 +123,7 @@ class SampleTask:
         )
 
     def manifest(self) -> dict[str, Any]:
-        """What the manifest tells beyond the settings."""
+        """Return what the manifest records besides the settings."""
         sampling = self.sampling
         networks = {
             name: {"path": str(given.path.absolute()), "config": given.config.model_dump(mode="json")}
