@@ -21,10 +21,9 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_merge import Tally, merge, summaries
 from titokctl.formats.token_parts import PartsFolder, TokenPart
-from titokctl.jobs.caches.inspect import inspect
+from titokctl.jobs.caches.inspect import Inspect
 from titokctl.jobs.caches.merge import Merge
-from titokctl.jobs.caches.verify import verify
-from titokctl.progress import SilentProgress
+from titokctl.jobs.caches.verify import Verify
 
 IMAGENET = 1_281_167
 TOKENS, CODES, UNIT = 32, 4096, 1024
@@ -36,7 +35,7 @@ def main() -> None:
     made.add_argument("--rows", type=int, help=f"default: {IMAGENET}, or 20000 with --quick")
     made.add_argument("--folder", type=Path, help="on the disk to be measured; the folder for temporary files else")
     given = made.parse_args()
-    rows, silent = given.rows or (20_000 if given.quick else IMAGENET), SilentProgress()
+    rows = given.rows or (20_000 if given.quick else IMAGENET)
     with tempfile.TemporaryDirectory(dir=given.folder) as name, StopRequest() as stop:
         folder = Path(name)
         cache, both = folder / "tokens.h5", folder / "both.h5"
@@ -51,8 +50,8 @@ def main() -> None:
             "write and merge": Way(lambda: write(folder, rows), items=rows, before=again),
             "np.load": Way(lambda: load_plain(folder, rows), items=rows, beside="np.load"),
             "open and load": Way(lambda: open_cache(cache, rows), items=rows, beside="np.load"),
-            "inspect": Way(lambda: inspect(cache), items=rows, beside=""),
-            "verify": Way(lambda: verify(cache, progress=silent, stop=stop), items=rows, beside=""),
+            "inspect": Way(lambda: Inspect(cache).run(Context()), items=rows, beside=""),
+            "verify": Way(lambda: Verify(cache).run(Context(stop=stop)), items=rows, beside=""),
             "merge two caches": Way(
                 lambda: Merge([cache] * 2, both).run(Context()),
                 items=2 * rows, beside="", before=lambda: both.unlink(missing_ok=True),

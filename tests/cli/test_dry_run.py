@@ -153,9 +153,10 @@ class StopWith(StopRequest):
 
 
 def shard_a_part() -> None:
-    from titokctl.jobs.shard import shard
+    from titokctl.context import Context
+    from titokctl.jobs.shard import Shard
 
-    shard(["shards"], Path("packed"), per_shard=2, progress=SilentProgress(), stop=StopWith(".packed*/*.done.json"))
+    Shard(["shards"], Path("packed"), per_shard=2).run(Context(stop=StopWith(".packed*/*.done.json")))
 
 
 def sample_a_part() -> None:

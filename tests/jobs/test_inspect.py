@@ -10,10 +10,15 @@ import tiny
 from caches import CODES, TOKENS, write_cache
 
 from titokctl.cli.app import run
+from titokctl.context import Context
 from titokctl.errors import UserError
 from titokctl.formats.run_folder import RunFolder
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.caches.inspect import inspect
+from titokctl.jobs.caches.inspect import Inspect, Inspection
+
+
+def inspect(path: Path) -> Inspection:
+    return Inspect(path).run(Context())
 
 
 def test_a_token_cache_with_its_use_of_the_codebook(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import pytest
 from trained import both, generator_run, tokenizer_run
 
 from titokctl.cli.app import run as command
+from titokctl.context import Context
 from titokctl.errors import UserError
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import save_png
 from titokctl.formats.run_folder import RunFolder
-from titokctl.jobs.machine.report import write_report
-from titokctl.jobs.machine.runs import find_run, list_runs, show_run
+from titokctl.jobs.machine.report import Report
+from titokctl.jobs.machine.runs import ListRuns, ShowRun, find_run
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_runs_are_listed_by_kind_with_their_steps(trained: Path, run_cli) -> Non
     tokenizer_run(trained, "second", seed=1)
     (trained / "tokenizer" / "damaged").mkdir()
     (trained / "tokenizer" / "damaged" / "run.json").write_text("{")
-    found = [(run.kind, run.name, run.step) for run in list_runs(trained)]
+    found = [(run.kind, run.name, run.step) for run in ListRuns().run(Context(trained))]
     assert found == [("tokenizer", "second", None), ("tokenizer", "tok", None), ("generator", "gen", 3)]
     listed = run_cli("runs", "ls", "--runs-dir", trained, "--json", code=0).json
     assert [run["name"] for run in listed] == ["second", "tok", "gen"]
@@ -45,12 +46,12 @@ def test_unfinished_runs_come_last_with_the_step_that_is_saved(trained: Path, ca
     (run.path / "checkpoints" / "step-00000008").mkdir(parents=True)
     MetricsLog(run.path / "metrics.jsonl").append(9, {"loss": 1.0})
     with folder_lock(run.path):
-        assert [(r.name, r.status, r.step) for r in list_runs(trained)][:2] == [
+        assert [(r.name, r.status, r.step) for r in ListRuns().run(Context(trained))][:2] == [
             ("tok", "finished", None),
             ("cut", "running", 9),
         ]
-    assert [(r.status, r.step) for r in list_runs(trained)][1] == ("stopped", 8)
-    assert show_run("cut", trained).record["step"] == 8
+    assert [(r.status, r.step) for r in ListRuns().run(Context(trained))][1] == ("stopped", 8)
+    assert ShowRun("cut").run(Context(trained)).record["step"] == 8
     assert command(["runs", "ls", "--runs-dir", str(trained / "none")]) == 0
     assert capsys.readouterr() == ("", f"no runs in {trained / 'none'}\n")
 
@@ -58,20 +59,20 @@ def test_unfinished_runs_come_last_with_the_step_that_is_saved(trained: Path, ca
 def test_a_run_is_found_by_folder_kind_and_name(trained: Path) -> None:
     folder = trained / "generator" / "gen"
     assert {find_run(given, trained).path for given in (str(folder), "generator/gen", "gen")} == {folder}
-    with pytest.raises(UserError, match="no run nothing"):
+    with pytest.raises(UserError, match="no run named nothing"):
         find_run("nothing", trained)
     generator_run(trained, tokenizer_run(trained, "gen"), "other")
-    with pytest.raises(UserError, match="2 runs are called gen") as caught:
+    with pytest.raises(UserError, match="2 runs are named gen") as caught:
         find_run("gen", trained)
     assert "tokenizer/gen" in caught.value.hint
 
 
 def test_the_lineage_follows_the_hashes(trained: Path) -> None:
-    links = show_run("gen", trained).lineage
+    links = ShowRun("gen").run(Context(trained)).lineage
     assert [link.what for link in links] == ["generator", "token cache", "tokenizer (encoder)", "images"]
     assert links[2].where == str(trained / "tokenizer" / "tok")
     (trained / "tokenizer" / "tok" / "weights.safetensors").unlink()
-    assert show_run("gen", trained).lineage[2].where == "not in this runs folder"
+    assert ShowRun("gen").run(Context(trained)).lineage[2].where == "not in this runs folder"
 
 
 def test_the_page_stands_alone(trained: Path, tmp_path: Path, run_cli) -> None:
@@ -84,7 +85,7 @@ def test_the_page_stands_alone(trained: Path, tmp_path: Path, run_cli) -> None:
     assert text.count("data:image/png;base64,") == 2
     assert not re.search(r"<script|https?://|src=\"(?!data:)|href=", text)
     with pytest.raises(UserError, match="exists already"):
-        write_report("gen", page, trained)
+        Report("gen", page).run(Context(trained))
 
 
 def test_doctor_measures_and_advises(run_cli) -> None:

@@ -1,25 +1,26 @@
-"""`titokctl shard`: bytes unchanged, the same shards every time, nothing half-written."""
+"""`titokctl shard`: unchanged bytes, the same shards every time, nothing half-written."""
 
 import json
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import PATIENCE_S
 from image_files import class_folders, encoded, noise, webdataset_samples
 from process_tree import held, wait_for_files
 
+from titokctl.context import Context
 from titokctl.data.sources import open_source
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import Stopped, UserError
-from titokctl.jobs.shard import Sharded, shard
-from titokctl.progress import SilentProgress
+from titokctl.jobs.shard import Shard, Sharded
 
 
-def make(paths: list[Path], output: Path, **options: object) -> Sharded:
-    return shard(paths, output, progress=SilentProgress(), stop=StopRequest(), **options)  # type: ignore[arg-type]
+def make(paths: list[Path], output: Path, stop: StopRequest | None = None, **options: Any) -> Sharded:
+    return Shard(paths, output, **options).run(Context(stop=stop or StopRequest()))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -126,7 +127,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     class_folders(tmp_path / "in", each=40)
     make([tmp_path / "in"], tmp_path / "whole", per_shard=20)
     with pytest.raises(Stopped):
-        shard([tmp_path / "in"], tmp_path / "out", per_shard=20, progress=SilentProgress(), stop=StopAfter(5))
+        make([tmp_path / "in"], tmp_path / "out", StopAfter(5), per_shard=20)
     assert not (tmp_path / "out").exists()
     staging = tmp_path / ".out.unfinished"
     finished = {p: p.stat().st_mtime_ns for p in staging.glob("*.tar")}
@@ -136,11 +137,13 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert {(tmp_path / "out" / p.name).stat().st_mtime_ns for p in finished} == set(finished.values())
 
 
-def test_unfinished_work_of_another_command_is_not_used(tmp_path: Path) -> None:
+def test_work_begun_with_other_settings_is_kept_unless_overwritten(tmp_path: Path) -> None:
     class_folders(tmp_path / "in", each=40)
     with pytest.raises(Stopped):
-        shard([tmp_path / "in"], tmp_path / "out", per_shard=20, progress=SilentProgress(), stop=StopAfter(5))
-    make([tmp_path / "in"], tmp_path / "out", per_shard=33)
+        make([tmp_path / "in"], tmp_path / "out", StopAfter(5), per_shard=20)
+    with pytest.raises(UserError, match=r"was begun with other settings:\n  per_shard: 20 -> 33"):
+        make([tmp_path / "in"], tmp_path / "out", per_shard=33)
+    make([tmp_path / "in"], tmp_path / "out", per_shard=33, overwrite=True)
     assert [u.count for u in open_source([tmp_path / "out"]).units] == [33, 33, 14]
 
 
@@ -150,7 +153,7 @@ def test_an_existing_output(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
     assert make([tmp_path / "in"], tmp_path / "out", per_shard=4).samples == 10
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == before
-    with pytest.raises(UserError, match="made with another per_shard"):
+    with pytest.raises(UserError, match="was begun with other settings:\n  per_shard: 4 -> 5"):
         make([tmp_path / "in"], tmp_path / "out", per_shard=5)
     assert make([tmp_path / "in"], tmp_path / "out", per_shard=5, overwrite=True).shards == 2
     assert len(open_source([tmp_path / "out"])) == 10
@@ -162,7 +165,7 @@ def test_what_is_not_ours_is_never_replaced(tmp_path: Path, overwrite: bool) -> 
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("precious")
     for output in (tmp_path / "out", tmp_path / "out/thesis.txt"):
-        with pytest.raises(UserError, match="holds no shards of ours"):
+        with pytest.raises(UserError, match="holds no shards made by titokctl"):
             make([tmp_path / "in"], output, overwrite=overwrite)
     assert (tmp_path / "out/thesis.txt").read_text() == "precious"
 
@@ -174,7 +177,7 @@ def test_the_command(tmp_path: Path, run_cli) -> None:
     assert done.stderr == ""
     again = run_cli("shard", "in", "-o", "out", code=0)
     assert "complete already" in again.stderr
-    assert "mixed over the classes" in again.stderr
+    assert "shuffled with seed 0" in again.stderr
     assert again.stdout == ""
     missing = run_cli("shard", "nowhere", "-o", "out2", code=1)
     assert "no such file or folder: nowhere" in missing.stderr

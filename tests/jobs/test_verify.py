@@ -45,7 +45,7 @@ def test_a_changed_or_missing_source_is_a_remark(tmp_path: Path, capsys: pytest.
     assert "has changed" in capsys.readouterr().err
     write_cache(tmp_path / "other.h5", 5)
     assert run(["verify", str(tmp_path / "other.h5")]) == 0
-    assert "does not say" in capsys.readouterr().err
+    assert "does not record" in capsys.readouterr().err
 
 
 def test_a_changed_id_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

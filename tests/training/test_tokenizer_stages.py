@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 from stages import NAMES, Leave, train, write_recipe
 
+from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder
 from titokctl.errors import Stopped, UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.caches.inspect import inspect
+from titokctl.jobs.caches.inspect import Inspect
 from titokctl.jobs.evaluate.reconstruct import reconstruct
 from titokctl.jobs.tokenize.request import tokenize
 from titokctl.weights.chain import pick_tokenizer, tokenizer_with
@@ -73,8 +74,8 @@ def test_a_vqgan_is_no_tokenizer_but_weights_that_load_and_are_told(chain):
     assert chain.vqgan.run.parent.name == "proxy"
     vqgan = load_proxy(chain.vqgan.run)
     assert vqgan.codes(torch.rand(2, 3, 32, 32)).shape == (2, 4, 4)
-    assert inspect(chain.vqgan.weights).what == "proxy weights"
-    assert inspect(chain.vqgan.run).what == "proxy run"
+    assert Inspect(chain.vqgan.weights).run(Context()).what == "proxy weights"
+    assert Inspect(chain.vqgan.run).run(Context()).what == "proxy run"
     with pytest.raises(UserError, match=r"a proxy tokenizer .* where a tokenizer") as refused:
         load_tokenizer(chain.vqgan.run)
     assert refused.value.hint

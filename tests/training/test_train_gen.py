@@ -16,13 +16,14 @@ from remarks import Remarks
 from safetensors.torch import load_file
 
 from titokctl.config import recipe_files
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.machine.runs import list_runs
+from titokctl.jobs.machine.runs import ListRuns
 from titokctl.jobs.train.generator import plan_training, train_generator
 from titokctl.progress import SilentProgress
 
@@ -67,7 +68,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(train, start, runs, cache, recipe):
         run = runs / "generator" / f"cut-{how.name}"
         stop_after_a_checkpoint(start, runs, run, how, cache, recipe)
         assert open_run(run).status == "stopped"
-        (listed,) = (found for found in list_runs(runs) if found.name == run.name)
+        (listed,) = (found for found in ListRuns().run(Context(runs)) if found.name == run.name)
         assert (listed.status, listed.step) == ("stopped", open_run(run).saved_step())
         again, talk = train(*LONGER, name=run.name)
         assert "going on from step" in talk

@@ -12,11 +12,10 @@ from networks import GENERATOR, tiny_generator, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 from titokctl import load_generator, load_tokenizer
-from titokctl.distributed.stop import StopRequest
+from titokctl.context import Context
 from titokctl.errors import UserError
 from titokctl.formats.weights_file import read_metadata
-from titokctl.jobs.caches import convert as job
-from titokctl.progress import SilentProgress
+from titokctl.jobs.caches.convert import Convert, Converted, Layout
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.official.config import write_config
@@ -46,9 +45,9 @@ def stage_one(tmp_path_factory) -> Path:
     return path
 
 
-def convert(source: Path, to: Path, layout: job.Layout = "titokctl", model=None, overwrite=False) -> job.Converted:
-    """The command's work, without the cost of a process."""
-    return job.convert(str(source), to, model, layout, overwrite, SilentProgress(), StopRequest())
+def convert(source: Path, to: Path, layout: Layout = "titokctl", model=None, overwrite=False) -> Converted:
+    """Do the command's work without the cost of a process."""
+    return Convert(str(source), to, model, layout, overwrite).run(Context())
 
 
 def test_round_trip_of_a_folder(run_cli, folder, tmp_path):
@@ -120,7 +119,7 @@ def test_existing_outputs(folder, tmp_path):
     assert (precious / "thesis.tex").is_file()
     convert(ours, back, "official")
     convert(ours, back, "official", overwrite=True)
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="is a file, but a folder would be written"):
         convert(folder, ours, "official", overwrite=True)
     with pytest.raises(UserError, match=r"does not end in \.safetensors"):
         convert(folder, tmp_path / "ours.pt")

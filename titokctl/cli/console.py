@@ -16,6 +16,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """Print a warning on stderr, also with --quiet."""
+    say(f"warning: {text}")
+
+
 def error(message: str, hint: str = "") -> None:
     """One sentence, and what to do about it. Colour only on a terminal that wants it."""
     from rich.console import Console

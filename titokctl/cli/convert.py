@@ -1,4 +1,4 @@
-"""`titokctl convert`: official weights to ours and back."""
+"""`titokctl convert`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ import typer
 from titokctl.cli import completion, console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 
 
 @app.command(epilog="Example: titokctl convert tokenizer_titok_l32_imagenet/ -o l32.safetensors")
@@ -24,24 +24,23 @@ def convert(
     output: Annotated[Path, option("--output -o", "A .safetensors file; a folder with --to official.", "DST")],
     model: Annotated[
         str | None,
-        option("--model", "Which model it is, where the files don't tell.", "NAME", completes=completion.models),
+        option("--model", "The model's known name, where its files don't say it.", "NAME", completes=completion.models),
     ] = None,
     to: Annotated[
         Literal["titokctl", "official"],
-        option("--to", "titokctl: our weights file; official: a folder for their from_pretrained."),
+        option("--to", "titokctl: our weights file; official: a folder for the official from_pretrained."),
     ] = "titokctl",
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Turn official weights into a file of ours, or back. Numbers stay as they are."""
-    from titokctl.jobs.caches.convert import convert as job
+    """Convert official weights to a titokctl file, or back. The values don't change."""
+    from titokctl.jobs.caches.convert import Convert
 
-    with alone(quiet, dry_run, as_json) as (progress, stop):
-        done = job(source, output, model, to, overwrite, progress, stop)
+    done = perform(Convert(source, output, model, to, overwrite), Surroundings(quiet, as_json, dry_run))
     if not done.has_pixels and not quiet:
-        console.say("note: trained in stage 1 only; it decodes to proxy codes, not to pixels")
+        console.say("note: trained in stage 1 only: it decodes to proxy codes, not to pixels")
     if as_json:
         console.emit_json(done)
     else:

@@ -7,7 +7,7 @@ import typer
 
 from titokctl.cli import console, options
 from titokctl.cli.app import app
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 
 
 @app.command(epilog="Example: titokctl diff float32.h5 bf16.h5")
@@ -21,22 +21,11 @@ def diff(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Say how far two caches of the same images agree: in ids, by position, and decoded, in dB."""
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.caches.diff import diff as job
-    from titokctl.models.device import device_named
+    """Compare two caches of the same images: ids, ids by position, and decoded pixels in dB."""
+    from titokctl.jobs.caches.diff import Diff
 
-    with alone(quiet) as (progress, stop):
-        found = job(
-            first,
-            second,
-            runs_root(runs_dir),
-            view=view,
-            tokenizer=tokenizer,
-            device=device_named(device),
-            progress=progress,
-            stop=stop,
-        )
+    around = Surroundings(quiet, as_json, runs_dir=runs_dir, device=device)
+    found = perform(Diff(first, second, view, tokenizer), around)
     if not as_json and not quiet:
         for remark in found.remarks:
             console.say(remark)

@@ -8,22 +8,22 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
+from titokctl.cli.work import Surroundings, perform
 
 
 @app.command(epilog="Example: titokctl doctor")
 def doctor(
-    quick: Annotated[bool, option("--quick", "Leave out the two seconds of measuring.")] = False,
+    quick: Annotated[bool, option("--quick", "Skip the two seconds of measuring.")] = False,
     runs_dir: options.RunsDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Look at this machine: what is there, what is missing, what to do about it, and how long ImageNet would take.
+    """Check this machine: packages, hardware, storage, weights, and how long ImageNet would take.
 
-    Exits with 1 when something keeps titokctl from working here.
+    Exits with 1 if titokctl can't work here.
     """
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.machine.doctor import default_folder, examine
+    from titokctl.jobs.machine.doctor import Doctor
 
-    found = examine(default_folder(runs_root(runs_dir)), measured=not quick)
+    found = perform(Doctor(quick), Surroundings(quiet=True, runs_dir=runs_dir))
     if as_json:
         console.emit_json(asdict(found) | {"num_problems": found.num_problems})
     else:

@@ -7,6 +7,7 @@ import typer
 
 from titokctl.cli import console, options
 from titokctl.cli.app import app
+from titokctl.cli.work import Surroundings, perform
 
 _CLASSES_SHOWN = 30
 
@@ -16,10 +17,10 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A token cache, weights, a run folder, shards, ...")],
     as_json: options.Json = False,
 ) -> None:
-    """Say what a file or folder is: where it comes from, what is in it, how much of the codebook it uses."""
-    from titokctl.jobs.caches.inspect import inspect as job
+    """Describe a file or folder: its kind, origin and contents, and how much of the codebook it uses."""
+    from titokctl.jobs.caches.inspect import Inspect
 
-    found = job(path)
+    found = perform(Inspect(path), Surroundings(quiet=True))
     if as_json:
         console.emit_json(found)
         return
@@ -27,8 +28,8 @@ def inspect(
     if found.classes:
         shown = list(found.classes.items())[:_CLASSES_SHOWN]
         more = len(found.classes) - len(shown)
-        console.table("rows a class", ["class", "rows"], shown, f"and {more:,} more" if more else "")
+        console.table("rows per class", ["class", "rows"], shown, f"and {more:,} more" if more else "")
     if found.positions:
         names = list(found.positions[0])
         rows = [[console.in_words(position[name]) for name in names] for position in found.positions]
-        console.table("use of the codebook by position", names, rows)
+        console.table("codebook usage by position", names, rows)

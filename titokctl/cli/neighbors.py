@@ -9,6 +9,7 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
+from titokctl.cli.work import Surroundings, perform
 from titokctl.progress import counted
 
 
@@ -19,18 +20,18 @@ def neighbors(
         Path | None, typer.Argument(metavar="OTHER", help="A second one; pairs are then between the two.")
     ] = None,
     max_distance: Annotated[
-        int | None, option("--max-distance", "Ids that may differ; by default a quarter of them.", min=0)
+        int | None, option("--max-distance", "How many ids may differ; default: a quarter.", min=0)
     ] = None,
-    shown: Annotated[int, option("-n --num-pairs", "Closest pairs to name.", min=0)] = 20,
+    shown: Annotated[int, option("-n --num-pairs", "How many of the closest pairs to list.", min=0)] = 20,
     as_json: options.Json = False,
 ) -> None:
     """Find nearly equal images by their ids: duplicates, or leakage between two sets."""
-    from titokctl.jobs.caches.neighbors import neighbors as job
+    from titokctl.jobs.caches.neighbors import Neighbors
 
-    found = job(path, other, max_distance=max_distance, shown=shown)
+    found = perform(Neighbors(path, other, max_distance, shown), Surroundings(quiet=True))
     if not found.pairs and not as_json:
-        pairs = counted(found.compared, "pairs")
-        print(f"none within a distance of {found.max_distance}: {pairs} of images compared")
+        compared = counted(found.compared, "pairs")
+        print(f"no pairs within a distance of {found.max_distance}; {compared} compared")
         return
     console.result(found if as_json else replace(found, closest=[]), as_json, "near-duplicates")
     if found.closest and not as_json:

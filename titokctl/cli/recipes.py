@@ -8,6 +8,7 @@ import typer
 from titokctl.cli import completion, console
 from titokctl.cli.app import app
 from titokctl.cli.options import Json, Overwrite, Quiet
+from titokctl.cli.work import Surroundings, perform
 from titokctl.errors import EXIT_FAILED
 
 Name = Annotated[
@@ -25,9 +26,9 @@ app.add_typer(group, name="recipes")
 @group.command(epilog="Example: titokctl recipes ls")
 def ls(as_json: Json = False) -> None:
     """List the shipped recipes."""
-    from titokctl.jobs.machine.recipes import list_recipes
+    from titokctl.jobs.machine.recipes import ListRecipes
 
-    recipes = list_recipes()
+    recipes = perform(ListRecipes(), Surroundings(quiet=True))
     if as_json:
         console.emit_json(recipes)
     else:
@@ -36,39 +37,39 @@ def ls(as_json: Json = False) -> None:
 
 @group.command(epilog="Example: titokctl recipes show tokenizer/tiny")
 def show(name: Name) -> None:
-    """Print a recipe's file as it is."""
+    """Print the file of a recipe."""
     import sys
 
-    from titokctl.jobs.machine.recipes import read_recipe
+    from titokctl.jobs.machine.recipes import ShowRecipe
 
-    sys.stdout.write(read_recipe(name).decode("utf-8"))
+    sys.stdout.write(perform(ShowRecipe(name), Surroundings(quiet=True)).decode("utf-8"))
 
 
 @group.command(epilog="Example: titokctl recipes cp tokenizer/tiny my.yaml")
 def cp(
     name: Name,
-    target: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, or the folder to copy into.")],
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, or a folder to copy it into.")],
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Copy a recipe, to change it."""
-    from titokctl.jobs.machine.recipes import copy_recipe
+    """Copy a recipe to a file that you can edit."""
+    from titokctl.jobs.machine.recipes import CopyRecipe
 
-    written = copy_recipe(name, target, overwrite)
+    written = perform(CopyRecipe(name, target, overwrite), Surroundings(quiet))
     if not quiet:
         console.say(f"copied {name} to {written}")
 
 
 @group.command(epilog="Example: titokctl recipes check my.yaml")
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipe files of your own.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipe files.")],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Name everything that is wrong with recipe files; the exit code is 1 when something is."""
-    from titokctl.jobs.machine.recipes import check_recipes
+    """List all errors in recipe files; exits with 1 if there are any."""
+    from titokctl.jobs.machine.recipes import CheckRecipes
 
-    checked = check_recipes(files)
+    checked = perform(CheckRecipes(files), Surroundings(quiet=True))
     if as_json:
         console.emit_json([{"path": str(c.path), "valid": not c.problem, "problem": c.problem} for c in checked])
     for result in checked:

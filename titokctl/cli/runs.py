@@ -1,4 +1,4 @@
-"""`titokctl runs` and `titokctl report`: what was made here."""
+"""`titokctl runs` and `titokctl report`."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from titokctl.cli import completion, console
 from titokctl.cli.app import app
 from titokctl.cli.options import DryRun, Json, Overwrite, Quiet, RunsDir, option
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 
 _LISTED = 12  # items of a list that are shown
 Run = Annotated[
@@ -17,23 +17,22 @@ Run = Annotated[
 ]
 
 
-group = typer.Typer(no_args_is_help=True, help="What was trained and sampled here.")
+group = typer.Typer(no_args_is_help=True, help="List and show the runs of the runs folder.")
 app.add_typer(group, name="runs")
 
 
 @group.command(epilog="Example: titokctl runs ls")
 def ls(runs_dir: RunsDir = None, as_json: Json = False) -> None:
-    """List all runs of the runs folder: of each kind the one that finished last first, unfinished ones at the end."""
+    """List all runs of the runs folder by kind: newest finished first, unfinished last."""
     from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.machine.runs import list_runs
+    from titokctl.jobs.machine.runs import ListRuns
 
-    root = runs_root(runs_dir)
-    found = list_runs(root)
+    found = perform(ListRuns(), Surroundings(quiet=True, runs_dir=runs_dir))
     if as_json:
         console.emit_json(found)
         return
     if not found:
-        console.say(f"no runs in {root}")
+        console.say(f"no runs in {runs_root(runs_dir)}")
         return
     rows = [(run.kind, run.name, run.status, "-" if run.step is None else f"{run.step:,}", run.created[:16],
              (run.finished or "-")[:16]) for run in found]  # fmt: skip
@@ -42,43 +41,38 @@ def ls(runs_dir: RunsDir = None, as_json: Json = False) -> None:
 
 @group.command(epilog="Example: titokctl runs show tiny-1")
 def show(run: Run, runs_dir: RunsDir = None, as_json: Json = False) -> None:
-    """Say what a run is: settings, newest numbers, and where it came from."""
+    """Show a run: its record, newest metrics, settings, and lineage."""
     from titokctl.config.differences import flatten
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.machine.runs import show_run
+    from titokctl.jobs.machine.runs import ShowRun
 
-    found = show_run(run, runs_root(runs_dir))
+    found = perform(ShowRun(run), Surroundings(quiet=True, runs_dir=runs_dir))
     if as_json:
         console.emit_json(found)
         return
     record = {name: value for name, value in found.record.items() if name != "settings" and value}
     console.pairs(f"{found.path}: {found.kind} run", {name: _readable(value) for name, value in record.items()})
-    console.table("where it came from", ("what", "where", "sha256"),
+    console.table("lineage", ("product", "path", "sha256"),
                   [(link.what, link.where, link.sha256[:12]) for link in found.lineage])  # fmt: skip
     if found.metrics:
-        console.pairs("newest numbers", {name: _readable(value) for name, value in found.metrics.items()})
+        console.pairs("newest metrics", {name: _readable(value) for name, value in found.metrics.items()})
     console.pairs("settings", {name: _readable(value) for name, value in flatten(found.record["settings"]).items()})
 
 
 @app.command(epilog="Example: titokctl report generator/tiny-1 -o report.html")
 def report(
     run: Run,
-    output: Annotated[
-        Path | None, option("-o --output", "The page; report.html in the run by default.", "FILE")
-    ] = None,
+    output: Annotated[Path | None, option("-o --output", "The page; default: report.html in the run.", "FILE")] = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained page about a run: numbers, curves, pictures, scores, settings, and its origins."""
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.machine.report import write_report
+    """Write a self-contained page about a run: metrics, curves, pictures, scores, settings, lineage."""
+    from titokctl.jobs.machine.report import Report
 
-    with alone(quiet, dry_run, as_json):
-        result = write_report(run, output, runs_root(runs_dir), overwrite)
-    console.result(result, as_json, "report")
+    around = Surroundings(quiet, as_json, dry_run, runs_dir)
+    console.result(perform(Report(run, output, overwrite), around), as_json, "report")
 
 
 def _readable(value: Any) -> str:

@@ -8,7 +8,7 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 
 
 @app.command(epilog="Example: titokctl shard imagenet/ -o shards/")
@@ -28,30 +28,19 @@ def shard(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Pack images into WebDataset shards, bytes unchanged.
+    """Pack images into WebDataset shards; their bytes don't change.
 
-    Images that can't be decoded are named in FOLDER/rejected.jsonl. Run the same command again to go on.
+    Images that can't be decoded are listed in FOLDER/rejected.jsonl. To resume, run the same command again.
     """
-    from titokctl.jobs.shard import REJECTED_NAME
-    from titokctl.jobs.shard import shard as job
+    from titokctl.jobs.shard import REJECTED_NAME, Shard
 
-    with alone(quiet, dry_run, as_json) as (progress, stop):
-        result = job(
-            paths,
-            output,
-            per_shard=per_shard,
-            max_bytes=max_bytes,
-            shuffle=shuffle,
-            seed=seed,
-            overwrite=overwrite,
-            progress=progress,
-            stop=stop,
-        )
+    job = Shard(paths, output, per_shard, max_bytes, shuffle, seed, overwrite)
+    result = perform(job, Surroundings(quiet, as_json, dry_run))
     if as_json:
         console.emit_json(result)
     elif not quiet:
-        order = f"mixed over the classes (seed {seed})" if shuffle else "in the order of the source"
+        order = f"shuffled with seed {seed}" if shuffle else "in the order of the source"
         images, shards = f"{result.samples:,} images", f"{result.shards:,} shards"
         console.say(f"{result.folder}: {images} of {len(result.class_names):,} classes in {shards}, {order}")
     if result.rejected:
-        progress.warn(f"{len(result.rejected):,} images were left out: see {result.folder / REJECTED_NAME}")
+        console.warn(f"{len(result.rejected):,} images were left out: see {result.folder / REJECTED_NAME}")

@@ -7,14 +7,14 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 from titokctl.errors import EXIT_FAILED
 
 
 @app.command(epilog="Example: titokctl verify tokens.h5")
 def verify(
     path: options.Tokens,
-    sample: Annotated[int, option("--sample", "Random images to encode again and compare.", min=0)] = 0,
+    sample: Annotated[int, option("--sample", "How many random images to encode again and compare.", min=0)] = 0,
     seed: options.Seed = 0,
     tokenizer: options.MadeWith = None,
     device: options.Device = None,
@@ -26,21 +26,10 @@ def verify(
 
     With --sample, random images of the source are encoded again and compared with their rows.
     """
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.caches.verify import verify as job
-    from titokctl.models.device import device_named
+    from titokctl.jobs.caches.verify import Verify
 
-    with alone(quiet) as (progress, stop):
-        result = job(
-            path,
-            sample=sample,
-            seed=seed,
-            tokenizer=tokenizer,
-            runs=runs_root(runs_dir),
-            device=device_named(device),
-            progress=progress,
-            stop=stop,
-        )
+    around = Surroundings(quiet, as_json, runs_dir=runs_dir, device=device)
+    result = perform(Verify(path, sample, seed, tokenizer), around)
     console.result(result, as_json, "verified")
     if not quiet:
         for remark in result.remarks:

@@ -1,20 +1,19 @@
-"""`titokctl weights`: the released models, and where they are."""
-
-from typing import Any
+"""`titokctl weights`."""
 
 import typer
 
 from titokctl.cli import console
 from titokctl.cli.app import app
 from titokctl.cli.options import Json
+from titokctl.cli.work import Surroundings, perform
 
 _NOTE = (
-    "rFID and gFID are quoted from the papers and the official repository, not measured here. K: tokens an image.\n"
-    "A model that is not here is fetched when it is first used (hub extra, online), or see docs/results.md."
+    "rFID and gFID are quoted from the papers and the official repository, not measured here. K: tokens per image.\n"
+    "Missing models are downloaded on first use if the hub extra is installed; see also docs/results.md."
 )
 
 
-group = typer.Typer(no_args_is_help=True, help="The released models: what they are and where they are.")
+group = typer.Typer(no_args_is_help=True, help="List the released models.")
 # Without a callback Typer would make a group of one command into that command.
 group.callback()(lambda: None)
 app.add_typer(group, name="weights")
@@ -23,34 +22,18 @@ app.add_typer(group, name="weights")
 @group.command(epilog="Example: titokctl weights ls")
 def ls(as_json: Json = False) -> None:
     """List the released models with their published numbers, and where they are on this machine."""
-    from titokctl.weights.known import BY_NAME
-    from titokctl.weights.local import cache_folder, where
+    from titokctl.jobs.machine.models import ListModels
 
-    rows = [_row(known, where(known)) for known in BY_NAME.values()]
+    found = perform(ListModels(), Surroundings(quiet=True))
     if as_json:
-        console.emit_json({"cache_folder": str(cache_folder()), "models": rows})
+        console.emit_json(found)
         return
     table = [
-        (r["name"], f"{r['parameters_millions']:.1f}M", r["num_latent_tokens"] or "-", _number(r["rfid_quoted"]),
-         _number(r["gfid_quoted"]), r["path"] or "not here")
-        for r in rows
+        (m.name, f"{m.parameters_millions:.1f}M", m.num_latent_tokens or "-", _number(m.rfid_quoted),
+         _number(m.gfid_quoted), m.path or "not on this machine")
+        for m in found.models
     ]  # fmt: skip
-    console.table("", ("name", "parameters", "K", "rFID", "gFID", "where"), table, _NOTE)
-
-
-def _row(known: Any, path: Any) -> dict[str, Any]:
-    return {
-        "name": known.name,
-        "kind": known.kind,
-        "parameters_millions": known.parameters,
-        "num_latent_tokens": known.num_latent_tokens,
-        "rfid_quoted": known.rfid,
-        "gfid_quoted": known.gfid,
-        "gfid_sampling_steps": known.sampling_steps,
-        "repository": known.repository,
-        "files": list(known.files),
-        "path": None if path is None else str(path),
-    }
+    console.table("", ("name", "parameters", "K", "rFID", "gFID", "path"), table, _NOTE)
 
 
 def _number(value: float | None) -> str:

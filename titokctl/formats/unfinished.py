@@ -101,6 +101,12 @@ class Unfinished:
         publish(product, self.output)
         self.remove()
 
+    def publish_folder(self) -> None:
+        """Give the folder itself the output's name, without the record and the lock."""
+        self.record.unlink()
+        (self.folder / LOCK).unlink(missing_ok=True)
+        publish(self.folder, self.output)
+
     def remove(self) -> None:
         """Delete the folder and everything in it."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -77,7 +77,7 @@ class Decode:
 
         Raises UserError when the output exists or was begun with other settings, or the tokenizer is not found.
         """
-        work = self._work(context)
+        work = self._work(context, fetch=False)
         work.unfinished.check_not_at_work()
         kept = ChunkWriter(work.unfinished.folder, None)
         if work.unfinished.resumes(work.settings, self.overwrite):
@@ -94,7 +94,7 @@ class Decode:
 
     def run(self, context: Context) -> Decoded:
         """Write the images. Raises as `plan`; Stopped after a signal, with the finished part kept beside the output."""
-        work = self._work(context)
+        work = self._work(context, fetch=True)
         with work.unfinished.locked():
             work.unfinished.begin(work.settings, self.overwrite)
             work.decode(context)
@@ -105,11 +105,11 @@ class Decode:
     def _form(self) -> ImageFormat:
         return self.image_format or ("npz" if self.output.suffix == ".npz" else "png")
 
-    def _work(self, context: Context) -> "_Work":
+    def _work(self, context: Context, fetch: bool) -> "_Work":
         check_free(self.output, self.overwrite)
         cache, device = TokenCache.open(self.path), context.device
         rows = cache.view(self.view)
-        model = tokenizer_of(cache, self.tokenizer, context.runs, device, context.say)
+        model = tokenizer_of(cache, self.tokenizer, context, fetch)
         precision = self.precision or recorded_precision(cache.header, device) or fastest_precision(device)
         settings = {
             "cache": cache.sha256,

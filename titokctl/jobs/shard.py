@@ -1,30 +1,25 @@
-"""`titokctl shard`: images -> WebDataset shards with an index, bytes unchanged.
+"""`titokctl shard`: pack images into WebDataset shards with an index; the bytes of the images don't change.
 
-Which sample goes into which shard is settled before anything is written, by arithmetic from the source and the
-settings. So shards are finished one by one in `.<name>.unfinished` beside the output, the same command goes on where
-it was stopped, and the folder gets its name when all are there.
+Which sample goes into which shard follows from the source and the settings by arithmetic, before anything is written.
+So shards are finished one by one, and the same command resumes a stopped run.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from titokctl.context import Context
 from titokctl.data.images import BadImage, decode, extension_of
 from titokctl.data.order import epoch_order
 from titokctl.data.sources import Rejected, SeekableSource, open_source
 from titokctl.data.sources.parquet import KIND as PARQUET
 from titokctl.data.workers import available_cores, in_order
-from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import about_to_write, is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json
-from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.shard_set import (
     ShardInfo,
     ShardSample,
@@ -33,21 +28,20 @@ from titokctl.formats.shard_set import (
     write_set_index,
     write_shard,
 )
+from titokctl.formats.unfinished import Unfinished, begun_with_other_settings, changes
 from titokctl.jobs.plan import WritePlan, source_read
-from titokctl.progress import Progress
 
 PER_SHARD = 1000
 REJECTED_NAME = "rejected.jsonl"
-_PLAN = "plan.json"
+_RECORD = "plan.json"
 _CHUNK = 16
 _PREFIX = "shard"
-_LOCK = ".lock"
-_TAR_BYTES = 2304  # of an image besides its own, about: two headers, the label, and filling up to blocks
+_TAR_BYTES = 2304  # per sample, in addition to its image: about two headers, the label, and padding to blocks
 
 
 @dataclass(frozen=True)
 class Sharded:
-    """What was written: the folder, its shards, and the samples in it and left out."""
+    """The folder that was written, its shards, and the samples in it and left out."""
 
     folder: Path
     shards: int
@@ -57,80 +51,115 @@ class Sharded:
     rejected: list[Rejected]
 
 
-def shard(
-    paths: Sequence[Path | str],
-    output: Path,
-    *,
-    per_shard: int = PER_SHARD,
-    max_bytes: int | None = None,
-    shuffle: bool = True,
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: Progress,
-    stop: StopRequest,
-) -> Sharded:
+@dataclass(frozen=True)
+class Shard:
     """Write the images of a source as shards.
 
     Args:
         paths: class folders, a flat folder, or other shards.
         output: the folder to make.
         per_shard: samples in a shard, at most.
-        max_bytes: bytes of image files in a shard, at most; a larger image has a shard of its own.
+        max_bytes: bytes of image files in a shard, at most; a larger image gets a shard of its own.
         shuffle: mix the samples, so that every shard holds all classes; otherwise they keep the source's order.
-        seed: of that order.
-        overwrite: replace an existing output.
-
-    Raises:
-        UserError: the source can't be read, the output is in the way, the disk is full, no image can be decoded.
-        Stopped: after a signal; finished shards are kept.
+        seed: of the shuffled order.
+        overwrite: replace existing shards at `output`.
     """
-    source = open_source(paths, keep_index=not is_dry_run()).by_position()
-    settings = {
-        "fingerprint": source.description["fingerprint"],
-        "class_names": source.class_names,
-        "per_shard": per_shard,
-        "max_bytes": max_bytes,
-        "order": f"shuffled with seed {seed}" if shuffle else "as in the source",
-    }
-    order = epoch_order(seed, 0, len(source)) if shuffle else np.arange(len(source))
-    finished = _finished(output, settings, overwrite)
-    work = _Work(source, output, settings, [] if finished else _cut(source, order, per_shard, max_bytes))
-    about_to_write(lambda: work.plan(paths, finished))
-    if finished is not None:
-        progress.say(f"{output} is complete already")
-        return finished
-    with disk_errors(output), folder_lock(work.folder):
-        work.begin()
-        infos, rejected = work.write(progress, stop)
-        if not any(info.samples for info in infos):
-            shutil.rmtree(work.folder)
-            named = "; ".join(f"{r.key}: {r.reason}" for r in rejected[:3])
-            raise UserError(f"none of the {len(source):,} images can be decoded", named)
-        work.complete(infos, rejected)
-    return _result(output, infos, source.class_names, rejected)
+
+    paths: Sequence[Path | str]
+    output: Path
+    per_shard: int = PER_SHARD
+    max_bytes: int | None = None
+    shuffle: bool = True
+    seed: int = 0
+    overwrite: bool = False
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be written.
+
+        Raises UserError when the source can't be read, or when the output exists or was begun with other settings.
+        """
+        work = self._open(keep_index=False)
+        source, output = work.source, self.output
+        tar_bytes = (
+            int(source.sizes().sum()) + _TAR_BYTES * len(source) if source.description["kind"] != PARQUET else None
+        )
+        return WritePlan(
+            reads=source_read(self.paths, source),
+            output=output,
+            count=len(source),
+            done=len(source) if work.finished else work.num_done(self.overwrite),
+            num_bytes=tar_bytes,
+            settings={
+                "shards": work.finished.shards if work.finished else len(work.parts),
+                "order": work.settings["order"],
+            },
+            replaces=not work.finished and output.is_dir() and any(output.iterdir()),
+        )
+
+    def run(self, context: Context) -> Sharded:
+        """Write the shards, or resume.
+
+        Raises as `plan`, UserError when the disk is full or no image can be decoded, and Stopped after a signal, with
+        the finished shards kept.
+        """
+        work = self._open(keep_index=True)
+        if work.finished:
+            context.say(f"{self.output} is complete already")
+            return work.finished
+        with disk_errors(self.output), work.unfinished.locked():
+            work.unfinished.begin(work.settings, self.overwrite)
+            infos, rejected = work.write(context)
+            if not any(info.samples for info in infos):
+                work.unfinished.remove()
+                named = "; ".join(f"{r.key}: {r.reason}" for r in rejected[:3])
+                raise UserError(f"none of the {len(work.source):,} images can be decoded", named)
+            work.complete(infos, rejected)
+        return _result(self.output, infos, work.source.class_names, rejected)
+
+    def _open(self, keep_index: bool) -> "_Work":
+        source = open_source(self.paths, keep_index=keep_index).by_position()
+        settings = {
+            "fingerprint": source.description["fingerprint"],
+            "class_names": source.class_names,
+            "per_shard": self.per_shard,
+            "max_bytes": self.max_bytes,
+            "order": f"shuffled with seed {self.seed}" if self.shuffle else "as in the source",
+        }
+        work = _Work(source, settings, Unfinished(self.output, record=_RECORD))
+        work.finished = _finished(self.output, settings, self.overwrite)
+        if not work.finished:
+            work.unfinished.check_not_at_work()
+            work.unfinished.resumes(settings, self.overwrite)
+            order = epoch_order(self.seed, 0, len(source)) if self.shuffle else np.arange(len(source))
+            work.parts = _cut(source, order, self.per_shard, self.max_bytes)
+        return work
 
 
 def _finished(output: Path, settings: dict[str, Any], overwrite: bool) -> Sharded | None:
-    """The result that is there already; raises UserError for anything else in the way, unless `overwrite`."""
+    """Return the result if it exists. Raises UserError for anything else at the output, unless it may be replaced."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     record = read_set_index(output) if output.is_dir() else None
-    if overwrite and record is not None:
-        return None
     if record is None:
-        raise UserError(f"{output} exists and holds no shards of ours", "choose another output with -o")
-    differing = sorted(name for name, value in settings.items() if record.get(name) != value)
-    if differing:
-        text = f"{output} exists already, made with another {', '.join(differing)}"
-        raise UserError(text, "--overwrite replaces it, or choose another output with -o")
+        raise UserError(f"{output} exists already and holds no shards made by titokctl", "choose another -o")
+    if overwrite:
+        return None
+    changed = changes({name: record.get(name) for name in settings}, settings)
+    if changed:
+        raise begun_with_other_settings(output, changed)
     infos = [ShardInfo(s["name"], s["samples"], s["bytes"]) for s in record["shards"]]
     rejected_file = output / REJECTED_NAME
     lines = rejected_file.read_text(encoding="utf-8").splitlines() if rejected_file.is_file() else []
     return _result(output, infos, record["class_names"], [Rejected.of(json.loads(line)) for line in lines])
 
 
+def _result(output: Path, infos: list[ShardInfo], class_names: list[str], rejected: list[Rejected]) -> Sharded:
+    kept = [info for info in infos if info.samples]
+    return Sharded(output, len(kept), sum(i.samples for i in kept), sum(i.bytes for i in kept), class_names, rejected)
+
+
 def _cut(source: SeekableSource, order: np.ndarray, per_shard: int, max_bytes: int | None) -> list[np.ndarray]:
-    """The positions of each shard."""
+    """Return the positions of each shard's samples in the source."""
     if max_bytes is None:
         return [order[i : i + per_shard] for i in range(0, len(order), per_shard)]
     sizes = source.sizes()[order]
@@ -145,103 +174,72 @@ def _cut(source: SeekableSource, order: np.ndarray, per_shard: int, max_bytes: i
 
 @dataclass
 class _Work:
-    """The shards of `source` on their way, in a folder beside `output`.
+    """The shards of `source` while they are written.
 
     Args:
-        settings: what decides about the shards.
-        parts: the positions of the samples of each shard.
+        settings: what decides the bytes of the shards.
+        unfinished: the folder that holds them until all are finished; it becomes the output.
+        parts: the positions of each shard's samples in the source.
+        finished: the result, if it exists already.
     """
 
     source: SeekableSource
-    output: Path
     settings: dict[str, Any]
-    parts: list[np.ndarray]
+    unfinished: Unfinished
+    parts: list[np.ndarray] = field(default_factory=list)
+    finished: Sharded | None = None
 
-    def __post_init__(self) -> None:
-        self.folder = self.output.with_name(f".{self.output.name}.unfinished")
+    def num_done(self, overwrite: bool) -> int:
+        """Return how many samples are in shards that an earlier run finished."""
+        resumes = self.unfinished.resumes(self.settings, overwrite)
+        return len(self.source) - self._num_in(self._missing()) if resumes else 0
 
-    def plan(self, paths: Sequence[Path | str], finished: Sharded | None) -> WritePlan:
-        """What would be written."""
-        source, left = self.source, self._missing() if self._is_begun() else range(len(self.parts))
-        return WritePlan(
-            reads=source_read(paths, source),
-            output=self.output,
-            count=len(source),
-            done=len(source) - sum(len(self.parts[number]) for number in left),
-            num_bytes=None
-            if source.description["kind"] == PARQUET
-            else int(source.sizes().sum()) + _TAR_BYTES * len(source),
-            settings={"shards": finished.shards if finished else len(self.parts), "order": self.settings["order"]},
-            replaces=finished is None and self.output.is_dir() and any(self.output.iterdir()),
-        )
-
-    def begin(self) -> None:
-        """Empty the folder unless the same command has begun it."""
-        if not self._is_begun():
-            for path in self.folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != _LOCK:
-                    path.unlink()
-        write_json(self.folder / _PLAN, self.settings)
-
-    def write(self, progress: Progress, stop: StopRequest) -> tuple[list[ShardInfo], list[Rejected]]:
-        """Write the shards that are missing. Returns what is in all of them, and what was left out."""
-        missing, names = self._missing(), _tar_keys(self.source)
+    def write(self, context: Context) -> tuple[list[ShardInfo], list[Rejected]]:
+        """Write the missing shards. Returns the contents of all shards, and the rejected images."""
+        missing, names, folder = self._missing(), _tar_keys(self.source), self.unfinished.folder
         if missing:
-            left = sum(len(self.parts[number]) for number in missing)
-            progress.start("shard", len(self.source), done=len(self.source) - left)
+            context.progress.start("shard", len(self.source), done=len(self.source) - self._num_in(missing))
         for number in missing:
             shard = shard_name(_PREFIX, number)
-            remove_leftovers(self.folder, shard)
-            bad: list[Rejected] = []
-            samples = _samples(self.source, self.parts[number], names, bad, progress, stop)
-            info = write_shard(self.folder / shard, samples)
-            write_json(self._record(number), {"info": asdict(info), "rejected": [asdict(r) for r in bad]})
-        progress.close()
-        records = [read_json(self._record(number)) for number in range(len(self.parts))]
-        rejected = [Rejected.of(one) for record in records for one in record["rejected"]]
-        return [ShardInfo(**record["info"]) for record in records], self.source.problems + rejected
+            remove_leftovers(folder, shard)
+            rejected: list[Rejected] = []
+            info = write_shard(folder / shard, _samples(self.source, self.parts[number], names, rejected, context))
+            write_json(self._done(number), {"info": asdict(info), "rejected": [asdict(r) for r in rejected]})
+        context.progress.close()
+        records = [read_json(self._done(number)) for number in range(len(self.parts))]
+        all_rejected = [Rejected.of(one) for record in records for one in record["rejected"]]
+        return [ShardInfo(**record["info"]) for record in records], self.source.problems + all_rejected
 
     def complete(self, infos: list[ShardInfo], rejected: list[Rejected]) -> None:
-        """Add the lists, and give the folder its name."""
+        """Write the index and the list of rejected images, and rename the folder to the output."""
+        folder = self.unfinished.folder
         for info in infos:
             if not info.samples:
-                (self.folder / info.name).unlink()
+                (folder / info.name).unlink()
         extra = self.settings | {"source": self.source.description, "rejected": len(rejected)}
-        write_set_index(self.folder, [info for info in infos if info.samples], self.source.class_names, extra)
+        write_set_index(folder, [info for info in infos if info.samples], self.source.class_names, extra)
         if rejected:
             lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejected)
-            write_bytes(self.folder / REJECTED_NAME, lines.encode())
-        for file in (*map(self._record, range(len(infos))), self.folder / _PLAN, self.folder / _LOCK):
-            file.unlink()
-        old = self.output.with_name(f".{self.output.name}.old")
-        if self.output.is_dir():
-            os.replace(self.output, old)
-        os.replace(self.folder, self.output)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _is_begun(self) -> bool:
-        """Whether the folder is that of the same command."""
-        return (self.folder / _PLAN).is_file() and read_json(self.folder / _PLAN) == self.settings
+            write_bytes(folder / REJECTED_NAME, lines.encode())
+        for number in range(len(infos)):
+            self._done(number).unlink()
+        self.unfinished.publish_folder()
 
     def _missing(self) -> list[int]:
-        return [number for number in range(len(self.parts)) if not self._record(number).is_file()]
+        return [number for number in range(len(self.parts)) if not self._done(number).is_file()]
 
-    def _record(self, number: int) -> Path:
-        """What is in a shard, and what was left out; there once the shard is finished."""
-        return self.folder / f"{shard_name(_PREFIX, number)}.done.json"
+    def _num_in(self, shards: list[int]) -> int:
+        return sum(len(self.parts[number]) for number in shards)
+
+    def _done(self, number: int) -> Path:
+        """Return the file that records a finished shard's contents and the images left out of it."""
+        return self.unfinished.folder / f"{shard_name(_PREFIX, number)}.done.json"
 
 
 def _samples(
-    source: SeekableSource,
-    positions: np.ndarray,
-    names: list[str],
-    bad: list[Rejected],
-    progress: Progress,
-    stop: StopRequest,
+    source: SeekableSource, positions: np.ndarray, names: list[str], rejected: list[Rejected], context: Context
 ) -> Iterator[ShardSample]:
-    """The readable samples at `positions`, unchanged; the others are added to `bad`."""
+    """Yield the readable samples at `positions`, unchanged, and append the others to `rejected`."""
 
     def check(chunk: np.ndarray) -> list[ShardSample | Rejected]:
         found: list[ShardSample | Rejected] = []
@@ -255,14 +253,14 @@ def _samples(
 
     chunks = [positions[i : i + _CHUNK] for i in range(0, len(positions), _CHUNK)]
     for _, found in in_order(check, chunks, available_cores(), ahead=8):
-        stop.check("Finished shards are kept.")
-        bad += [item for item in found if isinstance(item, Rejected)]
+        context.stop.check("Finished shards are kept.")
+        rejected += [item for item in found if isinstance(item, Rejected)]
         yield from (item for item in found if isinstance(item, ShardSample))
-        progress.advance(len(found))
+        context.progress.advance(len(found))
 
 
 def _tar_keys(source: SeekableSource) -> list[str]:
-    """Keys as a tar can hold them: no dot in the last part, where WebDataset would cut; made distinct by a number."""
+    """Return unique keys without a dot in the last part, where WebDataset would split them."""
     taken: dict[str, None] = {}
     for key in source.keys():  # noqa: SIM118
         folder, slash, base = key.rpartition("/")
@@ -273,8 +271,3 @@ def _tar_keys(source: SeekableSource) -> list[str]:
             wanted = f"{plain}-{n}"
         taken[wanted] = None
     return list(taken)
-
-
-def _result(output: Path, infos: list[ShardInfo], class_names: list[str], rejected: list[Rejected]) -> Sharded:
-    kept = [info for info in infos if info.samples]
-    return Sharded(output, len(kept), sum(i.samples for i in kept), sum(i.bytes for i in kept), class_names, rejected)

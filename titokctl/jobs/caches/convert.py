@@ -1,4 +1,4 @@
-"""Weights from one layout to another, with nothing changed but names and shapes."""
+"""`titokctl convert`: weights from one layout to the other; only names and shapes change."""
 
 import hashlib
 import json
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
+from titokctl.context import Context
 from titokctl.data.class_order import say_class_order
-from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import about_to_write, is_dry_run
 from titokctl.errors import UsageError, UserError
+from titokctl.formats.unfinished import check_free
 from titokctl.jobs.plan import WritePlan
-from titokctl.progress import Progress
 from titokctl.weights.build import compare, shapes, skeleton
 from titokctl.weights.known import released
 from titokctl.weights.official.config import write_config
@@ -26,8 +25,13 @@ _CHUNK = 16 << 20
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: `model` is the released model with this configuration, or None; `source_sha256` is of the
-    source's tensor file; `has_pixels` is false for a tokenizer of stage 1."""
+    """The weights that were written.
+
+    Args:
+        model: the released model with this configuration, or None.
+        source_sha256: of the source's tensor file.
+        has_pixels: false for a tokenizer from stage 1, which decodes to proxy codes.
+    """
 
     destination: Path
     kind: str
@@ -39,86 +43,104 @@ class Converted:
     has_pixels: bool
 
 
-def convert(
-    source: str,
-    destination: Path,
-    model: str | None,
-    layout: Layout,
-    overwrite: bool,
-    progress: Progress,
-    stop: StopRequest,
-) -> Converted:
-    """Convert `source` (a path, run folder or known name) to our weights file or to an official folder.
+@dataclass(frozen=True)
+class Convert:
+    """Convert weights to our file, or to a folder in the official layout.
 
     Args:
-        model: the known name the source has, where it does not tell itself.
-        layout: of `destination`.
+        source: a path, run folder, or known name.
+        output: a .safetensors file, or the folder to make for `to="official"`.
+        model: the known name of the source, where its files don't say it.
+        to: the layout to write.
+        overwrite: replace an existing output.
 
-    Raises:
-        UserError: the source can't be read or recognised, the destination exists, or there is no official form.
+    Raises UsageError when the output's name doesn't fit the layout.
     """
-    _check_destination(destination, layout, overwrite)
-    path = locate(source, not is_dry_run())
-    weights = read(path, model)
-    compare(shapes(weights.tensors), shapes(skeleton(weights.kind, weights.config).state_dict()), str(path))
-    about_to_write(lambda: _plan(path, weights, destination, layout))
-    digest = _sha256(tensor_file(path), progress, stop)
-    if layout == "official":
-        write_official(destination, weights)
-        if isinstance(weights.config, GeneratorConfig):
-            names = json.loads(weights.extra.get("inputs", "{}")).get("class_names", ())
-            say_class_order(names, weights.config, progress.say)
-    else:
-        extra = {**weights.extra, "source": path.name, "source_sha256": digest}
-        save(destination, replace(weights, extra=extra))
-    has_pixels = not isinstance(weights.config, TokenizerConfig) or weights.config.pixel_decoder
-    return Converted(
-        destination, weights.kind, _known_name(weights), layout, len(weights.tensors),
-        sum(t.numel() for t in weights.tensors.values()), digest, has_pixels,
-    )  # fmt: skip
+
+    source: str
+    output: Path
+    model: str | None = None
+    to: Layout = "titokctl"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.to == "titokctl" and self.output.suffix != ".safetensors":
+            raise UsageError(f"{self.output} does not end in .safetensors", "name a file, e.g. -o weights.safetensors")
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be written.
+
+        Raises UserError when the output exists, the source can't be read or recognised, or has no official form.
+        """
+        path, weights = self._read(fetch=False)
+        if self.to == "official":
+            write_config(weights.kind, weights.config)  # raises when there is no official form
+        return WritePlan(
+            reads={"weights": str(path), "kind": weights.kind, "model": _known_name(weights)},
+            output=self.output,
+            count=len(weights.tensors),
+            unit="tensors",
+            num_bytes=sum(t.numel() * t.element_size() for t in weights.tensors.values()),
+            settings={"layout": self.to},
+            replaces=self.output.exists(),
+            makes_folders=self.to == "official",
+        )
+
+    def run(self, context: Context) -> Converted:
+        """Write the weights. Raises as `plan`; Stopped after a signal, with nothing written."""
+        path, weights = self._read(fetch=True)
+        digest = _sha256(tensor_file(path), context)
+        if self.to == "official":
+            write_official(self.output, weights)
+            if isinstance(weights.config, GeneratorConfig):
+                names = json.loads(weights.extra.get("inputs", "{}")).get("class_names", ())
+                say_class_order(names, weights.config, context.say)
+        else:
+            extra = {**weights.extra, "source": path.name, "source_sha256": digest}
+            save(self.output, replace(weights, extra=extra))
+        return Converted(
+            destination=self.output,
+            kind=weights.kind,
+            model=_known_name(weights),
+            layout=self.to,
+            num_tensors=len(weights.tensors),
+            num_parameters=sum(t.numel() for t in weights.tensors.values()),
+            source_sha256=digest,
+            has_pixels=not isinstance(weights.config, TokenizerConfig) or weights.config.pixel_decoder,
+        )
+
+    def _read(self, fetch: bool) -> tuple[Path, Weights]:
+        self._check_output()
+        path = locate(self.source, fetch)
+        weights = read(path, self.model)
+        compare(shapes(weights.tensors), shapes(skeleton(weights.kind, weights.config).state_dict()), str(path))
+        return path, weights
+
+    def _check_output(self) -> None:
+        output, is_folder = self.output, self.to == "official"
+        check_free(output, self.overwrite)
+        if not output.exists():
+            return
+        if output.is_dir() != is_folder:
+            found, wanted = ("file", "folder") if is_folder else ("folder", "file")
+            raise UserError(f"{output} is a {found}, but a {wanted} would be written", "choose another -o")
+        # A folder is replaced as a whole, so it may hold only the files that we would write into it.
+        inside = output.iterdir() if is_folder else ()
+        others = sorted(path.name for path in inside if path.name not in (CONFIG, TENSORS))
+        if others:
+            raise UserError(
+                f"{output} holds other files ({', '.join(others[:3])}), so it is not replaced", "choose another -o"
+            )
 
 
-def _plan(path: Path, weights: Weights, destination: Path, layout: Layout) -> WritePlan:
-    if layout == "official":
-        write_config(weights.kind, weights.config)  # refuses what has no official form
-    return WritePlan(
-        reads={"weights": str(path), "kind": weights.kind, "model": _known_name(weights)},
-        output=destination,
-        count=len(weights.tensors),
-        unit="tensors",
-        num_bytes=sum(t.numel() * t.element_size() for t in weights.tensors.values()),
-        settings={"layout": layout},
-        replaces=destination.exists(),
-        makes_folders=layout == "official",
-    )
-
-
-def _check_destination(destination: Path, layout: Layout, overwrite: bool) -> None:
-    if layout == "titokctl" and destination.suffix != ".safetensors":
-        raise UsageError(f"{destination} does not end in .safetensors", "name a file, e.g. -o weights.safetensors")
-    if not destination.exists():
-        return
-    if not overwrite:
-        raise UserError(f"{destination} exists already", "choose another -o, or --overwrite")
-    if destination.is_dir() != (layout == "official"):
-        wanted = "a folder" if layout == "official" else "a file"
-        raise UserError(f"{destination} is not {wanted}, which is to be written", "choose another -o")
-    # A folder is replaced as a whole, so it may hold nothing but what we would write into it.
-    inside = destination.iterdir() if layout == "official" else ()
-    strangers = sorted(path.name for path in inside if path.name not in (CONFIG, TENSORS))
-    if strangers:
-        found = ", ".join(strangers[:3])
-        raise UserError(f"{destination} holds other files ({found}) and is left alone", "choose another -o")
-
-
-def _sha256(file: Path, progress: Progress, stop: StopRequest) -> str:
-    digest = hashlib.sha256()
+def _sha256(file: Path, context: Context) -> str:
+    digest, progress = hashlib.sha256(), context.progress
     progress.start("reading", file.stat().st_size, unit="bytes")
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
             progress.advance(len(chunk))
-            stop.check("Nothing was written.")
+            context.stop.check("Nothing was written.")
     progress.close()
     return digest.hexdigest()
 

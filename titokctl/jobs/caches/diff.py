@@ -1,4 +1,4 @@
-"""`titokctl diff`: how far two caches of the same images agree, in ids and in decoded pixels."""
+"""`titokctl diff`: differences between two caches of the same images, in ids and in decoded pixels."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from titokctl.config.differences import flat_differences
+from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder
-from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.caches.rows import tokenizer_of
-from titokctl.progress import Progress
 
 _ROWS_AT_ONCE = 1 << 16
 _DECODED_AT_MOST = 64
@@ -24,10 +23,15 @@ _DECODED_AT_MOST = 64
 class Difference:
     """How two caches differ.
 
-    `share` of all ids (of latents: numbers) and `share_by_position`; `rows` is the share of rows with any difference.
-    `decoded_rows` of these were decoded from both sides: `psnr_of_differing` (dB) is that of their pixels, `psnr` that
-    of all rows, those that agree counted as exact; None when nothing was decoded or nothing differs.
-    `largest` is the largest difference of a latent.
+    Args:
+        rows: share of the rows that differ anywhere.
+        share, share_by_position: share of the ids that differ, or of the latent tokens, which are vectors.
+        largest: the largest difference between two latents' components; None for ids.
+        decoded_rows: how many differing rows were decoded from both caches.
+        psnr_of_differing: PSNR in dB between the pixels of these rows; None when nothing was decoded or differs.
+        psnr: the same over all rows, counting rows that agree as exact.
+        made_with: what was different when the caches were made, as lines "name: first -> second".
+        remarks: comparisons that could not be made, and why.
     """
 
     rows_compared: int
@@ -43,31 +47,71 @@ class Difference:
     remarks: list[str] = field(default_factory=list)
 
 
-def diff(
-    first: Path,
-    second: Path,
-    runs: Path,
-    *,
-    view: str = PLAIN,
-    tokenizer: str | None = None,
-    device: str = "cpu",
-    progress: Progress,
-    stop: StopRequest,
-) -> Difference:
-    """Compare two caches row by row, and some differing rows as pixels.
+@dataclass(frozen=True)
+class Diff:
+    """Compare two caches of the same images row by row, and decode up to 64 of the rows that differ.
 
-    Raises UserError when they hold other images, or rows of another shape.
+    Args:
+        first, second: the token caches.
+        view: the view to compare.
+        tokenizer: what decodes the rows; None for the one with the recorded hash.
     """
-    a, b = TokenCache.open(first), TokenCache.open(second)
+
+    first: Path
+    second: Path
+    view: str = PLAIN
+    tokenizer: str | None = None
+
+    def run(self, context: Context) -> Difference:
+        """Compare. Raises UserError when the caches hold other images, or rows of another shape."""
+        a, b = self._open()
+        counts, rows, largest = _compare_rows(a, b, self.view, context)
+        share = len(rows) / len(a)
+        load = partial(tokenizer_of, a, self.tokenizer, context)
+        decoded = (
+            rows[np.linspace(0, len(rows) - 1, _DECODED_AT_MOST).astype(int)] if len(rows) > _DECODED_AT_MOST else rows
+        )
+        error, remarks = _squared_error(
+            a, b, self.view, decoded, lambda: ImageDecoder(load(), context.device, "float32")
+        )
+        return Difference(
+            rows_compared=len(a),
+            view=self.view,
+            rows=share,
+            share=float(counts.sum() / (len(a) * len(counts))),
+            share_by_position=(counts / len(a)).tolist(),
+            largest=None if a.is_discrete else largest,
+            decoded_rows=0 if error is None else len(decoded),
+            psnr_of_differing=_psnr(error),
+            psnr=_psnr(None if error is None else error * share),
+            made_with=flat_differences(a.header.made_with, b.header.made_with),
+            remarks=remarks,
+        )
+
+    def _open(self) -> tuple[TokenCache, TokenCache]:
+        a, b = TokenCache.open(self.first), TokenCache.open(self.second)
+        one, other = a.view(self.view), b.view(self.view)
+        if one.shape != other.shape or a.is_discrete != b.is_discrete:
+            raise UserError(
+                f"the rows differ in shape or type: {one.shape} {one.dtype} in {self.first}, "
+                f"{other.shape} {other.dtype} in {self.second}",
+                "compare two caches of the same images",
+            )
+        unequal = np.flatnonzero(a.keys != b.keys)
+        if len(unequal):
+            row = int(unequal[0])
+            raise UserError(
+                f"row {row} is {a.key(row)} in {self.first} and {b.key(row)} in {self.second}",
+                "compare the same images",
+            )
+        return a, b
+
+
+def _compare_rows(a: TokenCache, b: TokenCache, view: str, context: Context) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return how many rows differ at each position, the rows that differ, and the largest difference."""
     one, other = a.view(view), b.view(view)
-    if one.shape != other.shape or a.is_discrete != b.is_discrete:
-        raise UserError(f"{first} holds {one.shape} {one.dtype}, {second} {other.shape} {other.dtype}")
-    unequal = np.flatnonzero(a.keys != b.keys)
-    if len(unequal):
-        row = int(unequal[0])
-        raise UserError(f"row {row} is {a.key(row)} in {first} and {b.key(row)} in {second}", "compare the same images")
-    progress.start("compare", len(a), "rows")
     counts, differing, largest = np.zeros(one.shape[1], np.int64), [], 0.0
+    context.progress.start("compare", len(a), "rows")
     for begin in range(0, len(a), _ROWS_AT_ONCE):
         left, right = one[begin : begin + _ROWS_AT_ONCE], other[begin : begin + _ROWS_AT_ONCE]
         wrong = left != right
@@ -76,33 +120,16 @@ def diff(
             wrong = wrong.any(axis=2)
         counts += wrong.sum(0)
         differing.append(begin + np.flatnonzero(wrong.any(axis=1)))
-        progress.advance(len(left))
-        stop.check()
-    progress.close()
-    rows = np.concatenate(differing)
-    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _DECODED_AT_MOST)).astype(int)] if len(rows) else rows
-    load = partial(tokenizer_of, a, tokenizer, runs, device, progress.say)
-    error, remarks = _squared_error(a, b, view, chosen, lambda: ImageDecoder(load(), device, "float32"))
-    share = len(rows) / len(a)
-    return Difference(
-        rows_compared=len(a),
-        view=view,
-        rows=share,
-        share=float(counts.sum() / (len(a) * one.shape[1])),
-        share_by_position=(counts / len(a)).tolist(),
-        largest=None if a.is_discrete else largest,
-        decoded_rows=0 if error is None else len(chosen),
-        psnr_of_differing=_psnr(error),
-        psnr=_psnr(None if error is None else error * share),
-        made_with=flat_differences(a.header.made_with, b.header.made_with),
-        remarks=remarks,
-    )
+        context.progress.advance(len(left))
+        context.stop.check()
+    context.progress.close()
+    return counts, np.concatenate(differing), largest
 
 
 def _squared_error(
     a: TokenCache, b: TokenCache, view: str, rows: np.ndarray, load: Callable[[], ImageDecoder]
 ) -> tuple[float | None, list[str]]:
-    """Mean squared error, in levels of 255, between both sides of `rows` decoded; and why it could not be had."""
+    """Return the mean squared error of the decoded `rows`, in levels of 255, or None and the reasons for it."""
     if not len(rows):
         return None, []
     if a.header.encoder_sha256 != b.header.encoder_sha256:

@@ -10,20 +10,19 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import about_to_write
-from titokctl.errors import UsageError, UserError
+from titokctl.context import Context
+from titokctl.errors import UsageError
 from titokctl.formats.atomic import atomic_path
-from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_cache import PLAIN, TokenCache
+from titokctl.formats.unfinished import check_free, exists_already
 from titokctl.jobs.plan import WritePlan, cache_read, rows_bytes
-from titokctl.progress import Progress
 
 _ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
-class Export:
-    """What was written, and the terms under which the images stand; of the forms only safetensors and wds hold them."""
+class Exported:
+    """The file or folder that was written, and the images' terms of use, which only safetensors and wds record."""
 
     output: Path
     form: str
@@ -32,49 +31,74 @@ class Export:
     terms: str
 
 
-def export(
-    path: Path, output: Path, form: str, *, view: str = "plain", overwrite: bool = False, progress: Progress,
-    stop: StopRequest,
-) -> Export:  # fmt: skip
-    """Write one view of the cache at `path` to `output`.
+@dataclass(frozen=True)
+class Export:
+    """Write one view of a token cache in a form that other programs read.
 
     Args:
-        form: "jsonl", one {"class_id", "tokens"} a line, as the official implementation's pre-tokenizer writes and its
+        path: the token cache.
+        form: "jsonl", a line {"class_id", "tokens"} per row, as the official pre-tokenizer writes and the official
             trainer reads it; "npy", the ids alone as (N, K); "safetensors", `tokens`, `labels`, and the root
-            attributes as metadata; "wds", a folder of WebDataset shards with a sample a row: npy (the ids), cls (the
-            label, where there is one), json (key and label). Of a Gaussian tokenizer the rows are latents (N, K, C),
+            attributes as metadata; "wds", a folder of WebDataset shards with a sample per row: npy (the ids), cls (the
+            label, where there is one), json (key and label). The rows of a Gaussian tokenizer are latents (N, K, C),
             and safetensors calls them `latents`.
+        output: the file or folder to make; None for the cache's name with the form's ending, beside the cache.
         view: name of the view.
+        overwrite: replace a file at the output.
 
-    Raises UserError when the output exists and may not be replaced; UsageError for another form.
+    Raises UsageError for another form.
     """
-    if form not in _WRITERS:
-        raise UsageError(f"there is no form named {form!r}", f"one of: {', '.join(_WRITERS)}")
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
-    cache = TokenCache.open(path)
-    ids = cache.view(view)
-    if form == "jsonl" and not cache.is_discrete:
-        raise UsageError(f"{path} holds latents, which the form jsonl has no place for", "take npy or safetensors")
-    about_to_write(
-        lambda: WritePlan(
-            reads=cache_read(cache, view),
-            output=output,
+
+    path: Path
+    form: str
+    output: Path | None = None
+    view: str = PLAIN
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.form not in _WRITERS:
+            raise UsageError(f"unknown form {self.form!r}", f"one of: {', '.join(_WRITERS)}")
+
+    @property
+    def target(self) -> Path:
+        """The file or folder to make."""
+        ending = "-wds" if self.form == "wds" else f".{self.form}"
+        return self.output or self.path.with_name(f"{self.path.stem}{ending}")
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be written. Raises UserError when the output exists, or the view doesn't."""
+        cache, rows = self._open()
+        return WritePlan(
+            reads=cache_read(cache, self.view),
+            output=self.target,
             count=len(cache),
             unit="rows",
-            num_bytes=rows_bytes(ids) if form in ("npy", "safetensors") else None,
-            settings={"form": form},
-            replaces=output.exists(),
+            num_bytes=rows_bytes(rows) if self.form in ("npy", "safetensors") else None,
+            settings={"form": self.form},
+            replaces=self.target.exists(),
         )
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    progress.start("export", len(cache), "rows")
-    with atomic_path(output) as temporary:
-        for rows in _WRITERS[form](temporary, cache, ids):
-            progress.advance(rows)
-            stop.check()
-    progress.close()
-    return Export(output, form, len(cache), view, cache.header.terms)
+
+    def run(self, context: Context) -> Exported:
+        """Write the rows. Raises as `plan`; Stopped after a signal, with nothing written."""
+        cache, rows = self._open()
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        context.progress.start("export", len(cache), "rows")
+        with atomic_path(self.target) as temporary:
+            for written in _WRITERS[self.form](temporary, cache, rows):
+                context.progress.advance(written)
+                context.stop.check()
+        context.progress.close()
+        return Exported(self.target, self.form, len(cache), self.view, cache.header.terms)
+
+    def _open(self) -> tuple[TokenCache, np.ndarray]:
+        if self.target.is_dir():
+            raise exists_already(self.target)
+        check_free(self.target, self.overwrite)
+        cache = TokenCache.open(self.path)
+        rows = cache.view(self.view)
+        if self.form == "jsonl" and not cache.is_discrete:
+            raise UsageError(f"{self.path} holds latents, which jsonl can't hold", "take npy or safetensors")
+        return cache, rows
 
 
 def _write_jsonl(target: Path, cache: TokenCache, ids: np.ndarray) -> Iterator[int]:

@@ -1,6 +1,6 @@
-"""`titokctl inspect`: what is this file or folder, and what is in it?
+"""`titokctl inspect`: recognise a file or folder, and describe its contents.
 
-Files are told by their first bytes, folders by the marker that each of ours has.
+Files are recognised by their first bytes, folders by the marker file that each kind of ours has.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from titokctl.context import Context
 from titokctl.data.sources import open_source
 from titokctl.errors import UserError
 from titokctl.evaluation.codebook_usage import MAX_COUNTS, count_codes, usage_of
@@ -25,7 +26,7 @@ _KNOWN = "a token cache, a weights file, a run folder, a sample set, a folder of
 
 @dataclass(frozen=True)
 class Inspection:
-    """What something is (`what`), facts about it, rows of each class, and one record a token position."""
+    """The kind of a file or folder (`what`), facts about it, rows per class, and a record per token position."""
 
     path: Path
     what: str
@@ -34,19 +35,26 @@ class Inspection:
     positions: list[dict[str, Any]] = field(default_factory=list)
 
 
-def inspect(path: Path) -> Inspection:
-    """Say what `path` is. Raises UserError when it is missing, damaged, or nothing of ours."""
-    if not path.exists():
-        raise UserError(f"no such file or folder: {path}", f"inspect takes {_KNOWN}")
-    if path.is_dir():
-        return _folder(path)
-    if _first_bytes(path) == _HDF5:
-        return token_cache(path)
-    if path.suffix == ".safetensors":
-        return _weights(path)
-    if path.suffix == ".tar":
-        return _source(path)
-    raise UserError(f"{path} is nothing that titokctl makes", f"inspect takes {_KNOWN}")
+@dataclass(frozen=True)
+class Inspect:
+    """Describe the file or folder `path`."""
+
+    path: Path
+
+    def run(self, context: Context) -> Inspection:
+        """Return the description. Raises UserError when `path` is missing, damaged, or of an unknown kind."""
+        path = self.path
+        if not path.exists():
+            raise UserError(f"no such file or folder: {path}", f"inspect takes {_KNOWN}")
+        if path.is_dir():
+            return _folder(path)
+        if _first_bytes(path) == _HDF5:
+            return _token_cache(path)
+        if path.suffix == ".safetensors":
+            return _weights(path)
+        if path.suffix == ".tar":
+            return _source(path)
+        raise UserError(f"{path} was not made by titokctl", f"inspect takes {_KNOWN}")
 
 
 def _folder(path: Path) -> Inspection:
@@ -55,7 +63,7 @@ def _folder(path: Path) -> Inspection:
     manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else None
     manifest = manifest if isinstance(manifest, dict) else {}
     if manifest.get("format") == PARTS_FORMAT:
-        return token_cache(path) if manifest.get("complete") else _parts(path, manifest)
+        return _token_cache(path) if manifest.get("complete") else _parts(path, manifest)
     if manifest.get("format") == sample_set.FORMAT:
         return Inspection(path, "sample set", _without(sample_set.SampleSet.open(path).manifest, "format"))
     record = read_set_index(path)
@@ -65,8 +73,7 @@ def _folder(path: Path) -> Inspection:
     return _source(path)
 
 
-def token_cache(path: Path) -> Inspection:
-    """Provenance, rows, classes, and how much of the codebook is used."""
+def _token_cache(path: Path) -> Inspection:
     cache = TokenCache.open(path)
     head, tokenizer = cache.header, cache.header.tokenizer
     facts: dict[str, Any] = {
@@ -104,7 +111,7 @@ def token_cache(path: Path) -> Inspection:
 
 
 def _by_class(labels: np.ndarray, names: list[str]) -> dict[str, int]:
-    """How often each label occurs, by name; the number stands for a name that is missing or not unique."""
+    """Return how often each label occurs, by class name, or by number where names are missing or not unique."""
     counts = np.bincount(labels[labels >= 0], minlength=len(names)).tolist()
     if len(set(names)) < len(names):
         names = [f"{name} ({i})" for i, name in enumerate(names)]

@@ -4,17 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from titokctl.context import Context
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.near_duplicates import near_pairs
 from titokctl.formats.token_cache import TokenCache
 
 
 @dataclass(frozen=True)
-class Neighbors:
+class NearDuplicates:
     """Pairs of rows whose ids differ in at most `max_distance` positions.
 
-    `compared` counts the pairs of rows looked at, `pairs` those found, `by_distance` those at each distance from 0 on;
-    `rows` and `others` say how many rows of either side have any; `closest` are the closest pairs with their keys.
+    Args:
+        compared: how many pairs of rows were compared.
+        pairs, by_distance: how many were found, in all and at each distance from 0 on.
+        rows, others: how many rows of either side are in a pair.
+        share_of_others: `others` as a share of that side's rows.
+        closest: the closest pairs with their rows, keys and labels.
     """
 
     max_distance: int
@@ -27,36 +32,53 @@ class Neighbors:
     closest: list[dict[str, Any]]
 
 
-def neighbors(path: Path, other: Path | None = None, *, max_distance: int | None = None, shown: int = 20) -> Neighbors:
-    """Find near-duplicates in the plain crops.
+@dataclass(frozen=True)
+class Neighbors:
+    """Find near-duplicates among the plain crops of a cache, or between two caches.
 
     Args:
-        other: a second cache; pairs are then between the two.
-        max_distance: positions that may differ; None for a quarter of them.
-
-    Raises UserError when the caches are of different tokenizers, UsageError for a distance that is none.
+        path: the token cache.
+        other: a second one; pairs are then between the two.
+        max_distance: how many ids may differ; None for a quarter of them.
+        num_pairs: how many of the closest pairs to list.
     """
-    a, b = TokenCache.open(path), None if other is None else TokenCache.open(other)
-    if b is not None and a.header.encoder_sha256 != b.header.encoder_sha256:
-        raise UserError(f"{path} and {other} are of different tokenizers, so their ids can't be compared")
-    distance = a.num_latent_tokens // 4 if max_distance is None else max_distance
-    if not 0 <= distance < a.num_latent_tokens:
-        raise UsageError(f"a distance of {distance} is not below the {a.num_latent_tokens} tokens of an image")
-    found = near_pairs(a.ids, None if b is None else b.ids, distance, shown)
-    right = b or a
-    closest = [
-        {"distance": d, "row": i, "key": a.key(i), "label": int(a.labels[i]),
-         "other_row": j, "other_key": right.key(j), "other_label": int(right.labels[j])}
-        for d, i, j in found.closest
-    ]  # fmt: skip
-    n = len(a.labels)
-    return Neighbors(
-        max_distance=distance,
-        compared=n * (n - 1) // 2 if b is None else n * len(b.labels),
-        pairs=sum(found.by_distance),
-        by_distance=found.by_distance,
-        rows=int(found.rows.sum()),
-        others=int(found.others.sum()),
-        share_of_others=float(found.others.mean()),
-        closest=closest,
-    )
+
+    path: Path
+    other: Path | None = None
+    max_distance: int | None = None
+    num_pairs: int = 20
+
+    def run(self, context: Context) -> NearDuplicates:
+        """Compare all pairs.
+
+        Raises UserError when the caches are from different tokenizers, UsageError for an impossible distance.
+        """
+        a = TokenCache.open(self.path)
+        b = a if self.other is None else TokenCache.open(self.other)
+        if a.header.encoder_sha256 != b.header.encoder_sha256:
+            raise UserError(
+                f"{self.path} and {self.other} are from different tokenizers, so their ids can't be compared",
+                "compare caches made with the same encoder",
+            )
+        distance = a.num_latent_tokens // 4 if self.max_distance is None else self.max_distance
+        if not 0 <= distance < a.num_latent_tokens:
+            raise UsageError(
+                f"--max-distance {distance} must be below {a.num_latent_tokens}, the number of tokens per image"
+            )
+        found = near_pairs(a.ids, None if b is a else b.ids, distance, self.num_pairs)
+        closest = [
+            {"distance": d, "row": i, "key": a.key(i), "label": int(a.labels[i]),
+             "other_row": j, "other_key": b.key(j), "other_label": int(b.labels[j])}
+            for d, i, j in found.closest
+        ]  # fmt: skip
+        n = len(a.labels)
+        return NearDuplicates(
+            max_distance=distance,
+            compared=n * (n - 1) // 2 if b is a else n * len(b.labels),
+            pairs=sum(found.by_distance),
+            by_distance=found.by_distance,
+            rows=int(found.rows.sum()),
+            others=int(found.others.sum()),
+            share_of_others=float(found.others.mean()),
+            closest=closest,
+        )

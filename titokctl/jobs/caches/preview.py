@@ -1,26 +1,26 @@
-"""`titokctl preview`: rows of a cache as pictures, on request beside the images they were made of."""
+"""`titokctl preview`: rows of a cache as a picture, optionally below the images that they were made from."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder
 from titokctl.data.sources import open_source
-from titokctl.dry_run import about_to_write, is_dry_run
-from titokctl.errors import UserError
 from titokctl.formats.picture import save_grid
 from titokctl.formats.token_cache import PLAIN, TokenCache
+from titokctl.formats.unfinished import check_free
 from titokctl.jobs.caches.rows import Originals, tokenizer_of
 from titokctl.jobs.plan import WritePlan, cache_read
-from titokctl.progress import Progress
 
+RECORDED = "recorded"
 _COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Preview:
-    """The picture, and the rows in it: evenly spread over the cache."""
+class Previewed:
+    """The picture, and the rows in it, which are evenly spread over the cache."""
 
     output: Path
     rows: list[int]
@@ -28,56 +28,73 @@ class Preview:
     with_originals: bool
 
 
-def preview(
-    path: Path,
-    output: Path,
-    runs: Path,
-    *,
-    count: int = 64,
-    view: str = PLAIN,
-    source: str | None = None,
-    recorded_source: bool = False,
-    tokenizer: str | None = None,
-    overwrite: bool = False,
-    device: str = "cpu",
-    progress: Progress,
-) -> Preview:
-    """Draw `count` rows of the cache at `path` into the PNG `output`.
+@dataclass(frozen=True)
+class Preview:
+    """Decode rows of a token cache into one PNG.
 
     Args:
-        source: where the images are that the cache was made of; each then stands above its row.
-        recorded_source: take the place that the cache names.
-
-    Raises UserError when the output exists, the tokenizer is not here, or the source is another one.
+        path: the token cache.
+        output: the PNG.
+        count: how many rows, at most.
+        view: name of the view.
+        source: the images that the cache was made from, to be drawn above their rows: a path, or "recorded" for the
+            path that the cache records.
+        tokenizer: what decodes the rows; None for the one with the recorded hash.
+        overwrite: replace a file at `output`.
     """
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
-    cache = TokenCache.open(path)
-    cached = cache.view(view)
-    wanted = source is not None or recorded_source
-    given = None if source is None else open_source([source], keep_index=not is_dry_run())
-    originals = Originals(cache, given) if wanted else None
-    decoder = ImageDecoder(tokenizer_of(cache, tokenizer, runs, device, progress.say), device, "float32")
-    rows = np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).round().astype(np.int64))
-    about_to_write(
-        lambda: WritePlan(
-            reads=cache_read(cache, view),
-            output=output,
-            count=len(rows),
-            settings={"with_originals": wanted},
-            replaces=output.exists(),
+
+    path: Path
+    output: Path = Path("preview.png")
+    count: int = 64
+    view: str = PLAIN
+    source: str | None = None
+    tokenizer: str | None = None
+    overwrite: bool = False
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be written.
+
+        Raises UserError when the output exists, the tokenizer isn't found, or the source is another one.
+        """
+        work = _Work(self, context, may_store=False)
+        return WritePlan(
+            reads=cache_read(work.cache, self.view),
+            output=self.output,
+            count=len(work.rows),
+            settings={"with_originals": self.source is not None},
+            replaces=self.output.exists(),
             makes_folders=False,
         )
-    )
-    images = decoder.decoded(np.asarray(cached[rows]))
-    if originals is not None:
-        images = _interleaved(originals.pixels(rows), images)
-    save_grid(output, images, min(_COLUMNS, len(rows)))
-    return Preview(output, rows.tolist(), view, wanted)
+
+    def run(self, context: Context) -> Previewed:
+        """Draw the picture. Raises as `plan`."""
+        work = _Work(self, context)
+        images = work.decoder.decoded(np.asarray(work.cache.view(self.view)[work.rows]))
+        if work.originals is not None:
+            images = _interleaved(work.originals.pixels(work.rows), images)
+        save_grid(self.output, images, min(_COLUMNS, len(work.rows)))
+        return Previewed(self.output, work.rows.tolist(), self.view, self.source is not None)
+
+
+class _Work:
+    """Everything that a preview needs, opened and checked; nothing is downloaded or indexed unless `may_store`."""
+
+    def __init__(self, request: Preview, context: Context, may_store: bool = True) -> None:
+        check_free(request.output, request.overwrite)
+        self.cache = cache = TokenCache.open(request.path)
+        cache.view(request.view)
+        self.originals = None
+        if request.source is not None:
+            given = None if request.source == RECORDED else open_source([request.source], keep_index=may_store)
+            self.originals = Originals(cache, given, may_store)
+        tokenizer = tokenizer_of(cache, request.tokenizer, context, may_store)
+        self.decoder = ImageDecoder(tokenizer, context.device, "float32")
+        spread = np.linspace(0, len(cache) - 1, min(request.count, len(cache)))
+        self.rows = np.unique(spread.round().astype(np.int64))
 
 
 def _interleaved(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Lines of originals, each over the line of its reconstructions; lines are filled up with white."""
+    """Put each line of originals above the line of their reconstructions; fill incomplete lines with white."""
     columns = min(_COLUMNS, len(above))
     blank = np.full((-len(above) % columns, *above.shape[1:]), 255, np.uint8)
     lines = [np.concatenate([side, blank]).reshape(-1, columns, *above.shape[1:]) for side in (above, below)]

