@@ -7,10 +7,9 @@ import subprocess
 import sys
 import termios
 
-import pytest
 from command_line import PATIENCE_S
 
-from titokctl.progress import QuietProgress, SilentProgress, StderrProgress, duration
+from titokctl.progress import QuietProgress, SilentProgress, StderrProgress
 
 WORK = """
 from titokctl.progress import StderrProgress
@@ -127,18 +126,3 @@ def test_warnings_are_seen_by_who_wants_quiet(capsys):
         assert capsys.readouterr() == ("", "warning: 3 images were left out\n")
     QuietProgress().say("text")
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (185, "3 min 05 s"),
-        (7800, "2 h 10 min"),
-        (4 * 86400 + 3 * 3600, "4 d 3 h"),
-    ],
-)
-def test_durations_read_well(seconds, text):
-    assert duration(seconds) == text

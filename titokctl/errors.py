@@ -1,4 +1,4 @@
-"""The exceptions that are shown to the user as one sentence and a hint, without a traceback."""
+"""Exceptions that the command line shows as one sentence and a hint, without a traceback."""
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -8,12 +8,12 @@ EXIT_INTERRUPTED = 130  # Ctrl-C
 
 
 class UserError(Exception):
-    """Something the user can mend: one clear sentence, and what to do about it.
+    """An error that the user can fix: one sentence, and a hint.
 
     Args:
         message: one sentence that names what was found and what was expected.
-        hint: what to type or to change; "" when there is nothing useful to say.
-        exit_code: process exit code, 1 unless the command line itself was wrong.
+        hint: what to type or to change; may be empty.
+        exit_code: exit code of the process; 1, or 2 for a wrong command line.
     """
 
     def __init__(self, message: str, hint: str = "", exit_code: int = EXIT_FAILED) -> None:
@@ -27,18 +27,18 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """The command line is wrong: shown like every UserError, with exit code 2."""
+    """A UserError about the command line, with exit code 2."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint, EXIT_USAGE)
 
 
 class Stopped(Exception):
-    """A signal asked a long job to end; its state is saved, and the same command goes on from there.
+    """A signal stopped a long job, which saved its state; the same command resumes it.
 
     Args:
         exit_code: 130 after Ctrl-C, 75 after SIGTERM or SIGUSR1.
-        message: what was saved.
+        message: a sentence about what was saved.
     """
 
     def __init__(self, exit_code: int, message: str = "") -> None:

@@ -1,6 +1,6 @@
-"""How long work tells how far it is: a protocol, a silent version, and one on stderr.
+"""Progress of long work: a protocol, a silent version, and one on stderr.
 
-Jobs take a `Progress` and never print. On a terminal the stderr version draws a tqdm bar; in a pipe or a log file it
+Jobs get a `Progress` and never print. On a terminal the stderr version draws a tqdm bar; in a pipe or a log file it
 writes a plain line every few seconds, so that nothing fills a log with control characters.
 """
 
@@ -8,33 +8,35 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
+from titokctl.readable import counted, duration
+
 _LINE_EVERY_S = 5.0
-# A bar would leave a note no room on a usual terminal.
+# With a note, the bar itself is left out: a terminal of usual width has no room for both.
 _NOTED = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit}, {remaining} left{postfix}"
 _NOTED_WITHOUT_END = "{desc}: {n_fmt}{unit}{postfix}"
 
 
 class Progress(Protocol):
-    """What a job may call while it works."""
+    """The methods that a job calls while it works."""
 
     def start(self, what: str, total: int | None, unit: str = "images", done: int = 0) -> None:
-        """Begin a phase of `total` units (None: unknown), of which `done` were finished by an earlier run."""
+        """Begin a phase of `total` units (None: unknown), of which an earlier run finished `done`."""
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """`n` more units are done; `note` is a short text for the live line (losses, rates)."""
+        """Count `n` more units as finished; `note` is a short text for the live line, such as the loss."""
 
     def close(self) -> None:
-        """End the phase; closing twice is harmless."""
+        """End the phase; a second call does nothing."""
 
     def say(self, text: str) -> None:
-        """A remark for the user, on a line of its own."""
+        """Show a remark on a line of its own."""
 
     def warn(self, text: str) -> None:
-        """What the user must see also with --quiet, because the result is less than was asked for."""
+        """Show a warning, also with --quiet: the result is less than the user asked for."""
 
 
 class SilentProgress:
-    """Progress that says nothing: for library use."""
+    """Progress that shows nothing, for use as a library."""
 
     def start(self, what: str, total: int | None, unit: str = "images", done: int = 0) -> None:
         pass
@@ -53,14 +55,14 @@ class SilentProgress:
 
 
 class QuietProgress(SilentProgress):
-    """Warnings alone, on stderr: for --quiet."""
+    """Progress that shows only warnings, on stderr, for --quiet."""
 
     def warn(self, text: str) -> None:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class StderrProgress:
-    """A bar on a terminal, a line every few seconds anywhere else.
+    """Progress as a bar on a terminal, and as a line every few seconds elsewhere.
 
     Args:
         stream: where to write; stderr by default.
@@ -130,21 +132,3 @@ class StderrProgress:
         if self._note:
             parts.append(self._note)
         print(f"{self._what}: {', '.join(parts)}", file=self._stream, flush=True)
-
-
-def counted(n: int, unit: str) -> str:
-    """A number with its unit, given in the plural: 1,200 images, 1 image, 1 process."""
-    one = unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")
-    return f"{n:,} {one if n == 1 else unit}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: 8 s, 3 min 05 s, 2 h 10 min, 4 d 3 h."""
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s"
-    if s < 3600:
-        return f"{s // 60} min {s % 60:02d} s"
-    if s < 86400:
-        return f"{s // 3600} h {s % 3600 // 60:02d} min"
-    return f"{s // 86400} d {s % 86400 // 3600} h"

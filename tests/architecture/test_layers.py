@@ -16,6 +16,7 @@ LAYERS = (
     ("models", "formats", "distributed"),
     ("config",),
     ("errors", "progress", "dry_run"),
+    ("readable",),
 )
 HEIGHT = {layer: len(LAYERS) - i for i, row in enumerate(LAYERS) for layer in row}
 # The package's own __init__ offers names of all layers, lazily; anyone may ask it for the version.

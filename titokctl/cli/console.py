@@ -1,4 +1,4 @@
-"""What the command line says: data on stdout, talk on stderr."""
+"""Output of the command line: data on stdout, messages on stderr."""
 
 import json
 import shutil
@@ -9,10 +9,11 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from titokctl.progress import Progress, QuietProgress, SilentProgress, StderrProgress
+from titokctl.readable import readable
 
 
 def say(text: str) -> None:
-    """A remark for the person, on stderr."""
+    """Print a message on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -22,7 +23,7 @@ def warn(text: str) -> None:
 
 
 def error(message: str, hint: str = "") -> None:
-    """One sentence, and what to do about it. Colour only on a terminal that wants it."""
+    """Print an error and its hint on stderr, in colour on a terminal that supports it."""
     from rich.console import Console
     from rich.text import Text
 
@@ -33,13 +34,13 @@ def error(message: str, hint: str = "") -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> None:
-    """A table on stdout; columns that hold only numbers are right-aligned."""
+    """Print a table on stdout; columns of numbers are right-aligned."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[_readable(cell) for cell in row] for row in rows]
+    cells = [[readable(cell, commas=False) for cell in row] for row in rows]
     out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
     grid = Table(
         title=title or None, title_justify="left", caption=note or None, caption_justify="left", box=box.SIMPLE_HEAD
@@ -53,7 +54,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
 
 
 def pairs(title: str, items: dict[str, Any]) -> None:
-    """Names and values, a line each, on stdout."""
+    """Print names and values on stdout, a line each."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -63,12 +64,12 @@ def pairs(title: str, items: dict[str, Any]) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in items.items():
-        grid.add_row(name, Text(_readable(value)))
+        grid.add_row(name, Text(readable(value, commas=False)))
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(grid)
 
 
 def emit_json(value: Any) -> None:
-    """`value` as JSON on stdout, for programs; a dataclass as its fields, paths as text."""
+    """Print `value` as JSON on stdout; dataclasses become objects, paths become strings."""
 
     def plain(value: Any) -> Any:
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
@@ -77,14 +78,14 @@ def emit_json(value: Any) -> None:
 
 
 def progress(quiet: bool, is_main: bool = True) -> Progress:
-    """The progress a command gives its job; of several processes one talks."""
+    """Return the progress for a job; only the main process shows any."""
     if not is_main:
         return SilentProgress()
     return QuietProgress() if quiet else StderrProgress()
 
 
 def result(value: Any, as_json: bool, title: str) -> None:
-    """A job's result dataclass on stdout: a table of its fields, or JSON."""
+    """Print a job's result, a dataclass, as a table of its fields or as JSON."""
     fields = asdict(value)
     if as_json:
         emit_json(fields)
@@ -94,18 +95,8 @@ def result(value: Any, as_json: bool, title: str) -> None:
         pairs(title, flat | nested)
 
 
-def _readable(value: Any) -> str:
-    """A field for people; whole numbers stay as they are, since some of them are seeds and rows."""
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return in_words(value) if value is None or isinstance(value, bool | list | tuple | dict) else str(value)
-
-
 def recipe(resolved: Any, plan: Any, lines: Iterable[str], as_json: bool) -> None:
-    """The plan of a training run: its recipe as YAML with `lines` as comments above, so that the output is a recipe.
-
-    As JSON, `plan` and recipe.
-    """
+    """Print the plan of a training run: its recipe as YAML, below `lines` as comments, or plan and recipe as JSON."""
     from titokctl.config.recipe_files import to_yaml
 
     if as_json:
@@ -115,32 +106,7 @@ def recipe(resolved: Any, plan: Any, lines: Iterable[str], as_json: bool) -> Non
     print(to_yaml(resolved), end="")
 
 
-def in_words(value: Any) -> str:
-    """A JSON value for people: numbers with commas, yes and no, lists with commas, - where there is nothing."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if value < 1 else f"{value:,.1f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(in_words, value)) or "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {in_words(inner)}" for name, inner in value.items()) or "none"
-    return str(value)
-
-
 def wrapped(text: str) -> None:
-    """A paragraph on stdout, broken between words where a terminal would break it anywhere."""
+    """Print a paragraph on stdout, wrapped between words to fit the terminal."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else max(len(text), 1)
     print(textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False))
-
-
-def size(num_bytes: int) -> str:
-    """Bytes for people: 812 B, 3.4 kB, 1.2 GB."""
-    value, unit = float(num_bytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"

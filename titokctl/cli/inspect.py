@@ -8,6 +8,7 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.work import Surroundings, perform
+from titokctl.readable import readable
 
 _CLASSES_SHOWN = 30
 
@@ -24,12 +25,12 @@ def inspect(
     if as_json:
         console.emit_json(found)
         return
-    console.pairs(f"{found.path}: {found.what}", {name: console.in_words(value) for name, value in found.facts.items()})
+    console.pairs(f"{found.path}: {found.what}", {name: readable(value) for name, value in found.facts.items()})
     if found.classes:
         shown = list(found.classes.items())[:_CLASSES_SHOWN]
         more = len(found.classes) - len(shown)
         console.table("rows per class", ["class", "rows"], shown, f"and {more:,} more" if more else "")
     if found.positions:
         names = list(found.positions[0])
-        rows = [[console.in_words(position[name]) for name in names] for position in found.positions]
+        rows = [[readable(position[name]) for name in names] for position in found.positions]
         console.table("codebook usage by position", names, rows)

@@ -10,7 +10,7 @@ from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Surroundings, perform
-from titokctl.progress import counted
+from titokctl.readable import counted
 
 
 @app.command(epilog="Example: titokctl neighbors train.h5 heldout.h5")

@@ -1,6 +1,5 @@
 """`titokctl runs` and `titokctl report`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +9,9 @@ from titokctl.cli import completion, console
 from titokctl.cli.app import app
 from titokctl.cli.options import DryRun, Json, Overwrite, Quiet, RunsDir, option
 from titokctl.cli.work import Surroundings, perform
+from titokctl.readable import readable
 
-_LISTED = 12  # items of a list that are shown
+_SHOWN = 12  # items of a list
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, kind/name, or name.", autocompletion=completion.runs)
 ]
@@ -50,12 +50,12 @@ def show(run: Run, runs_dir: RunsDir = None, as_json: Json = False) -> None:
         console.emit_json(found)
         return
     record = {name: value for name, value in found.record.items() if name != "settings" and value}
-    console.pairs(f"{found.path}: {found.kind} run", {name: _readable(value) for name, value in record.items()})
+    console.pairs(f"{found.path}: {found.kind} run", _shortened(record))
     console.table("lineage", ("product", "path", "sha256"),
                   [(link.what, link.where, link.sha256[:12]) for link in found.lineage])  # fmt: skip
     if found.metrics:
-        console.pairs("newest metrics", {name: _readable(value) for name, value in found.metrics.items()})
-    console.pairs("settings", {name: _readable(value) for name, value in flatten(found.record["settings"]).items()})
+        console.pairs("newest metrics", _shortened(found.metrics))
+    console.pairs("settings", _shortened(flatten(found.record["settings"])))
 
 
 @app.command(epilog="Example: titokctl report generator/tiny-1 -o report.html")
@@ -75,9 +75,5 @@ def report(
     console.result(perform(Report(run, output, overwrite), around), as_json, "report")
 
 
-def _readable(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, list) and len(value) > _LISTED:
-        return f"{json.dumps(value[:_LISTED], ensure_ascii=False)[:-1]}, ...] ({len(value):,})"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _shortened(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: readable(value, commas=False, shown=_SHOWN) for name, value in values.items()}

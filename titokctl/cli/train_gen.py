@@ -91,7 +91,7 @@ def train_gen(
 
 
 def _plan_lines(plan: "GeneratorPlan") -> list[str]:
-    from titokctl.progress import duration
+    from titokctl.readable import duration
 
     lines = [
         f"{plan.recipe}: {plan.parameters / 1e6:,.1f} M parameters",

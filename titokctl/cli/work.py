@@ -13,7 +13,8 @@ import typer
 from titokctl.cli import console
 from titokctl.dry_run import Planned, dry_run
 from titokctl.errors import UserError
-from titokctl.progress import Progress, counted
+from titokctl.progress import Progress
+from titokctl.readable import counted, readable, size
 
 if TYPE_CHECKING:
     from titokctl.context import Context
@@ -191,16 +192,16 @@ def _show(plan: "WritePlan", as_json: bool) -> None:
         told = {name: value for name, value in asdict(plan).items() if name != "makes_folders"}
         console.emit_json(told | {"free_bytes": free})
         return
-    size = "" if plan.num_bytes is None else f", about {console.size(plan.num_bytes)}"
-    lines: dict[str, Any] = {**plan.reads, "output": f"{plan.output}: {counted(plan.count, plan.unit)}{size}"}
+    needed = "" if plan.num_bytes is None else f", about {size(plan.num_bytes)}"
+    lines: dict[str, Any] = {**plan.reads, "output": f"{plan.output}: {counted(plan.count, plan.unit)}{needed}"}
     if plan.replaces:
-        lines["replaces"] = f"{plan.output} as it is now"
+        lines["replaces"] = f"the existing {plan.output}"
     if plan.done:
         lines["done before"] = f"{plan.done:,} of {counted(plan.count, plan.unit)}"
     lines |= plan.settings
-    console.pairs("dry run: nothing was written", {n.replace("_", " "): console.in_words(v) for n, v in lines.items()})
+    console.pairs("dry run: nothing was written", {n.replace("_", " "): readable(v) for n, v in lines.items()})
     if plan.num_bytes is not None and plan.num_bytes > free:
-        console.say(f"warning: only {console.size(free)} are free where {plan.output} would be")
+        console.say(f"warning: the disk of {plan.output} has only {size(free)} free")
 
 
 def _free_bytes(plan: "WritePlan") -> int:

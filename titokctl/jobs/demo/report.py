@@ -9,7 +9,7 @@ from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import grid, labelled_rows, save_png
 from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.jobs.demo import scores as scores
-from titokctl.progress import duration
+from titokctl.readable import duration
 
 if TYPE_CHECKING:
     from titokctl.jobs.demo.chain import DemoResult

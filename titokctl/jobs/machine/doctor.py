@@ -22,7 +22,7 @@ from titokctl.formats.run_folder import versions
 from titokctl.jobs.machine import hardware
 from titokctl.models.device import best_device
 from titokctl.models.inference import fastest_precision
-from titokctl.progress import duration
+from titokctl.readable import duration, size
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.local import is_here
 from titokctl.weights.network_files import CONVNEXT_SMALL, INCEPTION, LITE0, LPIPS_LINEAR, VGG16, here
@@ -121,17 +121,17 @@ def _hardware() -> Iterator[Finding]:
     free = hardware.memory_bytes()
     if free is not None:
         advice = "too little for the larger models: use fewer processes" if free < _SMALL_MEMORY else ""
-        yield Finding("free memory", f"{free / 1e9:.1f} GB", advice)
+        yield Finding("free memory", size(free), advice)
     shared = hardware.shared_memory_bytes()
     if shared is not None:
         advice = "in a container, raise it, e.g. docker run --shm-size=2g" if shared < _SMALL_SHARED else ""
-        yield Finding("shared memory", f"{shared / 1e9:.1f} GB", advice)
+        yield Finding("shared memory", size(shared), advice)
 
 
 def _storage(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     advice = "50,000 samples at 256 px take 9.8 GB" if free < _SMALL_DISK else ""
-    yield Finding("free disk", f"{free / 1e9:.1f} GB at {folder.absolute()}", advice)
+    yield Finding("free disk", f"{size(free)} at {folder.absolute()}", advice)
     problem = hardware.folder_problem(folder)
     advice = "choose a folder on a local disk with -o and --runs-dir" if problem else ""
     yield Finding("token caches", problem or "can be written and locked here", advice, bool(problem))

@@ -16,9 +16,10 @@ from titokctl.formats.sample_set import GRID, SampleSet
 from titokctl.formats.unfinished import check_free
 from titokctl.jobs.machine.runs import METRICS, find_run, lineage_of
 from titokctl.jobs.plan import WritePlan
+from titokctl.readable import readable
 
 _NAME = "report.html"
-_LISTED = 12  # items of a list that are shown
+_SHOWN = 12  # items of a list
 # The label of each plot's y axis, and the metrics drawn in it.
 _PLOTS = (
     ("dB", ("psnr", "val_psnr")),
@@ -124,7 +125,7 @@ def _training(page: ReportPage, run: RunFolder) -> int:
     if not records:
         return 0
     page.heading("Training")
-    page.table(("newest metrics", ""), [(name, _text(value)) for name, value in log.newest_values().items()])
+    page.table(("newest metrics", ""), _rows(log.newest_values()))
     plots = 0
     for unit, names in _PLOTS:
         curves = [curve for curve in (_curve(records, name) for name in names) if len(curve.points) > 1]
@@ -164,7 +165,7 @@ def _sample_set(page: ReportPage, run: RunFolder) -> int:
     page.paragraph(f"{found.manifest['num_images']:,} images of {found.manifest['image_size']} px in {found.folder}")
     for path in sorted(found.folder.glob("evaluation-*.json")):
         for record in read_evaluations(path):
-            page.table((path.stem, ""), [(name, _text(value)) for name, value in record["metrics"].items()])
+            page.table((path.stem, ""), _rows(record["metrics"]))
             page.paragraph(f"against {record['reference'].get('path', 'a reference')}. {' '.join(record['warnings'])}")
     if not (found.folder / GRID).is_file():
         return 0
@@ -174,12 +175,10 @@ def _sample_set(page: ReportPage, run: RunFolder) -> int:
 
 def _settings(page: ReportPage, run: RunFolder) -> None:
     page.heading("Settings")
-    page.table(("field", "value"), [(name, _text(value)) for name, value in flatten(run.settings).items()])
+    page.table(("field", "value"), _rows(flatten(run.settings)))
     page.heading("Versions")
     page.table(("package", "version"), sorted(run.versions.items()))
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list) and len(value) > _LISTED:
-        return f"{value[:_LISTED]} and {len(value) - _LISTED:,} more"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, readable(value, commas=False, shown=_SHOWN)) for name, value in values.items()]

@@ -1,0 +1,54 @@
+"""Numbers and JSON values in the form in which people read them."""
+
+from typing import Any
+
+_THOUSAND = 1000
+
+
+def counted(n: int, unit: str) -> str:
+    """Return a number with its unit, which is given in the plural: 1,200 images, 1 image, 1 process."""
+    one = unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")
+    return f"{n:,} {one if n == 1 else unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in at most two units: 8 s, 3 min 05 s, 2 h 10 min, 4 d 3 h."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    if s < 86400:
+        return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return f"{s // 86400} d {s % 86400 // 3600} h"
+
+
+def size(num_bytes: float) -> str:
+    """Return bytes in decimal units: 812 B, 3.4 kB, 1.2 GB."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < _THOUSAND:
+            break
+        value, unit = value / _THOUSAND, larger
+    return f"{value:.3g} {unit}"
+
+
+def readable(value: Any, commas: bool = True, shown: int | None = None) -> str:
+    """Return a JSON value as text: yes and no, five digits of a float, - for nothing.
+
+    Args:
+        commas: separate the thousands of integers; False where some of them are seeds or row numbers.
+        shown: how many items of a list to show; None for all.
+    """
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}" if commas else str(value)
+    if isinstance(value, float):
+        return f"{value:.5g}" if abs(value) < _THOUSAND else f"{value:,.1f}"
+    if isinstance(value, list | tuple):
+        text = ", ".join(readable(item, commas, shown) for item in value[:shown])
+        return text or "none" if shown is None or len(value) <= shown else f"{text} and {len(value) - shown:,} more"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {readable(inner, commas, shown)}" for name, inner in value.items()) or "none"
+    return str(value)
