@@ -23,9 +23,9 @@ from titokctl.data.sources import open_source
 from titokctl.data.training_images import TrainingImages
 from titokctl.models.inference import prepared
 from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.sampling.decoding import decode_ids
 from titokctl.weights.load import load_generator, load_tokenizer
 
 _BATCH, _IMAGES, _QUICK_IMAGES = 16, 1024, 128  # of a run with --quick
@@ -97,7 +97,8 @@ def _drawn(generator: MaskGit, count: int, name: Precision, device: str) -> torc
     classes = generator.config.num_classes
     with _around(name, device):
         return torch.cat([
-            decode_ids(ready, part % classes if classes else None, settings, part) for part in indices.split(_BATCH)
+            ready.sample(part % classes if classes else None, settings, KeyedNoise(settings.seed, part))
+            for part in indices.split(_BATCH)
         ])  # fmt: skip
 
 

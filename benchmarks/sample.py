@@ -16,9 +16,9 @@ from titokctl.config import recipe_files
 from titokctl.config.sampling import SamplingConfig
 from titokctl.models.inference import fastest_precision, prepared
 from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.sampling.decoding import decode_ids
 from titokctl.weights.known import BY_NAME
 
 GENERATORS = {"titok-l-32": "maskgit-vit-l-32", "titok-b-64": "maskgit-vit-b-64"}
@@ -36,7 +36,8 @@ class Ours:
     def ids(self, labels: torch.Tensor) -> torch.Tensor:
         """Return ids (B, K)."""
         with precision(self.name, self.device):
-            return decode_ids(self.generator, labels, self.settings, torch.arange(len(labels), device=self.device))
+            noise = KeyedNoise(self.settings.seed, torch.arange(len(labels), device=self.device))
+            return self.generator.sample(labels, self.settings, noise)
 
     def logits(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the output of the ViT decoder."""

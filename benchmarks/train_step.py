@@ -36,7 +36,7 @@ from torch import nn
 from benchmarks.cache import IMAGENET, header
 from benchmarks.measuring import BASELINE, Figures, Parts, Way, compare, parser, report, report_numbers
 from titokctl.config import recipe_files
-from titokctl.config.recipe import GeneratorRecipe
+from titokctl.config.recipe import MaskGitRecipe
 from titokctl.config.tokenizer_recipe import TokenizerRecipe
 from titokctl.data.sources import open_source
 from titokctl.data.tokens import TokenRows
@@ -50,9 +50,9 @@ from titokctl.jobs.train.generator_plan import operations_per_image
 from titokctl.jobs.train.stage_start import Start
 from titokctl.jobs.train.stages import Surroundings, build_stage
 from titokctl.progress import SilentProgress
+from titokctl.training.generator_task import GeneratorTask
 from titokctl.training.image_stage import ImageStage
 from titokctl.training.loop import Loop, Metrics
-from titokctl.training.masked_tokens import MaskedTokens
 from titokctl.training.step_images import StepImages
 
 WARM = 3
@@ -75,12 +75,12 @@ def main() -> None:
         found = whole_loop(tokenizer, given.device, steps)
         report_numbers(f"train_step: the loop of {given.recipe}", given, found)
     else:
-        recipe: GeneratorRecipe = recipe_files.load(given.recipe, "generator", given.set)
+        recipe: MaskGitRecipe = recipe_files.load(given.recipe, "generator", given.set)
         figures, facts = generator(recipe, given.device, steps)
         report(f"train_step: {given.recipe}", given, figures, **facts)
 
 
-def generator(recipe: GeneratorRecipe, device: str, steps: int) -> tuple[Mapping[str, Figures], dict[str, object]]:
+def generator(recipe: MaskGitRecipe, device: str, steps: int) -> tuple[Mapping[str, Figures], dict[str, object]]:
     """A step and its parts beside a plain model's."""
     batch = recipe.training.global_batch_size
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +108,7 @@ def generator(recipe: GeneratorRecipe, device: str, steps: int) -> tuple[Mapping
     return found, facts
 
 
-def timed_step(task: MaskedTokens, number: int, device: str) -> Parts:
+def timed_step(task: GeneratorTask, number: int, device: str) -> Parts:
     """A step, with the times of its data and of clipping, optimizer and EMA."""
     parts, update = Parts(), task.learner.update
     task.learner.update = lambda step: parts.time("clip, optimizer, EMA", device, lambda: update(step))  # type: ignore[method-assign]
@@ -123,7 +123,7 @@ def timed_step(task: MaskedTokens, number: int, device: str) -> Parts:
 class Plain:
     """What one would write in ten lines: the baseline."""
 
-    def __init__(self, recipe: GeneratorRecipe, device: str) -> None:
+    def __init__(self, recipe: MaskGitRecipe, device: str) -> None:
         model, batch = recipe.model, recipe.training.global_batch_size
         layer = nn.TransformerEncoderLayer(
             model.width, model.num_heads, model.mlp_width, model.dropout, "gelu", batch_first=True
@@ -149,7 +149,7 @@ class Plain:
 def loading(device: str) -> dict[str, object]:
     """Seconds from a closed file to the first batch: all of ImageNet in two views, the file in the page cache."""
     with tempfile.TemporaryDirectory() as folder:
-        recipe: GeneratorRecipe = recipe_files.load("maskgit-vit-l-32", "generator")
+        recipe: MaskGitRecipe = recipe_files.load("maskgit-vit-l-32", "generator")
         path = Path(folder) / "tokens.h5"
         random_cache(path, IMAGENET, recipe.model.num_latent_tokens, recipe)
         found: dict[str, object] = {"rows": IMAGENET, "views": 2}
@@ -167,7 +167,7 @@ def loading(device: str) -> dict[str, object]:
 def memory() -> dict[str, object]:
     """What two processes hold of a cache that both have read completely, as Linux tells it, in MB."""
     with tempfile.TemporaryDirectory() as folder:
-        recipe: GeneratorRecipe = recipe_files.load("maskgit-vit-l-32", "generator")
+        recipe: MaskGitRecipe = recipe_files.load("maskgit-vit-l-32", "generator")
         path = Path(folder) / "tokens.h5"
         cache = random_cache(path, IMAGENET, recipe.model.num_latent_tokens, recipe)
         size = sum(cache.view(name).nbytes for name in recipe.views)
@@ -285,7 +285,7 @@ def write_jpegs(folder: Path, count: int, size: int) -> None:
         coarse.resize((size * 3 // 2, size * 5 // 4), Image.Resampling.BICUBIC).save(folder / f"{i:06d}.jpg")
 
 
-def random_cache(path: Path, rows: int, tokens: int, recipe: GeneratorRecipe) -> TokenCache:
+def random_cache(path: Path, rows: int, tokens: int, recipe: MaskGitRecipe) -> TokenCache:
     """A cache of random ids in two views."""
     rng = np.random.default_rng(0)
     codes = recipe.model.codebook_size

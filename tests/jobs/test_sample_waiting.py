@@ -10,9 +10,9 @@ from titokctl.config.sampling import SamplingConfig
 from titokctl.data.image_decoder import ImageDecoder
 from titokctl.models.inference import prepared
 from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.sampling.decoding import decode_ids
 from titokctl.sampling.plan import Plan
 
 TILE = 4
@@ -36,7 +36,7 @@ def test_shapes_are_known_without_values(name: Precision, architecture: str) -> 
     with FakeTensorMode(allow_non_fake_inputs=True), precision(name, "cpu"):
         for tile in plan.tiles():
             indices = tile.image_indices()
-            ids = decode_ids(ready, plan.labels(indices), SamplingConfig(num_steps=3), indices)
+            ids = ready.sample(plan.labels(indices), SamplingConfig(num_steps=3), KeyedNoise(0, indices))
             images = decoder.images(ids)
         with pytest.raises(DataDependentOutputException):
             tokenizer.detokenize(ids)

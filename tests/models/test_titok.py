@@ -215,7 +215,7 @@ def test_initialization_follows_the_seed():
 
 
 def test_unknown_quantizer():
-    with pytest.raises(UserError, match="no quantizer is called 'fsq'"):
+    with pytest.raises(UserError, match="unknown quantizer 'fsq'"):
         tiny(quantizer="fsq")
 
 

@@ -9,7 +9,7 @@ from titokctl.config.sampling import SamplingConfig
 from titokctl.models.inference import prepared
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
-from titokctl.sampling.decoding import decode_ids
+from titokctl.models.noise import KeyedNoise
 
 LAYERS, TOKENS = 4, 16
 # Views are counted, too. A step in which a block, the guidance or the noise grows by an operation a row or a position
@@ -30,7 +30,7 @@ def decode(model: MaskGit, batch: int, steps: int) -> None:
     device = next(model.parameters()).device
     settings = SamplingConfig(num_steps=steps, guidance_scale=3.0, guidance_schedule="constant")
     indices = torch.arange(batch, device=device)
-    decode_ids(model, indices % 5, settings, indices)
+    model.sample(indices % 5, settings, KeyedNoise(settings.seed, indices))
 
 
 @pytest.mark.parametrize("architecture", ["vit", "uvit"])

@@ -10,7 +10,7 @@ from titokctl.data.tokens import TokenRows
 from titokctl.distributed.group import single_group
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.train.generator import build_task
-from titokctl.training.masked_tokens import MaskedTokens
+from titokctl.training.generator_task import GeneratorTask
 
 LAYERS = 2
 RECIPE = f"""
@@ -32,14 +32,14 @@ def make_task(tmp_path_factory):
     cache = TokenCache.open(write_cache(folder / "tokens.h5", 100))
     (folder / "recipe.yaml").write_text(RECIPE)
 
-    def call(*overrides: str) -> MaskedTokens:
+    def call(*overrides: str) -> GeneratorTask:
         recipe = recipe_files.load(str(folder / "recipe.yaml"), "generator", overrides)
         return build_task(recipe, (TokenRows(cache, recipe.views, None, "cpu"), None), "cpu", single_group())
 
     return call
 
 
-def counted(task: MaskedTokens):
+def counted(task: GeneratorTask):
     """Operations of the third step; the first two make the optimizer's state."""
     for number in range(2):
         task.prepare(number)

@@ -7,11 +7,11 @@ import torch
 
 from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import SamplingConfig
+from titokctl.models.guidance import strength
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.noise import KeyedNoise
 from titokctl.sampling.decoding import sample_ids
-from titokctl.sampling.guidance import strength
-from titokctl.sampling.noise import KeyedNoise
 
 TOKENS, CODES, CLASSES = 16, 32, 5
 SETTINGS = SamplingConfig(num_steps=6, guidance_scale=2.0, choice_temperature=4.0)
@@ -35,8 +35,8 @@ def generator() -> MaskGit:
 class Watched(KeyedNoise):
     """The usual noise, which keeps the positions it was asked for."""
 
-    def __init__(self, batch: int, steps: int) -> None:
-        super().__init__(0, torch.arange(batch), steps, TOKENS)
+    def __init__(self, batch: int) -> None:
+        super().__init__(0, torch.arange(batch))
         self.asked: list[torch.Tensor] = []
         self.dtypes: set[torch.dtype] = set()
 
@@ -95,7 +95,7 @@ def test_the_label_matters_and_guidance_too(generator):
 def test_every_row_masks_the_same_number_again_even_if_all_scores_tie(generator, temperature):
     torch.nn.init.zeros_(generator.head.weight)
     torch.nn.init.zeros_(generator.head.bias)
-    noise = Watched(3, 6)
+    noise = Watched(3)
     config = SETTINGS.model_copy(update={"choice_temperature": temperature})
     ids = sample_ids(generator, torch.zeros(3, dtype=torch.int64), config, noise=noise)
     expected = [TOKENS] + [math.floor(TOKENS * math.acos(k / 6) * 2 / math.pi) for k in range(1, 6)]
@@ -108,7 +108,7 @@ def test_every_row_masks_the_same_number_again_even_if_all_scores_tie(generator,
 
 
 def test_scores_are_float32_in_a_bf16_network(generator):
-    noise = Watched(2, 6)
+    noise = Watched(2)
     sample_ids(generator.to(torch.bfloat16), torch.tensor([0, 1]), SETTINGS, noise=noise)
     assert noise.dtypes == {torch.float32}
 
@@ -192,7 +192,7 @@ def test_labels_for_a_generator_without_classes_are_refused():
 def test_strength_of_guidance():
     def of(schedule, power=3.0):
         config = SamplingConfig(num_steps=4, guidance_scale=2.0, guidance_schedule=schedule, guidance_power=power)
-        return [strength(config, step) for step in range(4)]
+        return [strength(config, step / 4) for step in range(4)]
 
     assert of("constant") == [2.0] * 4
     assert of("linear") == [0.0, 0.5, 1.0, 1.5]

@@ -11,8 +11,8 @@ from golden import fill, golden
 from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.noise import gumbel_of
 from titokctl.sampling.decoding import sample_ids
-from titokctl.sampling.noise import gumbel_of
 from titokctl.weights.build import build
 from titokctl.weights.official.layout import from_official, official_shapes
 from titokctl.weights.store import Weights
@@ -43,7 +43,10 @@ class RecordedNoise:
     """The numbers that the official code was given: full tables, as Gumbel noise."""
 
     def __init__(self, batch: int, num_tokens: int) -> None:
-        self.batch, self.num_tokens = batch, num_tokens
+        self.batch, self.num_tokens, self.image_indices = batch, num_tokens, torch.arange(batch)
+
+    def prepare(self, num_steps, num_tokens):
+        pass
 
     def choose(self, scores, temperature, step, positions):
         noise = self._gumbel(2 * step, (self.batch, self.num_tokens, CODES))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from titokctl.sampling.noise import KeyedNoise, gumbel_of, keyed_uniforms, philox
+from titokctl.models.noise import KeyedNoise, gumbel_of, keyed_uniforms, philox
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,9 @@ def test_the_extreme_words_stay_inside():
 
 
 def noise(batch: int) -> KeyedNoise:
-    return KeyedNoise(3, torch.arange(batch), num_steps=2, num_tokens=4)
+    made = KeyedNoise(3, torch.arange(batch))
+    made.prepare(num_steps=2, num_tokens=4)
+    return made
 
 
 def test_choices_follow_the_softmax_at_the_temperature():

@@ -18,8 +18,8 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.maskgit.mask_schedule import mask_ratio
-from titokctl.training.losses import masked_accuracy
-from titokctl.training.masked_tokens import MaskedTokens, masked_count, random_subset
+from titokctl.models.maskgit.masking import masked_accuracy, masked_count, random_subset
+from titokctl.training.generator_task import GeneratorTask
 
 STILL = ("model.dropout=0.0", "model.attention_dropout=0.0")
 
@@ -30,7 +30,7 @@ def make_task(cache, recipe, *overrides, group=None):
     model = MaskGit(settings.model)
     initialize(model)
     rows = TokenRows(TokenCache.open(cache), settings.views, None)
-    return MaskedTokens(model.train(), settings, rows, None, group or single_group())
+    return GeneratorTask(model.train(), settings, rows, None, group or single_group())
 
 
 def run(task, steps, first=0):
@@ -114,15 +114,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(cache, recipe, muon):
 
 def test_a_share_of_labels_is_left_out_and_rows_without_any_have_none(cache, recipe, tmp_path):
     task = make_task(cache, recipe)
-    dropped = torch.cat([task._draw(step).dropped for step in range(300)])
+    dropped = torch.cat([task.drawn(step).drawn.dropped for step in range(300)])
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=5 * (0.09 / len(dropped)) ** 0.5)
-    draws = task._draw(0)
+    draws = task.drawn(0)
     task.prepare(0)
     labels = task.rows.at(draws.positions, draws.view).labels
-    assert torch.equal(task._batch.labels, torch.where(draws.dropped, 3, labels))
+    assert torch.equal(task.batch.labels, torch.where(draws.drawn.dropped, 3, labels))
     unlabelled = make_task(write_cache(tmp_path / "none.h5", 50, classes=0), recipe)
     unlabelled.prepare(0)
-    assert (unlabelled._batch.labels == 3).all()
+    assert (unlabelled.batch.labels == 3).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -131,25 +131,26 @@ def test_a_share_of_labels_is_left_out_and_rows_without_any_have_none(cache, rec
 def test_masks_of_steps_follow_the_schedule(recipe, tmp_path, tokens, schedule, seed):
     changes = (f"loss.mask_schedule={schedule}", f"training.seed={seed}", f"model.num_latent_tokens={tokens}")
     task = make_task(write_cache(tmp_path / "few.h5", 20, tokens=tokens), recipe, *changes)
-    draws = [task._draw(step) for step in range(200)]
-    counts = torch.cat([draw.masked.sum(1) for draw in draws]).double()
+    draws = [task.drawn(step).drawn for step in range(200)]
+    counts = torch.cat([draw.tensors["masked"].sum(1) for draw in draws]).double()
     times = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     expected = masked_count(mask_ratio(times, schedule), tokens).double()
     assert (counts.mean() - expected.mean()).abs() <= 4 * expected.std() / len(counts) ** 0.5
     for draw in draws[:5]:
-        assert draw.total_weight == pytest.approx(float(draw.masked.sum() + 0.1 * (~draw.masked).sum()), rel=1e-5)
+        masked = draw.tensors["masked"]
+        assert draw.total_weight == pytest.approx(float(masked.sum() + 0.1 * (~masked).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("micro", ["null", "4"])
 def test_a_steps_loss_equals_a_plain_numpy_version(cache, recipe, micro):
     task = make_task(cache, recipe, *STILL, f"training.micro_batch_size={micro}")
     task.prepare(0)
-    batch = task._batch
+    batch, masked = task.batch, task.batch.tensors["masked"]
     with torch.no_grad():
-        logits = task.model(batch.inputs, batch.labels).double().numpy()
+        logits = task.model(torch.where(masked, task.recipe.model.mask_id, batch.ids), batch.labels).double().numpy()
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     each = -0.9 * np.take_along_axis(log_p, batch.ids.numpy()[..., None], -1)[..., 0] - 0.1 * log_p.mean(-1)
-    weights = np.where(batch.masked.numpy(), 1, 0.1)
+    weights = np.where(masked.numpy(), 1, 0.1)
     assert float(task.step(0)["loss"]) == pytest.approx((each * weights).sum() / weights.sum(), rel=1e-5)
 
 

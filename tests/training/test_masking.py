@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from titokctl.models.maskgit.mask_schedule import mask_ratio
-from titokctl.training.masked_tokens import masked_count, random_subset
+from titokctl.models.maskgit.masking import masked_count, random_subset
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 32, 128])

@@ -10,11 +10,11 @@ from torch import nn
 
 from titokctl.config.models import TokenizerConfig, TransformerConfig, VqganConfig
 from titokctl.config.training import OptimizerConfig, ScheduleConfig
+from titokctl.models.maskgit.masking import masked_accuracy, masked_token_loss, masked_token_weights
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.codebook import kmeans, reseed
 from titokctl.training.ema import Ema, ema_decay
-from titokctl.training.losses import masked_accuracy, masked_token_loss, masked_token_weights
 from titokctl.training.muon import Muon, orthogonal
 from titokctl.training.optimizer import build_optimizers, is_decayed
 from titokctl.training.schedule import learning_rate_scale

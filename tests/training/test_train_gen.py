@@ -173,7 +173,7 @@ def test_steps_may_grow_unless_the_rate_depends_on_them(train, kind):
         ("training.global_batch_size=500", "fewer than one global batch of 500"),
         ("val_fraction=0.999", "at least 1 must be kept, and one global batch of 16 left"),
         ("val_fraction=1e-9", "keeps 0 of the 200 rows"),
-        ("model.architecture=foo", "no generator architecture is called 'foo'"),
+        ("model.architecture=foo", "unknown generator architecture 'foo'"),
         ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1"),
         ("training.precision=fp16", "training.precision: should be"),
     ],

@@ -90,17 +90,29 @@ class TokenizerConfig(Config):
         return self.quantizer != "gaussian"
 
 
-class GeneratorConfig(Config):
-    """A MaskGIT generator over K ids of V codes; "vit" is BERT (post-norm), "uvit" has long skips.
+MASKGIT = "maskgit"
 
-    `num_layers` of a UViT counts in and out blocks; the one in the middle comes on top (20 means 10 + 1 + 10).
-    `num_classes` 0 trains without labels: every row carries the null label.
+
+class GeneratorSizes(Config):
+    """The part of a configuration that all kinds of generators share: K ids of V codes, and the classes.
+
+    Subclasses for other kinds than MaskGIT have a field `kind` with the kind's name. `architecture` names a variant of
+    the kind. `num_classes` 0 trains without labels: every image carries the null label.
     """
 
-    architecture: str = "vit"
+    architecture: str = ""
     num_latent_tokens: PositiveInt
     codebook_size: PositiveInt
     num_classes: Annotated[int, Field(ge=0)]
+
+
+class GeneratorConfig(GeneratorSizes):
+    """A MaskGIT generator; "vit" is BERT (post-norm), "uvit" has long skips.
+
+    `num_layers` of a UViT counts in and out blocks; the one in the middle comes on top (20 means 10 + 1 + 10).
+    """
+
+    architecture: str = "vit"
     width: PositiveInt
     num_layers: PositiveInt
     num_heads: PositiveInt
@@ -125,3 +137,8 @@ class GeneratorConfig(Config):
     def vocabulary_size(self) -> int:
         """V codes, the mask, the classes, the null label."""
         return self.codebook_size + 1 + self.num_classes + 1
+
+
+def kind_of(config: GeneratorSizes) -> str:
+    """Return the name of the kind of generator that `config` describes."""
+    return str(getattr(config, "kind", MASKGIT))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from titokctl.config.recipe import GeneratorRecipe
+from titokctl.config.recipe import recipe_model
 from titokctl.config.recipe_names import KINDS, recipes_folder, shipped
 from titokctl.config.sampling import SamplingConfig
 from titokctl.config.tokenizer_recipe import STAGES
@@ -81,7 +81,7 @@ def _model_of(kind: str, data: dict[str, Any]) -> type[BaseModel]:
     if kind == "tokenizer":
         stage = str(data.get("stage"))
         return STAGES[next(iter(difflib.get_close_matches(stage, STAGES, n=1)), "single")]
-    return GeneratorRecipe if kind == "generator" else SamplingConfig
+    return recipe_model(data.get("model"), UsageError) if kind == "generator" else SamplingConfig
 
 
 def apply_override(data: dict[str, Any], item: str) -> str:

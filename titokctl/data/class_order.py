@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from titokctl.config.models import GeneratorConfig
+from titokctl.config.models import GeneratorSizes
 from titokctl.data.synsets import in_sorted_synset_order
 from titokctl.weights.known import released
 
 
-def say_class_order(class_names: Sequence[str], model: GeneratorConfig, say: Callable[[str], None]) -> None:
+def say_class_order(class_names: Sequence[str], model: GeneratorSizes, say: Callable[[str], None]) -> None:
     """Warn, and name the first class that differs, if classes are not in the order of the released generator.
 
     Args:

@@ -1,4 +1,4 @@
-"""The first values of every weight, as the official training code chooses them.
+"""Initial values of all weights, as in the official training code.
 
 Source: bytedance/1d-tokenizer, commit 942a96f.
 """
@@ -14,7 +14,7 @@ _AFFINE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 @torch.no_grad()
 def initialize(module: nn.Module) -> None:
-    """Give all of `module` its first values, in place, with draws from torch's default generator.
+    """Initialize all weights of `module` in place, with draws from torch's default generator.
 
     Linear, convolution and embedding weights are truncated normal (0.02), biases 0, norms 1 and 0; learned tables
     (class, position, latent and mask tokens) normal with D^-0.5; a codebook uniform within 1/V; the packed
@@ -28,7 +28,7 @@ def initialize(module: nn.Module) -> None:
         else:
             for name, parameter in part.named_parameters(recurse=False):
                 _table(name, parameter)
-    # After the loop above, which has just treated these as any other linear layer.
+    # After the loop above, which initializes these as linear layers.
     for part in module.modules():
         if isinstance(part, Block):
             nn.init.xavier_uniform_(part.attention.qkv.weight)

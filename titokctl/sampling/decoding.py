@@ -1,24 +1,16 @@
-"""Parallel decoding (MaskGIT, arXiv 2202.04200, section 3.2): all tokens at once, the unsure ones again.
-
-The loop never waits for the device: how many tokens stay masked is known beforehand and equal for all rows, so that
-every step has fixed shapes. Only the positions that are still masked get logits and noise.
-
-Letters: B batch, K latent tokens, D width, V codebook size, n positions that are still masked.
-"""
+"""Sampling from Python: a generator, labels and settings to ids, with all arguments checked."""
 
 import warnings
 
 import torch
 
 from titokctl.config.sampling import SamplingConfig
-from titokctl.models.maskgit.generator import MaskGit, check_integers
-from titokctl.models.maskgit.mask_schedule import tokens_left
-from titokctl.sampling.guidance import strength
-from titokctl.sampling.noise import KeyedNoise, Noise
+from titokctl.models.generator import Generator, check_integers
+from titokctl.models.noise import KeyedNoise, Noise
 
 
 def sample_ids(
-    generator: MaskGit,
+    generator: Generator,
     labels: torch.Tensor | None,
     config: SamplingConfig,
     image_indices: torch.Tensor | None = None,
@@ -30,86 +22,35 @@ def sample_ids(
         generator: in any mode; it draws without dropout.
         labels: (B,) integers in [0, num_classes), or None to sample without classes.
         config: settings; `config.seed` keys the noise.
-        image_indices: (B,) integers from 0 on, which images of the set these are; 0..B-1 by default, and needed
-            when there are no labels.
-        noise: another source of randomness than the seed, e.g. recorded numbers.
+        image_indices: (B,) integers from 0 on, the numbers of these images in the set; 0..B-1 by default. Required
+            without labels.
+        noise: another source of randomness than the seed, such as recorded numbers.
 
     Returns: (B, K) int64 in [0, V), on the generator's device.
     Raises: ValueError when labels or indices have a wrong shape, type or range.
     """
     labels, image_indices = _checked(generator, labels, image_indices)
-    if config.num_steps > generator.config.num_latent_tokens:
-        warnings.warn(too_many_steps(config.num_steps, generator.config.num_latent_tokens), stacklevel=2)
+    if remark := too_many_steps(generator.reads, config, generator.config.num_latent_tokens):
+        warnings.warn(remark, stacklevel=2)
     was_training = generator.training
     generator.eval()
     try:
-        return decode_ids(generator, labels, config, image_indices, noise)
+        return generator.sample(labels, config, noise or KeyedNoise(config.seed, image_indices))
     finally:
         generator.train(was_training)
 
 
-@torch.inference_mode()
-def decode_ids(
-    generator: MaskGit,
-    labels: torch.Tensor | None,
-    config: SamplingConfig,
-    image_indices: torch.Tensor,
-    noise: Noise | None = None,
-) -> torch.Tensor:
-    """The loop behind `sample_ids`: the same, unchecked; tensors on the generator's device, generator in eval mode."""
-    model, batch = generator.config, len(image_indices)
-    noise = noise or KeyedNoise(config.seed, image_indices, config.num_steps, model.num_latent_tokens)
-    positions = torch.arange(model.num_latent_tokens, device=image_indices.device).expand(batch, -1)
-    ids = torch.full_like(positions, model.mask_id)  # (B, K)
-    for step, left in enumerate(tokens_left(model.num_latent_tokens, config.num_steps)):
-        rest = 1 - (step + 1) / config.num_steps
-        temperature = config.choice_temperature * rest
-        scores = guided_logits(generator, ids, labels, positions, strength(config, step))  # (B, n, V)
-        if config.softmax_annealing:
-            scores = scores / (0.5 + 0.8 * rest)
-        drawn = noise.choose(scores, temperature, step, positions)  # (B, n)
-        ids = ids.scatter(1, positions, drawn)
-        confidence = scores.gather(-1, drawn[..., None]).squeeze(-1)  # (B, n)
-        if temperature:
-            confidence = confidence + temperature * noise.gumbel(step, positions)
-        unsure = confidence.argsort(dim=1, stable=True)[:, :left]  # exactly as many in each row, whatever the ties
-        positions = positions.gather(1, unsure)
-        ids = ids.scatter(1, positions, model.mask_id)
-    return ids
-
-
-def guided_logits(
-    generator: MaskGit, ids: torch.Tensor, labels: torch.Tensor | None, positions: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Logits (B, n, V) float32 at `positions` (B, n); rows with and without labels go through in one batch.
-
-    Without guidance (`scale` 0) or labels there is no second pass.
-    """
-    if scale == 0 or labels is None:
-        return _logits_at(generator, ids, labels, positions)
-    null = torch.full_like(labels, generator.config.num_classes)
-    both = _logits_at(generator, ids.repeat(2, 1), torch.cat([labels, null]), positions.repeat(2, 1))
-    with_label, without = both.chunk(2)
-    return with_label + scale * (with_label - without)
-
-
-def too_many_steps(num_steps: int, num_tokens: int) -> str:
-    """The remark when there are more steps than tokens."""
-    return f"{num_steps} steps for {num_tokens} tokens: those beyond {num_tokens} draw the last token again"
-
-
-def _logits_at(
-    generator: MaskGit, ids: torch.Tensor, labels: torch.Tensor | None, positions: torch.Tensor
-) -> torch.Tensor:
-    hidden = generator.hidden(ids, labels)  # (B, K, D)
-    chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))  # (B, n, D)
-    return generator.logits(chosen)
+def too_many_steps(reads: frozenset[str], config: SamplingConfig, num_tokens: int) -> str:
+    """Return a remark when there are more steps than tokens, "" otherwise; `reads` are the settings that matter."""
+    if "num_steps" not in reads or config.num_steps <= num_tokens:
+        return ""
+    return f"{config.num_steps} steps for {num_tokens} tokens: those beyond {num_tokens} draw the last token again"
 
 
 def _checked(
-    generator: MaskGit, labels: torch.Tensor | None, image_indices: torch.Tensor | None
+    generator: Generator, labels: torch.Tensor | None, image_indices: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Labels and image indices as int64 on the generator's device."""
+    """Return labels and image indices as int64 on the generator's device."""
     device = next(generator.parameters()).device
     classes = generator.config.num_classes
     if labels is not None:

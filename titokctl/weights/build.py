@@ -1,6 +1,6 @@
-"""From weights to a network, and from two networks to one, without a second copy of them."""
+"""Build networks from weights, and one network from two, without copying the weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -8,12 +8,16 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from titokctl.errors import UserError
-from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models import generator_kinds
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.weights.store import Weights
 
-_MODULES: dict[str, type[nn.Module]] = {"tokenizer": TiTok, "generator": MaskGit, "proxy": MaskGitVqgan}
+_MODULES: dict[str, Callable[[Any], nn.Module]] = {
+    "tokenizer": TiTok,
+    "generator": generator_kinds.build,
+    "proxy": MaskGitVqgan,
+}
 _RANDOM = (
     nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.uniform_,
 )  # fmt: skip
@@ -23,8 +27,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class NoFirstValues(TorchFunctionMode):
-    """Leaves out the random numbers layers start with: there is nothing to fill, and normal_ on the meta device would
-    import torch's compiler, which takes longer than loading."""
+    """Skip the random initial values of layers: nothing needs them, and normal_ on the meta device would import torch's
+    compiler, which takes longer than loading."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -34,13 +38,13 @@ class NoFirstValues(TorchFunctionMode):
 
 
 def skeleton(kind: str, config: object) -> nn.Module:
-    """The network without values, on the meta device."""
+    """Return the network without values, on the meta device."""
     with torch.device("meta"), NoFirstValues():
         return _MODULES[kind](config)
 
 
 def build(weights: Weights, where: str, device: torch.device | str, dtype: torch.dtype | None) -> nn.Module:
-    """The network of `weights` in eval mode on `device`.
+    """Build the network of `weights` in eval mode on `device`.
 
     Its tensors become the parameters as they are, so memory-mapped ones stay mapped until they are moved or converted.
 
@@ -58,9 +62,9 @@ def build(weights: Weights, where: str, device: torch.device | str, dtype: torch
 
 
 def with_pixel_decoder(tokenizer: TiTok, vqgan: MaskGitVqgan) -> TiTok:
-    """A tokenizer that makes pixels, of one that predicts proxy codes and the VQGAN whose codes they are.
+    """Join a tokenizer that predicts proxy codes and the VQGAN of these codes to a tokenizer that makes pixels.
 
-    The weights are shared with the two, not copied; it is in eval mode. Raises ValueError when they don't fit.
+    It shares their weights and is in eval mode. Raises ValueError when the two don't fit.
     """
     config = tokenizer.config
     if config.proxy != vqgan.config:
@@ -72,7 +76,7 @@ def with_pixel_decoder(tokenizer: TiTok, vqgan: MaskGitVqgan) -> TiTok:
 
 
 def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name to shape."""
+    """Return the shapes by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""The public way to a ready network: from a run folder, a file, an official folder, or a known name."""
+"""Load networks from a run folder, a file, an official folder, or by a known name."""
 
 from pathlib import Path
 from typing import cast
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from titokctl.errors import UserError
-from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.generator import Generator
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.weights.build import build
@@ -20,32 +20,32 @@ _WORDS = {"tokenizer": "a tokenizer", "generator": "a generator", "proxy": "a pr
 def load_tokenizer(
     path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, fetch: bool = True
 ) -> TiTok:
-    """A ready TiTok in eval mode.
+    """Load a TiTok in eval mode.
 
     Args:
         path_or_name: a run folder, a .safetensors file of ours, an official folder or file, or a known name such as
             "titok-l-32" (`titokctl weights ls` lists them).
-        device: where to put it.
-        dtype: of its weights; float32 when None.
+        device: the device of the network.
+        dtype: the type of its weights; float32 when None.
         fetch: download a known name that is not on this machine.
 
     Raises:
-        UserError: nothing there, a damaged file, or another kind of network.
+        UserError: the file is missing, damaged, or holds another kind of network.
     """
     return cast(TiTok, _load(path_or_name, "tokenizer", device, dtype, fetch))
 
 
 def load_generator(
     path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, fetch: bool = True
-) -> MaskGit:
-    """A ready MaskGit generator in eval mode; arguments and errors as in `load_tokenizer`."""
-    return cast(MaskGit, _load(path_or_name, "generator", device, dtype, fetch))
+) -> Generator:
+    """Load a generator of any kind in eval mode; arguments and errors as in `load_tokenizer`."""
+    return cast(Generator, _load(path_or_name, "generator", device, dtype, fetch))
 
 
 def load_proxy(
     path_or_name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, fetch: bool = True
 ) -> MaskGitVqgan:
-    """A ready MaskGIT-VQGAN in eval mode; arguments and errors as in `load_tokenizer`."""
+    """Load a MaskGIT-VQGAN in eval mode; arguments and errors as in `load_tokenizer`."""
     return cast(MaskGitVqgan, _load(path_or_name, "proxy", device, dtype, fetch))
 
 
@@ -63,5 +63,5 @@ def _load(
 
 
 def _other_kind(what: str, verb: str, found: str, expected: str) -> UserError:
-    hint = f"name {_WORDS[expected]}; `titokctl weights ls` and `titokctl inspect FILE` tell the kind"
+    hint = f"name {_WORDS[expected]}; `titokctl weights ls` and `titokctl inspect FILE` show the kind"
     return UserError(f"{what} {verb} {_WORDS[found]} where {_WORDS[expected]} is expected", hint)

@@ -1,5 +1,6 @@
-"""Weights as values: what kind of network, its configuration, its tensors; to and from our own files."""
+"""Weights as values: the kind of network, its configuration and its tensors; to and from our own files."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,10 @@ from torch import nn
 
 from titokctl.config.base import Config
 from titokctl.config.models import GeneratorConfig, TokenizerConfig, VqganConfig
+from titokctl.config.recipe import model_config
 from titokctl.errors import UserError
 from titokctl.formats import weights_file
-from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.generator import Generator
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 
@@ -21,7 +23,7 @@ CONFIGS: dict[str, type[Config]] = {"tokenizer": TokenizerConfig, "generator": G
 
 @dataclass(frozen=True)
 class Weights:
-    """One network on paper: `kind` is "tokenizer", "generator" or "proxy"; `tensors` go by our names.
+    """A network that is not built: `kind` is "tokenizer", "generator" or "proxy"; `tensors` go by our names.
 
     `extra` are further metadata strings of its file, such as "inputs" (JSON) and "source_sha256".
     """
@@ -37,7 +39,7 @@ def save_tokenizer(path: Path, tokenizer: TiTok, extra: Mapping[str, str] | None
     save(path, Weights("tokenizer", tokenizer.config, _tensors(tokenizer), extra or {}))
 
 
-def save_generator(path: Path, generator: MaskGit, extra: Mapping[str, str] | None = None) -> None:
+def save_generator(path: Path, generator: Generator, extra: Mapping[str, str] | None = None) -> None:
     """Write `generator` as a weights file, atomically; `extra` are further metadata strings."""
     save(path, Weights("generator", generator.config, _tensors(generator), extra or {}))
 
@@ -59,7 +61,7 @@ def read_own(path: Path) -> Weights:
     if not weights_file.is_ours(metadata) or kind not in CONFIGS:
         raise UserError(f"{path} is not a titokctl weights file", "convert it with `titokctl convert`")
     try:
-        config = CONFIGS[kind].model_validate_json(metadata.get("config", ""))
+        config = _config_class(kind, metadata.get("config", "")).model_validate_json(metadata.get("config", ""))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "config"
@@ -67,6 +69,16 @@ def read_own(path: Path) -> Weights:
     specified = {"format", "format_version", "kind", "config", weights_file.CHECKSUM, weights_file.METADATA_CHECKSUM}
     extra = {name: text for name, text in metadata.items() if name not in specified}
     return Weights(kind, config, weights_file.read_tensors(path), extra)
+
+
+def _config_class(kind: str, text: str) -> type[Config]:
+    """Return the class of configurations; of a generator it depends on the `kind` that the configuration names."""
+    if kind != "generator":
+        return CONFIGS[kind]
+    try:
+        return model_config(json.loads(text))
+    except ValueError:
+        return CONFIGS[kind]  # which says what is wrong
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

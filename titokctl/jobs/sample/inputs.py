@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.config import recipe_files
-from titokctl.config.models import GeneratorConfig, TokenizerConfig
+from titokctl.config.models import GeneratorSizes, TokenizerConfig, kind_of
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.class_order import say_class_order
 from titokctl.data.image_decoder import ImageDecoder
 from titokctl.errors import UsageError, UserError
 from titokctl.models.device import default_batch_size
+from titokctl.models.generator import Generator
+from titokctl.models.generator_kinds import kind_class
 from titokctl.models.inference import prepared
-from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.precision import Precision
 from titokctl.sampling.plan import Plan, classes_of
 from titokctl.weights.build import build
@@ -41,6 +42,11 @@ class Given:
         return self.weights.config
 
     @property
+    def reads(self) -> frozenset[str]:
+        """The sampling settings that a generator of this kind reads."""
+        return kind_class(self.config).reads
+
+    @property
     def lineage(self) -> dict[str, Any]:
         """The record of the token cache that a generator was trained on; {} for released generators."""
         return dict(json.loads(self.weights.extra.get("inputs") or "{}"))
@@ -50,7 +56,7 @@ class Given:
 class Networks:
     """A generator and the decoder of its ids, ready to run, and the hashes of their weights by name."""
 
-    generator: MaskGit
+    generator: Generator
     decoder: ImageDecoder
     hashes: dict[str, str]
 
@@ -92,13 +98,13 @@ def build_networks(generator: Given, tokenizer: Given, device: str, precision: P
             f"(encoder {trained_on[:12]}, not {encoder[:12]})",
             "leave out --tokenizer, and the right one is found; or name the one that made the generator's token cache",
         )
-    maskgit: Any = build(generator.weights, str(generator.path), device, None)
+    drawer: Any = build(generator.weights, str(generator.path), device, None)
     hashes = {
-        "generator_sha256": weights_sha256(maskgit),
+        "generator_sha256": weights_sha256(drawer),
         "encoder_sha256": encoder,
         "weights_sha256": weights_sha256(detokenizer),
     }
-    return Networks(prepared(maskgit, device, precision), ImageDecoder(detokenizer, device, precision), hashes)
+    return Networks(prepared(drawer, device, precision), ImageDecoder(detokenizer, device, precision), hashes)
 
 
 def plan_for(
@@ -119,13 +125,19 @@ def plan_for(
 def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> SamplingConfig:
     """Return the generator's own sampling settings with `changes`. Raises UsageError for a value out of range."""
     preset, where = _preset(generator)
+    unread = [name for name in changes if name != "seed" and name not in generator.reads]
+    if unread:
+        raise UsageError(
+            f"a generator of kind {kind_of(generator.config)} has no setting {', '.join(unread)}",
+            f"its settings are {', '.join(sorted(generator.reads))}",
+        )
     say(f"settings: {where}" + (f", changed: {', '.join(changes)}" if changes else ""))
     say_class_order(generator.lineage.get("class_names", ()), generator.config, say)
     wanted = {**preset.model_dump(mode="json"), **changes}
     return recipe_files.validate(SamplingConfig, wanted, "the sampling settings")
 
 
-def released_as(config: GeneratorConfig) -> str | None:
+def released_as(config: GeneratorSizes) -> str | None:
     """Return the name of the tokenizer and preset that were released with a generator; None if it is not released."""
     known = released(config)
     return "titok-" + known.name.split("-", 2)[2] if known else None
@@ -152,7 +164,7 @@ def _preset(generator: Given) -> tuple[SamplingConfig, str]:
 
 
 def _check_sizes(generator: Given, tokenizer: Given) -> None:
-    ours: GeneratorConfig = generator.config
+    ours: GeneratorSizes = generator.config
     theirs: TokenizerConfig = tokenizer.config
     if not theirs.is_discrete:
         raise UserError(f"{tokenizer.name} has no codebook, so a generator can't draw its ids")

@@ -185,8 +185,8 @@ class Sample:
 
 def _say_settings(task: SampleTask, context: Context) -> None:
     sampling, config = task.sampling, task.generator.config
-    if sampling.num_steps > config.num_latent_tokens:
-        context.progress.warn(too_many_steps(sampling.num_steps, config.num_latent_tokens))
+    if remark := too_many_steps(task.generator.reads, sampling, config.num_latent_tokens):
+        context.progress.warn(remark)
     labels = task.plan.classes
     classes = "no classes" if labels is None else f"{len(set(labels))} of {config.num_classes} classes"
     annealing = "on" if sampling.softmax_annealing else "off"

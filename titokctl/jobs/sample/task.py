@@ -17,9 +17,9 @@ from titokctl.formats.image_output import ImageFormat, OutputSpec
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.jobs.sample.inputs import Given, Networks
+from titokctl.models.guidance import S_FORM, W_FORM
 from titokctl.models.inference import kernels
 from titokctl.models.precision import Precision
-from titokctl.sampling.guidance import S_FORM, W_FORM
 from titokctl.sampling.plan import Plan
 from titokctl.weights.known import released
 

@@ -35,8 +35,8 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import id_dtype
 from titokctl.jobs.sample.scoring import Judge
 from titokctl.jobs.sample.task import SampleTask
+from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import precision
-from titokctl.sampling.decoding import decode_ids
 from titokctl.sampling.plan import Tile
 
 _CHUNK_IMAGES = 256
@@ -181,7 +181,8 @@ def draw(
     for tile in tiles:
         indices = tile.image_indices(task.device)
         with precision(task.precision, task.device):
-            ids = decode_ids(task.networks.generator, task.plan.labels(indices), task.sampling, indices)
+            noise = KeyedNoise(task.sampling.seed, indices)
+            ids = task.networks.generator.sample(task.plan.labels(indices), task.sampling, noise)
         for start in range(0, tile.count, task.batch_size):
             part = ids[start : start + task.batch_size]
             kept = min(len(part), tile.count - start)  # the surplus rows of the tile are dropped

@@ -21,12 +21,13 @@ from titokctl.formats.token_checksums import check_rows
 from titokctl.jobs.train.generator_plan import GeneratorPlan, measure, operations_per_image, plan_run
 from titokctl.jobs.train.generator_preview import make_preview
 from titokctl.jobs.train.generator_recipe import num_classes, resolve_recipe
+from titokctl.models import generator_kinds
 from titokctl.models.fan_in import initialize_fan_in
+from titokctl.models.generator import Generator
 from titokctl.models.initialization import initialize
-from titokctl.models.maskgit.generator import MaskGit
 from titokctl.progress import Progress
+from titokctl.training.generator_task import GeneratorTask
 from titokctl.training.loop import Loop
-from titokctl.training.masked_tokens import MaskedTokens
 from titokctl.training.randomness import key
 from titokctl.training.run_setup import RunPlan, check_division, check_place, plan_training_run, training_run
 from titokctl.training.speed import training_cost
@@ -172,13 +173,13 @@ def build_task(
     rows: tuple[TokenRows, TokenRows | None],
     device: str,
     group: Group,
-    preview: Callable[[MaskGit, int], None] | None = None,
-) -> MaskedTokens:
+    preview: Callable[[Generator, int], None] | None = None,
+) -> GeneratorTask:
     """A freshly initialised generator and all that trains it."""
     torch.manual_seed(key(recipe.training.seed, "initialization"))
-    generator = MaskGit(recipe.model)
+    generator = generator_kinds.build(recipe.model)
     initialize_fan_in(generator) if recipe.initialization == "fan-in" else initialize(generator)
-    return MaskedTokens(generator.to(device).train(), recipe, *rows, group, preview)
+    return GeneratorTask(generator.to(device).train(), recipe, *rows, group, preview)
 
 
 def training_rows(
@@ -204,7 +205,7 @@ def training_rows(
     return train, TokenRows(cache, (PLAIN,), np.flatnonzero(kept), device)
 
 
-def _train(run: RunFolder, task: MaskedTokens, device: str, progress: Progress, stop: StopRequest) -> None:
+def _train(run: RunFolder, task: GeneratorTask, device: str, progress: Progress, stop: StopRequest) -> None:
     recipe, group = task.recipe, task.group
     cost = training_cost(lambda: operations_per_image(task.model), device, recipe.training.precision)
     Loop(task, recipe.training, run.path, f"train-gen {run.name}", progress, stop, group, cost).run()

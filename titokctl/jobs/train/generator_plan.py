@@ -8,8 +8,9 @@ import torch
 
 from titokctl.config.recipe import GeneratorRecipe
 from titokctl.data.tokens import DEVICE_BUDGET_BYTES
-from titokctl.models.maskgit.generator import MaskGit
-from titokctl.training.masked_tokens import MaskedTokens
+from titokctl.models import generator_kinds
+from titokctl.models.generator import Generator
+from titokctl.training.generator_task import GeneratorTask
 
 _WARM_STEPS, _MEASURED_STEPS = 3, 20
 # Per parameter in float32: weight, gradient, two moments, average.
@@ -42,7 +43,7 @@ class GeneratorPlan:
 def plan_run(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int, processes: int) -> GeneratorPlan:
     """The plan of `recipe` for a cache of `rows` images with ids of `id_bytes` bytes."""
     with torch.device("meta"):
-        model = MaskGit(recipe.model)
+        model = generator_kinds.build(recipe.model)
     training, parameters = recipe.training, sum(p.numel() for p in model.parameters())
     images = training.steps * training.global_batch_size
     share = training.global_batch_size // processes
@@ -61,7 +62,7 @@ def plan_run(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int, proce
     )
 
 
-def measure(task: MaskedTokens) -> float:
+def measure(task: GeneratorTask) -> float:
     """Images a second of the whole group, over 20 steps after a few to warm up. The task has been trained then."""
     for step in range(_WARM_STEPS + _MEASURED_STEPS):
         if step == _WARM_STEPS:
@@ -73,21 +74,23 @@ def measure(task: MaskedTokens) -> float:
     return _MEASURED_STEPS * task.recipe.training.global_batch_size / (time.perf_counter() - began)
 
 
-def operations_per_image(model: MaskGit) -> float:
+def operations_per_image(model: Generator) -> float:
     """To train on one: 6 a parameter (forward 2, backward 4) and position of the sequence, the label and the ids."""
     return 6.0 * sum(p.numel() for p in model.parameters()) * (model.config.num_latent_tokens + 1)
 
 
-def _finish(task: MaskedTokens) -> None:
+def _finish(task: GeneratorTask) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     task.group.barrier()
 
 
-def _kept_bytes(model: MaskGit, recipe: GeneratorRecipe, images: int) -> int:
+def _kept_bytes(model: Generator, recipe: GeneratorRecipe, images: int) -> int:
     """What autograd keeps of a forward pass over `images`, parameters left out, and the logits with their gradient."""
     model = model.to(_ACTIVATION_TYPE.get(recipe.training.precision, torch.float32)).train()
-    model.body.recompute = recipe.training.activation_checkpointing
+    for part in model.modules():
+        if hasattr(part, "recompute"):
+            part.recompute = recipe.training.activation_checkpointing  # type: ignore[assignment]
     own = {id(p) for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 

@@ -12,10 +12,10 @@ from titokctl.data.images import to_bytes
 from titokctl.errors import UserError
 from titokctl.formats.picture import save_grid
 from titokctl.formats.token_cache import TokenCache
-from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.generator import Generator
+from titokctl.models.noise import KeyedNoise
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.progress import Progress
-from titokctl.sampling.decoding import decode_ids
 from titokctl.weights.chain import tokenizer_with
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_tokenizer
@@ -31,7 +31,7 @@ def make_preview(
     runs: Path,
     device: str,
     progress: Progress,
-) -> Callable[[Path], Callable[[MaskGit, int], None]] | None:
+) -> Callable[[Path], Callable[[Generator, int], None]] | None:
     """Previews into a folder with the tokenizer named by the user, or the one found by its hash; None without any.
 
     Raises UserError when the named one did not make the cache.
@@ -54,10 +54,10 @@ def make_preview(
     return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling)
 
 
-def _draw(folder: Path, tokenizer: TiTok, sampling: SamplingConfig, generator: MaskGit, step: int) -> None:
+def _draw(folder: Path, tokenizer: TiTok, sampling: SamplingConfig, generator: Generator, step: int) -> None:
     """Write a grid of samples of the averaged generator, which is in evaluation mode, as samples-<step>.png."""
     images = torch.arange(_COLUMNS * _ROWS, device=tokenizer.latent_tokens.device)
     classes = generator.config.num_classes
     labels = images * classes // len(images) if classes else None
-    pixels = tokenizer.detokenize(decode_ids(generator, labels, sampling, images))
+    pixels = tokenizer.detokenize(generator.sample(labels, sampling, KeyedNoise(sampling.seed, images)))
     save_grid(folder / f"samples-{step:08d}.png", to_bytes(pixels).cpu().numpy(), _COLUMNS)

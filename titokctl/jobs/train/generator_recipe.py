@@ -10,9 +10,8 @@ from titokctl.config.recipe import GeneratorRecipe
 from titokctl.data.class_order import say_class_order
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
-from titokctl.models.maskgit.generator import BODIES, ENTRY_POINT_GROUP
-from titokctl.models.registry import find
 from titokctl.progress import Progress
+from titokctl.weights.build import skeleton
 
 
 def resolve_recipe(
@@ -50,7 +49,7 @@ def _fitting_recipe(cache: TokenCache, classes: int, path: Path) -> str:
     tokens, codes, size = cache.num_latent_tokens, cache.codebook_size, cache.header.image_size
     found = {}
     for name in recipe_files.shipped("generator"):
-        recipe: GeneratorRecipe = recipe_files.load(name, "generator")
+        recipe = recipe_files.load(name, "generator")
         model = recipe.model
         if (model.num_latent_tokens, model.codebook_size, recipe.image_size or size) == (tokens, codes, size):
             found[name] = (model.num_classes != classes, model.width * model.num_layers)
@@ -67,7 +66,7 @@ def _check_fit(
     recipe: GeneratorRecipe, name: str, tokens: int, codes: int, classes: int, cache: TokenCache, path: Path
 ) -> None:
     model = recipe.model
-    find("generator architecture", model.architecture, BODIES, ENTRY_POINT_GROUP)  # refuses what nobody knows
+    skeleton("generator", model)  # refuses an unknown architecture
     wrong = [
         f"{field}: the recipe says {ours}, the cache has {theirs}"
         for field, ours, theirs in (

@@ -5,53 +5,61 @@ The vocabulary is [0, V) codes, V the mask, V + 1 + c the class c, V + 1 + num_c
 Letters: B batch, K latent tokens, D width, V codebook size.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from titokctl.config.models import GeneratorConfig
+from titokctl.config.recipe import MaskedLossConfig, MaskGitRecipe
+from titokctl.config.registry import find
+from titokctl.config.sampling import SamplingConfig
+from titokctl.models.generator import Batch, Drawn, Generator, Losses, check_integers
+from titokctl.models.maskgit.decoding import decode
+from titokctl.models.maskgit.mask_schedule import mask_ratio
+from titokctl.models.maskgit.masking import (
+    masked_accuracy,
+    masked_count,
+    masked_token_loss,
+    masked_token_weights,
+    random_subset,
+)
 from titokctl.models.maskgit.uvit import UvitBody
 from titokctl.models.maskgit.vit import VitBody
-from titokctl.models.registry import find
+from titokctl.models.noise import Noise
 
 ENTRY_POINT_GROUP = "titokctl.generators"
 BODIES = {"vit": VitBody, "uvit": UvitBody}
-_INTEGERS = (
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
-)  # fmt: skip
+_MEASURED_RATIOS = (0.25, 0.5, 0.75, 1.0)
+_MEASURED_PIECE = 128  # rows at once: logits of S-128 are 2 MB a row
 
 
-def check_integers(name: str, values: object) -> None:
-    """Raise ValueError unless `values` is a tensor of integers (bool is none)."""
-    if not isinstance(values, torch.Tensor):
-        raise ValueError(f"{name}: expected a tensor of integers, got {type(values).__name__}")
-    if values.dtype not in _INTEGERS:
-        raise ValueError(f"{name}: expected a tensor of integers, got {values.dtype} {tuple(values.shape)}")
-
-
-class MaskGit(nn.Module):
+class MaskGit(Generator):
     """A generator: a transformer body found by `config.architecture`, and a linear head over the V codes.
 
     A body takes a GeneratorConfig and maps tokens (B, K + 1) int64, the label first, to hidden states (B, K + 1, D).
     Packages add bodies through the entry-point group "titokctl.generators", under the name that recipes use.
 
-    Raises: UserError when no body has the name, with those there are.
+    Raises UserError for an unknown architecture; the hint lists the known ones.
     """
 
+    recipe = MaskGitRecipe
+    config: GeneratorConfig
+
     def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.body = find("generator architecture", config.architecture, BODIES, ENTRY_POINT_GROUP)(config)
         self.head = nn.Linear(config.width, config.codebook_size)
 
     def forward(self, ids: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits of every position.
+        """Return the logits of all positions, (B, K, V) float32.
 
         Args:
             ids: (B, K) integers in [0, V]; V is the mask.
             labels: (B,) integers in [0, num_classes]; num_classes, or None for the whole batch, is the null label.
 
-        Returns: (B, K, V) float32.
-        Raises: ValueError for wrong types, shapes and, in eval mode, for values out of range (training checks its own).
+        Raises ValueError for wrong types and shapes and, in eval mode, for values out of range; training draws its
+        values within the range.
         """
         self._check_shapes(ids, labels)
         if not self.training and not torch.compiler.is_compiling():
@@ -59,7 +67,7 @@ class MaskGit(nn.Module):
         return self.logits(self.hidden(ids, labels))
 
     def hidden(self, ids: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """Hidden states (B, K, D) of the ids; arguments as in `forward`, unchecked, so that loops never wait."""
+        """Return the hidden states (B, K, D) of the ids; arguments as in `forward`, unchecked: a check would wait."""
         if labels is None:
             labels = torch.full((ids.shape[0],), self.config.num_classes, device=ids.device)
         label_tokens = labels[:, None].long() + (self.config.mask_id + 1)  # (B, 1)
@@ -67,8 +75,49 @@ class MaskGit(nn.Module):
         return self.body(tokens)[:, 1:]  # (B, K, D)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V) float32, for all positions or for those that matter."""
+        """Return the logits (..., V) float32 of hidden states (..., D), for all positions or for some."""
         return self.head(hidden).float()
+
+    def draw(self, count: int, settings: MaskedLossConfig, draws: torch.Generator) -> Drawn:
+        """Draw which ids are masked, tensor "masked" (B, K) bool, and which labels are dropped."""
+        ratio = mask_ratio(torch.rand(count, generator=draws), settings.mask_schedule)
+        tokens = self.config.num_latent_tokens
+        masked = random_subset(masked_count(ratio, tokens), tokens, draws)
+        dropped = torch.rand(count, generator=draws) < settings.label_dropout
+        total_weight = float(masked_token_weights(masked, settings.unmasked_weight).sum())
+        return Drawn(dropped, total_weight, {"masked": masked})
+
+    def loss(self, batch: Batch, settings: MaskedLossConfig) -> Losses:
+        """Return the weighted cross-entropy of the ids, masked ones replaced by the mask, and the accuracy of those."""
+        masked = batch.tensors["masked"]
+        logits = self(torch.where(masked, self.config.mask_id, batch.ids), batch.labels)  # (B, K, V)
+        weights = masked_token_weights(masked, settings.unmasked_weight)
+        total = masked_token_loss(logits, batch.ids, weights, settings.label_smoothing)
+        return Losses(total, {"accuracy": masked_accuracy(logits, batch.ids, masked)})
+
+    def measure(
+        self, ids: torch.Tensor, labels: torch.Tensor, settings: Any, draws: torch.Generator
+    ) -> dict[str, float]:
+        """Return loss (nats, no smoothing) and accuracy of masked ids at fixed mask ratios, and their means."""
+        found: dict[str, float] = {}
+        count, tokens = ids.shape
+        for ratio in _MEASURED_RATIOS:
+            masked = random_subset(masked_count(torch.full((count,), ratio), tokens), tokens, draws).to(ids.device)
+            loss = accuracy = torch.zeros((), device=ids.device)
+            for first in range(0, count, _MEASURED_PIECE):
+                piece = slice(first, first + _MEASURED_PIECE)
+                right, hidden = ids[piece], masked[piece]
+                logits = self(torch.where(hidden, self.config.mask_id, right), labels[piece])
+                loss = loss + masked_token_loss(logits, right, hidden.float(), 0.0)
+                accuracy = accuracy + len(right) * masked_accuracy(logits, right, hidden)
+            found[f"loss_at_{ratio:g}"] = float(loss / masked.sum())
+            found[f"accuracy_at_{ratio:g}"] = float(accuracy / count)
+        return {name: _mean_of(found, f"{name}_at_") for name in ("loss", "accuracy")} | found
+
+    @torch.inference_mode()
+    def sample(self, labels: torch.Tensor | None, settings: SamplingConfig, noise: Noise) -> torch.Tensor:
+        """Draw ids by parallel decoding."""
+        return decode(self, labels, settings, noise)
 
     def _check_shapes(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
         wanted = self.config.num_latent_tokens
@@ -90,3 +139,8 @@ class MaskGit(nn.Module):
             low, high = int(wide.min()), int(wide.max())
             if low < 0 or high > last:
                 raise ValueError(f"{name}: expected values in 0..{last}, not {low}..{high}")
+
+
+def _mean_of(numbers: dict[str, float], start: str) -> float:
+    chosen = [value for name, value in numbers.items() if name.startswith(start)]
+    return sum(chosen) / len(chosen)

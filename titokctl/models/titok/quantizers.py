@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from titokctl.config.models import TokenizerConfig
-from titokctl.models import registry
+from titokctl.config.registry import find
 from titokctl.models.nearest import nearest
 
 ENTRY_POINTS = "titokctl.quantizers"
@@ -120,7 +120,7 @@ class GaussianBottleneck(nn.Module):
 def build(config: TokenizerConfig) -> nn.Module:
     """The quantizer that `config.quantizer` names. Raises UserError when there is none."""
     built_in = {"vq": VectorQuantizer, "gaussian": GaussianBottleneck}
-    return registry.find("quantizer", config.quantizer, built_in, ENTRY_POINTS)(config)
+    return find("quantizer", config.quantizer, built_in, ENTRY_POINTS)(config)
 
 
 def _full_precision(x: torch.Tensor) -> torch.autocast:

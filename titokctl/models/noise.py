@@ -1,10 +1,10 @@
-"""The randomness of parallel decoding: one number for each (seed, image, step, position, draw), by arithmetic.
+"""The randomness of sampling: one number for each (seed, image, step, position, draw), by arithmetic.
 
 Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a counter and a key into
 four 32-bit words. The counter is (image index low, image index high, step, position), the key the seed, and the word
-says which draw it is for. So an image's noise does not depend on its batch, on the device, or on who sampled before it.
+says which draw it is for. So an image's noise does not depend on its batch, on the device, or on earlier samples.
 
-Letters: B batch, K latent tokens, S steps, V codebook size, n positions that are still masked.
+Letters: B batch, K latent tokens, S steps, V codebook size, n positions that are drawn at once.
 """
 
 from typing import Protocol
@@ -19,28 +19,40 @@ _TINY = 1e-20
 
 
 class Noise(Protocol):
-    """Where decoding takes its randomness from; positions are (B, n) int64 indices into the K tokens."""
+    """The source of randomness of sampling; positions are (B, n) int64 indices into the K tokens.
+
+    `image_indices` (B,) int64, on the device of the generator, are the numbers of the images in their set.
+    """
+
+    image_indices: torch.Tensor
+
+    def prepare(self, num_steps: int, num_tokens: int) -> None:
+        """Announce the steps and positions that will be asked for; called once, before the first step."""
 
     def choose(self, scores: torch.Tensor, temperature: float, step: int, positions: torch.Tensor) -> torch.Tensor:
-        """Ids (B, n) drawn from softmax(scores / temperature), scores (B, n, V) float32; the best at temperature 0."""
+        """Draw ids (B, n) from softmax(scores / temperature), scores (B, n, V) float32; the best at temperature 0."""
 
     def gumbel(self, step: int, positions: torch.Tensor) -> torch.Tensor:
-        """Gumbel noise (B, n) float32 for the confidence of the drawn ids."""
+        """Return Gumbel noise (B, n) float32."""
 
 
 class KeyedNoise:
-    """Noise keyed by seed and image index: two uniform numbers for each step and position, made beforehand.
+    """Noise keyed by seed and image index: two uniform numbers for each step and position, made in `prepare`.
 
     Args:
         seed: any integer; its low 64 bits count.
-        image_indices: (B,) int64 on the device of the generator; which images of the set these rows are.
+        image_indices: as in `Noise`.
     """
 
-    def __init__(self, seed: int, image_indices: torch.Tensor, num_steps: int, num_tokens: int) -> None:
-        self._uniforms = keyed_uniforms(seed, image_indices, num_steps, num_tokens)
+    def __init__(self, seed: int, image_indices: torch.Tensor) -> None:
+        self.image_indices, self._seed = image_indices, seed
+
+    def prepare(self, num_steps: int, num_tokens: int) -> None:
+        """Compute all numbers at once, so that no step launches kernels for them."""
+        self._uniforms = keyed_uniforms(self._seed, self.image_indices, num_steps, num_tokens)
 
     def choose(self, scores: torch.Tensor, temperature: float, step: int, positions: torch.Tensor) -> torch.Tensor:
-        """By the inverse of the cumulative sum: one uniform number a position instead of V."""
+        """Invert the cumulative sum, which takes one uniform number per position instead of V."""
         if temperature == 0:
             return scores.argmax(dim=-1)
         shifted = scores - scores.amax(dim=-1, keepdim=True)  # first, so that a tiny temperature gives -inf, not nan
@@ -50,6 +62,7 @@ class KeyedNoise:
         return torch.searchsorted(sums, wanted).squeeze(-1).clamp(max=scores.shape[-1] - 1)
 
     def gumbel(self, step: int, positions: torch.Tensor) -> torch.Tensor:
+        """Return the Gumbel numbers of the second uniform number."""
         return gumbel_of(self._at(1, step, positions))
 
     def _at(self, draw: int, step: int, positions: torch.Tensor) -> torch.Tensor:
@@ -57,7 +70,7 @@ class KeyedNoise:
 
 
 def keyed_uniforms(seed: int, image_indices: torch.Tensor, num_steps: int, num_tokens: int) -> torch.Tensor:
-    """(2, S, B, K) float32 strictly between 0 and 1; [0] chooses ids, [1] makes confidences."""
+    """Return (2, S, B, K) float32 strictly between 0 and 1; [0] chooses ids, [1] makes Gumbel noise."""
     device = image_indices.device
     index = image_indices.long().view(1, -1, 1)
     steps = torch.arange(num_steps, device=device).view(-1, 1, 1)
@@ -69,7 +82,7 @@ def keyed_uniforms(seed: int, image_indices: torch.Tensor, num_steps: int, num_t
 
 
 def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-    """Philox 4x32-10: four counter words and two key words to four random words.
+    """Return four random words of four counter words and two key words, by Philox 4x32-10.
 
     Args:
         counter: four int64 tensors of one shape, values in [0, 2^32).
@@ -87,7 +100,7 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[tor
 
 
 def gumbel_of(uniforms: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel numbers of uniform ones, any shape; both logarithms are kept away from 0."""
+    """Return standard Gumbel numbers of uniform ones, any shape; both logarithms are kept away from 0."""
     return -(-uniforms.clamp(min=_TINY).log()).clamp(min=_TINY).log()
 
 

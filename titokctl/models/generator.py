@@ -1,0 +1,161 @@
+"""The interface of generators: networks that learn the ids of images, and draw new ones.
+
+A kind of generator is a subclass of `Generator`. Training, sampling, plans, previews and weights files know generators
+by this interface alone. Ours are listed in `generator_kinds`; packages add others through the entry-point group
+"titokctl.generator_kinds" (examples/causal). The configuration of another kind than MaskGIT has a field `kind` with the
+name of its entry point, in recipes as in the header of weights files; without the field the kind is "maskgit".
+
+Letters: B batch, K latent tokens, V codebook size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from titokctl.config.models import GeneratorSizes
+from titokctl.config.recipe import GeneratorRecipe
+from titokctl.config.sampling import SamplingConfig
+from titokctl.models.noise import Noise
+
+_PIECE = 128  # rows at once: logits of S-128 are 2 MB a row
+_INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The random part of a global batch, drawn on the CPU before the batch is divided among processes.
+
+    Args:
+        dropped: (B,) bool, the images that are shown without their label.
+        total_weight: the number by which the sum of the losses of all images is divided.
+        tensors: (B, ...) tensors by name, such as which ids are masked.
+    """
+
+    dropped: torch.Tensor
+    total_weight: float
+    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to learn from.
+
+    Args:
+        ids: (B, K) int64 in [0, V).
+        labels: (B,) int64 in [0, num_classes]; num_classes is the null label.
+        tensors: those of `Drawn` for these images, on the device of the ids.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    tensors: Mapping[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, rows: slice) -> "Batch":
+        """Return some of the images."""
+        return Batch(self.ids[rows], self.labels[rows], {name: t[rows] for name, t in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Numbers of a batch, as scalars on its device.
+
+    Args:
+        total: the sum of the losses; `total_weight` of the global batch divides it.
+        metrics: means over the images, by name, for the log; without gradients.
+    """
+
+    total: torch.Tensor
+    metrics: Mapping[str, torch.Tensor]
+
+
+class Generator(nn.Module, ABC):
+    """A network over K ids of V codes. It is built as `Kind(config)`, on the meta device too, and then filled.
+
+    Attributes:
+        recipe: the model of its recipes; the fields `model` and `loss` are its own configurations.
+        reads: the fields of SamplingConfig that `sample` reads. `titokctl sample` refuses to change the others.
+        config: its configuration.
+    """
+
+    recipe: ClassVar[type[GeneratorRecipe]]
+    reads: ClassVar[frozenset[str]] = frozenset(SamplingConfig.model_fields)
+    config: Any
+
+    def __init__(self, config: GeneratorSizes) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the logits (B, K, V) float32 of ids (B, K) and labels (B,); None is the null label for all images."""
+
+    @abstractmethod
+    def draw(self, count: int, settings: Any, draws: torch.Generator) -> Drawn:
+        """Draw what is random about a global batch.
+
+        Args:
+            count: B, its number of images.
+            settings: the section `loss` of the recipe.
+            draws: a generator on the CPU, seeded by the step.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Batch, settings: Any) -> Losses:
+        """Return the losses of a part of a global batch, with gradients in training mode.
+
+        Args:
+            batch: the images.
+            settings: the section `loss` of the recipe.
+        """
+
+    @abstractmethod
+    def sample(self, labels: torch.Tensor | None, settings: SamplingConfig, noise: Noise) -> torch.Tensor:
+        """Draw ids (B, K) int64 in [0, V). The generator is in eval mode, and nothing is checked.
+
+        An image MUST depend on its label, the settings and its own noise alone, not on the others in the batch. The
+        host SHOULD NOT wait for the device.
+
+        Args:
+            labels: (B,) int64 in [0, num_classes) on the device of the generator; None draws without labels.
+            settings: guidance, steps and temperatures; `reads` names the fields that matter.
+            noise: the only source of randomness; it knows the number of images and the device.
+        """
+
+    def measure(
+        self, ids: torch.Tensor, labels: torch.Tensor, settings: Any, draws: torch.Generator
+    ) -> dict[str, float]:
+        """Return numbers of held-out images by name, "loss" (in nats) among them. The generator is in eval mode.
+
+        Args:
+            ids, labels: as in `Batch`.
+            settings: the section `loss` of the recipe.
+            draws: a generator on the CPU, the same each time.
+        """
+        drawn = self.draw(len(ids), settings, draws)
+        batch = Batch(ids, labels, {name: t.to(ids.device) for name, t in drawn.tensors.items()})
+        total = torch.zeros((), device=ids.device)
+        means: dict[str, torch.Tensor] = {}
+        for first in range(0, len(ids), _PIECE):
+            piece = batch.rows(slice(first, first + _PIECE))
+            losses = self.loss(piece, settings)
+            total = total + losses.total
+            for name, value in losses.metrics.items():
+                means[name] = means.get(name, torch.zeros_like(value)) + value * len(piece) / len(ids)
+        return {"loss": float(total / drawn.total_weight)} | {name: float(value) for name, value in means.items()}
+
+
+def check_integers(name: str, values: object) -> None:
+    """Raise ValueError unless `values` is a tensor of integers; bool does not count."""
+    if not isinstance(values, torch.Tensor):
+        raise ValueError(f"{name}: expected a tensor of integers, got {type(values).__name__}")
+    if values.dtype not in _INTEGERS:
+        raise ValueError(f"{name}: expected a tensor of integers, got {values.dtype} {tuple(values.shape)}")
