@@ -10,8 +10,7 @@ from PIL import Image
 from titokctl.data.images import decode, encode_png, encode_webp
 from titokctl.data.sources import open_source
 from titokctl.errors import UserError
-from titokctl.formats.chunk_writer import Rows
-from titokctl.formats.image_output import OutputSpec
+from titokctl.formats.image_output import OutputSpec, Rows
 from titokctl.formats.sample_set import SampleSet, SampleSetWriter, check_fits, record_location, remove, state_of
 from titokctl.formats.token_cache import CacheHeader, TokenCache
 

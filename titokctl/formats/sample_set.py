@@ -8,8 +8,8 @@ Specification: a folder with
                     the images, in a form of `image_output`
     ids.h5          a token cache (`token_cache`) with the ids and labels of the same images, in the same order
     grid.png        the first 64 images
-While it is being written, `.unfinished/` (`unfinished`) holds settings.json, the images so far, the chunks of
-`chunk_writer`, and arrays that are computed from the images on the way (`*.raw`). `.lock` locks the whole folder.
+While it is being written, `.unfinished/` (`unfinished`) holds settings.json, the images so far and their chunks
+(`image_output`), and arrays that are computed from the images on the way (`*.raw`). `.lock` locks the whole folder.
 A run folder whose samples lie elsewhere holds location.json instead: {"folder": absolute path}.
 """
 
@@ -24,8 +24,7 @@ import numpy as np
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import check_version, disk_errors, read_json, write_json
-from titokctl.formats.chunk_writer import ChunkWriter
-from titokctl.formats.image_output import PRODUCTS, OutputSpec, index_name, open_output, take_back
+from titokctl.formats.image_output import PRODUCTS, ChunkWriter, OutputSpec, index_name, open_output, take_back
 from titokctl.formats.npz_stream import NpzArray
 from titokctl.formats.picture import save_grid
 from titokctl.formats.token_cache import CacheHeader

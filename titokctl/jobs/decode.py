@@ -12,8 +12,7 @@ import torch
 from titokctl.context import Context
 from titokctl.data.image_decoder import ENCODERS, ImageDecoder, recorded_precision
 from titokctl.errors import UsageError
-from titokctl.formats.chunk_writer import ChunkWriter, Rows
-from titokctl.formats.image_output import PRODUCTS, ImageFormat, OutputSpec, open_output
+from titokctl.formats.image_output import PRODUCTS, ChunkWriter, ImageFormat, OutputSpec, Rows, open_output
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.formats.unfinished import Unfinished, check_free

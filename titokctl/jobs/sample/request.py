@@ -11,14 +11,19 @@ from titokctl.context import Context
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import ExtractorOptions
-from titokctl.formats.chunk_writer import ChunkWriter
-from titokctl.formats.image_output import ImageFormat
+from titokctl.formats.image_output import ChunkWriter, ImageFormat
 from titokctl.formats.sample_set import check_fits, not_a_set, state_of, unfinished
 from titokctl.formats.unfinished import exists_already
 from titokctl.jobs.plan import WritePlan, cache_bytes, image_bytes
-from titokctl.jobs.sample.inputs import build_networks, find_generator, find_tokenizer, plan_for, settings_for
+from titokctl.jobs.sample.inputs import (
+    SampleTask,
+    build_networks,
+    find_generator,
+    find_tokenizer,
+    plan_for,
+    settings_for,
+)
 from titokctl.jobs.sample.scoring import Judge
-from titokctl.jobs.sample.task import SampleTask
 from titokctl.jobs.sample.work import Sampled, SampleWork
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import fastest_precision

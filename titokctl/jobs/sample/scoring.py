@@ -16,7 +16,7 @@ from titokctl.evaluation.image_sets import open_images
 from titokctl.evaluation.kept_features import save_features
 from titokctl.formats.sample_set import SampleSetWriter
 from titokctl.jobs.evaluate.fid import fid
-from titokctl.jobs.sample.task import SampleTask
+from titokctl.jobs.sample.inputs import SampleTask
 
 
 class Judge:

@@ -17,7 +17,7 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract_all
-from titokctl.formats.chunk_writer import Rows
+from titokctl.formats.image_output import Rows
 from titokctl.formats.run_folder import RunFolder
 from titokctl.formats.sample_set import (
     LOCATION,
@@ -33,8 +33,8 @@ from titokctl.formats.sample_set import (
 )
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import id_dtype
+from titokctl.jobs.sample.inputs import SampleTask
 from titokctl.jobs.sample.scoring import Judge
-from titokctl.jobs.sample.task import SampleTask
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import precision
 from titokctl.sampling.plan import Tile
