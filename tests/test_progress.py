@@ -91,7 +91,7 @@ def test_a_stop_is_told_below_the_bar_which_shows_its_note_and_fits():
         os.close(ours)
     assert process.wait(timeout=PATIENCE_S) == 130
     *bar, told, end = shown.decode().split("\r\n")
-    assert (told, end) == ("stopped. Step 29 is saved. Run the same command again to go on.", "")
+    assert (told, end) == ("stopped. Step 29 is saved. To resume, run the same command again.", "")
     last = "\r".join(bar).split("\r")[-1]
     assert last.startswith("training: 48%, 29/60 images, ")
     assert "left, step 29, loss 0.5, grad_norm" in last

@@ -1,4 +1,4 @@
-"""titokctl: TiTok (32 tokens an image) as a toolkit. Importing this package does not import torch.
+"""titokctl: a toolkit for TiTok, which represents an image by 32 tokens. Importing this package does not import torch.
 
 The public names below are loaded on first use (PEP 562).
 """

@@ -5,15 +5,15 @@ import sys
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code."""
-    # Idle OpenMP threads spin for so long by default that work slows down several times as soon as anything else wants
-    # a core, decoding of our own included; a short spin costs a few per cent on a quiet machine. Read when torch loads.
+    """Run the command line and exit with its code."""
+    # By default, idle OpenMP threads spin for so long that other work, such as our own decoding, becomes several times
+    # slower. A short spin costs a few per cent on an idle machine. OpenMP reads this when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         from titokctl.cli.app import run
 
         code = run()
-    except KeyboardInterrupt:  # in the first moments, before `run` looks after it
+    except KeyboardInterrupt:  # before `run` handles it
         code = 130
     sys.exit(code)
 

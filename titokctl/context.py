@@ -1,4 +1,4 @@
-"""What every job works with, as one argument."""
+"""The context of a job: its device, processes, progress and runs folder, as one argument."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ from titokctl.progress import Progress, SilentProgress
 
 @dataclass(frozen=True)
 class Context:
-    """Where a job runs, and whom it reports to.
+    """The device and processes that a job runs on, and the progress that it reports to.
 
-    `Context()` is what a Python program usually wants: this process alone, on the CPU, silent, with the runs folder
-    `runs/`. The command line makes one from the options that all commands share.
+    `Context()` suits most Python programs: this process alone, on the CPU, silent, with the runs folder `runs/`. The
+    command line makes one from the options that all commands share.
 
     Args:
-        runs: the runs folder, in which products are found and put.
+        runs: the runs folder, which jobs search for products and write to.
         device: "cpu", "cuda" or "cuda:<n>".
-        progress: told of phases, finished units and remarks.
-        stop: asked between units of work; a job then saves and raises Stopped.
-        group: the processes that work together. A job runs in each of them with the same request.
+        progress: shows phases, finished units and remarks.
+        stop: checked between units of work; after a signal, a job saves and raises Stopped.
+        group: the processes that share the work. Each of them runs the job with the same request.
     """
 
     runs: Path = Path("runs")

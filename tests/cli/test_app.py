@@ -79,11 +79,27 @@ def test_help_is_data(run_cli, option):
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
-        ("recipse", "no such command 'recipse'", "did you mean 'recipes'? `titokctl --help` says what it takes"),
-        ("--vresion", "no such option: --vresion", "did you mean --version? `titokctl --help` says what it takes"),
+        (
+            "recipse",
+            "no such command 'recipse'",
+            "did you mean 'recipes'? `titokctl --help` lists its arguments and options",
+        ),
+        (
+            "--vresion",
+            "no such option: --vresion",
+            "did you mean --version? `titokctl --help` lists its arguments and options",
+        ),
         ("recipes ls --jsn", "no such option: --jsn", "did you mean --json? `titokctl recipes ls --help` says"),
-        ("recipes ls more", "got unexpected extra argument", "`titokctl recipes ls --help` says what it takes"),
-        ("recipes cp tokenizer/tiny", "missing argument 'FILE'", "`titokctl recipes cp --help` says what it takes"),
+        (
+            "recipes ls more",
+            "got unexpected extra argument",
+            "`titokctl recipes ls --help` lists its arguments and options",
+        ),
+        (
+            "recipes cp tokenizer/tiny",
+            "missing argument 'FILE'",
+            "`titokctl recipes cp --help` lists its arguments and options",
+        ),
         ("recipes show tinny", "no recipe named 'tinny'", "did you mean tiny"),
     ],
 )
@@ -109,8 +125,8 @@ def fail(size: int = 1):
         ("UserError('no [bold] images', 'look [there]')", 1, "error: no [bold] images", "hint: look [there]"),
         ("UserError('bad words', exit_code=2)", 2, "error: bad words", None),
         ("ValueError('odd')", 1, "error: unexpected ValueError: odd", "hint: `titokctl --debug ...`"),
-        ("MemoryError()", 1, "error: not enough memory", "hint: use a smaller batch"),
-        ('RuntimeError("DefaultCPUAllocator: can\'t allocate memory")', 1, "error: not enough memory", "hint: use"),
+        ("MemoryError()", 1, "error: out of memory", "hint: use a smaller batch"),
+        ('RuntimeError("DefaultCPUAllocator: can\'t allocate memory")', 1, "error: out of memory", "hint: use"),
         ("BrokenPipeError('a worker died')", 1, "error: unexpected BrokenPipeError: a worker died", "hint: "),
     ],
 )
@@ -135,7 +151,7 @@ def test_a_value_of_the_wrong_type_is_wrong_usage():
     done = in_process(FAILING.format(error="ValueError"), words="fail --size big")
     assert done.returncode == 2
     assert done.stderr.startswith("error: invalid value for '--size'")
-    assert "hint: `titokctl fail --help` says what it takes" in done.stderr
+    assert "hint: `titokctl fail --help` lists its arguments and options" in done.stderr
 
 
 WORKING = """
@@ -160,9 +176,9 @@ def wait():
 @pytest.mark.parametrize(
     ("words", "number", "code", "said"),
     [
-        ("work", signal.SIGINT, 130, "stopped. step 3 is saved. Run the same command again to go on.\n"),
-        ("work", signal.SIGTERM, 75, "stopped. step 3 is saved. Run the same command again to go on.\n"),
-        ("work", signal.SIGUSR1, 75, "stopped. step 3 is saved. Run the same command again to go on.\n"),
+        ("work", signal.SIGINT, 130, "stopped. step 3 is saved. To resume, run the same command again.\n"),
+        ("work", signal.SIGTERM, 75, "stopped. step 3 is saved. To resume, run the same command again.\n"),
+        ("work", signal.SIGUSR1, 75, "stopped. step 3 is saved. To resume, run the same command again.\n"),
         ("wait", signal.SIGINT, 130, "interrupted.\n"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command `titokctl`: which subcommands there are, and how a run ends."""
+"""The command `titokctl`: its subcommands, error messages and exit codes."""
 
 import inspect
 import os
@@ -15,19 +15,19 @@ from titokctl import __version__
 from titokctl.cli import console
 from titokctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Stopped, UserError
 
-# Typer brings its own Click from 0.26 on and used the separate package before: found through what both export.
+# Typer has contained its own Click since 0.26 and used the separate package before; both export BadParameter.
 _WrongWords: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-# torch has errors of its own for it, which can't be named here without importing torch.
+# torch has its own out-of-memory errors, recognised by name because torch is not imported here.
 _MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|Cannot allocate memory")
-# How the parser says that a word is no number, in its library's terms.
+# The parser's message for an argument that should be a number, in terms of its library.
 _NO_NUMBER = re.compile(r"Input should be a valid (integer|number), unable to parse.*$")
-# What the parser thinks was meant, at the end of its message: ours goes into the hint.
+# The parser's suggestion at the end of its message, which we move to the hint.
 _GUESS = re.compile(r"\.? \(?(Did you mean|Possible options:) (?P<names>[^?)]+)[?)]$")
-# The modules of the commands in the order of --help, by the panel they stand in.
+# The modules of the commands by panel, in the order of --help.
 _COMMANDS = {
     "The chain": ("demo", "shard", "train_tokenizer", "tokenize", "train_gen", "sample", "decode", "fid"),
     "Compare and reproduce": ("stats", "compare", "reproduce", "reconstruct"),
-    "Look at products": ("inspect", "verify", "diff", "preview", "neighbors", "runs"),
+    "Inspect products": ("inspect", "verify", "diff", "preview", "neighbors", "runs"),
     "Make and convert": ("export", "merge", "convert"),
     "Machine, models, recipes": ("weights", "recipes", "doctor"),
 }
@@ -53,15 +53,15 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", envvar="TITOKCTL_DEBUG")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.", envvar="TITOKCTL_DEBUG")] = False,
 ) -> None:
     os.environ["TITOKCTL_DEBUG"] = "1" if debug else ""
 
 
 def _register() -> None:
-    """Import one module per command, each of which adds itself; then put them into panels."""
+    """Import the module of every command, which adds the command to `app`, and assign the panels."""
     from importlib import import_module
 
     panels = {name: panel for panel, names in _COMMANDS.items() for name in names}
@@ -76,13 +76,13 @@ def _register() -> None:
 
 
 def _flowing(docstring: str) -> str:
-    """Each paragraph on one line: Typer would keep the source's line breaks and wrap between them again."""
+    """Join the lines of each paragraph, so that Typer wraps the text to the terminal instead of the source's lines."""
     paragraphs = inspect.cleandoc(docstring).split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line (`sys.argv` by default) and return the exit code. Never raises for a user's mistake."""
+    """Run the command line (`sys.argv` by default) and return the exit code. Errors are printed, not raised."""
     from titokctl.distributed import worker
 
     worker.started()
@@ -97,7 +97,7 @@ def run(arguments: list[str] | None = None) -> int:
         return _failed(error.message, error.hint, error.exit_code)
     except Stopped as stopped:
         if not worker.has_launcher():
-            console.say(f"stopped. {stopped.message} Run the same command again to go on.".replace("  ", " "))
+            console.say(f"stopped. {stopped.message} To resume, run the same command again.".replace("  ", " "))
         return worker.ended(stopped.exit_code, stopped.message)
     except typer.Exit as leave:
         return _ended(leave.exit_code)
@@ -106,7 +106,7 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _ended(EXIT_INTERRUPTED)
     except (BrokenPipeError, SystemExit) as error:
-        # Click and rich turn a broken pipe into SystemExit themselves; a shell that asks for completions gets 0.
+        # Click and rich turn a broken pipe into SystemExit; completion for a shell also ends with SystemExit, code 0.
         if isinstance(error, SystemExit) and not error.code:
             return worker.ended(EXIT_OK)
         if _nobody_reads(stdout):
@@ -118,7 +118,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _ended(code: object) -> int:
-    """The exit code of a command that returned `code`; Ctrl-C is the only end that wants a remark."""
+    """Return the exit code of a command that returned `code`, and report Ctrl-C."""
     from titokctl.distributed import worker
 
     if code == EXIT_INTERRUPTED and not worker.has_launcher():
@@ -127,7 +127,7 @@ def _ended(code: object) -> int:
 
 
 def _failed(message: str, hint: str, code: int = EXIT_FAILED) -> int:
-    """Show an error; one of several processes leaves that to its launcher, so that it is shown once."""
+    """Print an error, unless a launcher prints it for all its processes."""
     from titokctl.distributed import worker
 
     if not worker.has_launcher():
@@ -136,7 +136,7 @@ def _failed(message: str, hint: str, code: int = EXIT_FAILED) -> int:
 
 
 def _show_wrong_words(error: Any) -> int:
-    """Show what the argument parser found in the form of all our errors. No words at all have had the help shown."""
+    """Print an error of the argument parser in our form; without any arguments, the help was printed instead."""
     message = str(error.format_message()).strip().rstrip(".")
     message = _NO_NUMBER.sub(lambda no: f"a {'whole ' if no[1] == 'integer' else ''}number is expected", message)
     message = message.replace("Input should be", "it should be").replace("Value error, ", "")
@@ -144,16 +144,16 @@ def _show_wrong_words(error: Any) -> int:
         print(message, end="\n" if message else "")
         return int(error.exit_code)
     context = getattr(error, "ctx", None)
-    hint = f"`{context.command_path if context else 'titokctl'} --help` says what it takes"
+    hint = f"`{context.command_path if context else 'titokctl'} --help` lists its arguments and options"
     if guess := _GUESS.search(message):
         message, hint = message[: guess.start()], f"did you mean {guess.group('names')}? {hint}"
     return _failed(message[:1].lower() + message[1:], hint, int(error.exit_code))
 
 
 def _unexpected(error: BaseException) -> int:
-    """Show an error that nobody foresaw, or a machine that was too small."""
+    """Print an unexpected error, or that memory ran out."""
     if isinstance(error, MemoryError) or _MEMORY.search(f"{type(error).__name__}: {error}"):
-        message, hint = "not enough memory", "use a smaller batch, or a machine with more of it"
+        message, hint = "out of memory", "use a smaller batch, or a machine with more memory"
     else:
         message, hint = f"unexpected {type(error).__name__}: {error}", "`titokctl --debug ...` shows the traceback"
     _traceback_if_wanted()
@@ -161,7 +161,7 @@ def _unexpected(error: BaseException) -> int:
 
 
 def _duplicate_stdout() -> int:
-    """A second descriptor of stdout: rich points the first one elsewhere when a pipe breaks. -1 when there is none."""
+    """Duplicate the descriptor of stdout, since rich redirects stdout when a pipe breaks; -1 if stdout is closed."""
     try:
         return os.dup(1)
     except OSError:
@@ -169,7 +169,7 @@ def _duplicate_stdout() -> int:
 
 
 def _nobody_reads(descriptor: int) -> bool:
-    """True for a pipe whose reader went away (`| head`): not an error, but nothing more can be written."""
+    """Return True for a pipe whose reader has exited (`| head`), which is not an error."""
     if descriptor < 0:
         return True
     poll = select.poll()

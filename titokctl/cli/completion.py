@@ -1,6 +1,6 @@
-"""What a shell offers after Tab beside commands and options: recipes, released models, runs. Without torch: it waits.
+"""Shell completions for arguments: recipes, released models, runs. None of them imports torch.
 
-The functions are Typer's `autocompletion`: text begun -> words. Where nothing fits, the shell offers file names.
+The functions are Typer's `autocompletion`: incomplete word -> words. If there are none, the shell completes file names.
 """
 
 from pathlib import Path
@@ -9,51 +9,51 @@ import typer
 
 
 def recipes(incomplete: str) -> list[str]:
-    """All shipped recipes, kind/name."""
+    """Return all shipped recipes, as kind/name."""
     from titokctl.config.recipe_names import shipped
 
     return _fitting(shipped(), incomplete)
 
 
 def tokenizer_recipes(incomplete: str) -> list[str]:
-    """Recipes of train-tokenizer, by name alone."""
+    """Return the recipes of train-tokenizer, by name."""
     return _recipes_of("tokenizer", incomplete)
 
 
 def generator_recipes(incomplete: str) -> list[str]:
-    """Recipes of train-gen, by name alone."""
+    """Return the recipes of train-gen, by name."""
     return _recipes_of("generator", incomplete)
 
 
 def sampling_recipes(incomplete: str) -> list[str]:
-    """Published models with settings of their own, by name alone."""
+    """Return the recipes of sample, by name."""
     return _recipes_of("sampling", incomplete)
 
 
 def models(incomplete: str) -> list[str]:
-    """All released models."""
+    """Return all released models."""
     from titokctl.weights.known import BY_NAME
 
     return _fitting(list(BY_NAME), incomplete)
 
 
 def tokenizers(context: typer.Context, incomplete: str) -> list[str]:
-    """Trained tokenizers, then released ones."""
+    """Return trained tokenizers, then released ones."""
     return _of_kind("tokenizer", context, incomplete)
 
 
 def generators(context: typer.Context, incomplete: str) -> list[str]:
-    """Trained generators, then released ones."""
+    """Return trained generators, then released ones."""
     return _of_kind("generator", context, incomplete)
 
 
 def proxies(context: typer.Context, incomplete: str) -> list[str]:
-    """Trained VQGANs, then the released one."""
+    """Return trained VQGANs, then the released one."""
     return _of_kind("proxy", context, incomplete)
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
-    """All runs of the runs folder, kind/name; by name alone where a name is begun that only one run has."""
+    """Return all runs of the runs folder as kind/name, and the incomplete name's matches that only one run has."""
     from titokctl.formats.run_folder import KINDS
 
     found = [(kind, path.name) for kind in KINDS for path in _folders(kind, context)]

@@ -7,26 +7,25 @@ from typing import Annotated
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 
 
 @app.command(epilog="Example: titokctl demo -o demo")
 def demo(
-    output: Annotated[Path, option("-o --output", "Where everything goes.", "DIR")] = Path("demo"),
+    output: Annotated[Path, option("-o --output", "The folder for all results.", "DIR")] = Path("demo"),
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Run the whole chain on map tiles of the Earth, in minutes on two cores.
 
-    Shards, tokenizer, token cache, generator, samples, scores: all real, all small. Needs the demo extra.
-    Run it again to go on with a stopped one.
+    It makes shards, a tokenizer, a token cache, a generator, samples and scores, all small. Needs the demo extra.
+    To resume, run the same command again.
     """
-    from titokctl.jobs.demo.chain import demo as job
+    from titokctl.jobs.demo.chain import Demo
     from titokctl.jobs.demo.report import headline_rows, yardstick_rows
 
-    with alone(quiet) as (progress, stop):
-        result = job(output, seed=seed, progress=progress, stop=stop)
+    result = perform(Demo(output, seed), Surroundings(quiet, as_json))
     if as_json:
         console.emit_json(asdict(result) | {"kid_ratio": result.scores.kid_ratio})
         return

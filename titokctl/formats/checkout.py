@@ -1,8 +1,8 @@
-"""Which commit of git is checked out in a folder, read from git's own files: no program is started for it.
+"""The git commit that is checked out in a folder, read from git's files without starting git.
 
 Specification: `.git` is a folder, or in a further worktree a file "gitdir: <folder>". HEAD in it holds the commit, or
-"ref: <name>"; then the commit stands in the file of that name, or on the line "<commit> <name>" of packed-refs, both
-in the folder that the file commondir names, where there is one. Source: gitrepository-layout(5) of git.
+"ref: <name>"; then the commit is in the file of that name, or on the line "<commit> <name>" of packed-refs, both in the
+folder that the file commondir names, if there is one. Source: gitrepository-layout(5) of git.
 """
 
 import re
@@ -12,7 +12,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 def commit_of(root: Path) -> str | None:
-    """The commit, 40 or 64 hex digits; None when `root` is no checkout, or one without a commit."""
+    """Return the commit, 40 or 64 hex digits; None if `root` is not a checkout or has no commit."""
     try:
         found = _commit_of(root)
     except (OSError, UnicodeDecodeError):

@@ -1,7 +1,7 @@
 """A self-contained HTML page: text, tables, PNG pictures inlined, and curves as SVG.
 
 Specification: one UTF-8 file without scripts and without links to other files or hosts, so that it can be mailed or
-kept; all text is escaped.
+archived; all text is escaped.
 """
 
 import base64
@@ -31,7 +31,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 76, 30
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot: a name and points (x, y) in order of x."""
+    """A line in a plot: its name and points (x, y), sorted by x."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -39,34 +39,34 @@ class Curve:
 
 @dataclass
 class ReportPage:
-    """A page under construction; `write` puts it on disk atomically."""
+    """A page that is built from top to bottom; `write` writes it atomically."""
 
     title: str
     parts: list[str] = field(default_factory=list)
 
     def heading(self, text: str) -> None:
-        """Begin a section."""
+        """Add the heading of a section."""
         self.parts.append(f"<h2>{escape(text)}</h2>")
 
     def paragraph(self, text: str) -> None:
-        """A paragraph of plain text."""
+        """Add a paragraph of plain text."""
         self.parts.append(f"<p>{escape(text)}</p>")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; the first column is the name."""
+        """Add a table; its first column holds names."""
         head = "".join(f"<th>{escape(c)}</th>" for c in columns)
         body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
         self.parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
     def picture(self, path: Path, caption: str) -> None:
-        """A PNG file, inlined."""
+        """Add a PNG file, inlined."""
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         source = f"data:image/png;base64,{data}"
         text = escape(caption)
         self.parts.append(f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>')
 
     def plot(self, curves: Sequence[Curve], x_name: str, y_name: str) -> None:
-        """Lines over a common x axis; curves without points are left out, and a plot without curves too."""
+        """Add a plot of lines over a common x axis; curves with fewer than two points are left out."""
         drawn = [c for c in curves if len(c.points) > 1]
         if drawn:
             legend = " ".join(
@@ -92,14 +92,14 @@ def _svg(curves: Sequence[Curve], x_name: str, y_name: str) -> str:
     low_x, high_x, low_y, high_y = min(xs), max(xs), min(ys), max(ys)
     span_x, span_y = (high_x - low_x) or 1.0, (high_y - low_y) or 1.0
 
-    def place(x: float, y: float) -> str:
+    def position(x: float, y: float) -> str:
         across = _LEFT + (x - low_x) / span_x * (_WIDTH - _LEFT - 10)
         down = 10 + (high_y - y) / span_y * (_HEIGHT - _BOTTOM - 20)
         return f"{across:.1f},{down:.1f}"
 
     lines = []
     for i, curve in enumerate(curves):
-        points = " ".join(place(x, y) for x, y in curve.points)
+        points = " ".join(position(x, y) for x, y in curve.points)
         lines.append(f'<polyline fill="none" stroke="{_colour(i)}" stroke-width="1.6" points="{points}"/>')
     axes = [
         _text(_LEFT - 6, 16, f"{high_y:.4g}", "end"),

@@ -1,4 +1,4 @@
-"""A folder of WebDataset shards, and the index.json that says what is in it.
+"""A folder of WebDataset shards with an index.json that lists its contents.
 
 Specification: `<name>-000000.tar`, `<name>-000001.tar`, ... are tar files (POSIX, pax records only where a name needs
 them; times 0, owner root, mode 0444, so that the same samples give the same bytes). A sample is `<key>.<jpg|png|webp>`
@@ -10,7 +10,7 @@ in its last part. `index.json` is an object with
     total                    samples in all shards
     class_names              a name per class index; [] when unknown
 
-and whatever else its maker adds. Readers check `samples` against what they find.
+and further fields of its writer. Readers compare `samples` with the shards.
 """
 
 import os
@@ -30,7 +30,7 @@ INDEX_NAME = "index.json"
 
 @dataclass(frozen=True)
 class ShardSample:
-    """One image file on its way into a shard; `extension` is jpg, png or webp, label -1 means none."""
+    """An image file to write into a shard; `extension` is jpg, png or webp, and `label` is -1 for none."""
 
     key: str
     extension: str
@@ -40,7 +40,7 @@ class ShardSample:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What index.json says of one shard."""
+    """The entry of one shard in index.json."""
 
     name: str
     samples: int
@@ -48,7 +48,7 @@ class ShardInfo:
 
 
 def shard_name(prefix: str, number: int) -> str:
-    """The file name of shard `number`."""
+    """Return the file name of shard `number`."""
     return f"{prefix}-{number:06d}.tar"
 
 
@@ -78,9 +78,9 @@ def write_set_index(
 
 
 def read_set_index(folder: Path) -> dict[str, Any] | None:
-    """The index.json of a folder of shards, or None when there is none of ours.
+    """Return the index.json of a folder of shards, or None if titokctl didn't write one there.
 
-    Raises UserError when it is ours but can't be used.
+    Raises UserError when it is damaged or of a newer version.
     """
     path = folder / INDEX_NAME
     if not os.path.isfile(path):
@@ -91,7 +91,7 @@ def read_set_index(folder: Path) -> dict[str, Any] | None:
     check_version(record.get("format_version"), FORMAT_VERSION, path)
     names, shards = record.get("class_names"), record.get("shards")
     if not isinstance(names, list) or not isinstance(shards, list) or not all(_is_info(s) for s in shards):
-        raise UserError(f"{path} is damaged: class_names or shards are not what they should be", "copy it again")
+        raise UserError(f"{path} is damaged: class_names or shards are malformed", "copy it again, or delete it")
     return record
 
 

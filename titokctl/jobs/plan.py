@@ -1,7 +1,8 @@
-"""Jobs and their plans: what a command would do, checked in full, before anything is written.
+"""The interface of jobs, and the plans that --dry-run prints.
 
-A job is a frozen dataclass of what the user asked for. Making one refuses what is wrong by itself; `plan` refuses the
-rest and says what would be done; `run` does it. The command line and Python programs use the same objects.
+A job is a frozen dataclass of what the user asked for. Its constructor refuses values that are wrong by themselves;
+`plan` makes all other checks and describes the output; `run` does the work. The command line and Python programs use
+the same objects.
 """
 
 from collections.abc import Sequence
@@ -23,18 +24,18 @@ _NAMED = 3
 
 
 class Job(Protocol[PlanT, ResultT]):
-    """One command's work. Making a job raises UsageError for values that no input could make right."""
+    """The work of one command. The constructor raises UsageError for values that are wrong with any input."""
 
     def plan(self, context: Context) -> PlanT:
-        """Check everything and return what `run` would do; nothing is written or downloaded.
+        """Check everything and return what `run` would write; nothing is written or downloaded.
 
-        Raises UserError or UsageError wherever `run` would, as far as that can be known before the work.
+        Raises the UserErrors and UsageErrors that `run` raises before its work begins.
         """
 
     def run(self, context: Context) -> ResultT:
-        """Do the work, or go on with it, and return its result.
+        """Do the work, or resume it, and return the result.
 
-        Raises UserError or UsageError, and Stopped after a signal, with what was finished kept.
+        Raises UserError or UsageError, and Stopped after a signal, with finished parts kept.
         """
 
 
@@ -47,14 +48,14 @@ class ReadingJob(Protocol[ResultT]):
 
 @dataclass(frozen=True)
 class WritePlan:
-    """What a job would write.
+    """The output that a job would write.
 
     Args:
-        reads: what goes into it, by name; JSON values.
+        reads: its inputs, by name; JSON values.
         output: the file or folder.
-        count, unit: how many images or rows it will hold; `done` of them are kept from an earlier run.
-        num_bytes: its approximate size; None where that depends on what the images look like.
-        settings: what else decides about it, by name; JSON values.
+        count, unit: how many images or rows it will hold; an earlier run has finished `done` of them.
+        num_bytes: its approximate size; None where that depends on the images' contents.
+        settings: the other settings that decide its contents, by name; JSON values.
         replaces: True if something finished at `output` would be replaced.
         makes_folders: True if missing folders above `output` would be made.
     """
@@ -71,7 +72,7 @@ class WritePlan:
 
 
 def source_read(paths: Sequence[Path | str], source: Source) -> dict[str, Any]:
-    """Describe a source of images for a plan: where it is and what is in it, before any image is decoded."""
+    """Describe a source of images for a plan: paths, images and classes; no image is decoded."""
     named = [str(path) for path in paths[:_NAMED]]
     more = [f"and {len(paths) - _NAMED:,} more"] if len(paths) > _NAMED else []
     facts = {"source": ", ".join(named + more), "images": len(source), "classes": len(source.class_names)}
@@ -79,7 +80,7 @@ def source_read(paths: Sequence[Path | str], source: Source) -> dict[str, Any]:
 
 
 def cache_read(cache: TokenCache, view: str | None = None) -> dict[str, Any]:
-    """Describe a token cache for a plan, and which view of it is read."""
+    """Describe a token cache, and the view that is read, for a plan."""
     facts = {"tokens": str(cache.path), "rows": len(cache), "tokens_a_row": cache.header.num_latent_tokens}
     return facts | ({"view": view} if view else {})
 
@@ -90,7 +91,7 @@ def cache_bytes(header: CacheHeader, rows: int, key_bytes: int) -> int:
 
 
 def image_bytes(image_format: str, images: int, image_size: int) -> int | None:
-    """Return the approximate size in bytes of a set of images; None where that depends on what they look like."""
+    """Return the approximate size in bytes of a set of images; None where that depends on their contents."""
     return images * image_size**2 * 3 if image_format == "npz" else 0 if image_format == "none" else None
 
 

