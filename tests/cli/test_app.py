@@ -89,7 +89,7 @@ def test_help_is_data(run_cli, option):
             "no such option: --vresion",
             "did you mean --version? `titokctl --help` lists its arguments and options",
         ),
-        ("recipes ls --jsn", "no such option: --jsn", "did you mean --json? `titokctl recipes ls --help` says"),
+        ("recipes ls --jsn", "no such option: --jsn", "did you mean --json? `titokctl recipes ls --help` lists"),
         (
             "recipes ls more",
             "got unexpected extra argument",
