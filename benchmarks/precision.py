@@ -20,7 +20,7 @@ from benchmarks.measuring import parser, report_numbers
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.images import to_float
 from titokctl.data.sources import open_source
-from titokctl.data.training_images import TrainingImages
+from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.models.inference import prepared
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.noise import KeyedNoise
@@ -67,7 +67,7 @@ def _around(name: Precision, device: str) -> AbstractContextManager[None]:
 
 
 def _images(path: Path, size: int, count: int) -> torch.Tensor:
-    squares = TrainingImages(open_source([path]), size, crop="center", flip=False)
+    squares = TrainingImages(open_source([path]), size, Augmentation("center", flip=False))
     wanted = np.linspace(0, len(squares) - 1, min(count, len(squares))).astype(np.int64)
     return to_float(squares.batch(np.zeros_like(wanted), wanted))
 

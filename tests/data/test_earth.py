@@ -9,7 +9,7 @@ import pytest
 
 from titokctl.data import earth
 from titokctl.data.sources import open_source
-from titokctl.data.training_images import TrainingImages
+from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.errors import UserError
 from titokctl.progress import SilentProgress
 
@@ -87,7 +87,9 @@ def test_earth_shards(tmp_path: Path) -> None:
     first_shard = train.labels()[:1000]
     assert len(set(first_shard.tolist())) == 21
 
-    pixels = TrainingImages(held_out, 64, crop="center", flip=False).batch([0] * 945, range(945)).numpy() / 255.0
+    pixels = (
+        TrainingImages(held_out, 64, Augmentation("center", flip=False)).batch([0] * 945, range(945)).numpy() / 255.0
+    )
     error = ((pixels - pixels.mean(axis=(1, 2), keepdims=True)) ** 2).mean()
     assert -10 * np.log10(error) == pytest.approx(18.40, abs=0.01)
 

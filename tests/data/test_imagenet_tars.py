@@ -9,7 +9,7 @@ from image_files import encoded, noise
 from tar_files import tar_bytes, write_tar
 
 from titokctl.data.sources import Source, open_source, reopen_source
-from titokctl.data.synsets import in_sorted_synset_order
+from titokctl.data.sources.imagenet import in_sorted_synset_order
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.shard_index import CLASS_TARS
 
@@ -98,7 +98,7 @@ def test_a_cut_anywhere_is_noticed(tmp_path: Path) -> None:
 
 def test_what_is_no_class_tar_is_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "t.tar", [("n01440764.tar", b"no tar" * 200)])
-    with pytest.raises(UserError, match=r"n01440764\.tar: no tar header"):
+    with pytest.raises(UserError, match=r"n01440764\.tar: not a tar header"):
         open_source([path])
 
 
@@ -126,7 +126,7 @@ def test_labels_of_the_validation_images(tmp_path: Path, form: str) -> None:
 
 def test_ilsvrc_ids_are_refused_and_mapped_with_a_table(tmp_path: Path) -> None:
     path = val_tar(tmp_path / "val.tar")
-    with pytest.raises(UserError, match="ILSVRC2012_IDs: its numbers count from 1") as caught:
+    with pytest.raises(UserError, match="ILSVRC2012_IDs: its smallest number is 1") as caught:
         labelled(path, "1\n2\n3\n2\n")
     assert "--label-table" in caught.value.hint
     for table in (TABLE, "ILSVRC2012_ID,WNID\n1,n02119789\n2,n01440764\n3,n01443537\n"):
@@ -158,9 +158,9 @@ def test_other_images_take_lines_in_the_order_of_their_names(tmp_path: Path) -> 
 
 
 BAD = {
-    "": "holds no labels",
+    "": "contains no labels",
     "0\n1\n": "has 2 lines, but there is an image number 4",
-    "cat\n0\n0\n0\n": "'cat' is no label",
+    "cat\n0\n0\n0\n": "'cat' is not a label",
     "ILSVRC2012_val_00000001 0\n": "no label for ILSVRC2012_val_00000002",
 }
 
@@ -173,12 +173,15 @@ def test_files_that_do_not_fit(tmp_path: Path, text: str) -> None:
 
 def test_more_that_does_not_fit(tmp_path: Path) -> None:
     path = val_tar(tmp_path / "val.tar")
-    for table, message in (("", "no table of synset"), ("n01440764 1\nn01443537 1\n", "maps the ILSVRC2012_ID 1 to")):
+    for table, message in (
+        ("", "not a table of synset"),
+        ("n01440764 1\nn01443537 1\n", "maps the ILSVRC2012_ID 1 to"),
+    ):
         with pytest.raises(UserError, match=message):
             labelled(path, "1\n1\n1\n1\n", table)
-    with pytest.raises(UserError, match="have labels already"):
+    with pytest.raises(UserError, match="have labels of their own"):
         labelled(train_tar(tmp_path / "t.tar"), "0\n")
-    with pytest.raises(UsageError, match="without a file of labels"):
+    with pytest.raises(UsageError, match="needs a file of labels"):
         open_source([path], label_table=tmp_path / "table.txt")
     with pytest.raises(UserError, match="cannot read the labels"):
         open_source([path], labels=tmp_path / "nowhere.txt")

@@ -110,7 +110,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hold the label 7, but there are 3 class names"):
         open_source([write(tmp_path / "c.parquet", range(3), labels=[0, 7, 1])])
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "d.parquet")
-    with pytest.raises(UserError, match=r"d\.parquet: no column of it holds images"):
+    with pytest.raises(UserError, match=r"d\.parquet: it has no column of images"):
         open_source([tmp_path / "d.parquet"])
     (tmp_path / "e.parquet").write_bytes(first.read_bytes()[:300])
     with pytest.raises(UserError, match=r"e\.parquet can't be read as parquet"):

@@ -12,7 +12,7 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import decode, preprocess, shorter_edge_to
 from titokctl.data.pipeline import decode_units
 from titokctl.data.sources import Source, open_source
-from titokctl.data.training_images import TrainingImages
+from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.data.workers import in_order
 from titokctl.errors import UserError
 
@@ -82,7 +82,7 @@ def test_an_error_of_a_worker_reaches_the_caller() -> None:
 
 
 def test_training_batches_are_windows_of_the_scaled_image(source: Source) -> None:
-    images = TrainingImages(source, 16, seed=4)
+    images = TrainingImages(source, 16, Augmentation(seed=4))
     at = np.arange(60)
     batch = images.batch(np.zeros(60, int), at)
     assert batch.shape == (60, 16, 16, 3)
@@ -95,7 +95,8 @@ def test_training_batches_are_windows_of_the_scaled_image(source: Source) -> Non
 
 
 def test_crop_and_flip_depend_on_seed_epoch_and_position_alone(source: Source) -> None:
-    kept, fresh = TrainingImages(source, 16, seed=1), TrainingImages(source, 16, seed=1, keep_bytes=0, workers=1)
+    kept = TrainingImages(source, 16, Augmentation(seed=1))
+    fresh = TrainingImages(source, 16, Augmentation(seed=1), keep_bytes=0, workers=1)
     epochs, at = np.array([0, 3, 0, 3, 1]), np.array([5, 5, 59, 0, 5])
     first = kept.batch(epochs, at)
     assert torch.equal(first, fresh.batch(epochs, at))
@@ -103,13 +104,13 @@ def test_crop_and_flip_depend_on_seed_epoch_and_position_alone(source: Source) -
     assert torch.equal(first[[2, 0]], kept.batch(epochs[[2, 0]], at[[2, 0]]))
     every = np.arange(60)
     one, two = (kept.batch(np.full(60, e), every) for e in (0, 1))
-    other = TrainingImages(source, 16, seed=2).batch(np.zeros(60, int), every)
+    other = TrainingImages(source, 16, Augmentation(seed=2)).batch(np.zeros(60, int), every)
     assert not torch.equal(one, two)
     assert not torch.equal(one, other)
 
 
-def test_without_chance_training_sees_the_middle(source: Source) -> None:
-    images = TrainingImages(source, 16, crop="center", flip=False)
+def test_without_augmentation_batches_are_center_crops(source: Source) -> None:
+    images = TrainingImages(source, 16, Augmentation("center", flip=False))
     expected = next(decode_units(source, [source.units[0]], CONFIG)).pixels
     for epoch in (0, 1):
         np.testing.assert_array_equal(images.batch([epoch] * 60, range(60)), expected)
@@ -128,7 +129,7 @@ def test_the_next_good_image_stands_in_for_a_bad_one(tmp_path: Path) -> None:
         (tmp_path / f"{i:03d}.png").write_bytes(encoded(noise(16, 16, seed=i)))
     for i in (50, 199):
         (tmp_path / f"{i:03d}.png").write_bytes(b"")
-    images = TrainingImages(open_source([tmp_path]), 16, flip=False)
+    images = TrainingImages(open_source([tmp_path]), 16, Augmentation(flip=False))
     batch = images.batch([0, 0, 0, 0], [50, 51, 199, 0])
     assert torch.equal(batch[0], batch[1])
     assert torch.equal(batch[2], batch[3])
@@ -151,6 +152,6 @@ def test_images_smaller_than_the_crop_are_scaled_up_and_counted(tmp_path: Path) 
 
 def test_extremely_long_images_are_not_kept_whole(tmp_path: Path) -> None:
     (tmp_path / "long.png").write_bytes(encoded(noise(4, 4000)))
-    images = TrainingImages(open_source([tmp_path]), 16, flip=False)
+    images = TrainingImages(open_source([tmp_path]), 16, Augmentation(flip=False))
     assert images.batch([0, 1], [0, 0]).shape == (2, 16, 16, 3)
-    assert not images._kept
+    assert images.kept_bytes == 0

@@ -15,9 +15,10 @@ from tar_files import tar_bytes
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.pipeline import decode_units
-from titokctl.data.sources import Source, open_source, remote_stream, reopen_source
-from titokctl.data.sources.remote_stream import RemoteStream, fetch
+from titokctl.data.sources import Source, open_source, reopen_source
 from titokctl.errors import UsageError, UserError
+from titokctl.formats import remote_file
+from titokctl.formats.remote_file import RemoteStream, fetch
 from titokctl.formats.shard_set import ShardSample, write_set_index, write_shard
 
 CONFIG = PreprocessingConfig(size=8)
@@ -25,7 +26,7 @@ CONFIG = PreprocessingConfig(size=8)
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote_stream, "PAUSES", (0.0, 0.01, 0.01, 0.01))
+    monkeypatch.setattr(remote_file, "PAUSES", (0.0, 0.01, 0.01, 0.01))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     running = Server()
     yield running
@@ -122,7 +123,7 @@ def test_what_is_not_there_is_named(two: Server) -> None:
     assert fetch(f"{two.url}/nothing.json") is None
     two.missing = 403
     assert len(open_two(two)) == 8
-    with pytest.raises(UserError, match=r"does not give out \(403\) .*/s-7\.tar"):
+    with pytest.raises(UserError, match=r"access denied \(403\): .*/s-7\.tar"):
         open_source([f"{two.url}/s-7.tar"])
 
 
@@ -149,7 +150,7 @@ def test_recorded_counts_spare_the_first_pass(two: Server) -> None:
     assert len(open_two(two)) == 8
     assert not [name for name, _ in two.asked if name.endswith(".tar")]
     two.files["s-0.tar"] = shard(range(4))
-    with pytest.raises(UserError, match="holds 4 samples where 5 are recorded"):
+    with pytest.raises(UserError, match="has 4 samples, but 5 are recorded"):
         contents(open_two(two))
 
 
@@ -242,7 +243,7 @@ def test_remote_shards_have_no_positions(two: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only be read from front to end") as caught:
         open_two(two).by_position()
     assert "titokctl tokenize" in caught.value.hint
-    with pytest.raises(UsageError, match="no source together"):
+    with pytest.raises(UsageError, match="can't be mixed"):
         open_source([f"{two.url}/s-0.tar", tmp_path])
     with pytest.raises(UserError, match="is named twice"):
         open_source([f"{two.url}/s-0.tar"] * 2)

@@ -57,7 +57,7 @@ def test_counts_of_other_tools_are_checked(tmp_path: Path, name: str) -> None:
     tell(3, 2)
     assert len(open_source([tmp_path])) == 5
     tell(3, 4)
-    with pytest.raises(UserError, match=rf"1\.tar holds 2 images where \w*{name} says 4"):
+    with pytest.raises(UserError, match=rf"1\.tar has 2 images, but \w*{name} records 4"):
         open_source([tmp_path])
 
 

@@ -12,6 +12,7 @@ from tar_files import tar_bytes
 
 from titokctl.data.sources import Source, open_source
 from titokctl.data.streamed_images import StreamedImages
+from titokctl.data.training_images import Augmentation
 from titokctl.errors import UserError
 
 SIZE = 8
@@ -70,7 +71,7 @@ def test_batches_run_over_the_ends_of_epochs_and_are_shuffled(source: Source) ->
     assert sorted(stream[:TOTAL]) == sorted(stream[TOTAL : 2 * TOTAL]) == list(range(TOTAL))
     assert stream[:TOTAL] != sorted(stream[:TOTAL])
     assert stream == seen(StreamedImages(source, SIZE, 5, buffer=10), range(20)), "the same again"
-    assert stream != seen(StreamedImages(source, SIZE, 5, buffer=10, seed=1), range(20))
+    assert stream != seen(StreamedImages(source, SIZE, 5, buffer=10, augmentation=Augmentation(seed=1)), range(20))
 
 
 def test_batches_may_be_asked_for_ahead_and_again(source: Source) -> None:
@@ -115,10 +116,10 @@ def test_bad_images_are_left_out_and_named(server: Server) -> None:
 
 
 def test_what_can_not_be_trained_on_is_one_sentence(server: Server, source: Source) -> None:
-    with pytest.raises(UserError, match="34 images can't be shared by 40 processes"):
+    with pytest.raises(UserError, match="34 images are too few for 40 processes"):
         StreamedImages(source, SIZE, 1, 0, 40)
     server.files = {"x.tar": tar_bytes([("a.png", b"none")])}
-    with pytest.raises(UserError, match=r"without a usable image: 1 images can't be decoded"):
+    with pytest.raises(UserError, match=r"no usable image in a whole epoch: 1 images can't be decoded"):
         StreamedImages(open_source([f"{server.url}/x.tar"]), SIZE, 1).batch(0)
     server.files = {"y.tar": tar_bytes([(f"{i}.png", b"none") for i in range(30)])}
     with pytest.raises(UserError, match=r"2 of 30 images can't be decoded"):

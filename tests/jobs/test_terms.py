@@ -11,7 +11,7 @@ from trained import both, tokenizer_run
 
 from titokctl.cli.app import run
 from titokctl.data.sources import open_source
-from titokctl.data.terms import IMAGENET, terms_of
+from titokctl.data.sources.imagenet import IMAGENET, terms_of
 from titokctl.formats.run_folder import finished_runs
 from titokctl.formats.sample_set import SampleSet
 from titokctl.formats.token_cache import TokenCache

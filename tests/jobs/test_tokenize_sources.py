@@ -11,9 +11,9 @@ from shard_server import Server
 from tar_files import tar_bytes, write_tar
 
 from titokctl.context import Context
-from titokctl.data.sources import remote_stream
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
+from titokctl.formats import remote_file
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.caches.verify import Verify
 from titokctl.jobs.tokenize.request import TokenizeResult, tokenize
@@ -22,7 +22,7 @@ from titokctl.progress import SilentProgress
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote_stream, "PAUSES", (0.0, 0.01))
+    monkeypatch.setattr(remote_file, "PAUSES", (0.0, 0.01))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     running = Server()
     yield running

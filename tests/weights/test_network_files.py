@@ -136,7 +136,7 @@ def test_download_from_a_server_of_ones_own(cache, server, monkeypatch):
     assert find(published("https://example.org/elsewhere.pth")) == cache / NAME
     monkeypatch.setenv(MIRROR_VARIABLE, "file:///etc")
     (cache / NAME).unlink()
-    with pytest.raises(UserError, match="no address of a server"):
+    with pytest.raises(UserError, match="not the address of a server"):
         find(published("https://example.org/elsewhere.pth"))
 
 
@@ -162,7 +162,7 @@ def test_download_of_another_file_leaves_nothing(cache, server):
 
 
 def test_download_that_fails_says_where_to_put_it(cache, server):
-    with pytest.raises(UserError, match=r"the download from .*nothing\.pth failed: HTTP Error 404") as caught:
+    with pytest.raises(UserError, match=r"the download failed: there is no .*nothing\.pth") as caught:
         find(published(f"{server.url}/nothing.pth"))
     assert str(cache / NAME) in caught.value.hint
     assert len(server.asked) == 1

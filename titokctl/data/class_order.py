@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from titokctl.config.models import GeneratorSizes
-from titokctl.data.synsets import in_sorted_synset_order
+from titokctl.data.sources.imagenet import in_sorted_synset_order
 from titokctl.weights.known import released
 
 

@@ -1,4 +1,4 @@
-"""What training met in its images: files that give no picture, and pictures smaller than what is cut from them."""
+"""The faulty images of a training run: files that can't be decoded, and pictures smaller than the crop."""
 
 import threading
 
@@ -13,10 +13,10 @@ _NAMED = 5
 
 
 class ImageProblems:
-    """A ledger by position, safe to be written by several threads.
+    """A record of faulty images by position; threads may write to it at once.
 
     Args:
-        count: images of the source.
+        count: number of images in the source.
         size: edge of the crop in pixels.
     """
 
@@ -28,22 +28,22 @@ class ImageProblems:
         self._lock = threading.Lock()
 
     def reject(self, position: int, rejected: Rejected) -> None:
-        """Note an image that can't be used. Raises UserError when more than 1 % of all can't."""
+        """Record an image that can't be used. Raises UserError when more than 1 % of all images can't."""
         with self._lock:
             self._bad[position] = rejected
             count = len(self._bad)
         if count > max(1, _MAX_REJECTED * self._count):
             text = f"{count:,} of {self._count:,} images can't be decoded: {self._named()}"
-            raise UserError(text, "remove or mend them")
+            raise UserError(text, "repair or delete them")
 
     def is_bad(self, position: int) -> bool:
-        """Whether it was rejected before."""
+        """Return True for an image that was rejected before."""
         return position in self._bad
 
     def decoded(self, position: int, sample: Sample) -> np.ndarray | None:
-        """An image as (H, W, 3) uint8; None for one that can't be decoded. Both are noted as they deserve.
+        """Decode an image to (H, W, 3) uint8 and record if it is small or, returning None, that it can't be decoded.
 
-        Raises UserError when more than 1 % of all can't.
+        Raises UserError when more than 1 % of all images can't be decoded.
         """
         try:
             pixels = decode(sample.data)
@@ -64,14 +64,14 @@ class ImageProblems:
 
     @property
     def upscaled(self) -> int:
-        """How many images are smaller than the crop."""
+        """Number of images that are smaller than the crop."""
         return len(self._small)
 
     def remarks(self) -> list[str]:
-        """Both in words, for the user."""
+        """Describe both kinds of problems for the user."""
         found = []
         if self._bad:
-            found.append(f"{len(self._bad):,} images can't be decoded, others stood in for them: {self._named()}")
+            found.append(f"{len(self._bad):,} images can't be decoded and were replaced by others: {self._named()}")
         if self._small:
             found.append(
                 f"{len(self._small):,} images are smaller than {self._size} px and were scaled up "

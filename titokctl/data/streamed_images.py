@@ -1,10 +1,10 @@
-"""Training images from a source that is only read from front to end, such as shards on a server.
+"""Training images from a source that can only be read from front to end, such as shards on a server.
 
-An epoch is all samples of all shards in an order of the shards drawn from (seed, epoch). It is cut into one stretch for
-each process, so that every process downloads its own shards (those on a border go to two processes), and within an
-epoch each sample comes exactly once, whatever the number of shards and processes. Samples of a stretch pass through
-WebDataset's shuffle buffer. Crops and flips depend on (seed, epoch, sample) as elsewhere, the order on the number of
-processes, too. A step that does not follow the last one starts the shard it falls into from its beginning.
+An epoch is all samples of all shards, in an order of the shards drawn from (seed, epoch). It is cut into one stretch
+per process, so that every process downloads its own shards (one on a border goes to two processes), and each sample
+comes exactly once per epoch, whatever the number of shards and processes. The samples of a stretch pass through
+WebDataset's shuffle buffer. Crops and flips depend on (seed, epoch, sample) as elsewhere; the order also depends on the
+number of processes. A step that doesn't follow the last one is reached by reading its shard from the beginning.
 """
 
 import random
@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from itertools import count, islice
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from titokctl.data.image_problems import ImageProblems
 from titokctl.data.images import crop_at
 from titokctl.data.order import epoch_order
 from titokctl.data.sources.source import Sample, Source, Unit
-from titokctl.data.training_images import chances
+from titokctl.data.training_images import RANDOM, Augmentation
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
 
@@ -32,25 +31,26 @@ _READERS = 2
 _KEPT_BYTES = 512 << 20
 _FAR = 64
 
-_END = Sample("", -1, b"")  # of an epoch
-Placed = tuple[int, int, Sample]  # epoch, position in the source, and what lies there
+_END = Sample("", -1, b"")  # marks the end of an epoch
+Placed = tuple[int, int, Sample]  # epoch, position in the source, sample
 
 
 class StreamedImages:
     """This process's share of every batch, (b, S, S, 3) uint8.
 
-    An image that can't be decoded is noted in `problems` and left out.
+    An image that can't be decoded is recorded in `problems` and left out.
 
     Args:
-        source: read by `read_unit` alone.
+        source: the images.
         size: edge S in pixels; the shorter edge of an image becomes S.
-        share: images of a step.
-        rank, world_size: which of how many processes this is.
-        crop, flip, seed: as of TrainingImages.
-        buffer: samples that are shuffled among each other.
+        share: images per step.
+        rank, world_size: this process, and the number of processes.
+        augmentation: the random crops and flips; its seed also decides the order.
+        buffer: number of samples in the shuffle buffer.
         workers: decoding threads; all cores by default.
 
-    Raises UserError when there are fewer images than processes.
+    Raises:
+        UserError: there are fewer images than processes.
     """
 
     def __init__(
@@ -60,18 +60,14 @@ class StreamedImages:
         share: int,
         rank: int = 0,
         world_size: int = 1,
-        crop: Literal["center", "random"] = "random",
-        flip: bool = True,
-        seed: int = 0,
+        augmentation: Augmentation = RANDOM,
         buffer: int = BUFFER,
         workers: int | None = None,
     ) -> None:
         if len(source) < world_size:
-            raise UserError(
-                f"{len(source):,} images can't be shared by {world_size:,} processes", "start fewer processes"
-            )
+            raise UserError(f"{len(source):,} images are too few for {world_size:,} processes", "start fewer processes")
         self._source, self._size, self._share, self._buffer = source, size, share, buffer
-        self._seed, self._crop, self._flip = seed, crop, flip
+        self._augmentation, self._seed = augmentation, augmentation.seed
         self._rank = rank
         self._begin, self._end = (len(source) * r // world_size for r in (rank, rank + 1))
         self._workers = workers or available_cores()
@@ -83,10 +79,10 @@ class StreamedImages:
         self._made: dict[int, torch.Tensor] = {}
 
     def batch(self, step: int) -> torch.Tensor:
-        """The images of `step`. Recent batches are kept, so that a few may be asked for ahead.
+        """Return the images of `step`. Recent batches are kept, so steps may be out of order a little.
 
         Raises:
-            UserError: a shard can't be read, more than 1 % of the images can't be decoded, or none.
+            UserError: a shard can't be read, or more than 1 % of the images can't be decoded.
         """
         with self._lock:
             if step not in self._made:
@@ -101,14 +97,14 @@ class StreamedImages:
             return found
 
     def _go_to(self, step: int) -> None:
-        """Begin with the shard into which the first sample of `step` falls."""
+        """Start with the shard that holds the first sample of `step`."""
         self._made.clear()
         self._next = step
         epoch, skipped = divmod(step * self._share, self._end - self._begin)
         self._samples = self._endless(epoch, skipped)
 
     def _endless(self, epoch: int, skipped: int) -> Iterator[Placed]:
-        """Epoch after epoch; the buffer is emptied between them, so that each ends before the next one begins."""
+        """Yield epoch after epoch; the buffer is emptied in between, so that epochs don't mix."""
         for number in count(epoch):
             draws = random.Random(f"{self._seed}/{number}/{self._rank}/{skipped}")
             shuffled = webdataset.shuffle(self._buffer, initial=self._buffer, rng=draws)
@@ -117,18 +113,18 @@ class StreamedImages:
             skipped = 0
 
     def _stretch(self, epoch: int, skipped: int) -> Iterator[Placed]:
-        """This process's samples of an epoch, in the order of its shards."""
+        """Yield this process's samples of an epoch, in the order of its shards."""
         parts = in_order(lambda part: self._source.read_unit(part[0]), self._parts(epoch, skipped), _READERS, 2)
         for (unit, begin, end), (samples, rejected) in parts:
             for i, bad in enumerate(rejected if begin == 0 else []):
                 self.problems.reject(unit.first + unit.count - 1 - i, bad)
-            # Samples that are no good are missing in the list; both sides of a border cut it at the same place.
+            # The list lacks unusable samples; both processes at a border cut it at the same position.
             first, last = (len(samples) * at // unit.count for at in (begin, end))
             for i, sample in enumerate(samples[first:last], first):
                 yield epoch, unit.first + i, sample
 
     def _parts(self, epoch: int, skipped: int) -> Iterator[tuple[Unit, int, int]]:
-        """The shards of this process with the stretch [begin, end) of each that is its own."""
+        """Yield the shards of this process, each with its own stretch [begin, end) of it."""
         at = 0
         for number in epoch_order(self._seed, epoch, len(self._source.units)):
             unit = self._source.units[number]
@@ -144,7 +140,7 @@ class StreamedImages:
             placed = [p for p in islice(self._samples, self._share - filled) if self._is_good(p)]
             positions = np.array([p[1] for p in placed], np.int64)
             epochs = np.array([p[0] for p in placed], np.int64)
-            where, mirrored = chances(self._seed, self._crop, self._flip, epochs, positions)
+            where, mirrored = self._augmentation.draw(epochs, positions)
             squares = partial(self._square, placed, where, mirrored)
             for _, square in in_order(squares, range(len(placed)), self._workers):
                 if square is not None:
@@ -154,20 +150,20 @@ class StreamedImages:
         return torch.from_numpy(out)
 
     def _is_good(self, placed: Placed) -> bool:
-        """Whether it is a sample that may be decoded. Raises UserError after two epochs without any."""
+        """Return True for a sample that can be decoded. Raises UserError after two epochs without any."""
         _, position, sample = placed
         if sample is not _END:
             return not self.problems.is_bad(position)
         self._idle_epochs += 1
         if self._idle_epochs > 2:
             named = "; ".join(self.problems.remarks()) or "nothing was read"
-            raise UserError(f"an epoch without a usable image: {named}", "open a few of them with another program")
+            raise UserError(f"no usable image in a whole epoch: {named}", "open a few of them with another program")
         return False
 
     def _square(
         self, placed: list[Placed], where: np.ndarray | None, mirrored: np.ndarray, i: int
     ) -> np.ndarray | None:
-        """The (S, S, 3) window of one image; None when it can't be decoded."""
+        """Return the (S, S, 3) window of one image; None when it can't be decoded."""
         _, position, sample = placed[i]
         pixels = self.problems.decoded(position, sample)
         if pixels is None:

@@ -1,11 +1,12 @@
-"""Images as training wants them: by epoch and position, cropped and flipped at random, again and again.
+"""Training images by epoch and position, with random crops and flips.
 
-A small data set is decoded once and kept; what an image looks like in an epoch depends on (seed, epoch, position)
-alone, kept or not.
+A small data set is decoded once and kept in memory. The crop and flip of an image depend only on (seed, epoch,
+position), whether it is kept or not.
 """
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -21,21 +22,43 @@ from titokctl.errors import UserError
 
 _CROP, _FLIP = 1, 2
 _CHUNK = 16
-_MAX_ASPECT = 4  # an image longer than this is not kept whole: only windows of it are ever computed
+_MAX_ASPECT = 4  # an image longer than this is not kept whole; only its windows are computed
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crops and flips.
+
+    Args:
+        crop: "center", or "random" along the longer edge.
+        flip: mirror half of the images.
+        seed: of crops and flips.
+    """
+
+    crop: Literal["center", "random"] = "random"
+    flip: bool = True
+    seed: int = 0
+
+    def draw(self, epochs: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """Draw the windows, (n,) in [0, 1) or None for the middle, and which are mirrored, (n,) bool."""
+        where = uniform(self.seed, _CROP, epochs, positions) if self.crop == "random" else None
+        mirrored = uniform(self.seed, _FLIP, epochs, positions) < 0.5 if self.flip else np.zeros(len(positions), bool)
+        return where, mirrored
+
+
+RANDOM = Augmentation()
 
 
 class TrainingImages:
     """Batches of (S, S, 3) uint8 images of a source.
 
-    An image that can't be decoded is noted in `problems`, and the next good one stands in for it.
+    An image that can't be decoded is recorded in `problems` and replaced by the next good one.
 
     Args:
         source: the images.
         size: edge S in pixels; the shorter edge of an image becomes S.
-        crop: "center", or "random" along the longer edge.
-        flip: mirror half of the images.
-        seed: of crops and flips.
-        keep_bytes: data sets that fit into this much memory decoded are decoded only once.
+        augmentation: the random crops and flips.
+        keep_bytes: a data set that takes at most this much memory when decoded is decoded only once.
         workers: decoding threads; all cores by default.
     """
 
@@ -43,16 +66,13 @@ class TrainingImages:
         self,
         source: SeekableSource,
         size: int,
-        crop: Literal["center", "random"] = "random",
-        flip: bool = True,
-        seed: int = 0,
+        augmentation: Augmentation = RANDOM,
         keep_bytes: int = 1 << 30,
         workers: int | None = None,
     ) -> None:
         if not len(source):
             raise ValueError("a source without samples can't be trained on")
-        self._source, self._size, self._seed = source, size, seed
-        self._crop, self._flip = crop, flip
+        self._source, self._size, self._augmentation = source, size, augmentation
         self._workers = workers or available_cores()
         self._kept: dict[int, np.ndarray] = {}
         self._free_bytes = keep_bytes if len(source) * size * size * 3 <= keep_bytes else 0
@@ -62,15 +82,19 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self._source)
 
-    def batch(self, epochs: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """(B, S, S, 3) uint8: sample `positions[i]` as epoch `epochs[i]` sees it.
+    @property
+    def kept_bytes(self) -> int:
+        """Size in bytes of the decoded images that are kept in memory."""
+        return sum(pixels.nbytes for pixels in self._kept.values())
 
-        Raises:
-            UserError: more than 1 % of the images can't be decoded.
+    def batch(self, epochs: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Return (B, S, S, 3) uint8: sample `positions[i]` with the crop and flip of epoch `epochs[i]`.
+
+        Raises UserError when more than 1 % of the images can't be decoded.
         """
         at = np.asarray(positions, np.int64)
         when = np.asarray(epochs, np.int64)
-        where, mirrored = chances(self._seed, self._crop, self._flip, when, at)
+        where, mirrored = self._augmentation.draw(when, at)
         out = empty_squares(len(at), self._size)
 
         def fill(rows: range) -> None:
@@ -86,13 +110,13 @@ class TrainingImages:
         return torch.from_numpy(out)
 
     def _samples(self, positions: list[int]) -> list[Sample | None]:
-        """The files of those positions that are not kept decoded."""
+        """Read the files at those positions that are not kept decoded."""
         missing = [p for p in positions if p not in self._kept]
         read = dict(zip(missing, self._source.read_many(missing), strict=True))
         return [read.get(p) for p in positions]
 
     def _square(self, position: int, sample: Sample | None, u: float | None) -> np.ndarray:
-        """The (S, S, 3) window at `u` of one image, or of the next one that can be decoded."""
+        """Return the (S, S, 3) window at `u` of one image, or of the next one that can be decoded."""
         for _ in range(len(self)):
             pixels = self._kept.get(position)
             if pixels is None:
@@ -103,7 +127,7 @@ class TrainingImages:
         raise UserError("none of the images can be decoded", "open a few of them with another program")
 
     def _decoded(self, position: int, sample: Sample) -> np.ndarray | None:
-        """One image, with its shorter edge at S and kept where there is room for it; None when it can't be decoded."""
+        """Decode one image, and keep it scaled if there is room; None when it can't be decoded."""
         if self.problems.is_bad(position):
             return None
         pixels = self.problems.decoded(position, sample)
@@ -120,12 +144,3 @@ class TrainingImages:
             enough = count <= self._free_bytes
             self._free_bytes -= count if enough else 0
         return enough
-
-
-def chances(
-    seed: int, crop: Literal["center", "random"], flip: bool, epochs: np.ndarray, positions: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Where the windows lie, (n,) in [0, 1) or None for the middle, and which are mirrored, (n,) bool."""
-    where = uniform(seed, _CROP, epochs, positions) if crop == "random" else None
-    mirrored = uniform(seed, _FLIP, epochs, positions) < 0.5 if flip else np.zeros(len(positions), bool)
-    return where, mirrored

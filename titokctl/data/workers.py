@@ -1,27 +1,32 @@
-"""Work done by several threads, handed over in order.
+"""Threads that work ahead of their caller: `in_order` maps tasks in order, `Prefetch` makes the next batch.
 
-Threads serve for a few images: Pillow and NumPy let go of Python's lock while they compute. For many, each thread hands
-its files to a process (`decode_processes`).
+Threads are enough for a few images, since Pillow and NumPy release Python's lock while they compute. For many images
+each thread hands its files to a process (`decode_processes`).
 """
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def available_cores() -> int:
-    """The cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(make: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: int = 64) -> Iterator[tuple[T, R]]:
-    """(task, make(task)) for every task, in order, by `workers` threads at most `ahead` tasks ahead of the caller."""
+    """Yield (task, make(task)) for every task, in order.
+
+    Args:
+        make: called by `workers` threads, or by the caller's thread if `workers` is 1.
+        ahead: how many tasks the threads may be ahead of the caller.
+    """
     if workers <= 1:
         yield from ((task, make(task)) for task in tasks)
         return
@@ -37,3 +42,27 @@ def in_order(make: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: in
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+class Prefetch(Generic[T]):
+    """Computes `make(step + 1)` in a thread as soon as `step` is requested.
+
+    `make` never runs twice at once. Steps may be requested in any order, but only the next one is ready.
+    """
+
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._ahead: tuple[int, Future[T]] | None = None
+
+    def get(self, step: int) -> T:
+        """Return the batch of `step`. Raises what `make` raises for it."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == step:
+            value = ahead[1].result()
+        else:
+            if ahead is not None and not ahead[1].cancel():
+                ahead[1].exception()  # wait for it; an error in a batch that was not requested doesn't matter
+            value = self._make(step)
+        self._ahead = (step + 1, self._pool.submit(self._make, step + 1))
+        return value

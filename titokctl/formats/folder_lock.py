@@ -1,7 +1,7 @@
 """One writer per folder: an advisory lock that the operating system releases when its holder dies.
 
-Specification: `<folder>/.lock` is an empty file, locked with flock while a command works in the folder: exclusively, or
-shared by several that have other means to keep out of each other's way. The file stays behind; only the lock counts.
+Specification: `<folder>/.lock` is an empty file, locked with flock while a command writes to the folder: exclusively,
+or shared by several commands that divide the work in another way. The file remains; only the lock matters.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from titokctl.formats.atomic import make_folder
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of `folder`, alone or `shared`. Raises UserError when another process's lock is in the way."""
+    """Hold the lock of `folder`, exclusive or `shared`. Raises UserError when another process holds it."""
     make_folder(folder)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -27,7 +27,7 @@ def folder_lock(folder: Path, shared: bool = False) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool | None:
-    """Whether someone holds the lock of `folder` now; None where that can't be told. Nothing is made or waited for."""
+    """Return True if a process holds the lock of `folder`; None if that can't be found out. Nothing is created."""
     try:
         descriptor = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -44,7 +44,7 @@ def is_held(folder: Path) -> bool | None:
 
 
 def at_work(folder: Path) -> UserError:
-    """What is said where another process's lock is in the way."""
+    """Return the error for a folder that another process has locked."""
     return UserError(
         f"another titokctl is at work in {folder}", "wait for it, or stop it, and run the same command again"
     )
@@ -56,5 +56,5 @@ def _lock(descriptor: int, folder: Path, shared: bool) -> None:
     except BlockingIOError as error:
         raise at_work(folder) from error
     except OSError:
-        # Some network file systems have no flock: working without a lock beats not working.
+        # Some network file systems have no flock; there, commands run without a lock.
         return

@@ -1,8 +1,8 @@
-"""How many samples each shard should hold, as the tools that wrote the shards say in files beside them.
+"""The number of samples per shard, as recorded by the tools that wrote the shards, in files beside them.
 
-Read are `index.json` (ours, see shard_set), `_info.json` or `info.json` (timm: splits with filenames and
-shard_lengths), `sizes.json` (open_clip: {shard: samples}) and `<shard>_stats.json` (img2dataset: successes). Files of
-other shapes under these names are passed over. How a file is read is the caller's business.
+Known are `index.json` (ours, see shard_set), `_info.json` or `info.json` (timm: splits with filenames and
+shard_lengths), `sizes.json` (open_clip: {shard: samples}) and `<shard>_stats.json` (img2dataset: successes). Files with
+these names but another content are ignored. The caller reads the files.
 """
 
 import json
@@ -18,25 +18,25 @@ _OURS = "index.json"
 
 @dataclass(frozen=True)
 class Count:
-    """`samples` a shard should hold; `file` says so."""
+    """The number of samples in a shard, and the file that records it."""
 
     samples: int
     file: str
 
 
 def recorded_counts(shards: Sequence[str], read: Read) -> dict[str, Count]:
-    """What the files beside shards say, by shard name; only shards that are spoken of.
+    """Return the recorded counts by shard name; shards without one are missing.
 
     Args:
-        shards: the file names of the shards of one folder.
-        read: the content of a file in that folder, None when it is not there.
+        shards: the file names of the shards in one folder.
+        read: returns the content of a file in that folder, None when it doesn't exist.
     """
     found: dict[str, Count] = {}
     for file, of in ((_OURS, _of_ours), *((name, _of_timm) for name in _TIMM), (_OPEN_CLIP, _of_open_clip)):
         for shard, samples in of(_parsed(read(file))).items():
             found.setdefault(shard, Count(samples, file))
     left = [shard for shard in shards if shard not in found]
-    # img2dataset writes one file a shard: where the first has none, the others are not asked for.
+    # img2dataset writes one file per shard: if the first has none, the others are not tried.
     for i, shard in enumerate(left):
         file = f"{shard.removesuffix('.tar')}_stats.json"
         record = _parsed(read(file))

@@ -1,20 +1,19 @@
-"""Where the samples of a tar shard lie, found by one pass over its headers and kept.
+"""The index of a tar shard: the offsets of its samples, found by one pass over its headers and saved.
 
-Specification: the index of `<name>.tar` is `.titokctl-index/<name>.tar.npz` in the same folder, or, where that can't be
+Specification: the index of `<name>.tar` is `.titokctl-index/<name>.tar.npz` in the same folder, or, if that can't be
 written, `$XDG_CACHE_HOME/titokctl/shard-index/<start of the SHA-256 of the shard's path>-<name>.tar.npz`. It is a NumPy
 .npz without pickled objects:
 
     header    (n,) uint8     JSON: format "titokctl/shard-index", format_version 3, the shard's `size` and `mtime_ns`,
                              `cut` ("" or how the tar ends too early), `problems` [[key, kind, text], ...], `layout`
-                             ("samples", or "class-tars" of a tar of class tars), `names` {label: name} as far as known
+                             ("samples", or "class-tars" for a tar of class tars), `names` {label: name} if known
     offsets   (N,) uint64    first byte of each image in the tar
     sizes     (N,) uint64    its bytes
-    labels    (N,) int32     from the `cls` or `json` member, -1 for none
-    keys      (m,) uint8     the UTF-8 keys, one after the other
-    key_ends  (N,) uint64    where each key ends in `keys`
+    labels    (N,) int32     from the `cls` or `json` member, -1 without one
+    keys      (m,) uint8     the UTF-8 keys, concatenated
+    key_ends  (N,) uint64    the end of each key in `keys`
 
-What a sample is, and what its problems are: `shard_scan`. An index whose `size` or `mtime_ns` differs from the shard's
-is made anew.
+`shard_scan` defines samples and problems. An index whose `size` or `mtime_ns` differs from the shard's is replaced.
 """
 
 import hashlib
@@ -25,9 +24,10 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import user_cache, write_bytes
@@ -40,6 +40,24 @@ FORMAT_VERSION = 3
 FOLDER = ".titokctl-index"
 SAMPLES, CLASS_TARS = "samples", "class-tars"
 _ARRAYS = {"offsets": "<u8", "sizes": "<u8", "labels": "<i4", "keys": "|u1", "key_ends": "<u8"}
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The header of the specification above."""
+
+    format: Literal["titokctl/shard-index"]
+    format_version: Literal[3]
+    size: int
+    mtime_ns: int
+    cut: str
+    problems: list[tuple[str, str, str]]
+    layout: str
+    names: dict[int, str]
+
+
+_HEADER = TypeAdapter(_Header)
+_FACTS = ("size", "mtime_ns", "cut", "problems", "layout", "names")
 
 
 @dataclass
@@ -62,12 +80,12 @@ class ShardIndex:
         return len(self.offsets)
 
     def key(self, i: int) -> str:
-        """The key of sample i."""
+        """Return the key of sample i."""
         begin = int(self.key_ends[i - 1]) if i else 0
         return self.keys[begin : int(self.key_ends[i])].tobytes().decode("utf-8", "backslashreplace")
 
     def only(self, keep: np.ndarray) -> "ShardIndex":
-        """The index of those samples for which `keep` (N,) bool is True."""
+        """Return the index of those samples for which `keep` (N,) bool is True."""
         arrays: dict[str, Any] = {name: getattr(self, name)[keep] for name in ("offsets", "sizes", "labels")}
         return replace(self, **arrays, **_packed(self.key(i) for i in np.flatnonzero(keep).tolist()))
 
@@ -100,7 +118,7 @@ def open_index(shard: Path, layout: str = SAMPLES, keep: bool = True) -> ShardIn
 
 
 def from_scan(scan: Scan, size: int = 0, mtime_ns: int = 0, layout: str = SAMPLES) -> ShardIndex:
-    """The index of what a pass over a shard found; `size` and `mtime_ns` are the shard's."""
+    """Return the index of what a pass over a shard found; `size` and `mtime_ns` are the shard's."""
     return ShardIndex(
         size=size,
         mtime_ns=mtime_ns,
@@ -130,7 +148,7 @@ def _packed(keys: Iterable[str]) -> dict[str, Any]:
 
 def _serialize(index: ShardIndex) -> bytes:
     header = {"format": FORMAT, "format_version": FORMAT_VERSION}
-    header |= {name: getattr(index, name) for name in ("size", "mtime_ns", "cut", "problems", "layout", "names")}
+    header |= {name: getattr(index, name) for name in _FACTS}
     out = io.BytesIO()
     arrays = {name: getattr(index, name) for name in _ARRAYS}
     np.savez_compressed(out, header=np.frombuffer(json.dumps(header).encode(), "|u1"), **arrays)
@@ -138,26 +156,21 @@ def _serialize(index: ShardIndex) -> bytes:
 
 
 def _deserialize(data: bytes) -> ShardIndex | None:
-    """The index in `data`, or None when it is not one this version reads."""
+    """Return the index in `data`, or None if this version can't read it."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            header = json.loads(stored["header"].tobytes())
+            header = _HEADER.validate_json(stored["header"].tobytes())
             arrays = {name: stored[name] for name in _ARRAYS}
-        if header["format"] != FORMAT or header["format_version"] != FORMAT_VERSION:
-            return None
-        if any(array.dtype != _ARRAYS[name] or array.ndim != 1 for name, array in arrays.items()):
-            return None
-        problems = [(str(key), str(kind), str(text)) for key, kind, text in header["problems"]]
-        names = {int(label): str(name) for label, name in header["names"].items()}
-        facts = int(header["size"]), int(header["mtime_ns"]), str(header["cut"])
-        index = ShardIndex(*facts, problems, **arrays, layout=str(header["layout"]), names=names)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
         return None
+    if any(array.dtype != _ARRAYS[name] or array.ndim != 1 for name, array in arrays.items()):
+        return None
+    index = ShardIndex(**{name: getattr(header, name) for name in _FACTS}, **arrays)
     return index if _consistent(index) else None
 
 
 def _consistent(index: ShardIndex) -> bool:
-    """Whether all offsets lie in the shard and all keys in their bytes: an index is input like any other."""
+    """Return True if all offsets are within the shard and all keys within their bytes: an index is untrusted input."""
     n = len(index.offsets)
     if not len(index.sizes) == len(index.labels) == len(index.key_ends) == n:
         return False
@@ -168,8 +181,8 @@ def _consistent(index: ShardIndex) -> bool:
     return bool(inside.all() and (np.diff(ends) >= 0).all() and ends[0] >= 0 and ends[-1] == len(index.keys))
 
 
-def _places(shard: Path) -> tuple[Path, Path]:
-    """Where an index may lie: beside the shard, and in the user's cache."""
+def _paths(shard: Path) -> tuple[Path, Path]:
+    """Return the paths that an index may have: beside the shard, and in the user's cache."""
     path = str(shard.resolve())
     cache = user_cache() / "titokctl" / "shard-index"
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
@@ -177,9 +190,9 @@ def _places(shard: Path) -> tuple[Path, Path]:
 
 
 def _kept(shard: Path, state: os.stat_result, layout: str) -> ShardIndex | None:
-    for place in _places(shard):
+    for path in _paths(shard):
         try:
-            index = _deserialize(place.read_bytes())
+            index = _deserialize(path.read_bytes())
         except OSError:
             continue
         if index is None or index.layout != layout:
@@ -190,11 +203,11 @@ def _kept(shard: Path, state: os.stat_result, layout: str) -> ShardIndex | None:
 
 
 def _keep(shard: Path, index: ShardIndex) -> None:
-    """Write the index to the first folder that takes it; without any, it is made again next time."""
-    for place in _places(shard):
+    """Save the index in the first folder that can be written."""
+    for path in _paths(shard):
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(place, _serialize(index))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, _serialize(index))
             return
         except (OSError, UserError):
             continue

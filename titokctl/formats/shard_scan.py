@@ -1,10 +1,10 @@
-"""The samples of a tar shard, found by one pass over its headers: what is an image, what a label, what is wrong.
+"""The samples of a tar shard, found by one pass over its headers: images, labels and problems.
 
-A sample is what WebDataset takes for one: members that share a name up to the first dot of its last part; that is the
-key, the rest the kind. It has one image (jpg, jpeg, png, webp, in any case) and at most one label, in a `cls` or `json`
-member. Other members are never read; where one of them has an image's name (`a.b.jpg`) and the sample has no image, the
-sample is told of, so that names with dots of their own lose nothing in silence. The pass only goes forwards, so that a
-stream from a server will do.
+A sample is defined as in WebDataset: members whose names agree up to the first dot of the base name. That part is the
+key, the rest the kind. A sample has one image (jpg, jpeg, png, webp, in upper or lower case) and at most one label, in
+a `cls` or `json` member. Other members are never read. If one of them has an image's name (`a.b.jpg`) and the sample
+has no image, that is a problem of the sample, so that names with several dots are reported and not ignored. The pass
+only reads forwards, so that it also works on a stream from a server.
 """
 
 import json
@@ -20,13 +20,13 @@ _MAX_LABEL_BYTES = 1 << 20
 _LABELS = ("cls", "json")
 _JSON_KEYS = ("label", "cls", "class_id")
 _JSON_NAMES = ("class_name", "label_name", "classname", "synset", "wnid")
-# Problems that are told beside a sample which stays; all others stand for a sample that is left out.
+# Problems of samples that are kept; all others mean that the sample is left out.
 BESIDE = ("bad-label", "duplicate", "label-map")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One image: `size` bytes at `offset`; label -1 for none."""
+    """One image: `size` bytes at `offset`; label -1 without one."""
 
     offset: int
     size: int
@@ -36,10 +36,13 @@ class Found:
 
 @dataclass
 class Scan:
-    """What a shard holds, in the order of the images.
+    """The content of a shard.
 
-    `problems` are (key, kind, text); `names` says what labels are called where json members tell; `cut` says how the
-    tar ends too early, "" when it is whole.
+    Args:
+        found: the images, in order.
+        problems: (key, kind, text) of each.
+        names: names of labels, from json members.
+        cut: how the tar ends too early; "" when it is whole.
     """
 
     found: list[Found] = field(default_factory=list)
@@ -58,12 +61,17 @@ class _Sample:
 
     @property
     def problems(self) -> list[tuple[str, str]]:
-        """Kind and text of what is wrong with it: without an image, why it has none, once whatever its labels are."""
+        """Kind and text of each problem. A sample without an image has one, the reason, whatever its labels are."""
         if self.image is not None:
             return ([] if self.problem is None else [self.problem]) + _once(self.extra)
         if self.problem is None and self.dotted:
             more = f" (and {len(self.dotted) - 1:,} more)" if len(self.dotted) > 1 else ""
-            return [("several-dots", f"{self.dotted[0]}{more}: a name has one dot, between key and kind")]
+            return [
+                (
+                    "several-dots",
+                    f"{self.dotted[0]}{more}: the name has several dots; one is expected, between key and kind",
+                )
+            ]
         return [problem for problem in self.extra if problem[0] == "label-map"] + [
             self.problem or ("no-image", "a label without an image")
         ]
@@ -75,10 +83,14 @@ def scan(
     max_image_bytes: int = MAX_IMAGE_BYTES,
     collect: Callable[[int, bytes], None] | None = None,
 ) -> Scan:
-    """Go through the shard in `file`, `length` bytes long.
+    """Scan the shard in `file`, which is `length` bytes long. A cut tar gives its whole members.
 
-    Labels are read; images only for `collect`, which is called with the offset and the bytes of each. A cut tar gives
-    its whole members. Raises BrokenTar for what is no tar.
+    Args:
+        max_image_bytes: larger images are left out.
+        collect: called with the offset and the bytes of each image; without it no images are read.
+
+    Raises:
+        BrokenTar: it isn't a tar.
     """
     samples: dict[str, _Sample] = {}
     result = Scan()
@@ -106,13 +118,13 @@ def scan(
 
 
 def _once(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A sample whose label is wrong in two members is still one sample."""
+    """Remove all but the first problem of a bad label: two bad members are still one sample."""
     bad = [problem for problem in problems if problem[0] == "bad-label"]
     return [problem for problem in problems if problem not in bad[1:]]
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and kind of a member."""
+    """Split the name of a member into key and kind."""
     folder, slash, base = name.rpartition("/")
     stem, _, kind = base.partition(".")
     return (folder + slash + stem if stem else ""), kind.lower()
@@ -121,7 +133,7 @@ def _split(name: str) -> tuple[str, str]:
 def _take(
     samples: dict[str, _Sample], member: Member, file: BinaryIO, max_image_bytes: int, names: dict[int, str]
 ) -> bool:
-    """Note what a member adds to its sample; True when it is the sample's image."""
+    """Add a member to its sample; return True for the sample's image."""
     key, kind = _split(member.name)
     dotted = "." in kind and kind.rpartition(".")[2] in IMAGES
     if not key or not (dotted or kind in IMAGES + _LABELS):
@@ -159,11 +171,11 @@ def _take_label(sample: _Sample, member: Member, kind: str, file: BinaryIO, name
 
 
 def _label(kind: str, data: bytes) -> tuple[int | str | None, str]:
-    """The label in a cls or json member, None where a json has none, or what is wrong with it; and its name or ""."""
+    """Parse a cls or json member: the label, None if a json has none, or a problem in words; and its name or ""."""
     try:
         value: Any = int(data) if kind == "cls" else json.loads(data)
     except (ValueError, RecursionError):
-        return f"no {'whole number' if kind == 'cls' else 'JSON'}: {data[:20]!r}", ""
+        return f"not {'a whole number' if kind == 'cls' else 'JSON'}: {data[:20]!r}", ""
     name = ""
     if kind == "json":
         fields = value if isinstance(value, dict) else {}
@@ -172,5 +184,5 @@ def _label(kind: str, data: bytes) -> tuple[int | str | None, str]:
         if value is None:
             return None, ""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        return f"no class index: {str(value)[:20]!r}", ""
+        return f"not a class index: {str(value)[:20]!r}", ""
     return value, name

@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 
 from titokctl.config.recipe import GeneratorRecipe
-from titokctl.data.prefetch import Prefetch
 from titokctl.data.tokens import TokenRows
+from titokctl.data.workers import Prefetch
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import slice_of, summed
 from titokctl.models.generator import Batch, Drawn, Generator

@@ -8,10 +8,10 @@ import torch
 from titokctl.config.tokenizer_recipe import ProxyRecipe, TokenizerRecipe
 from titokctl.data.images import to_float
 from titokctl.data.order import batch_positions
-from titokctl.data.prefetch import Prefetch
 from titokctl.data.sources.source import SeekableSource, Source
 from titokctl.data.streamed_images import StreamedImages
-from titokctl.data.training_images import TrainingImages
+from titokctl.data.training_images import Augmentation, TrainingImages
+from titokctl.data.workers import Prefetch
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import slice_of
 from titokctl.errors import UserError
@@ -40,9 +40,9 @@ class StepImages:
         self._count = len(source)
         self._images: TrainingImages | StreamedImages
         self._crops = recipe.cached_crops if isinstance(recipe, ProxyRecipe) else None
-        chance = (recipe.augmentation.crop, recipe.augmentation.flip, self._seed)
+        augmentation = Augmentation(recipe.augmentation.crop, recipe.augmentation.flip, self._seed)
         if isinstance(source, SeekableSource):
-            self._images = TrainingImages(source, recipe.image_size, *chance)
+            self._images = TrainingImages(source, recipe.image_size, augmentation)
         else:
             if self._crops:
                 raise UserError(
@@ -51,7 +51,7 @@ class StepImages:
                 )
             say(_STREAMED)
             share = self._share.stop - self._share.start
-            self._images = StreamedImages(source, recipe.image_size, share, group.rank, group.world_size, *chance)
+            self._images = StreamedImages(source, recipe.image_size, share, group.rank, group.world_size, augmentation)
         self._say, self._is_told = say, False
         self._prefetch = Prefetch(self._make)
 

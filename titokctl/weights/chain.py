@@ -63,7 +63,7 @@ def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, 
         chosen = (exact or fitting)[0]
         say(f"tokenizer: {chosen.path} (recorded by its hash)")
         return str(chosen.path)
-    from titokctl.weights.local import name_with_encoder
+    from titokctl.weights.read import name_with_encoder
 
     known = name_with_encoder(encoder_sha256)
     if known is not None:

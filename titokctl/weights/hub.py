@@ -1,4 +1,4 @@
-"""Fetching released models from the Hugging Face Hub, when that is wanted and possible."""
+"""Downloads of released models from the Hugging Face Hub."""
 
 import os
 from pathlib import Path
@@ -22,10 +22,10 @@ def no_downloads(fetch: bool = True) -> str | None:
 def download(known: Known, fetch: bool = True) -> Path:
     """Fetch a released model into the Hugging Face cache and return the file or folder to read.
 
-    Needs the `hub` extra and a network; TITOKCTL_OFFLINE=1 and HF_HUB_OFFLINE=1 forbid it.
+    Needs the `hub` extra and a network. TITOKCTL_OFFLINE=1 and HF_HUB_OFFLINE=1 turn downloads off.
 
     Raises:
-        UserError: it can't be fetched: names the repository, the files and where to put them.
+        UserError: the download isn't possible; the message names the repository, the files and where to put them.
     """
     if reason := no_downloads(fetch):
         raise _not_here(known, reason)
@@ -34,12 +34,12 @@ def download(known: Known, fetch: bool = True) -> Path:
         from huggingface_hub.utils import logging
     except ImportError as error:
         raise _not_here(known, "huggingface_hub is not installed: `pip install 'titokctl[hub]'`") from error
-    logging.set_verbosity(logging.CRITICAL)  # what it tries again and why is no news beside our own error
+    logging.set_verbosity(logging.CRITICAL)  # its retries would be shown beside our own error
     try:
-        # Asked once, which fails at once without a network, where a download is tried again for half a minute.
+        # Without a network this fails at once, while a download is retried for half a minute.
         get_hf_file_metadata(hf_hub_url(known.repository, known.files[0]))
         paths = [Path(hf_hub_download(known.repository, file)) for file in known.files]
-    # Its errors have many classes, from several packages; none of them is a fault of ours.
+    # Its errors have many classes, from several packages, and none of them is a bug of titokctl.
     except Exception as error:
         raise _not_here(known, f"the download failed: {_first_line(error)}") from error
     return in_folder(paths[-1].parent, known)
@@ -49,7 +49,7 @@ def _not_here(known: Known, reason: str) -> UserError:
     files = " and ".join(known.files)
     return UserError(
         f"{known.name} is not on this machine ({reason})",
-        f"fetch {files} from https://huggingface.co/{known.repository} and put "
+        f"download {files} from https://huggingface.co/{known.repository} and put "
         f"{'them' if len(known.files) > 1 else 'it'} into {cache_folder() / known.name}/",
     )
 

@@ -1,32 +1,26 @@
-"""Weight files that other projects publish: where they are looked for, and how they are fetched.
+"""Weight files that other projects publish: how they are found and downloaded.
 
-In this order: the path that a caller gives, the file's environment variable, torch's hub cache, an installed package
-that brings the file, and a download into the hub cache, which TITOKCTL_OFFLINE=1 forbids. TITOKCTL_WEIGHTS_URL names a
-folder on a server of one's own to fetch from instead. What is found or fetched counts only when its SHA-256 is the
-published one.
+The search order is: the path that the caller gives, the file's environment variable, torch's hub cache, an installed
+package that contains the file, and a download into the hub cache (not if TITOKCTL_OFFLINE=1). TITOKCTL_WEIGHTS_URL
+names a folder on another server to download from. A file is accepted only if it has the published SHA-256.
 """
 
 import hashlib
-import http.client
 import os
-import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
 
-from titokctl import __version__
 from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path
+from titokctl.formats.remote_file import Gone, RemoteStream
 from titokctl.progress import Progress, SilentProgress
 from titokctl.weights.hub import no_downloads
 
 MIRROR_VARIABLE = "TITOKCTL_WEIGHTS_URL"
-_PAUSES = (0.5, 2.0)  # seconds before each further try
-_TIMEOUT_S = 60.0
+_PAUSES = (0.5, 2.0)  # seconds before each retry
 _BLOCK = 1 << 20
 _LARGEST = 2 << 30
 _TORCHVISION = "https://download.pytorch.org/models"
@@ -37,15 +31,15 @@ class NetworkFile:
     """A published file.
 
     Args:
-        purpose: what it is, for messages.
-        names: what it is called in torch's hub cache; a download gets the first one.
-        sha256: of its contents, or how that begins.
+        purpose: the network's name, for messages.
+        names: file names in torch's hub cache; a download gets the first one.
+        sha256: the hash of its contents, or the beginning of it.
         variable: the environment variable that may hold its path.
-        url: where it is published; "" when only `package` has it.
-        package: an installed distribution that brings it, and the end of its path there.
-        advice: what else to do without it, a part of a sentence.
-        is_exact: whether a path that the user gives must hold the published file, too; otherwise any file with the
-            same tensors will do.
+        url: the address of the published file; "" when only `package` has it.
+        package: an installed distribution that contains it, and the end of its path there.
+        advice: another way to do without it, for the hint of a message.
+        is_exact: True if a file that the user names must also be the published one; otherwise any file with the same
+            tensors is accepted.
     """
 
     purpose: str
@@ -77,7 +71,7 @@ LITE0 = NetworkFile(
     is_exact=True,
 )
 VGG16 = NetworkFile(
-    "VGG16, which LPIPS looks through,",
+    "VGG16 (for LPIPS)",
     ("vgg16-397923af.pth",),
     "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     "TITOKCTL_VGG16",
@@ -105,10 +99,10 @@ CONVNEXT_SMALL = NetworkFile(
 def find(file: NetworkFile, given: Path | None = None, progress: Progress | None = None, fetch: bool = True) -> Path:
     """Return the path of a published file. One that is not on this machine is downloaded if `fetch`.
 
-    Several processes may ask at once: each then fetches it, and one file is left.
+    Several processes may call this at once: each downloads the file, and one file remains.
 
     Raises:
-        UserError: it isn't here and can't be fetched (says from where to where), or is another file.
+        UserError: it is not on this machine and can't be downloaded, or is another file.
     """
     variable = os.environ.get(file.variable)
     named = given or (Path(variable) if variable else None)
@@ -126,7 +120,7 @@ def find(file: NetworkFile, given: Path | None = None, progress: Progress | None
 
 
 def here(file: NetworkFile) -> Path | None:
-    """Where the file lies on this machine, unchecked; None when it would have to be fetched."""
+    """Return the path of the file on this machine, unchecked; None when it would have to be downloaded."""
     variable = os.environ.get(file.variable)
     if variable:
         return Path(variable) if Path(variable).is_file() else None
@@ -140,7 +134,7 @@ def check_sha256(path: Path, expected: str, origin: str = "") -> None:
     if not found.startswith(expected):
         raise UserError(
             f"{origin or path} is not the published file: its SHA-256 starts with {found[:16]}, not {expected[:16]}",
-            "fetch it again; it may be cut off",
+            "it may be truncated: download it again",
         )
 
 
@@ -153,7 +147,7 @@ def _in_cache(file: NetworkFile) -> Path | None:
 
 
 def _in_package(file: NetworkFile) -> Path | None:
-    """The file inside an installed package, which is not imported."""
+    """Return the path of the file in an installed package, which is not imported."""
     if file.package is None:
         return None
     name, place = file.package
@@ -171,49 +165,38 @@ def _fetched(file: NetworkFile, progress: Progress, fetch: bool) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {target.parent} ({error.strerror})", _advice(file)) from error
-    pauses = list(_PAUSES)
-    while True:
+    with atomic_path(target) as temporary:
         try:
-            with atomic_path(target) as temporary:
-                _download(url, temporary, progress)
-                check_sha256(temporary, file.sha256, url)
-            return target
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()
-            is_refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            if is_refused or not pauses:
-                raise _not_here(file, f" (the download from {url} failed: {error})") from error
-        time.sleep(pauses.pop(0))
+            _download(url, temporary, progress)
+        except (Gone, UserError) as error:
+            raise _not_here(file, f" (the download failed: {error})") from error
+        check_sha256(temporary, file.sha256, url)
+    return target
 
 
 def _address(file: NetworkFile, fetch: bool) -> str:
-    """Where to fetch the file. Raises UserError when it must not or can't be."""
+    """Return the address to download from. Raises UserError when downloads are off, or there is no address."""
     reason = no_downloads(fetch)
     if reason or not file.url:
         raise _not_here(file, f" ({reason})" if file.url else "")
     mirror = os.environ.get(MIRROR_VARIABLE)
     if mirror and not mirror.startswith(("https://", "http://")):
-        raise UserError(f"{MIRROR_VARIABLE} is {mirror}, which is no address of a server", "give one with https://")
+        raise UserError(f"{MIRROR_VARIABLE} is {mirror}, not the address of a server", "use one with https://")
     return f"{mirror.rstrip('/')}/{file.names[0]}" if mirror else file.url
 
 
 def _download(url: str, path: Path, progress: Progress) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": f"titokctl/{__version__}"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response, open(path, "wb") as out:
-        length = response.headers.get("Content-Length")
-        size = int(length) if length and length.isdigit() else None
-        progress.start(f"fetch {url.rsplit('/', 1)[-1]}", -(-size // _BLOCK) if size else None, "MiB")
+    with RemoteStream(url, _PAUSES) as stream, path.open("wb") as out:
+        size = stream.file.size
+        progress.start(f"download {url.rsplit('/', 1)[-1]}", -(-size // _BLOCK) if size else None, "MiB")
         try:
-            while block := response.read(_BLOCK):
+            while block := stream.read(_BLOCK):
                 out.write(block)
                 progress.advance()
                 if out.tell() > _LARGEST:
-                    raise UserError(f"{url} is larger than {_LARGEST >> 30} GiB, more than a file of weights here has")
+                    raise UserError(f"{url} is larger than {_LARGEST >> 30} GiB, more than any file of weights here")
         finally:
             progress.close()
-        if size is not None and out.tell() < size:
-            raise http.client.IncompleteRead(b"", size - out.tell())
 
 
 def _not_here(file: NetworkFile, reason: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Finding and reading weights, whatever form they have on disk."""
+"""Weights by path or name, in any form they have on disk."""
 
 import difflib
 from pathlib import Path
@@ -7,7 +7,9 @@ from titokctl.errors import UserError
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.weights_file import is_ours, read_metadata
 from titokctl.weights import hub, local
-from titokctl.weights.known import BY_NAME
+from titokctl.weights.build import build
+from titokctl.weights.hashes import encoder_sha256 as hash_of
+from titokctl.weights.known import BY_NAME, of_kind
 from titokctl.weights.official.files import is_safetensors, read_official, tensor_file
 from titokctl.weights.store import Weights, read_own
 
@@ -35,17 +37,29 @@ def locate(path_or_name: str | Path, fetch: bool = True) -> Path:
         if near
         else "`titokctl runs ls` and `titokctl weights ls` list what there is"
     )
-    raise UserError(f"no weights at {name}, and it is no known name", hint)
+    raise UserError(f"no weights found: {name} is neither a path nor a known name", hint)
+
+
+def name_with_encoder(encoder_sha256: str) -> str | None:
+    """Return the name of the released tokenizer on this machine whose encoder has this hash, or None."""
+    for known in of_kind("tokenizer"):
+        path = local.where(known)
+        if path is None:
+            continue
+        tokenizer = build(read(path), str(path), "cpu", None)
+        if hash_of(tokenizer) == encoder_sha256:  # type: ignore[arg-type]
+            return known.name
+    return None
 
 
 def read(path: Path, model: str | None = None) -> Weights:
-    """The weights in a file or folder, ours or official, memory-mapped where the format allows it.
+    """Read weights from a file or folder, ours or official, memory-mapped where the format allows it.
 
     Args:
-        model: the known name it has, for official files that don't tell.
+        model: the released model's name, for official files that don't contain their configuration.
 
     Raises:
-        UserError: they can't be read, recognised or used.
+        UserError: they can't be read or recognised.
     """
     file = tensor_file(path)
     if is_safetensors(file) and is_ours(read_metadata(file)):
@@ -56,5 +70,5 @@ def read(path: Path, model: str | None = None) -> Weights:
 def _product(folder: Path) -> Path:
     run = open_run(folder)
     if not run.is_finished or not run.product:
-        raise UserError(f"the run {folder} is not finished", "run its command again; it goes on where it stopped")
+        raise UserError(f"the run {folder} is not finished", "run its command again to resume it")
     return run.product_path

@@ -1,7 +1,7 @@
 """Folders of image files: a folder per class, or one flat folder without labels.
 
-Class names are the names of the sub-folders that hold images, sorted; images may lie deeper within them. Hidden files
-and other kinds of files are passed over. Where a folder has `train/` and nothing of its own, `train/` is meant.
+Class names are the sorted names of the sub-folders that contain images, at any depth. Hidden files and files of other
+kinds are ignored.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ KIND = "folder"
 
 @dataclass
 class FolderSource(SeekableSource):
-    """Image files below `root`; sample i is `names[i]`, with label and size at the same place."""
+    """Image files below `root`; sample i is `names[i]`, with label and size at the same index."""
 
     root: Path = field(default_factory=Path)
     names: list[str] = field(default_factory=list)
@@ -49,18 +49,18 @@ class FolderSource(SeekableSource):
         try:
             data = _start_of(path) if path.is_file() else b""  # a pipe or a device would never end
         except OSError:
-            data = b""  # a dangling link, a file of somebody else's: decoding rejects it by name, as empty
+            data = b""  # a dangling link, or no permission: decoding rejects it by name, as empty
         return Sample(self.file_keys[position], int(self.file_labels[position]), data)
 
 
 def _start_of(path: Path) -> bytes:
-    """A file's bytes; of one that is too large for an image, no more than shows that."""
+    """Read a file, or as much of it as shows that it is too large for an image."""
     with path.open("rb") as file:
         return file.read(MAX_IMAGE_BYTES + 1)
 
 
 def _size(path: Path) -> int:
-    """The size of a file, 0 for one that can't be looked at (a dangling link)."""
+    """Return the size of a file, 0 for a dangling link."""
     try:
         return path.stat().st_size
     except OSError:
@@ -68,12 +68,12 @@ def _size(path: Path) -> int:
 
 
 def recognises(path: Path) -> bool:
-    """True for a folder that holds images, itself or in sub-folders."""
+    """Return True for a folder that contains images, directly or in sub-folders."""
     return path.is_dir() and (next(_images_below(path), None) is not None)
 
 
 def open_folder(path: Path) -> FolderSource:
-    """The images of a folder. Raises UserError when it holds none, or images both itself and in sub-folders."""
+    """Open a folder of images. Raises UserError when it has none, or has images beside sub-folders with images."""
     own = sorted(e.name for e in os.scandir(path) if is_image(e.name) and e.is_file())
     classes = {name: sorted(_relative(_images_below(path / name), path)) for name in _folders(path)}
     classes = {name: files for name, files in classes.items() if files}
@@ -103,12 +103,12 @@ def open_folder(path: Path) -> FolderSource:
 
 
 def is_image(name: str) -> bool:
-    """True for the name of an image file that is not hidden."""
+    """Return True for the name of an image file that is not hidden."""
     return not name.startswith(".") and name.rpartition(".")[2].lower() in EXTENSIONS
 
 
 def _fingerprint(names_and_sizes: Iterable[tuple[str, int]]) -> str:
-    """SHA-256, in hexadecimal, of names and sizes in their order."""
+    """Return the SHA-256 of names and sizes, in hexadecimal."""
     total = hashlib.sha256()
     for name, size in names_and_sizes:
         total.update(os.fsencode(name) + b"\0" + str(size).encode() + b"\n")
@@ -131,12 +131,12 @@ def _relative(paths: Iterable[str], root: Path) -> Iterable[str]:
 
 
 def _text(name: str) -> str:
-    """The name of a file or folder as text that can be written, whatever its bytes are."""
+    """Return the name of a file or folder as valid text, whatever its bytes are."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _keys(names: list[str]) -> list[str]:
-    """Names without their extension, as in shards; where two agree, the later one keeps it."""
+    """Remove the extensions, as in shards; of two names that differ only in it, the second keeps it."""
     keys, taken = [], set()
     for name in names:
         text = _text(name)

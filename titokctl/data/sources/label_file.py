@@ -1,11 +1,11 @@
-"""Labels in a text file beside images that carry none, such as ILSVRC2012_img_val.tar.
+"""Labels in a text file, for images without labels such as ILSVRC2012_img_val.tar.
 
 A line is a label, in the order of the sorted image names (`ILSVRC2012_val_00000042` takes line 42); or an image name
-and its label, apart by blanks, tabs or a comma (the first word of a label counts, a line whose label is none is a
-heading). A label is a synset name, or the index of its synset in sorted order. The devkit's
-ILSVRC2012_validation_ground_truth.txt holds neither but ILSVRC2012_IDs, which count from 1 in an order of their own:
-such numbers are taken only with a table of synset and ILSVRC2012_ID (two columns in either order, made from the
-devkit's meta.mat), and never as indices.
+and its label, separated by blanks, tabs or a comma (only the first word of the label is used; a line with an invalid
+label is a heading). A label is a synset name, or the index of its synset in sorted order. The devkit's
+ILSVRC2012_validation_ground_truth.txt has neither: its ILSVRC2012_IDs count from 1 in an order of their own. They are
+accepted only with a table of synset and ILSVRC2012_ID (two columns in either order, made from the devkit's meta.mat),
+and never as indices.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
+from titokctl.data.sources.imagenet import is_synset
 from titokctl.data.sources.source import Sample, SeekableSource
-from titokctl.data.synsets import is_synset
 from titokctl.errors import UserError
 
 _MAX_BYTES = 256 << 20
-_LEAVES = 1000  # the devkit's table goes on with inner nodes of the tree, which no image is labelled with
+_LEAVES = 1000  # the rest of the devkit's table are inner nodes of the tree, which are not labels of images
 _NUMBERED = re.compile(r"(?:.*/)?ILSVRC2012_(?:val|test)_(\d{8})")
 _ID_HINT = (
-    "ILSVRC2012_IDs are no class indices; give a file of synset names, or the devkit's table of synset and "
+    "ILSVRC2012_IDs are not class indices; use a file of synset names, or name the devkit's table of synset and "
     "ILSVRC2012_ID (from meta.mat) with --label-table"
 )
 
@@ -51,14 +51,13 @@ class LabelledSource(SeekableSource):
 
 
 def with_labels(source: SeekableSource, labels: Path, table: Path | None = None) -> LabelledSource:
-    """`source` with the labels of a text file.
+    """Return `source` with the labels of a text file.
 
     Raises:
-        UserError: the images have labels already, the file does not fit them, or it holds ILSVRC2012_IDs and there is
-            no table to map them with.
+        UserError: the images have labels already, the file doesn't fit them, or it has ILSVRC2012_IDs without a table.
     """
     if (source.labels() >= 0).any():
-        raise UserError(f"the images have labels already, and {labels} holds others", "leave out --labels")
+        raise UserError(f"the images have labels of their own, so {labels} can't be used", "leave out --labels")
     words = _label_words(labels, source)
     ids = _read_table(table) if table is not None else {}
     numbers, class_names = _as_indices(labels, words, ids)
@@ -82,10 +81,10 @@ def _digest(fingerprint: str, numbers: np.ndarray, class_names: list[str]) -> st
 
 
 def _label_words(path: Path, source: SeekableSource) -> list[str]:
-    """The label of every image as it is written, in the order of the source."""
+    """Return the label of every image as written in the file, in the order of the source."""
     lines = [line.replace(",", " ").replace("\t", " ").split() for line in _text(path).splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{path} holds no labels")
+        raise UserError(f"{path} contains no labels")
     keys = source.keys()
     if any(len(words) > 1 for words in lines):
         named = {_stem(words[0]): words[1] for words in lines if len(words) > 1 and _is_label(words[1])}
@@ -101,14 +100,14 @@ def _label_words(path: Path, source: SeekableSource) -> list[str]:
             raise UserError(f"{path} has {len(plain):,} lines, but there is an image number {max(numbers):,}")
         return [plain[number - 1] for number in numbers]
     if len(plain) != len(keys):
-        raise UserError(f"{path} has {len(plain):,} lines for {len(keys):,} images", "one label a line is expected")
+        raise UserError(f"{path} has {len(plain):,} lines for {len(keys):,} images", "expected one label per line")
     order = sorted(range(len(keys)), key=keys.__getitem__)
     words_at = dict(zip(order, plain, strict=True))
     return [words_at[i] for i in range(len(keys))]
 
 
 def _as_indices(path: Path, words: list[str], ids: dict[int, str]) -> tuple[np.ndarray, list[str]]:
-    """(n,) int32 labels, and class names as far as they are known."""
+    """Return the labels, (n,) int32, and the class names if they are known."""
     in_table = sorted(ids.values())
     if all(map(is_synset, words)):
         class_names = in_table or sorted(set(words))
@@ -118,16 +117,16 @@ def _as_indices(path: Path, words: list[str], ids: dict[int, str]) -> tuple[np.n
     else:
         wrong = next((word for word in words if not word.isdecimal()), None)
         if wrong is not None:
-            raise UserError(f"{path}: {wrong!r} is no label", "synset names (n01440764) or class indices are expected")
+            raise UserError(f"{path}: {wrong!r} is not a label", "expected synset names (n01440764) or class indices")
         numbers = [int(word) for word in words]
         if ids:
             unknown_ids = set(numbers) - set(ids)
             if unknown_ids:
-                raise UserError(f"{path} holds the ILSVRC2012_ID {min(unknown_ids)}, which is not in the table")
+                raise UserError(f"{path} contains the ILSVRC2012_ID {min(unknown_ids)}, which is not in the table")
             words, class_names = [ids[number] for number in numbers], in_table
         elif 0 not in numbers:
-            # Indices of a whole validation set begin with 0; the devkit's IDs never hold one.
-            raise UserError(f"{path} seems to hold ILSVRC2012_IDs: its numbers count from {min(numbers)}", _ID_HINT)
+            # Indices of a whole validation set begin with 0; the devkit's IDs begin with 1.
+            raise UserError(f"{path} seems to contain ILSVRC2012_IDs: its smallest number is {min(numbers)}", _ID_HINT)
         else:
             return np.array(numbers, np.int32), []
     index = {name: i for i, name in enumerate(class_names)}
@@ -135,7 +134,7 @@ def _as_indices(path: Path, words: list[str], ids: dict[int, str]) -> tuple[np.n
 
 
 def _read_table(path: Path) -> dict[int, str]:
-    """Synset by ILSVRC2012_ID, from lines that hold both."""
+    """Read synsets by ILSVRC2012_ID, from lines with both."""
     ids: dict[int, str] = {}
     for line in _text(path).splitlines():
         words = line.replace(",", " ").replace("\t", " ").split()
@@ -146,23 +145,23 @@ def _read_table(path: Path) -> dict[int, str]:
         if ids.setdefault(number, synset) != synset:
             raise UserError(f"{path} maps the ILSVRC2012_ID {number} to {ids[number]} and to {synset}")
     if not ids or len(set(ids.values())) < len(ids):
-        raise UserError(f"{path} is no table of synset and ILSVRC2012_ID", "a line is e.g. `n02119789 1`")
+        raise UserError(f"{path} is not a table of synset and ILSVRC2012_ID", "expected lines such as `n02119789 1`")
     return ids
 
 
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path} is {path.stat().st_size:,} bytes: no list of labels is that large")
+            raise UserError(f"{path} is {path.stat().st_size:,} bytes, too large for a list of labels")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read the labels {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text: {error.reason}") from error
+        raise UserError(f"{path} is not text: {error.reason}") from error
 
 
 def _stem(name: str) -> str:
-    """An image's name without folder and extension."""
+    """Return an image's name without folder and extension."""
     base = name.rpartition("/")[2]
     stem, dot, extension = base.rpartition(".")
     return stem if dot and extension.lower() in ("jpg", "jpeg", "png", "webp") else base

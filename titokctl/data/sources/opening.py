@@ -1,4 +1,4 @@
-"""Recognising what a source is made of, from its paths alone."""
+"""Opening a source: its kind is recognised from the paths alone."""
 
 import os
 from collections.abc import Sequence
@@ -33,25 +33,25 @@ def open_source(
 ) -> Source:
     """Open the images at `paths`, whatever kind of source they are.
 
-    A folder of images or of class folders, a folder of tar shards, shards, patterns or URLs of shards, parquet files,
-    or the tar of class tars in which ImageNet is handed out. Where a folder holds `train/` and nothing of its own,
-    `train/` is read; so is ILSVRC2012_img_train.tar.
+    Accepted are a folder of images or of class folders, a folder of tar shards, paths, patterns or URLs of shards,
+    parquet files, and the tar of class tars in which ImageNet is distributed. In a folder that contains only splits,
+    `train/` is read; likewise ILSVRC2012_img_train.tar.
 
     Args:
         paths: files, folders, brace patterns or URLs.
-        kind: one of KINDS, where it can't be told from the files.
-        accept_cut: take the whole members of shards that were cut.
-        labels: a text file with the labels of images that carry none (`label_file`).
+        kind: one of KINDS, if the files leave it open.
+        accept_cut: read truncated shards as far as their members are whole.
+        labels: a text file with labels for images that have none (`label_file`).
         label_table: synset and ILSVRC2012_ID, for labels that are such IDs.
         keep_index: save the index of each shard for next time; a dry run passes False.
 
     Raises:
-        UserError: something is missing, empty, or not a source.
+        UserError: a file is missing or damaged, or the paths are not a source of images.
     """
     if kind not in (None, *KINDS):
-        raise UsageError(f"there is no kind of source named {kind!r}", f"one of: {', '.join(KINDS)}")
+        raise UsageError(f"unknown kind of source: {kind!r}", f"one of: {', '.join(KINDS)}")
     if label_table is not None and labels is None:
-        raise UsageError("a table of labels is of no use without a file of labels", "name it with --labels")
+        raise UsageError("a table of labels needs a file of labels", "name it with --labels")
     source = _open(paths, kind, accept_cut, keep_index)
     return source if labels is None else with_labels(source.by_position(), labels, label_table)
 
@@ -59,7 +59,9 @@ def open_source(
 def reopen_source(description: dict[str, Any], keep_index: bool = True) -> Source:
     """Open the source of a recorded `Source.description`. Raises UserError when it is gone or no longer fits."""
     if description.get("kind") == "merged":
-        raise UserError("it was merged from several caches, each with a source of its own", "name one of these caches")
+        raise UserError(
+            "the cache was merged from several caches with sources of their own", "name one of those caches"
+        )
     labels, table = (Path(description[name]) if name in description else None for name in ("labels", "label_table"))
     accept_cut = bool(description.get("accepted_cut_shards"))
     return open_source(description["paths"], description.get("kind"), accept_cut, labels, table, keep_index)
@@ -69,7 +71,7 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, keep_
     urls = [str(path) for path in paths if is_url(str(path))]
     if urls:
         if len(urls) < len(paths) or kind not in (None, REMOTE, SHARDS):
-            raise UsageError("URLs and local paths make no source together", "name either")
+            raise UsageError("URLs and local paths can't be mixed", "name one or the other")
         return open_remote(expand_urls(urls), accept_cut, keep_index)
     given = check_paths(paths)
     if kind == PARQUET or (kind is None and all(p.suffix == ".parquet" for p in given)):
@@ -80,27 +82,27 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, keep_
     wrong = [p for p in shards if p.suffix != ".tar"]
     if kind == FOLDER or wrong or not shards:
         what = wrong[0] if wrong else given[0]
-        raise UserError(f"{what} is no tar shard", "name one folder of images, or any number of .tar files")
+        raise UserError(f"{what} is not a tar shard", "name one folder of images, or any number of .tar files")
     return open_shards(shards, accept_cut, keep_index)
 
 
 def check_paths(paths: Sequence[Path | str]) -> list[Path]:
-    """The files and folders that the local ones of `paths` stand for. Raises UserError when one is not there."""
+    """Return the local files and folders of `paths`, patterns expanded. Raises UserError when one is missing."""
     given = [p for path in paths if not is_url(str(path)) for p in _expanded(path)]
     if not paths:
-        raise UsageError("no source is named", "name a folder of images, or shards")
+        raise UsageError("no source was named", "name a folder of images, or shards")
     missing = [p for p in given if not p.exists()]
     if missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"no such file or folder: {missing[0]}{more}", "check the path; folders, shards and patterns are taken"
+            f"no such file or folder: {missing[0]}{more}", "check the path; name folders, shards or patterns"
         )
     for path in given:
         try:
             str(path.absolute()).encode()  # caches and runs record where their images were, as text
         except UnicodeEncodeError as error:
-            hint = "rename it, or link to it by another name"
-            raise UserError(f"the name of {os.fsencode(path)!r} is no UTF-8", hint) from error
+            hint = "rename it, or make a link with another name"
+            raise UserError(f"the name of {os.fsencode(path)!r} is not UTF-8", hint) from error
     return given
 
 
@@ -123,7 +125,7 @@ def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, keep_index:
 
 
 def _train_folder(path: Path) -> Path:
-    """`path/train` where the images or shards lie there; `path` otherwise."""
+    """Return `path/train` if the images or shards are in it; otherwise `path`."""
     inside = path / _TRAIN
     if not inside.is_dir() or shards_in(path):
         return path

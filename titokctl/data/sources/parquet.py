@@ -1,7 +1,7 @@
 """Hugging Face data sets in parquet files: a column `image` with the file's bytes, a column `label`.
 
-Files are read by row group, at most a few of which are kept, so that neighbouring rows cost one read. Class names stand
-in the schema's metadata (a ClassLabel feature). pyarrow reads the files; it comes with the extra `parquet`.
+Files are read by row group; the last few groups are kept in memory, so that neighbouring rows cost one read. Class
+names come from the schema's metadata (a ClassLabel feature). Needs pyarrow, from the `parquet` extra.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _HINT = "pip install 'titokctl[parquet]' brings pyarrow"
 
 @dataclass
 class ParquetSource(SeekableSource):
-    """Rows of several files in their order. `groups` has a row per row group: file, row group, first position."""
+    """Rows of several files, in order. `groups` has a row per row group: file, row group, first position."""
 
     paths: list[Path] = field(default_factory=list)
     column: str = "image"
@@ -61,18 +61,18 @@ class ParquetSource(SeekableSource):
         return list(self.row_keys)
 
     def sizes(self) -> np.ndarray:
-        """As `SeekableSource.sizes`; the images are read for it."""
+        """Return the size in bytes of each image file, (len,) int64; reads all images."""
         return np.array([len(b) for g in range(len(self.groups)) for b in self._images(g)], np.int64)
 
     def _images(self, group: int) -> list[bytes]:
-        """The image files of one row group."""
+        """Return the image files of one row group."""
         with self._lock:
             if group in self._kept:
                 self._kept.move_to_end(group)
                 return self._kept[group]
             images = self._read(group)
             self._kept[group] = images
-            # The newest one stays whatever its size: neighbours of its rows are asked for next.
+            # The newest group stays whatever its size, since its other rows are usually read next.
             while len(self._kept) > 1 and sum(len(b) for kept in self._kept.values() for b in kept) > _KEPT_BYTES:
                 self._kept.popitem(last=False)
             return images
@@ -84,7 +84,7 @@ class ParquetSource(SeekableSource):
 
 
 def parquet_in(path: Path) -> list[Path]:
-    """The parquet files of a folder or of its `data/`, sorted; of several splits, those of `train`."""
+    """Return the parquet files of a folder or of its `data/`, sorted; of several splits, those of `train`."""
     files = sorted(p for p in path.glob("*.parquet") if not p.name.startswith("."))
     files = files or sorted(p for p in path.glob("data/*.parquet") if not p.name.startswith("."))
     return [p for p in files if p.name.startswith("train")] or files
@@ -92,7 +92,7 @@ def parquet_in(path: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Head:
-    """What one file tells without its images: rows of each row group; label and name of each row ("" for none)."""
+    """The facts of one file without its images: rows of each row group; label and name of each row ("" for none)."""
 
     column: str
     class_names: list[str]
@@ -102,17 +102,17 @@ class _Head:
 
 
 def open_parquet(paths: Sequence[Path]) -> ParquetSource:
-    """The images of parquet files, in the order given.
+    """Open parquet files, in the order given.
 
     Raises:
-        UserError: pyarrow is missing; a file can't be read, has no images, or names other classes than the first.
+        UserError: pyarrow is missing; a file can't be read, has no images, or has other classes than the first.
     """
     heads = [_reading(path, _head) for path in paths]
     for path, head in zip(paths, heads, strict=True):
         if (head.column, head.class_names) != (heads[0].column, heads[0].class_names):
-            raise UserError(f"{path} has other classes or columns than {paths[0]}", "take files of one data set")
+            raise UserError(f"{path} has other classes or columns than {paths[0]}", "use files of one data set")
     if not sum(sum(head.rows) for head in heads):
-        raise UserError(f"no images in {len(paths)} parquet files", "name files with rows, or a folder that holds some")
+        raise UserError(f"no images in {len(paths)} parquet files", "name files with rows, or a folder with such files")
     labels = np.concatenate([head.labels for head in heads])
     class_names = heads[0].class_names
     if class_names and labels.max() >= len(class_names):
@@ -136,7 +136,7 @@ def _head(file: Any) -> _Head:
     structs = [name for name in schema.names if _holds_images(schema.field(name).type)]
     column = next((name for name in _IMAGES if name in structs), structs[0] if structs else None)
     if column is None:
-        raise UserError("no column of it holds images", "a column `image` with the file's bytes in `bytes` is expected")
+        raise UserError("it has no column of images", "expected a column `image` with the file's bytes in `bytes`")
     label = next((name for name in _LABELS if name in schema.names), None)
     count, path = file.metadata.num_rows, f"{column}.path"
     has_path = "path" in {schema.field(column).type.field(i).name for i in range(schema.field(column).type.num_fields)}
@@ -147,7 +147,9 @@ def _head(file: Any) -> _Head:
     )
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     if any(group.total_byte_size > _MAX_GROUP_BYTES for group in groups):
-        raise UserError(f"a row group of it holds more than {_MAX_GROUP_BYTES >> 30} GiB", "write it with smaller ones")
+        raise UserError(
+            f"it has a row group of more than {_MAX_GROUP_BYTES >> 30} GiB", "write it with smaller row groups"
+        )
     return _Head(column, _class_names(schema.metadata, label), [g.num_rows for g in groups], _labels(values), names)
 
 
@@ -158,16 +160,16 @@ def _holds_images(kind: Any) -> bool:
 
 
 def _labels(values: list[Any]) -> np.ndarray:
-    """(n,) int32; a missing label is -1, as the data sets' own test splits have it."""
+    """Return (n,) int32; a missing label is -1, as in test splits on the Hub."""
     numbers = [-1 if value is None else value for value in values]
     wrong = next((n for n in numbers if isinstance(n, bool) or not isinstance(n, int) or not -1 <= n < 1 << 31), None)
     if wrong is not None:
-        raise UserError(f"{wrong!r} in its column of labels is no class index")
+        raise UserError(f"{wrong!r} in its label column is not a class index")
     return np.array(numbers, np.int32)
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list[str]:
-    """The names of a ClassLabel feature in the metadata that Hugging Face's `datasets` writes; [] without one."""
+    """Return the names of a ClassLabel feature from the metadata that `datasets` writes; [] without one."""
     try:
         names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
         return [str(name) for name in names]
@@ -176,7 +178,7 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list
 
 
 def _groups(heads: Sequence[_Head]) -> np.ndarray:
-    """(n, 3) int64: file, row group within it, and first position; groups without rows are left out."""
+    """Return (n, 3) int64: file, row group within it, and first position; empty groups are left out."""
     found, first = [], 0
     for number, head in enumerate(heads):
         for group, rows in enumerate(head.rows):
@@ -187,7 +189,7 @@ def _groups(heads: Sequence[_Head]) -> np.ndarray:
 
 
 def _keys(paths: Sequence[Path], heads: Sequence[_Head]) -> list[str]:
-    """The images' own names without extension where all differ, else the file and the row."""
+    """Return the images' names without extension if all differ, otherwise file and row."""
     names = [name.rpartition(".")[0] or name for head in heads for name in head.names]
     if all(names) and len(set(names)) == len(names):
         return names
@@ -195,7 +197,7 @@ def _keys(paths: Sequence[Path], heads: Sequence[_Head]) -> list[str]:
 
 
 def _fingerprint(paths: Sequence[Path], heads: Sequence[_Head]) -> str:
-    """SHA-256 over names and sizes of the files, their rows and labels."""
+    """Return the SHA-256 of the files' names and sizes, their rows and labels."""
     total = hashlib.sha256()
     for path, head in zip(paths, heads, strict=True):
         total.update(os.fsencode(path.name) + f"\0{path.stat().st_size} {head.rows}\n".encode())
@@ -204,7 +206,7 @@ def _fingerprint(paths: Sequence[Path], heads: Sequence[_Head]) -> str:
 
 
 def _reading(path: Path, use: Callable[[Any], T]) -> T:
-    """`use` of the open ParquetFile; what goes wrong becomes one sentence that names it."""
+    """Return use(open ParquetFile). Raises UserError, which names the file, when it can't be read."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:

@@ -1,8 +1,8 @@
 """WebDataset shards on a server, each read once from front to end.
 
-A shard is a unit: what a server sends can't be sought, so work is claimed, and resumed, by whole shards. How many
-samples each holds must be known before: files beside the shards tell it (`formats/shard_counts`), or a first pass over
-a shard counts them, once, and keeps the number in the user's cache. The count is checked when the shard is read.
+A unit is a whole shard, since a stream from a server can't be read by position. The number of samples per shard must
+be known in advance: it comes from files beside the shards (`formats/shard_counts`), or a first pass counts the samples
+and saves the number in the user's cache. It is checked when the shard is read.
 """
 
 import hashlib
@@ -15,7 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from titokctl.data.sources.remote_stream import (
+from titokctl.data.sources.shard_checks import check_distinct, left_out, usable
+from titokctl.data.sources.shards import expand_pattern
+from titokctl.data.sources.source import OpenUnit, Rejected, Sample, SeekableSource, Source, Unit, description_of
+from titokctl.data.workers import in_order
+from titokctl.errors import UserError
+from titokctl.formats.atomic import user_cache, write_json
+from titokctl.formats.remote_file import (
     Gone,
     RemoteFile,
     RemoteStream,
@@ -24,12 +30,6 @@ from titokctl.data.sources.remote_stream import (
     file_system_of,
     scheme_of,
 )
-from titokctl.data.sources.shard_checks import check_distinct, left_out, usable
-from titokctl.data.sources.shards import expand_pattern
-from titokctl.data.sources.source import OpenUnit, Rejected, Sample, SeekableSource, Source, Unit, description_of
-from titokctl.data.workers import in_order
-from titokctl.errors import UserError
-from titokctl.formats.atomic import user_cache, write_json
 from titokctl.formats.shard_counts import recorded_counts
 from titokctl.formats.shard_index import from_scan
 from titokctl.formats.shard_scan import Scan, scan
@@ -53,12 +53,15 @@ class RemoteShardSource(Source):
         self._lock = threading.Lock()
 
     def open_unit(self, unit: Unit) -> OpenUnit:
-        """Read one shard. Raises UserError when it is cut, or holds another number of samples than it should."""
+        """Read one shard. Raises UserError when it is cut, or has another number of samples than recorded."""
         url = self.urls[unit.index]
         images: dict[int, bytes] = {}
         _, found = _scan(url, images)
         if found.cut and not self.accept_cut:
-            raise UserError(f"the shard {url} is incomplete: {found.cut}", "--accept-cut takes what it still holds")
+            raise UserError(
+                f"the shard {url} is incomplete: {found.cut}",
+                "copy it again, or read what is left of it with --accept-cut",
+            )
         self._check_names(url, found)
         index = from_scan(found)
         keep, rejected = usable(index, bool((index.labels >= 0).any()), len(self.class_names))
@@ -72,12 +75,12 @@ class RemoteShardSource(Source):
         raise UserError(f"shards on a server ({self.urls[0]} ...) can only be read from front to end", _HINT)
 
     def _missing(self, unit: Unit, url: str, found: Scan) -> list[Rejected]:
-        """What an accepted cut took away. Raises UserError where a whole shard has another count than it should."""
+        """Return the samples lost by a cut. Raises UserError when a whole shard has another count than recorded."""
         count = _samples(found)
         if count == unit.count or len(found.found) == unit.count:
             return []
         if not found.cut or count > unit.count:
-            raise UserError(f"{url} holds {count:,} samples where {unit.count:,} are recorded", "run the command again")
+            raise UserError(f"{url} has {count:,} samples, but {unit.count:,} are recorded", "run the command again")
         return [Rejected(f"{unit.name}[{i}]", "cut", found.cut) for i in range(count, unit.count)]
 
     def _check_names(self, url: str, found: Scan) -> None:
@@ -86,16 +89,16 @@ class RemoteShardSource(Source):
                 other, said_by = self._names.setdefault(label, (name, url))
                 if other != name:
                     text = f"the label {label} is {other!r} in {said_by} and {name!r} in {url}"
-                    raise UserError(text, "take shards that were made together")
+                    raise UserError(text, "use shards that were made together")
 
 
 def is_url(path: str) -> bool:
-    """True for scheme://..., false for a path."""
+    """Return True for scheme://..., False for a path."""
     return scheme_of(path) != ""
 
 
 def expand_urls(urls: Sequence[str]) -> list[str]:
-    """The shards that URLs and brace patterns stand for; a URL ending in a slash is a folder of shards."""
+    """Expand URLs and brace patterns to shards; a URL that ends with a slash is a folder of shards."""
     return [
         shard for url in urls for one in expand_pattern(url) for shard in (_listed(one) if one[-1:] == "/" else [one])
     ]
@@ -109,7 +112,7 @@ def open_remote(urls: Sequence[str], accept_cut: bool = False, keep_counts: bool
         keep_counts: save in the user's cache how many samples a shard holds, where that had to be counted.
 
     Raises:
-        UserError: a shard is missing, can't be reached, is no tar, or is cut and `accept_cut` is False.
+        UserError: a shard is missing, can't be reached, isn't a tar, or is cut and `accept_cut` is False.
     """
     for url in urls:
         check_url(url)
@@ -134,7 +137,7 @@ def open_remote(urls: Sequence[str], accept_cut: bool = False, keep_counts: bool
 
 
 def _counts(urls: Sequence[str], keep: bool) -> dict[str, int]:
-    """The number of samples of each shard, from files beside them, else by a pass over the shard."""
+    """Return the number of samples of each shard, from files beside them, or by a pass over the shard."""
     counts: dict[str, int] = {}
     for folder in dict.fromkeys(url.rpartition("/")[0] for url in urls):
         names = [url.rpartition("/")[2] for url in urls if url.rpartition("/")[0] == folder]
@@ -149,8 +152,8 @@ def _beside(folder: str, name: str) -> bytes | None:
 
 
 def _counted(url: str, keep: bool) -> int:
-    """The samples of a shard that nothing is recorded of."""
-    kept = _kept_at(url)
+    """Return the number of samples of a shard without a recorded count."""
+    kept = _cache_path(url)
     with _open(url) as stream:
         facts = {"url": url, "size": stream.file.size, "version": stream.file.version}
     try:
@@ -160,18 +163,18 @@ def _counted(url: str, keep: bool) -> int:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     file, found = _scan(url)
-    # A cut shard's count may be another one tomorrow.
+    # The count of a cut shard is not saved: the upload may still be running.
     if not found.cut and file.version and keep:
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept, facts | {"samples": _samples(found)})
         except (OSError, UserError):
-            pass  # without a place for it, it is counted again next time
+            pass  # without a cache, it is counted again next time
     return _samples(found)
 
 
 def _scan(url: str, images: dict[int, bytes] | None = None) -> tuple[RemoteFile, Scan]:
-    """What a shard holds; with `images`, they are put there by offset."""
+    """Scan a shard; puts its images into `images`, by offset."""
     try:
         with _open(url) as stream:
             length = _ENDLESS if stream.file.size is None else stream.file.size
@@ -194,19 +197,19 @@ def _samples(found: Scan) -> int:
     return len(found.found) + left_out(found.problems)
 
 
-def _kept_at(url: str) -> Path:
+def _cache_path(url: str) -> Path:
     return user_cache() / "titokctl" / "remote-counts" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
 
 
 def _class_names(urls: Sequence[str]) -> list[str]:
-    """The class names of an index.json of ours beside the first shard."""
+    """Return the class names in our index.json beside the first shard."""
     record = _index_json(urls[0].rpartition("/")[0])
     names = record.get("class_names") if record else None
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _listed(url: str) -> list[str]:
-    """The shards of a folder on a server: those of its index.json, else what can be listed."""
+    """Return the shards of a folder on a server: those in its index.json, or from a listing."""
     record = _index_json(url.rstrip("/"))
     if record and isinstance(record.get("shards"), list):
         return [f"{url}{shard['name']}" for shard in record["shards"] if isinstance(shard, dict) and "name" in shard]

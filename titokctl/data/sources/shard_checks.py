@@ -1,8 +1,7 @@
-"""What must hold over all shards of a source: counts, label maps, labels, and keys.
+"""Checks over all shards of a source: counts, names of labels, labels and keys.
 
-A wrong count and labels that mean different classes make the whole source an error. A sample that alone is wrong is
-left out and named: no label where others have one, a label that is none or out of range, the same image under the same
-key in two shards.
+A wrong count, or a label with two names, is an error of the whole source. A single bad sample is left out and reported:
+one without a label where others have one, with an invalid label, or with the same image and key as in another shard.
 """
 
 from collections import Counter
@@ -24,7 +23,7 @@ ReadImage = Callable[[int, int], bytes]
 
 @dataclass(frozen=True)
 class Checked:
-    """Indices of what is left, the samples left out, and for each shard what stands before its keys ("" mostly)."""
+    """The indices of usable samples, the samples left out, and for each shard the prefix of its keys ("" mostly)."""
 
     indices: list[ShardIndex]
     problems: list[Rejected]
@@ -39,7 +38,7 @@ def check_distinct(shards: Sequence[str]) -> None:
 
 
 def check_counts(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> None:
-    """Raise UserError when a shard holds another number of samples than the files beside it say."""
+    """Raise UserError when a shard has another number of samples than the files beside it record."""
     for folder in dict.fromkeys(path.parent for path in paths):
         here = [(path, index) for path, index in zip(paths, indices, strict=True) if path.parent == folder]
         counts = recorded_counts([path.name for path, _ in here], partial(_content, folder))
@@ -49,40 +48,43 @@ def check_counts(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> None:
 
 
 def check_count(shard: str, index: ShardIndex, count: Count) -> None:
-    """Raise UserError when `count` is not what `index` found: its images, or its samples with those without one."""
+    """Raise UserError unless `count` is the number of images in `index`, or of samples with or without one."""
     if count.samples in (len(index), len(index) + left_out(index.problems)):
         return
-    text = f"{shard} holds {len(index):,} images where {count.file} says {count.samples:,}"
-    raise UserError(text, f"copy it again, or remove {count.file} if that is what is wrong")
+    text = f"{shard} has {len(index):,} images, but {count.file} records {count.samples:,}"
+    raise UserError(text, f"copy it again, or delete {count.file} if the count is wrong")
 
 
 def left_out(problems: Sequence[tuple[str, str, str]]) -> int:
-    """The samples of a shard with these problems that have no image in its index."""
+    """Return how many of these problems are samples without an image in the index."""
     return sum(kind not in BESIDE for _, kind, _ in problems)
 
 
 def joined_names(shards: Sequence[str], indices: Sequence[ShardIndex]) -> dict[int, str]:
-    """What labels are called. Raises UserError when two shards, or two samples of one, call a label differently."""
+    """Return the names by label. Raises UserError when a label has two names, in one shard or in two."""
     names: dict[int, str] = {}
     said_by: dict[int, str] = {}
     for shard, index in zip(shards, indices, strict=True):
         own = [text for _, kind, text in index.problems if kind == "label-map"]
         if own:
-            raise UserError(f"{shard} contradicts itself: {own[0]}", "take shards that were made together")
+            raise UserError(f"{shard} contradicts itself: {own[0]}", "use shards that were made together")
         for label, name in index.names.items():
             if names.setdefault(label, name) != name:
                 raise UserError(
                     f"the label {label} is {names[label]!r} in {said_by[label]} and {name!r} in {shard}",
-                    "take shards that were made together",
+                    "use shards that were made together",
                 )
             said_by.setdefault(label, shard)
     return names
 
 
 def check_samples(shards: Sequence[str], indices: Sequence[ShardIndex], num_classes: int, read: ReadImage) -> Checked:
-    """Leave out the samples that can't be used; `num_classes` is 0 where any label will do.
+    """Leave out the samples that can't be used.
 
-    `read(shard, i)` gives the bytes of image i of a shard; it is asked only for images that may be the same.
+    Args:
+        shards: the names of the shards.
+        num_classes: labels must be below it; 0 for no limit.
+        read: read(shard, i) returns the bytes of image i of a shard; called for possible duplicates only.
     """
     labelled = any(int(index.labels.max(initial=-1)) >= 0 for index in indices)
     kept: list[np.ndarray] = []
@@ -101,9 +103,11 @@ def check_samples(shards: Sequence[str], indices: Sequence[ShardIndex], num_clas
 
 
 def usable(index: ShardIndex, labelled: bool, num_classes: int) -> tuple[np.ndarray, list[Rejected]]:
-    """Which samples of one shard (N,) bool can be used, and why others can't; `num_classes` as for `check_samples`.
+    """Return which samples of one shard can be used, (N,) bool, and why others can't.
 
-    Where the source is `labelled`, a sample without a label is none of them.
+    Args:
+        labelled: True if samples without a label can't be used.
+        num_classes: labels must be below it; 0 for no limit.
     """
     problems = [Rejected(*problem) for problem in index.problems]
     bad = {key for key, kind, _ in index.problems if kind == "bad-label"}
@@ -120,7 +124,7 @@ def usable(index: ShardIndex, labelled: bool, num_classes: int) -> tuple[np.ndar
 
 @dataclass(frozen=True)
 class _Same:
-    """`doubles`: (shard, image, the shard that has it first); `ambiguous`: shards whose keys other shards use, too."""
+    """`doubles`: (shard, image, the first shard with it); `ambiguous`: shards with keys that other shards use, too."""
 
     doubles: list[tuple[int, int, int]]
     ambiguous: set[int]
@@ -163,7 +167,7 @@ def _equal(indices: Sequence[ShardIndex], read: ReadImage, a: tuple[int, int], b
 
 
 def contiguous_names(names: dict[int, str]) -> list[str]:
-    """Class names by label where every label from 0 on has one, else none."""
+    """Return the class names by label if every label from 0 on has a distinct one; otherwise []."""
     counts = Counter(names.values())
     whole = sorted(names) == list(range(len(names))) and all(n == 1 for n in counts.values())
     return [names[label] for label in range(len(names))] if whole else []

@@ -1,8 +1,8 @@
-"""WebDataset tar shards, read by position through an index of where their samples lie.
+"""WebDataset tar shards, read by position with an index of the offsets of their samples.
 
 Shards come as a folder of .tar files, as brace patterns (train-{0000..0146}.tar), or as several paths. `index.json`
 beside them, as `titokctl shard` writes it, gives the class names; counts in it and in other tools' files are checked.
-A single tar whose members are tars of a class each (ILSVRC2012_img_train.tar) is read as it is.
+A single tar with a tar per class (ILSVRC2012_img_train.tar) is read as it is.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _CUT_HINT = "copy or download it again; `titokctl tokenize --accept-cut` takes w
 
 
 class _OpenShards:
-    """File descriptors of shards, kept open; of very many shards, only some."""
+    """File descriptors of shards, kept open; of very many shards only the first ones."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
@@ -46,7 +46,7 @@ class _OpenShards:
         self._lock = threading.Lock()
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """`size` bytes of shard number `shard` from `offset` on."""
+        """Read `size` bytes of shard number `shard` from `offset` on."""
         with self._lock:
             descriptor = self._open.get(shard)
             if descriptor is None and len(self._open) < _MAX_OPEN:
@@ -104,40 +104,44 @@ class ShardSource(SeekableSource):
         except OSError as error:
             raise UserError(f"cannot read the shard {self.paths[shard]}: {error.strerror}") from error
         if len(data) != size:
-            raise UserError(f"the shard {self.paths[shard]} became shorter while it was read")
+            raise UserError(f"the shard {self.paths[shard]} was truncated while it was read")
         return Sample(self._key(shard, i), int(index.labels[i]), data)
 
 
 def shards_in(path: Path) -> list[Path]:
-    """The .tar files of a folder, sorted by name, without hidden ones."""
+    """Return the .tar files of a folder, sorted by name, without hidden ones."""
     return sorted(p for p in path.glob("*.tar") if not p.name.startswith(".") and p.is_file())
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """What a brace pattern stands for, in its order. Raises UserError when that is none or too many."""
+    """Expand a brace pattern, in its order. Raises UserError when it is malformed or gives too many names."""
     from braceexpand import braceexpand
 
-    # Ranges are written out at once: their lengths must be known before.
+    # braceexpand writes out whole ranges, so their lengths are checked before.
     lengths = (
         abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", pattern)
     )
     if math.prod(lengths) > _MAX_SHARDS:
-        raise UserError(f"{pattern!r} stands for more than {_MAX_SHARDS:,} shards")
+        raise UserError(f"{pattern!r} gives more than {_MAX_SHARDS:,} shards")
     try:
         found = list(islice(braceexpand(pattern), _MAX_SHARDS + 1))
     except ValueError as error:
         raise UserError(f"the braces in {pattern!r} don't match", "e.g. shards/train-{0000..0146}.tar") from error
     if len(found) > _MAX_SHARDS:
-        raise UserError(f"{pattern!r} stands for more than {_MAX_SHARDS:,} shards")
+        raise UserError(f"{pattern!r} gives more than {_MAX_SHARDS:,} shards")
     return found
 
 
 def open_shards(paths: Sequence[Path], accept_cut: bool = False, keep_index: bool = True) -> ShardSource:
-    """The samples of the shards `paths`, in that order.
+    """Open the shards `paths`, in that order.
+
+    Args:
+        accept_cut: read truncated shards as far as their members are whole.
+        keep_index: save the index of each shard for next time.
 
     Raises:
-        UserError: a shard is missing, no tar, or cut; a count differs from what a file beside it says; shards call one
-            label by two names; no image can be used.
+        UserError: a shard is missing, not a tar, or cut; a count differs from the one in a file beside it; a label has
+            two names; no image can be used.
     """
     check_distinct([str(path) for path in paths])
     layout = CLASS_TARS if len(paths) == 1 and is_class_tars(paths[0]) else SAMPLES
@@ -174,7 +178,7 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False, keep_index: boo
 
 
 def _check_whole(paths: Sequence[Path], found: Sequence[ShardIndex], accept_cut: bool) -> None:
-    """Raise UserError that names all shards that are cut."""
+    """Raise UserError, which names all shards that are cut, unless they are accepted."""
     cut = [(path, index) for path, index in zip(paths, found, strict=True) if index.cut and not accept_cut]
     if len(cut) == 1:
         raise UserError(f"the shard {cut[0][0]} is incomplete: {cut[0][1].cut}", _CUT_HINT)
@@ -194,16 +198,16 @@ def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:
 
 
 def _class_names(paths: Sequence[Path]) -> list[str]:
-    """Class names of the index.json files beside the shards."""
+    """Return the class names in the index.json files beside the shards."""
     records = [read_set_index(folder) for folder in dict.fromkeys(path.parent for path in paths)]
     lists = [record.get("class_names", []) for record in records if record is not None]
     if any(names != lists[0] for names in lists):
-        raise UserError("the shards' folders name different classes", "take shards that were made together")
+        raise UserError("the shards' folders have different class names", "use shards that were made together")
     return [str(name) for name in lists[0]] if lists else []
 
 
 def _pread(descriptor: int, size: int, offset: int) -> bytes:
-    """`size` bytes, or fewer at the end of the file; one read may give less than it was asked for."""
+    """Read `size` bytes, or fewer at the end of the file; a single pread may return less than requested."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
         data += more
@@ -211,7 +215,7 @@ def _pread(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def _fingerprint(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> str:
-    """SHA-256 over shard names, keys, sizes and labels."""
+    """Return the SHA-256 of shard names, keys, sizes and labels."""
     total = hashlib.sha256()
     for path, index in zip(paths, indices, strict=True):
         total.update(os.fsencode(path.name) + b"\0" + str(len(index)).encode() + b"\n")

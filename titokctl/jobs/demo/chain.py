@@ -18,7 +18,7 @@ from titokctl.config import recipe_files
 from titokctl.context import Context
 from titokctl.data.earth import CLASS_NAMES, SPLITS, TILE, write_earth_shards
 from titokctl.data.sources import open_source
-from titokctl.data.training_images import TrainingImages
+from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.data.workers import available_cores
 from titokctl.distributed.launch import run_workers
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
@@ -196,5 +196,5 @@ class _Steps:
 
 def _pixels(shards: Path) -> np.ndarray:
     """Return all tiles of a split, (n, S, S, 3) uint8."""
-    images = TrainingImages(open_source([shards]).by_position(), TILE, crop="center", flip=False)
+    images = TrainingImages(open_source([shards]).by_position(), TILE, Augmentation("center", flip=False))
     return images.batch(np.zeros(len(images), np.int64), np.arange(len(images))).numpy()

@@ -16,7 +16,7 @@ from titokctl.config.models import GeneratorSizes, TokenizerConfig, kind_of
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.class_order import say_class_order
 from titokctl.data.image_decoder import ENCODERS, ImageDecoder
-from titokctl.data.terms import IMAGENET
+from titokctl.data.sources.imagenet import IMAGENET
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.image_output import ImageFormat, OutputSpec
 from titokctl.formats.run_folder import versions

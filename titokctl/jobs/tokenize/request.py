@@ -13,8 +13,8 @@ from typing import Any
 from titokctl import __version__
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfig
 from titokctl.data.sources import Source, open_source
+from titokctl.data.sources.imagenet import terms_of
 from titokctl.data.sources.opening import check_paths
-from titokctl.data.terms import terms_of
 from titokctl.data.views import names_of, view
 from titokctl.distributed.group import Group, single_group
 from titokctl.distributed.stop import StopRequest

@@ -1,8 +1,8 @@
-"""Files on a server, read from front to end however often the connection breaks.
+"""Files on a server, read from front to end even if the connection breaks.
 
-http and https need nothing but Python; other schemes (s3, gs, hf, ...) are opened by fsspec and its plug-ins. After a
-failure the stream goes on where it was: by a request for the rest where the server knows ranges, else by reading again
-and dropping what was had. Pauses between tries grow; progress resets them. No address is ever given to a shell.
+http and https need only Python; other schemes (s3, gs, hf, ...) are opened by fsspec and its plug-ins. After a failure
+the stream resumes at its position: with a range request where the server supports them, otherwise by downloading again
+and discarding the first part. Pauses between tries grow; progress resets them. No address is ever passed to a shell.
 """
 
 import http.client
@@ -10,30 +10,31 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from titokctl import __version__
 from titokctl.errors import UserError
 
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further try
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
 _TIMEOUT_S = 60.0
-_WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
+_RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _NOT_GIVEN = (401, 403, 404, 410)
 _HTTP = ("http", "https")
 _SCHEMES = (*_HTTP, "s3", "gs", "gcs", "hf", "az", "abfs", "memory", "file")
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
 _PIECE = 1 << 20
-_SMALL = 64 << 20  # bytes of a file that is fetched whole
+_SMALL = 64 << 20  # most bytes of a file that is fetched whole
 
 
 class Gone(Exception):
-    """The server has no such file, or does not give it out (object stores say so of missing ones, too)."""
+    """The server has no such file, or denies access to it (as object stores do for missing files)."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the server describes it: `size` in bytes or None, `version` (its ETag or date) or ""."""
+    """A file as the server describes it: `size` in bytes or None, `version` (ETag or date) or ""."""
 
     url: str
     size: int | None
@@ -41,31 +42,38 @@ class RemoteFile:
 
 
 def scheme_of(url: str) -> str:
-    """The scheme of a URL; "" for a path."""
+    """Return the scheme of a URL; "" for a path."""
     found = re.match(r"([a-z][a-z0-9+.-]*)://", url)
     return found[1] if found else ""
 
 
 def check_url(url: str) -> None:
-    """Raise UserError for a scheme that is not read."""
+    """Raise UserError for a scheme that is not supported."""
     if scheme_of(url) not in _SCHEMES or "::" in url:
-        raise UserError(f"{url} can't be read from here", f"known are URLs with {', '.join(_SCHEMES)}")
+        raise UserError(f"the scheme of {url} is not supported", f"supported: {', '.join(_SCHEMES)}")
 
 
 class RemoteStream:
     """A file on a server as a binary file that is only read forwards.
 
-    Raises UserError when it is missing, changes while it is read, or can't be reached after several tries.
+    Args:
+        url: http(s):// or a scheme of fsspec.
+        pauses: seconds to wait before each retry without progress; PAUSES by default.
+
+    Raises:
+        Gone: the server has no such file, or denies access.
+        UserError: it changes while it is read, or can't be reached after all retries.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pauses: Sequence[float] | None = None) -> None:
         check_url(url)
+        self._pauses = PAUSES if pauses is None else pauses
         self._opened = _http_at if scheme_of(url) in _HTTP else _fsspec_at
         self._position = 0
         self._stream, self.file = self._reopen(url)
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes; fewer only at the end."""
+        """Return the next `count` bytes; fewer only at the end."""
         parts = []
         while count > 0 and (part := self._some(min(count, _PIECE))):
             parts.append(part)
@@ -73,7 +81,7 @@ class RemoteStream:
         return b"".join(parts)
 
     def seek(self, position: int) -> int:
-        """Go on at `position`, which must not lie behind."""
+        """Skip to `position`. Raises ValueError for one that was read already."""
         if position < self._position:
             raise ValueError(f"a stream at byte {self._position} can't go back to {position}")
         while self._position < position and self._some(min(position - self._position, _PIECE)):
@@ -81,7 +89,7 @@ class RemoteStream:
         return self._position
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._stream.close()
 
     def __enter__(self) -> "RemoteStream":
@@ -91,13 +99,13 @@ class RemoteStream:
         self.close()
 
     def _some(self, count: int) -> bytes:
-        """At least one byte, or none at the end; as many tries as there are pauses, without any progress."""
+        """Return at least one byte, or none at the end. Raises UserError after all retries without progress."""
         problem: Exception = http.client.IncompleteRead(b"")
-        for pause in (*PAUSES, None):
+        for pause in (*self._pauses, None):
             try:
                 data = self._stream.read(count)
             except Exception as error:
-                if not _is_passing(error):
+                if not _is_temporary(error):
                     raise _in_words(self.file.url, error) from error
                 problem = error
             else:
@@ -106,32 +114,32 @@ class RemoteStream:
                     return data
             if pause is not None:
                 time.sleep(pause)
-                self._go_on()
+                self._resume()
         raise _in_words(self.file.url, problem)
 
-    def _go_on(self) -> None:
-        """Open the file again where the stream was."""
+    def _resume(self) -> None:
+        """Open the file again at the position of the stream."""
         self._stream.close()
         self._stream, now = self._reopen(self.file.url)
         if (now.size, now.version) != (self.file.size, self.file.version):
             raise UserError(f"{self.file.url} changed while it was read", "run the same command again")
 
     def _reopen(self, url: str) -> tuple[BinaryIO, RemoteFile]:
-        """The file from where the stream was, tried again after a pause while the failure may pass."""
-        for pause in (*PAUSES, None):
+        """Open the file at the position of the stream, with a retry after each temporary failure."""
+        for pause in (*self._pauses, None):
             try:
                 return self._opened(url, self._position)
             except (UserError, Gone):
                 raise
             except Exception as error:
-                if pause is None or not _is_passing(error):
+                if pause is None or not _is_temporary(error):
                     raise _in_words(url, error) from error
                 time.sleep(pause)
         raise AssertionError("not reached")
 
 
 def fetch(url: str) -> bytes | None:
-    """A small file; None when there is none. Raises UserError when the server can't be reached."""
+    """Return a small file; None when there is none. Raises UserError when the server can't be reached."""
     try:
         with RemoteStream(url) as stream:
             data = stream.read(_SMALL + 1)
@@ -143,8 +151,8 @@ def fetch(url: str) -> bytes | None:
 
 
 def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
-    """The response to a request for the file from `position` on."""
-    # Identity: of a body compressed on the way, neither size nor place would be the file's.
+    """Request the file from `position` on."""
+    # In a compressed response, neither size nor positions would be those of the file.
     headers = {"User-Agent": f"titokctl/{__version__}", "Accept-Encoding": "identity"}
     if position:
         headers["Range"] = f"bytes={position}-"
@@ -153,7 +161,7 @@ def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in _NOT_GIVEN:
-            what = "there is no" if error.code in (404, 410) else f"the server does not give out ({error.code})"
+            what = "there is no" if error.code in (404, 410) else f"access denied ({error.code}):"
             raise Gone(f"{what} {url}") from error
         raise
     length = response.headers.get("Content-Length")
@@ -162,7 +170,7 @@ def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
     if position and response.status == 206:
         whole = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if whole is None or int(whole[1]) != position:
-            raise UserError(f"{url}: the server answers another range than was asked for")
+            raise UserError(f"{url}: the server sent another range than the requested one")
         return response, RemoteFile(url, int(whole[2]), version)
     skipped = 0
     while skipped < position:
@@ -188,7 +196,7 @@ def _fsspec_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
 
 
 def file_system_of(url: str) -> tuple[Any, str]:
-    """fsspec's file system and path of a URL. Raises UserError when its plug-in is missing."""
+    """Return fsspec's file system and path of a URL. Raises UserError when its plug-in is missing."""
     from fsspec.core import url_to_fs
 
     try:
@@ -199,10 +207,10 @@ def file_system_of(url: str) -> tuple[Any, str]:
         raise UserError(f"{scheme_of(url)}:// needs a package that is not installed ({error})", hint) from error
 
 
-def _is_passing(error: Exception) -> bool:
-    """Whether trying again may help."""
+def _is_temporary(error: Exception) -> bool:
+    """Return True if a retry may help."""
     if isinstance(error, urllib.error.HTTPError):
-        return error.code in _WORTH_ANOTHER_TRY
+        return error.code in _RETRIED
     if isinstance(error, FileNotFoundError | PermissionError | UserError):
         return False
     return isinstance(error, OSError | http.client.HTTPException)
@@ -214,5 +222,5 @@ def _in_words(url: str, error: Exception) -> UserError:
     text = " ".join(str(error).split()) or type(error).__name__
     return UserError(
         f"{url} can't be read: {text}",
-        "check the address and the connection; the same command goes on where it stopped",
+        "check the address and the connection, then run the same command again to resume",
     )

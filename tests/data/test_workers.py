@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from titokctl.data.prefetch import Prefetch
+from titokctl.data.workers import Prefetch
 
 
 def test_the_next_is_made_while_this_one_is_used_and_never_two_at_once():
