@@ -15,7 +15,7 @@ def test_both_forms_are_read(text, scale):
 
 @pytest.mark.parametrize("text", ["abc", "", "w", "4,0", "nan", "inf", "4.0x", "4.0ww"])
 def test_what_is_no_number(text):
-    with pytest.raises(UsageError, match="is no number") as caught:
+    with pytest.raises(UsageError, match="is not a number") as caught:
         parse_scale(text)
     assert "--cfg 4.0" in caught.value.hint
 

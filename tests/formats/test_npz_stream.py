@@ -1,4 +1,4 @@
-"""One array as .npz, in pieces and in any order; numpy and zip readers must find nothing unusual."""
+"""One array as .npz, written in pieces in any order; numpy and ZIP readers open it as any other."""
 
 import subprocess
 import zipfile
@@ -40,7 +40,7 @@ def test_equal_arrays_give_equal_files(tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_changed_byte_is_noticed(tmp_path):
+def test_a_changed_byte_is_detected(tmp_path):
     path = written(tmp_path / "a.npz", np.zeros((8, 4, 4, 3), np.uint8), [(0, 8)])
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -49,7 +49,7 @@ def test_a_changed_byte_is_noticed(tmp_path):
         assert archive.testzip() == "arr_0.npy"
 
 
-def test_it_goes_on_where_another_process_stopped(tmp_path):
+def test_another_process_resumes_it(tmp_path):
     array = RANDOM.integers(0, 256, (6, 2, 2, 3), dtype=np.uint8)
     first = NpzArray(tmp_path / "a.npz", array.shape, np.uint8)
     crc = first.write(3, array[3:])
@@ -67,7 +67,7 @@ def test_more_than_4_gib_and_no_memory_for_it(tmp_path):
     large = NpzArray(path, shape, np.uint8)
     row = np.full((1, *shape[1:]), 7, np.uint8)
     large.write(shape[0] - 1, row)
-    large.finish([(shape[0], 0)])  # the checksum of 4 GiB of zeros is not the point
+    large.finish([(shape[0], 0)])  # a wrong checksum, which would take long for 4 GiB
     large.close()
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
         assert archive.getinfo("arr_0.npy").file_size > 1 << 32

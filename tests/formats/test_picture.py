@@ -1,4 +1,4 @@
-"""Grids and labelled rows: every pixel where it belongs, files whole or absent."""
+"""Grids and labelled rows: every pixel in its position, and files complete or absent."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def tiles(n: int, height: int = 8, width: int = 6) -> np.ndarray:
     return np.random.default_rng(n).integers(0, 200, (n, height, width, 3), dtype=np.uint8)
 
 
-def test_images_stand_in_rows_from_left_to_right():
+def test_images_are_in_rows_from_left_to_right():
     images = tiles(5)
     picture = grid(images, columns=3, pad=2)
     assert picture.shape == (2 * 10 + 2, 3 * 8 + 2, 3)
@@ -22,7 +22,7 @@ def test_images_stand_in_rows_from_left_to_right():
     assert (picture[:2] == 255).all()
 
 
-def test_rows_carry_their_text_on_the_left():
+def test_rows_have_their_text_on_the_left():
     rows = [("tall", tiles(3, 30, 10)), ("a longer name", tiles(2, 20, 16))]
     picture = labelled_rows(rows)
     assert picture.shape[0] == 34 + 24
@@ -41,7 +41,7 @@ def test_different_texts_look_different():
     assert a.shape != b.shape or not np.array_equal(a, b)
 
 
-def test_a_saved_picture_comes_back_and_leaves_nothing_else(tmp_path):
+def test_a_saved_picture_reads_back_and_leaves_no_other_file(tmp_path):
     picture = grid(tiles(4), 2)
     save_png(tmp_path / "a.png", picture)
     with Image.open(tmp_path / "a.png") as image:

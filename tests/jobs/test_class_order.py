@@ -1,4 +1,4 @@
-"""A cache whose classes are ImageNet's in another order is named where an official generator meets it."""
+"""A warning when a cache has ImageNet's classes in another order than the released generators."""
 
 import json
 from pathlib import Path
@@ -38,23 +38,23 @@ def test_the_first_class_that_differs_is_named():
 
 
 @pytest.mark.parametrize("names", [SORTED, (), SWAPPED[:500], tuple(f"class {c}" for c in range(1000))])
-def test_nothing_is_said_where_nothing_is_known_to_differ(names):
+def test_no_warning_without_a_known_difference(names):
     assert said(names) == ""
 
 
-def test_other_generators_count_as_they_like():
+def test_no_warning_for_other_generators():
     assert said(SWAPPED, MODEL.model_copy(update={"width": 512})) == ""
 
 
 @pytest.mark.parametrize(("names", "warned"), [(SWAPPED, True), (SORTED, False)])
-def test_training_a_published_recipe_says_so(tmp_path: Path, names, warned):
+def test_training_a_published_recipe_warns(tmp_path: Path, names, warned):
     path = write_cache(tmp_path / "t.h5", 2100, codes=4096, tokens=32, classes=1000, class_names=names)
     talk = Talk()
     resolve_recipe(TokenCache.open(path), path, "maskgit-vit-l-32", ("image_size=64",), talk)
     assert any("maskgit-vit-l-32" in line and "warning" in line for line in talk.said) == warned
 
 
-def test_sampling_a_generator_of_that_form_says_so():
+def test_sampling_such_a_generator_warns():
     inputs = json.dumps({"class_names": SWAPPED})
     talk = Talk()
     settings_for(Given("g", Path("g"), Weights("generator", MODEL, {}, {"inputs": inputs})), {}, talk.say)

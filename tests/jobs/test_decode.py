@@ -1,4 +1,4 @@
-"""`titokctl decode`: the images of a token cache, in every form, stopped and continued."""
+"""`titokctl decode`: the images of a token cache, in every form, stopped and resumed."""
 
 import json
 import shutil
@@ -72,7 +72,7 @@ def test_folders_hold_the_same_images_and_shards_their_classes(drawn, decode, tm
 
 
 def test_unfinished_work_is_resumed_with_the_same_settings_only(drawn, decode, tmp_path):
-    """What a killed process leaves: some chunks, and images that no chunk names."""
+    """A killed process leaves some chunks, and images that no chunk names."""
     work = tmp_path / ".out.npz.unfinished"
     decode(drawn[1].ids, "-o", tmp_path / "whole.npz", "--batch-size", 4)
     _begin(drawn, decode, tmp_path, work)

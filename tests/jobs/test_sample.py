@@ -106,7 +106,7 @@ def test_what_it_records(sample, networks):
     assert recorded.split("+")[0] == torch.__version__.split("+")[0], "a package may leave out the build"
 
 
-def test_what_it_says_at_the_start(networks, capsys):
+def test_the_settings_are_reported_at_the_start(networks, capsys):
     ramp = ["--cfg", "6.9w", "--cfg-schedule", "power-cosine", "--cfg-power", "2"]
     words = ["sample", "-n", "3", *ramp, "--no-softmax-annealing", "--runs-dir", str(networks), "--device", "cpu"]
     assert run(words) == 0
@@ -150,7 +150,7 @@ def test_settings_change_the_ids(sample):
     assert not np.array_equal(ids("--cfg-schedule", "power-cosine", "--cfg", 9), power)
 
 
-def test_the_same_command_again_is_done_already_and_becomes_the_newest(sample, networks, capsys):
+def test_a_finished_set_is_not_drawn_again_and_becomes_the_newest(sample, networks, capsys):
     first = sample("-n", 5, "--seed", 3)
     before = first.images.stat().st_mtime_ns
     assert run(["sample", "--runs-dir", str(networks), "--device", "cpu", "-n", "5", "--seed", "3"]) == 0
@@ -163,7 +163,7 @@ def test_the_same_command_again_is_done_already_and_becomes_the_newest(sample, n
     assert first.images.stat().st_mtime_ns == before
 
 
-def test_an_output_of_ones_own_is_found_through_the_runs_folder(sample, networks, tmp_path):
+def test_an_output_folder_is_found_through_the_runs_folder(sample, networks, tmp_path):
     found = sample("-n", 5, "-o", tmp_path / "mine")
     assert found.folder == tmp_path / "mine"
     assert SampleSet.open(finished_runs(networks, "samples")[0].path).folder == tmp_path / "mine"
@@ -184,7 +184,7 @@ def test_an_existing_output(sample, refused, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--cfg", "abc"], "'abc' is no number"),
+        (["--cfg", "abc"], "'abc' is not a number"),
         (["--cfg", "-1"], "below 0"),
         (["-n", "0"], "-n must be at least 1, not 0"),
         (["-n", "-3"], "-n must be at least 1"),
@@ -206,13 +206,13 @@ def test_an_existing_output(sample, refused, tmp_path):
         (["--cfg-schedule", "cubic"], "cubic"),
     ],
 )
-def test_wrong_words(refused, networks, words, message):
+def test_wrong_options(refused, networks, words, message):
     before = sorted(networks.rglob("*"))
     assert message in refused(2, *words)
     assert sorted(networks.rglob("*")) == before
 
 
-def test_networks_that_are_not_there_or_do_not_fit(refused, tmp_path, networks):
+def test_networks_that_are_missing_or_do_not_fit(refused, tmp_path, networks):
     assert "a tokenizer where a generator is expected" in refused(1, "--generator", networks / "tokenizer" / "tok")
     assert "a generator where a tokenizer is expected" in refused(1, "--tokenizer", networks / "generator" / "gen")
     assert "hint: " in refused(1, "--generator", "nobody-s-generator")
@@ -249,6 +249,6 @@ def test_more_steps_than_tokens_warns(networks, capsys):
     assert "warning: 20 steps for 8 tokens" in capsys.readouterr().err
 
 
-def test_a_published_number_in_the_other_form_draws_a_hint(networks, capsys):
+def test_a_published_number_in_the_other_form_gets_a_hint(networks, capsys):
     assert run(["sample", "--runs-dir", str(networks), "--device", "cpu", "-n", "2", "--cfg", "6.9"]) == 0
     assert "--cfg 6.9w" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`titokctl sample` in several processes: the same bytes whatever their number, stopped, killed and continued."""
+"""`titokctl sample` in several processes: the same bytes for any number of them, stopped, killed and resumed."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(networks: Path, run_cli: RunCli, tmp_path: Path) -> None:
-    """The networks are big enough for kernels that could share their work out among threads."""
+    """The networks are large enough for kernels that divide their work among threads."""
     runs = tmp_path / "runs"
     wide = {"encoder": (vit := trained.vit(width=256, num_layers=1, num_heads=4)), "decoder": vit}
     hashes = trained.tokenizer_run(runs, image_size=64, num_latent_tokens=16, codebook_size=1024, **wide)
@@ -44,7 +44,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes(networks: Path, run_cli:
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-# A worker that is gone is never waited for in vain.
+# The others don't wait for a worker that died.
 SLOW = ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), ("parent", -9))
 
 
@@ -52,7 +52,7 @@ SLOW = ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), ("pare
     ("endings", "number"), [((("worker", 1),), 800), pytest.param(SLOW, 4000, marks=pytest.mark.slow)], ids=["1", "all"]
 )
 def test_killed_workers_and_signals_and_a_killed_parent(networks: Path, start, tmp_path: Path, endings, number) -> None:
-    """One set, begun again and again: each ending keeps what was finished, and in the end the right bytes."""
+    """One set, ended and resumed several times: each time the finished images are kept; the bytes are right."""
     output = tmp_path / "set"
     for ending, code in endings:
         for chunk in list(output.glob(".unfinished/chunk-*"))[1:]:
@@ -66,7 +66,7 @@ def test_killed_workers_and_signals_and_a_killed_parent(networks: Path, start, t
 
 
 @pytest.mark.slow
-def test_a_finished_set_and_an_error_are_told_once(networks: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_finished_set_and_an_error_are_reported_once(networks: Path, run_cli: RunCli, tmp_path: Path) -> None:
     line = words(networks, tmp_path / "set", "-n", NUM_IMAGES, "--procs", 2)
     first = run_cli(*line, "--json", code=0)
     assert json.loads(first.stdout)["images_per_second"] > 0

@@ -1,4 +1,4 @@
-"""`titokctl sample` as a process that is interrupted or killed: the same command goes on to the same bytes."""
+"""`titokctl sample` as a process that is interrupted or killed: the same command resumes it, to the same bytes."""
 
 import json
 import signal
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("images.npz", "ids.h5", "grid.png")}
 
 
-def test_ctrl_c_ends_it_cleanly_and_the_same_command_goes_on(networks, undisturbed, capsys, tmp_path):
+def test_ctrl_c_ends_it_cleanly_and_the_same_command_resumes(networks, undisturbed, capsys, tmp_path):
     output = tmp_path / "set"
     done = stopped_after(1, signal.SIGINT, networks, output)
     assert done.returncode == 130, done.stderr

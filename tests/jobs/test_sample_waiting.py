@@ -1,4 +1,4 @@
-"""Nothing in the loop of `sample` makes the host wait for the device: values are never looked at on the way."""
+"""The loop of `sample` never makes the host wait for the device: it reads no value of a tensor."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ TILE = 4
 @pytest.mark.parametrize("name", ["float32", "bf16"])
 @pytest.mark.parametrize("architecture", ["vit", "uvit"])
 def test_shapes_are_known_without_values(name: Precision, architecture: str) -> None:
-    """Fake tensors have a shape and no values; whatever asks for one fails, as every check of a range does."""
+    """Fake tensors have a shape and no values, so that reading a value fails, as in every check of a range."""
     generator = MaskGit(
         GeneratorConfig(num_latent_tokens=trained.TOKENS, codebook_size=trained.CODES, num_classes=5, width=16,
                         num_layers=2, num_heads=2, mlp_width=32, architecture=architecture)

@@ -1,4 +1,4 @@
-"""The guidance scale as people write it: s-form (ours), or w-form with a "w" behind the number.
+"""The guidance scale as text: a number in the s-form (ours), or in the w-form with a "w" after the number.
 
 s: l = c + s (c - u), 0 is off.  w: l = u + w (c - u), 1 is off (DiT, diffusers).  s = w - 1.
 """
@@ -11,7 +11,7 @@ _PUBLISHED_W, _PUBLISHED_FOR = 6.9, "TiTok-S-128"
 
 
 def parse_scale(text: str) -> float:
-    """ "4.0" or "5.0w" to the s-form. Raises UsageError when it is neither."""
+    """Return the s-form of text such as "4.0" or "5.0w". Raises UsageError for any other text."""
     is_w = text.strip().lower().endswith("w")
     number = text.strip()[:-1] if is_w else text
     try:
@@ -19,16 +19,18 @@ def parse_scale(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"--cfg {text!r} is no number", "e.g. --cfg 4.0, or --cfg 5.0w for DiT's and diffusers' form")
+        raise UsageError(
+            f"--cfg {text!r} is not a number", "e.g. --cfg 4.0, or --cfg 5.0w for DiT's and diffusers' form"
+        )
     if value < is_w:
         least = "1w, which is" if is_w else "0, which is"
         raise UsageError(f"--cfg {text} is below {least} no guidance", "larger numbers follow the class more closely")
-    # Decimal numbers stay short: 6.9w is 5.9, not 5.9000000000000004.
+    # Rounded, so that 6.9w is 5.9 and not 5.9000000000000004.
     return round(value - 1, 12) if is_w else value
 
 
 def doubt(text: str) -> str:
-    """A remark when a number that was published in the w-form is given in the s-form; "" otherwise."""
+    """Return a remark when a number that was published in the w-form is given in the s-form; "" otherwise."""
     if text.strip() == "" or text.strip().lower().endswith("w") or parse_scale(text) != _PUBLISHED_W:
         return ""
     return (
@@ -38,5 +40,5 @@ def doubt(text: str) -> str:
 
 
 def both_forms(scale: float) -> str:
-    """A scale of the s-form in both forms, for people."""
+    """Return a scale of the s-form in both forms, for messages."""
     return f"s = {scale:g} (w = {scale + 1:g} as DiT and diffusers count)"

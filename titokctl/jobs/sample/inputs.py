@@ -41,7 +41,7 @@ _LABEL_RULE = "image i has the class classes[i mod C]"
 
 @dataclass(frozen=True)
 class Given:
-    """Weights of one network: the name that was given, the file or folder it stands for, and its contents."""
+    """Weights of one network: the name that was given, the file or folder it names, and its contents."""
 
     name: str
     path: Path
@@ -78,7 +78,7 @@ class SampleTask:
 
     Args:
         batch_size: images decoded at once.
-        features: what decides about the features that are computed from the images; None without them.
+        features: the settings of the features that are computed from the images; None without them.
     """
 
     generator: Given

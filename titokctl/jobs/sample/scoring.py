@@ -31,7 +31,7 @@ class Judge:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What decides about the features, as JSON."""
+        """The settings that decide about the features, as JSON."""
         return {"name": self.extractor.name, **self.extractor.description}
 
     def collected(self, writer: SampleSetWriter) -> FeatureSet:

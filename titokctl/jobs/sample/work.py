@@ -1,7 +1,7 @@
 """The part of one process in drawing a sample set.
 
-Rank 0 leads: it says which tiles are to be drawn, draws a share of them, and puts the set together. The processes claim
-tiles one by one; each draws the ids of a tile, decodes them, and hands the images to the writer.
+Rank 0 leads: it broadcasts which tiles are missing, draws a share of them, and puts the set together. The processes
+claim tiles one by one; each draws the ids of a tile, decodes them, and hands the images to the writer.
 """
 
 import time
@@ -83,7 +83,7 @@ class SampleWork:
         self.folder = self.output or self.run_path
 
     def lead(self, overwrite: bool) -> Sampled:
-        """Say what is to be drawn, draw a share of it, and put the set together."""
+        """Broadcast which tiles are missing, draw a share of them, and put the set together."""
         identity = self.task.identity
         run = RunFolder(path=self.run_path, kind="samples", settings=identity, inputs=self.task.inputs())
         with unfinished(self.folder).locked():
@@ -105,7 +105,7 @@ class SampleWork:
             return self._result(rate)
 
     def follow(self) -> Sampled:
-        """Draw a share of what rank 0 says is to be drawn."""
+        """Draw a share of the tiles that rank 0 broadcasts."""
         todo = self.team.join(self.task.identity, "other networks, another version or another folder", self.folder)
         if todo:
             with self._writer() as writer:
