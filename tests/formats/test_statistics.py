@@ -83,11 +83,11 @@ def test_objects_are_refused_unread(tmp_path):
 
 def test_files_that_are_no_npz_or_cut_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("mu sigma")
-    with pytest.raises(UserError, match=r"no \.npz file"):
+    with pytest.raises(UserError, match=r"not an \.npz file"):
         read_statistics(tmp_path / "text.npz")
     np.savez(tmp_path / "whole.npz", mu=np.zeros(400), sigma=np.eye(400))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-200])
-    with pytest.raises(UserError, match="cut off"):
+    with pytest.raises(UserError, match="cut short"):
         read_statistics(tmp_path / "cut.npz")
     with pytest.raises(UserError, match="cannot read"):
         read_statistics(tmp_path / "absent.npz")
