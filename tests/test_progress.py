@@ -46,7 +46,7 @@ def test_a_terminal_gets_a_bar():
     try:
         while chunk := os.read(ours, 4096):
             shown += chunk
-    except OSError:  # the other side of a terminal is gone
+    except OSError:  # the other end of the terminal is closed
         pass
     finally:
         os.close(ours)
@@ -76,7 +76,7 @@ sys.exit(run(["work"]))
 """
 
 
-def test_a_stop_is_told_below_the_bar_which_shows_its_note_and_fits():
+def test_a_stop_is_reported_below_the_bar_which_fits_the_terminal():
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     process = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=theirs)
@@ -85,7 +85,7 @@ def test_a_stop_is_told_below_the_bar_which_shows_its_note_and_fits():
     try:
         while chunk := os.read(ours, 4096):
             shown += chunk
-    except OSError:  # the other side of a terminal is gone
+    except OSError:  # the other end of the terminal is closed
         pass
     finally:
         os.close(ours)
@@ -98,7 +98,7 @@ def test_a_stop_is_told_below_the_bar_which_shows_its_note_and_fits():
     assert len(last) <= 80
 
 
-def test_lines_come_seldom():
+def test_plain_lines_are_rare():
     log = io.StringIO()
     progress = StderrProgress(log, line_every=3600)
     progress.start("reading", None)
@@ -120,7 +120,7 @@ def test_silence(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_warnings_are_seen_by_who_wants_quiet(capsys):
+def test_quiet_progress_shows_warnings(capsys):
     for progress in (QuietProgress(), StderrProgress()):
         progress.warn("3 images were left out")
         assert capsys.readouterr() == ("", "warning: 3 images were left out\n")

@@ -21,7 +21,7 @@ def paths(command, words):
     for name, inner in getattr(command, "commands", {}).items():
         yield from paths(inner, [*words, name])
 
-cli._register()
+cli.register_commands()
 asked = []
 with contextlib.redirect_stdout(io.StringIO()) as out:
     for words in paths(typer.main.get_command(cli.app), []):

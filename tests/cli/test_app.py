@@ -1,4 +1,4 @@
-"""How the command line talks: help, errors in one form, exit codes, colour, pipes, Ctrl-C."""
+"""The command line: help, the form of errors, exit codes, colour, pipes, Ctrl-C."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def on_a_terminal(*words: str, columns: int = 80, **changes: str) -> tuple[int, bytes]:
-    """Run the command on a terminal of its own: exit code, and what the terminal was sent."""
+    """Run the command on a new terminal; return the exit code and the output."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
     process = subprocess.Popen(
@@ -37,7 +37,7 @@ def on_a_terminal(*words: str, columns: int = 80, **changes: str) -> tuple[int, 
     try:
         while chunk := os.read(ours, 4096):
             shown += chunk
-    except OSError:  # the other side of a terminal is gone
+    except OSError:  # the other end of the terminal is closed
         pass
     finally:
         os.close(ours)
@@ -45,7 +45,7 @@ def on_a_terminal(*words: str, columns: int = 80, **changes: str) -> tuple[int, 
 
 
 def in_process(code: str, *, words: str) -> subprocess.CompletedProcess:
-    """Run `titokctl <words>` after `code`, which may register commands of its own on `app`."""
+    """Run `titokctl <words>` after `code`, which may add commands to `app`."""
     start = f"import sys, typer\nfrom titokctl.cli.app import app, run\n{code}\nsys.exit(run({words!r}.split()))"
     return subprocess.run(
         [sys.executable, "-c", start], env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT
@@ -60,7 +60,7 @@ def test_version(run_cli):
 
 
 @pytest.mark.parametrize("words", [(), ("recipes",)])
-def test_a_command_that_is_missing_shows_the_help(run_cli, words):
+def test_without_a_command_the_help_is_shown(run_cli, words):
     result = run_cli(*words, code=2)
     assert "Usage: titokctl" in result.stdout
     assert ("Commands" if words else "The chain") in result.stdout
@@ -68,7 +68,7 @@ def test_a_command_that_is_missing_shows_the_help(run_cli, words):
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
-def test_help_is_data(run_cli, option):
+def test_help_is_printed_on_stdout(run_cli, option):
     result = run_cli("recipes", "cp", option, code=0)
     assert "Copy a recipe" in result.stdout
     assert "Example: titokctl recipes cp" in result.stdout
@@ -103,7 +103,7 @@ def test_help_is_data(run_cli, option):
         ("recipes show tinny", "no recipe named 'tinny'", "did you mean tiny"),
     ],
 )
-def test_wrong_words_get_one_sentence_a_hint_and_code_2(run_cli, words, error, hint):
+def test_wrong_arguments_give_one_sentence_a_hint_and_code_2(run_cli, words, error, hint):
     result = run_cli(*words.split(), code=2)
     assert result.stdout == ""
     first, second = result.stderr.splitlines()
@@ -147,7 +147,7 @@ def test_debug_shows_the_traceback(words):
     assert done.returncode == 1
 
 
-def test_a_value_of_the_wrong_type_is_wrong_usage():
+def test_a_value_of_the_wrong_type_is_a_usage_error():
     done = in_process(FAILING.format(error="ValueError"), words="fail --size big")
     assert done.returncode == 2
     assert done.stderr.startswith("error: invalid value for '--size'")
@@ -183,7 +183,7 @@ def wait():
     ],
 )
 def test_signals_end_a_command_with_their_code(start, words, number, code, said):
-    # A shell that starts tests in the background has Ctrl-C ignored, and that is inherited.
+    # A shell ignores Ctrl-C in background jobs, and child processes inherit that.
     script = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script += f"import sys\nfrom titokctl.cli.app import app, run\n{WORKING}\nsys.exit(run([{words!r}]))"
     process = start([sys.executable, "-c", script], env=environment())
@@ -195,7 +195,7 @@ def test_signals_end_a_command_with_their_code(start, words, number, code, said)
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("recipes", "ls"), ("recipes", "ls", "--json")])
-def test_a_reader_that_leaves_is_no_error(words):
+def test_a_closed_pipe_is_not_an_error(words):
     read, write = os.pipe()
     os.close(read)
     try:
@@ -215,7 +215,7 @@ def test_pipes_get_plain_text(run_cli):
         assert "\r" not in result.stdout + result.stderr
 
 
-def test_a_terminal_gets_colour_unless_it_says_no():
+def test_a_terminal_gets_colour_unless_no_color_is_set():
     code, shown = on_a_terminal("recipes", "show", "tinny")
     assert code == 2
     assert COLOUR.search(shown)
@@ -232,7 +232,7 @@ def test_nothing_is_wider_than_the_terminal(words):
     assert max(len(line) for line in plain.splitlines()) <= 80
 
 
-def test_both_ways_of_starting_are_the_same(run_cli):
+def test_python_m_titokctl_is_the_same_command(run_cli):
     import tomllib
 
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
@@ -245,7 +245,7 @@ def test_both_ways_of_starting_are_the_same(run_cli):
     assert done.stdout == run_cli("--version").stdout
 
 
-def test_json_is_all_that_stands_on_stdout(run_cli):
+def test_stdout_holds_only_the_json(run_cli):
     result = run_cli("recipes", "ls", "--json", code=0)
     assert json.loads(result.stdout) == result.json
     assert result.stderr == ""

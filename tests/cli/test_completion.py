@@ -1,4 +1,4 @@
-"""What a shell offers after Tab: commands, options, and the names of recipes, released models and runs."""
+"""Shell completion of commands, options, and the names of recipes, released models and runs."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ ASKED = (
 
 @pytest.fixture
 def offered(tmp_path):
-    """What bash is told when Tab is pressed at the end of the line."""
+    """Return the completions that bash gets for Tab at the end of the line."""
     both(tmp_path / "runs")
 
     def call(line: str) -> list[str]:

@@ -18,13 +18,13 @@ def test_tables_align_numbers_and_keep_brackets(capsys):
     assert "\x1b" not in shown.out
 
 
-def test_pairs_are_lines(capsys):
+def test_pairs_are_printed_a_line_each(capsys):
     console.pairs("cache", {"rows": 3, "path": "/a/[b]"})
     out = capsys.readouterr().out
     assert [line.split() for line in out.splitlines() if line.strip()] == [["cache"], ["rows", "3"], ["path", "/a/[b]"]]
 
 
-def test_json_keeps_letters_and_says_paths_as_text(capsys, tmp_path):
+def test_json_keeps_unicode_and_has_paths_as_strings(capsys, tmp_path):
     console.emit_json({"path": tmp_path, "name": "ü"})
     out = capsys.readouterr().out
     assert json.loads(out) == {"path": str(tmp_path), "name": "ü"}

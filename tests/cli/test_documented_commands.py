@@ -1,4 +1,4 @@
-"""Every `titokctl ...` that the documentation or a recipe's head shows has words that the command takes."""
+"""Every `titokctl ...` in the documentation and in the headers of recipes is a valid command line."""
 
 import re
 import shlex
@@ -11,11 +11,11 @@ from titokctl.cli import app as cli
 
 ROOT = Path(cli.__file__).resolve().parents[2]
 FENCE = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-IN_A_HEAD = re.compile(r"^# +(?:Command: )?(titokctl .+)$", re.MULTILINE)
+IN_A_HEADER = re.compile(r"^# +(?:Command: )?(titokctl .+)$", re.MULTILINE)
 
 
 def shown() -> list[str]:
-    """Command lines in fenced blocks of the documentation and in the heads of recipes, as they stand there."""
+    """Return the command lines in code blocks of the documentation and in the headers of recipes."""
     found = []
     pages = ["README.md", "CONTRIBUTING.md", "docs/*.md", "examples/*/README.md"]
     for page in sorted(path for pattern in pages for path in ROOT.glob(pattern)):
@@ -23,7 +23,7 @@ def shown() -> list[str]:
             lines = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in block.splitlines())
             found += [line for line in lines if line.startswith("titokctl ")]
     for recipe in sorted((ROOT / "recipes").glob("*/*.yaml")):
-        found += IN_A_HEAD.findall(recipe.read_text(encoding="utf-8"))
+        found += IN_A_HEADER.findall(recipe.read_text(encoding="utf-8"))
     machines = (ROOT / "recipes" / "clusters" / "machines.txt").read_text(encoding="utf-8").splitlines()
     found += [line for line in machines if line.startswith("titokctl ")]
     return sorted(set(found))
@@ -34,13 +34,13 @@ def test_there_are_some():
 
 
 @pytest.mark.parametrize("line", shown())
-def test_the_words_are_taken(line: str):
-    cli._register()
+def test_the_command_line_is_valid(line: str):
+    cli.register_commands()
     words = shlex.split(line, comments=True)[1:]
     command, context = typer.main.get_command(cli.app), None
     name = "titokctl"
     while True:
-        # Parses and checks the words of this command, and runs nothing; unknown ones raise.
+        # Parses and checks the arguments without running the command.
         context = command.make_context(name, words, parent=context)
         if not hasattr(command, "commands"):
             return

@@ -1,4 +1,4 @@
-"""The Python blocks of the documentation run as they stand, page by page."""
+"""The Python examples in the documentation run, page by page."""
 
 import re
 from pathlib import Path

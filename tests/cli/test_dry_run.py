@@ -1,4 +1,4 @@
-"""--dry-run: everything is checked, the plan is told, and nothing is written anywhere."""
+"""--dry-run checks everything, prints the plan, and writes nothing."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from titokctl.errors import Stopped, UserError
 from titokctl.progress import SilentProgress
 from titokctl.weights.read import locate
 
-# What is written, and by which words; `{runs}` is named last.
+# Outputs, and the commands that write them.
 PLANNED = [
     ("t.h5", "tokenize shards -o t.h5 --tokenizer tok.safetensors"),
     ("packed", "shard shards -o packed --per-shard 2"),
@@ -37,9 +37,9 @@ PLANNED = [
     ("ref.npz", "stats shards --size 32 -o ref.npz --features toy"),
     ("page.html", "report tokenizer/tok -o page.html"),
 ]
-# They train: their plan is the recipe.
+# Training: the plan is the recipe.
 RECIPES = {"train-gen", "train-tokenizer"}
-# Its plan is that of its samples.
+# It plans only its first step, the samples.
 IN_TWO_STEPS = {"reproduce"}
 REFUSED = [
     "tokenize nowhere -o t.h5",
@@ -65,13 +65,13 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards without an index, a tokenizer and a generator with its ids, another cache, a file that is nothing."""
+    """Make shards without an index, a tokenizer, a generator, a cache for it, another cache, and a text file."""
     root = tmp_path_factory.mktemp("made")
     trained.generator_run(root / "runs", hashes := trained.tokenizer_run(root / "runs"))
     write_cache(root / "ids.h5", 6, codes=trained.CODES, tokens=trained.TOKENS, **hashes)
     write_cache(root / "other.h5", 6, codes=trained.CODES, tokens=trained.TOKENS)
     tiny.tokenizer(root / "tok.safetensors")
-    tiny.shards(root / "shards", 3, 2)  # tokenize writes one part while it makes the next: a third is left
+    tiny.shards(root / "shards", 3, 2)  # tokenize writes a part while it computes the next one, so that a third is left
     (root / "text").write_text("hello")
     toy_features.install(root / "elsewhere")
     return root
@@ -79,7 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, to work in."""
+    """Return a copy of `made` to work in."""
     folder = shutil.copytree(made, tmp_path / "place")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TITOKCTL_RUNS", "runs")
@@ -88,7 +88,7 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time of change and bytes of all that is in a folder."""
+    """Return the modification time and the bytes of everything in a folder."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in sorted([folder, *folder.rglob("*")])
@@ -96,7 +96,7 @@ def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize(("output", "words"), PLANNED)
-def test_a_dry_run_writes_nothing_and_says_what_would_be(place, capsys, output, words):
+def test_a_dry_run_writes_nothing_and_prints_the_plan(place, capsys, output, words):
     before = everything(place)
     assert run([*words.split(), "--dry-run", "--json", "--quiet"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -110,7 +110,7 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be(place, capsys, output, 
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_what_would_fail_is_refused_the_same_way(place, capsys, words):
+def test_a_dry_run_gives_the_errors_of_the_command(place, capsys, words):
     before = everything(place)
     code = run([*words.split(), "--dry-run", "--quiet"])
     planned = capsys.readouterr()
@@ -121,14 +121,14 @@ def test_what_would_fail_is_refused_the_same_way(place, capsys, words):
 
 
 @pytest.mark.parametrize(("output", "words"), [each for each in PLANNED if each[1].split()[0] in ("merge", "export")])
-def test_the_size_that_is_told_is_about_right(place, capsys, output, words):
+def test_the_planned_size_is_about_right(place, capsys, output, words):
     assert run([*words.split(), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert run([*words.split(), "--quiet"]) == 0
-    assert plan["num_bytes"] <= Path(output).stat().st_size  # headers come on top
+    assert plan["num_bytes"] <= Path(output).stat().st_size  # the file also has headers
 
 
-def test_what_exists_is_replaced_only_when_asked(place, capsys):
+def test_an_existing_output_is_replaced_only_with_overwrite(place, capsys):
     before = everything(place)
     assert run(["merge", "ids.h5", "ids.h5", "-o", "other.h5", "--dry-run"]) == 1
     assert run(["merge", "ids.h5", "ids.h5", "-o", "other.h5", "--dry-run", "--overwrite"]) == 0
@@ -137,7 +137,7 @@ def test_what_exists_is_replaced_only_when_asked(place, capsys):
 
 
 class StopWith(StopRequest):
-    """A stop that is asked for as soon as a file is there."""
+    """A stop request as soon as a file exists."""
 
     def __init__(self, pattern: str) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ def tokenize_a_part() -> None:
         (tokenize_a_part, "tokenize shards -o t.h5 --tokenizer tok.safetensors"),
     ],
 )
-def test_what_an_earlier_run_left_is_counted(place, capsys, begin, words):
+def test_finished_parts_of_an_earlier_run_are_counted(place, capsys, begin, words):
     with contextlib.suppress(Stopped):
         begin()
     before = everything(place)
@@ -198,7 +198,7 @@ def test_what_an_earlier_run_left_is_counted(place, capsys, begin, words):
     assert everything(place) == before
 
 
-def test_other_settings_than_those_it_was_begun_with_are_refused(place, capsys):
+def test_work_begun_with_other_settings_is_refused(place, capsys):
     with contextlib.suppress(Stopped):
         decode_a_part()
     assert run(["decode", "ids.h5", "-o", "out.npz", "--batch-size", "3", "--dry-run"]) == 1
@@ -206,7 +206,7 @@ def test_other_settings_than_those_it_was_begun_with_are_refused(place, capsys):
     assert run(["decode", "ids.h5", "-o", "out.npz", "--batch-size", "3", "--dry-run", "--overwrite"]) == 0
 
 
-def test_nothing_is_fetched(monkeypatch, tmp_path):
+def test_nothing_is_downloaded(monkeypatch, tmp_path):
     for name in ("TITOKCTL_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("TITOKCTL_WEIGHTS", str(tmp_path))
@@ -216,7 +216,7 @@ def test_nothing_is_fetched(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_takes_nothing(place, capsys):
+def test_a_read_only_folder_is_refused(place, capsys):
     place.chmod(0o555)
     try:
         assert run(["export", "ids.h5", "--to", "npy", "--dry-run"]) == 1
@@ -251,10 +251,13 @@ def test_the_plan_of_training_is_a_recipe(place, capsys, words, said, plan):
     assert everything(place) == before
 
 
-def test_every_command_with_an_output_has_it():
-    cli._register()
+def test_every_command_with_an_output_has_a_dry_run():
+    cli.register_commands()
     for name, command in typer.main.get_command(cli.app).commands.items():
         names = {word for p in getattr(command, "params", ()) for word in p.opts}
-        if {"--output", "--overwrite"} & names and name != "demo":  # whose steps each need the one before
+        if {
+            "--output",
+            "--overwrite",
+        } & names and name != "demo":  # each of its steps needs the results of the one before
             assert "--dry-run" in names, name
             assert name in {words.split()[0] for _, words in PLANNED} | RECIPES | IN_TWO_STEPS

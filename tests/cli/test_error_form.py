@@ -1,4 +1,4 @@
-"""Mistakes that people make are told in one form: one sentence that names what was found, and a hint."""
+"""Errors have one form: a sentence that names what was found, and a hint."""
 
 import resource
 from pathlib import Path
@@ -17,7 +17,7 @@ from titokctl.weights.pickled import read_pickled
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache, what became of copies of it, a tokenizer run, pictures, a recipe that is no YAML."""
+    """Make a cache, damaged copies of it, a tokenizer run, images, and a recipe that is not YAML."""
     root = tmp_path_factory.mktemp("place")
     whole = write_cache(root / "good.h5", 40).read_bytes()
     (root / "cut.h5").write_bytes(whole[: len(whole) // 2])
@@ -34,14 +34,14 @@ WRONG_CACHES = [("none.h5", "file not found"), ("text.h5", "is not an HDF5 file"
 
 
 @pytest.mark.parametrize(("name", "said"), WRONG_CACHES)
-def test_a_file_that_is_no_cache(place: Path, said_by, name: str, said: str) -> None:
+def test_a_file_that_is_not_a_cache(place: Path, said_by, name: str, said: str) -> None:
     for command in ("train-gen", "verify", "diff"):
         words = [command, name, *(["good.h5"] if command == "diff" else [])]
         assert said in said_by(words, 1)
 
 
 @pytest.mark.parametrize("name", ["none.h5", "text.h5", "cut.h5"])
-def test_inspect_of_no_cache(said_by, name: str) -> None:
+def test_inspect_of_a_damaged_cache(said_by, name: str) -> None:
     assert name in said_by(["inspect", name], 1)
 
 
@@ -60,7 +60,7 @@ def test_inspect_of_no_cache(said_by, name: str) -> None:
         ("tokenize pictures missing -o t.h5 --procs 2", 1, "no such file or folder: missing"),
     ],
 )  # fmt: skip
-def test_a_wrong_word(said_by, words: str, code: int, said: str) -> None:
+def test_a_wrong_argument(said_by, words: str, code: int, said: str) -> None:
     assert said in said_by(words.split(), code)
 
 
@@ -70,12 +70,12 @@ def test_a_wrong_word(said_by, words: str, code: int, said: str) -> None:
     ["tokenize pictures -o t.h5", "train-gen good.h5", "sample", "train-tokenizer pictures --recipe tiny",
      "reconstruct pictures", "fid", "verify good.h5 --sample 2", "preview good.h5 -o p.png"],
 )  # fmt: skip
-def test_a_gpu_that_is_not_there(said_by, words: str) -> None:
+def test_a_missing_gpu(said_by, words: str) -> None:
     assert "there is no CUDA device here" in said_by([*words.split(), "--device", "cuda"], 2)
 
 
 @pytest.mark.parametrize("data", [b"i" * 50, b"hello", b"\x80\x02}q\x00(X", b"PK\x03\x04" + bytes(50), b"\x80\x04\x95"])
-def test_a_damaged_pickle_is_told_in_words(tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_pickle_gives_a_readable_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "old.bin").write_bytes(data)
     with pytest.raises(UserError) as caught:
         read_pickled(tmp_path / "old.bin")
@@ -99,7 +99,7 @@ def test_a_limit_on_file_sizes_is_not_a_full_disk(tmp_path: Path) -> None:
 
 @pytest.fixture
 def said_by(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Run a command that must fail; what it said, after its form was checked."""
+    """Run a command that must fail, check the form of its error, and return it."""
     monkeypatch.chdir(place)
     monkeypatch.setenv("TITOKCTL_RUNS", "runs")
 

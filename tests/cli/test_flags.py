@@ -1,6 +1,6 @@
-"""Commands and flags change only on purpose; each help fits 80 columns, shows an example that works, and agrees.
+"""Commands and flags change only on purpose; each help fits 80 columns and has a valid example.
 
-`flags.txt` holds one line a command. After a change that is meant:
+`flags.txt` holds one line per command. After an intended change:
 
     python tests/cli/test_flags.py > tests/cli/flags.txt
 """
@@ -16,17 +16,17 @@ import typer
 from titokctl.cli import app as cli
 
 FROZEN = Path(__file__).with_name("flags.txt")
-# Names that mean the same everywhere, and what stands beside them.
+# Short options, and how the long option beside each begins.
 SHORT = {"-o": "--output", "-n": "--num-", "-q": "--quiet"}
-# Options of work in several processes belong together, as do those of several machines.
+# Options that a command has all of, or none.
 TOGETHER = [{"--gpus", "--procs"}, {"--nodes", "--node-rank", "--rdzv-endpoint"}]
-# They train or draw until they are done, print a file as it is, or say nothing beside their result.
+# These commands have no result to print as JSON.
 WITHOUT_JSON = {"recipes show", "recipes cp"}
 
 
 def commands() -> dict[str, Any]:
-    """All commands by the words that call them, in the order of --help."""
-    cli._register()
+    """Return all commands by name, in the order of --help."""
+    cli.register_commands()
     return dict(_below(typer.main.get_command(cli.app), ""))
 
 
@@ -48,7 +48,7 @@ def line(name: str, command: Any) -> str:
     return " ".join([f"{name}:", *taken, *sorted(options(command), key=lambda word: (word.lstrip("-"), word))])
 
 
-def test_the_flags_are_those_that_were_frozen():
+def test_the_flags_are_frozen():
     assert [line(*item) for item in commands().items()] == FROZEN.read_text(encoding="utf-8").splitlines()
 
 
@@ -61,11 +61,11 @@ def test_the_help_fits_80_columns_and_its_example_works(name, capsys, monkeypatc
     assert "…" not in shown, "nothing is cut"
     example = commands()[name].epilog.removeprefix("Example: titokctl ")
     assert example.startswith(name)
-    commands()[name].make_context(name, shlex.split(example.removeprefix(name)))  # parses, and runs nothing
+    commands()[name].make_context(name, shlex.split(example.removeprefix(name)))  # parses without running the command
 
 
 @pytest.mark.parametrize("name", commands())
-def test_names_agree(name):
+def test_options_have_consistent_names(name):
     command = commands()[name]
     mine = set(options(command))
     for short in sorted(mine & SHORT.keys()):

@@ -1,4 +1,4 @@
-"""diff, preview, merge, neighbors, verify --sample and export --to wds, on a cache made from pictures."""
+"""diff, preview, merge, neighbors, verify --sample and export --to wds, on a cache of images."""
 
 import json
 import tarfile
@@ -18,7 +18,7 @@ from titokctl.formats.token_cache import TokenCache
 
 
 class Made:
-    """Two classes of 10 pictures, one of them unreadable, and their cache."""
+    """Two classes of 10 images, one of them unreadable, and their cache."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.tokenizer = root, root / "runs" / "tok.safetensors"
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture
 def answer(capsys: pytest.CaptureFixture[str]):
-    """The JSON that a command prints."""
+    """Return a function that runs a command and returns its JSON."""
 
     def call(*words: object, code: int = 0) -> dict:
         capsys.readouterr()
@@ -122,7 +122,9 @@ def test_preview_of_another_source_or_tokenizer_is_refused(made: Made, capsys, t
 
 
 def test_rows_whose_tokenizer_makes_no_pixels_are_refused(made: Made, capsys, tmp_path: Path) -> None:
-    proxy = VqganConfig(channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1)  # as coarse as the patches
+    proxy = VqganConfig(
+        channels=32, channel_multipliers=(1, 1, 1, 1), num_res_blocks=1
+    )  # downsamples as the patches do
     weights = tmp_path / "proxy.safetensors"
     tiny.tokenizer(weights, head="proxy", proxy=proxy, pixel_decoder=False)
     caches = [tmp_path / name for name in ("a.h5", "b.h5")]
@@ -185,7 +187,7 @@ def test_sampled_images_are_encoded_again_as_they_were(made: Made, answer, preci
     assert found["problems"] == []
 
 
-def test_rows_that_no_image_gives_are_a_problem(made: Made, capsys, tmp_path: Path) -> None:
+def test_rows_that_differ_from_a_new_encoding_are_a_problem(made: Made, capsys, tmp_path: Path) -> None:
     bent = tmp_path / "bent.h5"
     bent.write_bytes(made.cache.read_bytes())
     with h5py.File(bent, "r+") as f:

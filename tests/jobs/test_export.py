@@ -1,4 +1,4 @@
-"""`titokctl export`: other programs' readers get the same ids and labels back."""
+"""`titokctl export`: other programs read the same ids and labels."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_safetensors(cache: TokenCache) -> None:
         assert file.metadata()["codebook_size"] == str(cache.codebook_size)
 
 
-def test_what_is_refused(cache: TokenCache, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_exports_are_refused(cache: TokenCache, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", str(cache.path), "--to", "csv"]) == 2
     assert "'csv'" in capsys.readouterr().err
     assert run(["export", str(cache.path), "--to", "npy", "--view", "ten"]) == 1

@@ -1,4 +1,4 @@
-"""`titokctl inspect`: what it says of everything the package makes, and of what it doesn't know."""
+"""`titokctl inspect` on everything that titokctl makes, and on unknown files."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def inspect(path: Path) -> Inspection:
     return Inspect(path).run(Context())
 
 
-def test_a_token_cache_with_its_use_of_the_codebook(tmp_path: Path) -> None:
+def test_a_token_cache_with_its_codebook_usage(tmp_path: Path) -> None:
     write_cache(tmp_path / "tokens.h5", 300)
     found = inspect(tmp_path / "tokens.h5")
     ids = np.asarray(TokenCache.open(tmp_path / "tokens.h5").ids)
@@ -42,7 +42,7 @@ def test_a_token_cache_with_its_use_of_the_codebook(tmp_path: Path) -> None:
         assert position["perplexity"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
 
 
-def test_labels_without_names_go_by_their_number(tmp_path: Path) -> None:
+def test_classes_without_names_are_listed_by_number(tmp_path: Path) -> None:
     images = tiny.shards(tmp_path / "shards", count=1, per_shard=6)
     assert inspect(images / "000.tar").classes == {"0": 2, "1": 2, "2": 2}
 
@@ -70,7 +70,7 @@ def test_an_unfinished_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing", "foreign.txt", "empty", "foreign.safetensors", "foreign.h5", "folder"])
-def test_what_is_missing_or_foreign(tmp_path: Path, name: str) -> None:
+def test_missing_and_unknown_files(tmp_path: Path, name: str) -> None:
     for file in ("foreign.txt", "foreign.safetensors"):
         (tmp_path / file).write_text("something else")
     (tmp_path / "empty").touch()

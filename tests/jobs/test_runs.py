@@ -1,4 +1,4 @@
-"""What lies in a runs folder is listed, named, traced back to its images, and shown on one page."""
+"""Runs are listed, found by name, traced back to their images, and shown on one page."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from titokctl.jobs.machine.runs import ListRuns, ShowRun, find_run
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """Runs with a generator that has a log and a picture."""
+    """Return a runs folder with a generator that has a log and a picture."""
     root = both(tmp_path / "runs")
     folder = root / "generator" / "gen"
     for step, loss in ((1, 6.0), (2, 5.0), (3, float("nan"))):
@@ -75,7 +75,7 @@ def test_the_lineage_follows_the_hashes(trained: Path) -> None:
     assert ShowRun("gen").run(Context(trained)).lineage[2].where == "not in this runs folder"
 
 
-def test_the_page_stands_alone(trained: Path, tmp_path: Path, run_cli) -> None:
+def test_the_page_is_self_contained(trained: Path, tmp_path: Path, run_cli) -> None:
     run_cli("sample", "-n", "4", "--generator", trained / "generator" / "gen", "--runs-dir", trained, code=0)
     page = tmp_path / "report.html"
     made = json.loads(run_cli("report", "gen", "-o", page, "--runs-dir", trained, "--json", code=0).stdout)

@@ -28,7 +28,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 class StopAfter(StopRequest):
-    """A stop that is asked for at the n-th look."""
+    """A stop request at the n-th check."""
 
     def __init__(self, looks: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class StopAfter(StopRequest):
             raise Stopped(130, saved)
 
 
-def test_every_image_arrives_unchanged(tmp_path: Path) -> None:
+def test_images_are_unchanged(tmp_path: Path) -> None:
     files = class_folders(tmp_path / "in", each=12)
     result = make([tmp_path / "in"], tmp_path / "out", per_shard=5)
     assert (result.samples, result.shards, result.rejected) == (24, 5, [])
@@ -95,7 +95,7 @@ def test_max_bytes(tmp_path: Path) -> None:
     assert len(open_source([tmp_path / "single"]).units) == 20
 
 
-def test_unreadable_images_are_named(tmp_path: Path) -> None:
+def test_unreadable_images_are_listed(tmp_path: Path) -> None:
     class_folders(tmp_path / "in")
     (tmp_path / "in/cat/cut.jpg").write_bytes(encoded(noise(30, 30), "JPEG")[:300])
     (tmp_path / "in/dog/text.png").write_bytes(b"hello")
@@ -107,7 +107,7 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     assert make([tmp_path / "in"], tmp_path / "out").rejected == result.rejected
 
 
-def test_nothing_but_unreadable_images(tmp_path: Path) -> None:
+def test_only_unreadable_images(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"hello")
     with pytest.raises(UserError, match="none of the 1 images can be decoded"):
@@ -123,7 +123,7 @@ def test_dots_in_names_do_not_cut_keys(tmp_path: Path) -> None:
     assert open_source([tmp_path / "out"]).keys() == ["v1.2/a_b", "v1.2/a_b_png", "v1.2/a_b-2"]
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
     class_folders(tmp_path / "in", each=40)
     make([tmp_path / "in"], tmp_path / "whole", per_shard=20)
     with pytest.raises(Stopped):
@@ -160,7 +160,7 @@ def test_an_existing_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_not_ours_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
+def test_other_files_are_never_replaced(tmp_path: Path, overwrite: bool) -> None:
     class_folders(tmp_path / "in")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("precious")

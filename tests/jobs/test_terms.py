@@ -1,4 +1,4 @@
-"""The terms of the images go with their ids wherever these go."""
+"""The images' terms of use are recorded in every product made from them."""
 
 import json
 import tarfile
@@ -39,7 +39,7 @@ def terms(path: str) -> str:
     return TokenCache.open(path).header.terms
 
 
-def test_where_imagenet_is_recognised(here: Path) -> None:
+def test_imagenet_is_recognised(here: Path) -> None:
     assert terms_of(open_source(["imagenet"])) == IMAGENET
     assert terms_of(open_source(["own"])) == ""
     tiny.shards(Path("shards"), 1, 3)
@@ -70,7 +70,7 @@ def test_from_images_to_samples(here: Path) -> None:
     assert SampleSet.open(samples).manifest["terms"] == terms(str(samples / "ids.h5")) == IMAGENET
 
 
-def test_terms_that_are_a_book_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terms_that_are_too_long_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["tokenize", "own", "-o", "a.h5", "--terms", "x" * 5000]) == 2
     assert "--terms has more than 4,096 bytes" in capsys.readouterr().err
 
@@ -82,7 +82,7 @@ def test_terms_of_several_caches_are_joined(here: Path) -> None:
     assert terms("all.h5") == "first; second"
 
 
-def test_samples_without_terms_say_none(here: Path) -> None:
+def test_samples_of_images_without_terms_have_none(here: Path) -> None:
     both(Path("runs"))
     does("sample", "-n", "2", "--generator", "runs/generator/gen", "-o", "drawn")
     assert "terms" not in SampleSet.open("drawn").manifest

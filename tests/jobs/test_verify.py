@@ -1,4 +1,4 @@
-"""`titokctl verify`: whole caches pass, changed ones and incomplete ones don't."""
+"""`titokctl verify`: complete caches pass, changed and incomplete ones don't."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def made(root: Path) -> Path:
     return root / "t.h5"
 
 
-def test_a_whole_cache_passes_and_is_compared_with_its_source(
+def test_a_complete_cache_passes_and_is_compared_with_its_source(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = made(tmp_path)
@@ -30,7 +30,7 @@ def test_a_whole_cache_passes_and_is_compared_with_its_source(
     assert (result["rows"], result["source_checked"], result["problems"]) == (6, True, [])
 
 
-def test_a_row_too_few_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_row_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = made(tmp_path)
     with h5py.File(cache, "r+") as f:
         f.attrs["num_rejected"] = 0

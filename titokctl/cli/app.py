@@ -60,7 +60,7 @@ def _root(
     os.environ["TITOKCTL_DEBUG"] = "1" if debug else ""
 
 
-def _register() -> None:
+def register_commands() -> None:
     """Import the module of every command, which adds the command to `app`, and assign the panels."""
     from importlib import import_module
 
@@ -88,7 +88,7 @@ def run(arguments: list[str] | None = None) -> int:
     worker.started()
     stdout = _duplicate_stdout()
     try:
-        _register()
+        register_commands()
         code = app(args=arguments, prog_name="titokctl", standalone_mode=False)
         sys.stdout.flush()
         return _ended(code)
