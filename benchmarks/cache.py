@@ -19,8 +19,7 @@ from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_merge import Tally, merge, summaries
-from titokctl.formats.token_parts import PartsFolder, TokenPart
+from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, merge, summaries
 from titokctl.jobs.caches.inspect import Inspect
 from titokctl.jobs.caches.merge import Merge
 from titokctl.jobs.caches.verify import Verify

@@ -29,16 +29,15 @@ from benchmarks.measuring import BASELINE, Figures, Way, compare, parser, peak_m
 from benchmarks.preprocess import write_pictures
 from titokctl.config.models import TokenizerConfig, TransformerConfig
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.images import preprocess, to_float
 from titokctl.data.workers import available_cores
-from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.tokenize.request import tokenize
+from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import prepared
 from titokctl.models.initialization import initialize
 from titokctl.models.precision import PRECISIONS, precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.progress import SilentProgress
 from titokctl.weights.store import save_tokenizer
 
 ENCODERS = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -93,10 +92,9 @@ def speed(given: Namespace, count: int) -> dict[str, Figures]:
                 torch.cat([ready.tokenize_unchecked(part) for part in tiles]).cpu()
 
         def command() -> None:
-            tokenize(
-                [root / "shards"], root / f"{next(outputs)}.h5", str(root / "tok.safetensors"), root, views=(),
-                precision_name=given.precision, device=device, progress=SilentProgress(), stop=StopRequest(),
-            )  # fmt: skip
+            output, weights = root / f"{next(outputs)}.h5", str(root / "tok.safetensors")
+            job = Tokenize([root / "shards"], output, weights, views=(), precision=given.precision)
+            job.run(Context(root, device))
 
         ways = {
             BASELINE: Way(baseline, items=count),

@@ -8,9 +8,8 @@ from image_files import class_folders
 from trained import both
 
 from titokctl.cli import app as cli
-from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.tokenize.request import tokenize
-from titokctl.progress import SilentProgress
+from titokctl.context import Context
+from titokctl.jobs.tokenize.request import Tokenize
 
 ROOT = Path(cli.__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,10 +29,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     both(Path("runs"))
     class_folders(Path("pictures"))
-    tokenize(
-        [Path("pictures")], Path("tokens.h5"), "runs/tokenizer/tok", Path("runs"), device="cpu",
-        progress=SilentProgress(), stop=StopRequest(),
-    )  # fmt: skip
+    Tokenize([Path("pictures")], Path("tokens.h5"), "runs/tokenizer/tok").run(Context())
     names: dict = {}
     for block in blocks(page):
         exec(compile(block, page.name, "exec"), names)

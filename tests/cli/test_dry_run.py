@@ -173,10 +173,10 @@ def decode_a_part() -> None:
 
 
 def tokenize_a_part() -> None:
-    from titokctl.jobs.tokenize.request import tokenize
+    from titokctl.jobs.tokenize.request import Tokenize
 
-    tokenize(["shards"], Path("t.h5"), "tok.safetensors", Path("runs"), workers=1, progress=SilentProgress(),
-             stop=StopWith("t.h5.parts/unit-*"))  # fmt: skip
+    job = Tokenize(["shards"], Path("t.h5"), "tok.safetensors", workers=1)
+    job.run(Context(stop=StopWith("t.h5.parts/unit-*")))
 
 
 @pytest.mark.parametrize(

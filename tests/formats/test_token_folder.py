@@ -14,8 +14,7 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_checksums import damaged_places
 from titokctl.formats.token_folder import PartedRows, damaged_parts, finish_folder
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_merge import Tally, merge, summaries
-from titokctl.formats.token_parts import PartsFolder, TokenPart
+from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, merge, summaries
 
 SIZES = (5, 0, 3, 7)
 

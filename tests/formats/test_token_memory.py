@@ -14,7 +14,7 @@ import numpy as np
 sys.path.insert(0, sys.argv[2])
 from test_token_cache import header
 from titokctl.formats.token_checksums import damaged_places
-from titokctl.formats.token_merge import Tally, merge, summaries
+from titokctl.formats.token_parts import Tally, merge, summaries
 from titokctl.formats.token_parts import PartsFolder, TokenPart
 
 units, parts, tally = int(sys.argv[3]), PartsFolder(Path(sys.argv[1])), Tally()

@@ -12,8 +12,7 @@ from test_token_cache import header, ids_for
 
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
-from titokctl.formats.token_merge import Tally, merge, summaries, write_rejected
-from titokctl.formats.token_parts import PartsFolder, TokenPart
+from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, merge, summaries, write_rejected
 
 SIZES = (5, 0, 3)
 BAD = {"key": "bad", "kind": "truncated", "reason": "cut off"}

@@ -15,7 +15,7 @@ from titokctl.evaluation.extractors import open_extractor
 from titokctl.formats.statistics import file_sha256
 from titokctl.jobs.evaluate.fid import fid
 from titokctl.jobs.sample.request import Sample
-from titokctl.jobs.tokenize.request import tokenize
+from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.progress import SilentProgress
 
 SIZE = 24
@@ -102,7 +102,7 @@ def reconstructions(tmp_path):
         (folder / "dog" / f"{i:04d}.jpg").unlink()
     with StopRequest() as stop:
         cache = tmp_path / "tokens.h5"
-        tokenize([folder], cache, str(weights), tmp_path / "runs", progress=SilentProgress(), stop=stop)
+        Tokenize([folder], cache, str(weights)).run(Context(tmp_path / "runs", stop=stop))
     return cache, str(weights)
 
 

@@ -12,6 +12,7 @@ from remarks import Remarks
 
 from titokctl.cli.app import run
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.sources import open_source
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
@@ -24,7 +25,7 @@ from titokctl.formats.statistics import read_statistics
 from titokctl.jobs.evaluate.compare import compare
 from titokctl.jobs.evaluate.fid import fid
 from titokctl.jobs.evaluate.stats import stats
-from titokctl.jobs.tokenize.request import tokenize
+from titokctl.jobs.tokenize.request import Tokenize
 
 
 def noise(n: int, seed: int, size: int = 24) -> np.ndarray:
@@ -134,9 +135,7 @@ def test_a_token_cache_is_decoded_and_compared_with_its_own_source(tmp_path, ext
     given = {"tokenizer": str(tmp_path / "tok.safetensors")}
     with StopRequest() as stop:
         cache = tmp_path / "tokens.h5"
-        tokenize(
-            [folder], cache, given["tokenizer"], tmp_path / "runs", max_rejected=0.5, progress=Remarks(), stop=stop
-        )
+        Tokenize([folder], cache, given["tokenizer"], max_rejected=0.5).run(Context(tmp_path / "runs", stop=stop))
     remarks = Remarks()
     found = judge(cache, None, tmp_path, remarks, **given)
     assert found.samples["kind"] == "reconstructions"

@@ -10,11 +10,12 @@ import toy_features
 from PIL import Image
 from remarks import Remarks
 
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats.evaluation import read_evaluations
 from titokctl.jobs.evaluate.fid import fid
-from titokctl.jobs.tokenize.request import tokenize
+from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.progress import SilentProgress
 
 
@@ -84,7 +85,7 @@ def test_another_decoder_in_the_same_file_is_told_apart(tmp_path):
     folder = tiny.class_folder(tmp_path / "photos", per_class=6)
     with StopRequest() as stop:
         cache = tmp_path / "tokens.h5"
-        tokenize([folder], cache, str(weights), tmp_path / "runs", progress=SilentProgress(), stop=stop)
+        Tokenize([folder], cache, str(weights)).run(Context(tmp_path / "runs", stop=stop))
     first, _ = judge(cache, tmp_path, tokenizer=str(weights), save_features=True)
     _, same = judge(cache, tmp_path, tokenizer=str(weights))
     assert f"start features of {cache}" not in same

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from titokctl.jobs.tokenize.job import TokenJob
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import preprocess, to_float
@@ -14,7 +15,6 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_parts import PartsFolder
-from titokctl.jobs.tokenize.job import TokenJob
 from titokctl.jobs.tokenize.output import allowed_share
 from titokctl.jobs.tokenize.request import TokenizeResult, tokenize
 from titokctl.progress import SilentProgress
@@ -370,6 +370,7 @@ def test_compressed_rows_are_the_same(place: Place) -> None:
 
 def test_a_damaged_part_that_is_met_while_merging_is_deleted(place: Place) -> None:
     from titokctl.formats.token_merge import all_parts
+
     from titokctl.formats.token_parts import PartsFolder
 
     begun(place)

@@ -18,7 +18,7 @@ from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.caches.inspect import Inspect
 from titokctl.jobs.evaluate.reconstruct import reconstruct
-from titokctl.jobs.tokenize.request import tokenize
+from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.weights.chain import pick_tokenizer, tokenizer_with
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_proxy, load_tokenizer
@@ -97,7 +97,7 @@ def test_the_decoder_stage_leaves_all_that_decides_ids_as_it_is_to_the_bit(chain
 
 
 def test_a_cache_by_the_proxy_run_is_decoded_by_the_decoder_run(chain, tmp_path):
-    tokenize([chain.pictures], tmp_path / "t.h5", str(chain.proxy.run), chain.runs, progress=QUIET, stop=no_stop())
+    Tokenize([chain.pictures], tmp_path / "t.h5", str(chain.proxy.run)).run(Context(chain.runs))
     head = TokenCache.open(tmp_path / "t.h5").header
     found = tokenizer_with(head.encoder_sha256, head.weights_sha256, None, chain.runs, QUIET.say)
     assert found == str(chain.decoder.run) == pick_tokenizer(None, chain.runs, QUIET.say, pixels=True)

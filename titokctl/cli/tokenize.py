@@ -9,10 +9,8 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Machine, together
-from titokctl.errors import UsageError
+from titokctl.cli.work import Machine, Surroundings, perform
 
-_MAX_TERMS = 4096
 _READ = "How images are read"
 _read = partial(option, panel=_READ)
 
@@ -46,13 +44,15 @@ def tokenize(
             max=1,
         ),
     ] = None,
-    source: Annotated[str | None, _read("--source", "What PATH is, when it can't be told: folder, ...", "KIND")] = None,
-    accept_cut: Annotated[
-        bool, _read("--accept-cut", "Take the whole images of shards that were cut; recorded.")
-    ] = False,
-    labels: Annotated[Path | None, _read("--labels", "Labels of images that carry none, a line each.", "FILE")] = None,
+    source: Annotated[
+        str | None, _read("--source", "What PATH is, where that can't be recognised: folder, ...", "KIND")
+    ] = None,
+    accept_cut: Annotated[bool, _read("--accept-cut", "Take the intact images of truncated shards; recorded.")] = False,
+    labels: Annotated[
+        Path | None, _read("--labels", "Labels of images that have none of their own, one per line.", "FILE")
+    ] = None,
     label_table: Annotated[
-        Path | None, _read("--label-table", "Synset and ILSVRC2012_ID, a line each.", "FILE")
+        Path | None, _read("--label-table", "Synset and ILSVRC2012_ID, one pair per line.", "FILE")
     ] = None,
     terms: Annotated[
         str | None, _read("--terms", "Terms of use of the images, recorded; ImageNet's are known.", "TEXT")
@@ -60,13 +60,15 @@ def tokenize(
     crop: Annotated[
         str, options.crop("adm halves large images first, as guided-diffusion does.", panel=_READ)
     ] = "center",
-    exif: Annotated[bool, _read("--exif", "Turn images as their EXIF tag says; recorded.")] = False,
+    exif: Annotated[bool, _read("--exif", "Rotate images as their EXIF tag says; recorded.")] = False,
     fast_decode: Annotated[
         bool, _read("--fast-decode", "Decode large JPEGs at a fraction of their size; recorded.")
     ] = False,
     max_pixels: Annotated[int, _read("--max-pixels", "Images of more pixels are rejected.", min=1)] = 178_956_970,
     compress: options.Compress = False,
-    part: Annotated[str | None, option("--part", "One of N jobs that share only the output's folder.", "I/N")] = None,
+    part: Annotated[
+        str | None, option("--part", "Make this share of the images; the last of N such jobs merges.", "I/N")
+    ] = None,
     device: options.Device = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
@@ -81,52 +83,35 @@ def tokenize(
 ) -> None:
     """Turn images into a token cache.
 
-    Every image is in it exactly once or named in FILE.rejected.jsonl. Run the same command again to go on.
+    Every image is in it exactly once or listed in FILE.rejected.jsonl. Run the same command again to resume.
     """
-    if terms is not None and len(terms.encode()) > _MAX_TERMS:
-        raise UsageError(f"--terms has more than {_MAX_TERMS:,} bytes", "say where they stand instead of all of them")
-    target, keep = Path(output), output.endswith("/") or Path(output).is_dir()
-    wanted = () if views == "none" else tuple(views.split(","))
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.tokenize.request import check_request
-    from titokctl.jobs.tokenize.request import tokenize as job
+    from titokctl.jobs.tokenize.request import Tokenize
 
-    with together(
-        Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint),
-        quiet,
-        dry_run,
-        as_json,
-        check=lambda name: check_request(paths, target, wanted, overwrite, keep, compress, part, precision, name),
-        takes_all_gpus=True,
-    ) as work:
-        result = job(
-            paths,
-            target,
-            tokenizer,
-            runs_root(runs_dir),
-            views=wanted,
-            batch_size=batch_size,
-            precision_name=precision,
-            workers=workers,
-            max_rejected=max_rejected,
-            source_kind=source,
-            accept_cut=accept_cut,
-            labels=labels,
-            label_table=label_table,
-            terms=terms,
-            crop=crop,
-            exif=exif,
-            fast_decode=fast_decode,
-            max_pixels=max_pixels,
-            overwrite=overwrite,
-            keep_parts=keep,
-            compress=compress,
-            part=part,
-            device=work.device,
-            group=work.group,
-            progress=work.progress,
-            stop=work.stop,
-        )
+    job = Tokenize(
+        paths,
+        Path(output),
+        tokenizer,
+        views=() if views == "none" else tuple(views.split(",")),
+        batch_size=batch_size,
+        precision=precision,
+        workers=workers,
+        max_rejected=max_rejected,
+        source_kind=source,
+        accept_cut=accept_cut,
+        labels=labels,
+        label_table=label_table,
+        terms=terms,
+        crop=crop,
+        exif=exif,
+        fast_decode=fast_decode,
+        max_pixels=max_pixels,
+        compress=compress,
+        keep_parts=output.endswith("/") or Path(output).is_dir(),
+        part=part,
+        overwrite=overwrite,
+    )
+    machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
+    result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine, takes_all_gpus=True))
     if result is None:
         return
     if not quiet and result.finished:

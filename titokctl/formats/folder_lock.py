@@ -1,7 +1,7 @@
 """One writer per folder: an advisory lock that the operating system releases when its holder dies.
 
 Specification: `<folder>/.lock` is an empty file, locked with flock while a command writes to the folder: exclusively,
-or shared by several commands that divide the work in another way. The file remains; only the lock matters.
+or shared by several commands that divide the work among them. Only the lock matters; the file may remain.
 """
 
 import contextlib
@@ -13,23 +13,28 @@ from pathlib import Path
 from titokctl.errors import UserError
 from titokctl.formats.atomic import make_folder
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of `folder`, exclusive or `shared`. Raises UserError when another process holds it."""
-    make_folder(folder)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        _lock(descriptor, folder, shared)
-        yield
-    finally:
-        os.close(descriptor)
+def folder_lock(folder: Path, shared: bool = False, name: str = LOCK) -> Iterator[None]:
+    """Hold the lock `name` of `folder`, alone or `shared`. Raises UserError when another process holds it."""
+    while True:
+        descriptor = _opened(folder, name)
+        try:
+            # The last holder may have deleted the file, or the whole folder, before it released the lock.
+            if _locked(descriptor, folder, shared) and not _exists(descriptor, folder / name):
+                continue
+            yield
+            return
+        finally:
+            os.close(descriptor)
 
 
 def is_held(folder: Path) -> bool | None:
     """Return True if a process holds the lock of `folder`; None if that can't be found out. Nothing is created."""
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -50,11 +55,33 @@ def at_work(folder: Path) -> UserError:
     )
 
 
-def _lock(descriptor: int, folder: Path, shared: bool) -> None:
+def _opened(folder: Path, name: str) -> int:
+    while True:
+        make_folder(folder)
+        try:
+            return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            if folder.is_dir():  # not deleted in between: nothing can be made here
+                raise
+
+
+def _locked(descriptor: int, folder: Path, shared: bool) -> bool:
+    """Lock an open file; False on a network file system without flock, where working without a lock beats not working.
+
+    Raises UserError when another process holds the lock.
+    """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise at_work(folder) from error
     except OSError:
-        # Some network file systems have no flock; there, commands run without a lock.
-        return
+        return False
+    return True
+
+
+def _exists(descriptor: int, path: Path) -> bool:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(descriptor))

@@ -17,8 +17,7 @@ from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache, check_labels
 from titokctl.formats.token_checksums import ContentsChecksums
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_merge import Tally, all_parts
-from titokctl.formats.token_parts import MANIFEST, PartsFolder, TokenPart
+from titokctl.formats.token_parts import MANIFEST, PartsFolder, Tally, TokenPart, all_parts
 
 _PARTS_KEPT = 64
 _AGAIN = "run the `titokctl tokenize` command that began it again"
@@ -161,11 +160,11 @@ def _checked(folder: PartsFolder, unit: int, header: CacheHeader, rows: int) -> 
     """The part of `unit` if it fits the header. Raises UserError otherwise."""
     part = folder.read(unit)
     if part is None:
-        raise UserError(f"{folder.place(unit)} is missing", _AGAIN)
+        raise UserError(f"{folder.file(unit)} is missing", _AGAIN)
     arrays = [part.ids, *part.views.values()]
     fits = part.views.keys() == header.views.keys() and part.labels.dtype == np.dtype("<i4")
     if not fits or any(a.dtype != header.row_dtype or a.shape != (rows, *header.row_shape) for a in arrays):
-        raise UserError(f"{folder.place(unit)} does not fit the manifest beside it", _AGAIN)
+        raise UserError(f"{folder.file(unit)} does not fit the manifest beside it", _AGAIN)
     return part
 
 

@@ -1,4 +1,4 @@
-"""Parts of a token cache: what is finished of a long job, one file per unit of its source.
+"""Parts of a token cache: the finished units of a long job, one file per unit of its source; and their merge.
 
 Specification: beside an output `tokens.h5` the folder `tokens.h5.parts/` holds `manifest.json` and, for every finished
 unit, `unit-<8 digits>.safetensors`. An output that is itself a folder keeps its parts for good (`token_folder`). The
@@ -7,9 +7,9 @@ the cache as they will be. A part is safetensors with the datasets of the cache 
 "latents", "views/<name>", "labels") and "keys" as (n, width) uint8, padded with zero bytes; its metadata has format
 "titokctl/token-part", format_version "1", unit, first (position of the unit's first sample in the source), count
 (samples of the unit), name, rejected (a JSON list of {"key", "kind", "reason"}) and sha256 over all of the above.
-rows + rejected = count. Parts and manifest are written atomically, so what is there is whole; it is checked all the
-same before it is used. `.lock` is locked by the process that works in the folder;
-processes that share no process group share the lock and claim units through files (`unit_claims`).
+rows + rejected = count. Parts and manifest are written atomically, so a file that exists is whole; it is checked
+before it is used all the same. The process that works in the folder holds the lock `.lock`. Jobs that divide the units
+by arithmetic (--part) share it; the one that merges also holds the lock `.merge.lock`.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -26,28 +26,21 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from titokctl.config.differences import flat_differences
 from titokctl.errors import UserError
-from titokctl.formats.atomic import (
-    check_version,
-    disk_errors,
-    read_json,
-    remove_leftovers,
-    write_bytes,
-    write_json,
-    write_new_json,
-)
+from titokctl.formats.atomic import atomic_path, check_version, read_json, remove_leftovers, write_bytes, write_json
 from titokctl.formats.folder_lock import folder_lock
+from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.unit_claims import FOLDER as CLAIMS
+from titokctl.formats.unfinished import Unfinished, changes
 
 FORMAT = "titokctl/token-parts"
 PART_FORMAT = "titokctl/token-part"
 FORMAT_VERSION = 1
 _MAX_PART_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 64 << 20
-MANIFEST = "manifest.json"
-_LINE = 160
+MANIFEST, MERGE_LOCK = "manifest.json", ".merge.lock"
+_EXAMPLES = 5
+_ROWS_AT_ONCE = 16_384
 T = TypeVar("T")
 
 
@@ -102,143 +95,128 @@ class PartsFolder:
     def __init__(self, output: Path, keep: bool = False) -> None:
         self.output, self.keep = output, keep
         self.path = output if keep else output.with_name(output.name + ".parts")
+        # Users may have put files of their own into a folder that is kept.
+        owned = ("unit-*.safetensors", ".*.tmp-*", MERGE_LOCK)
+        self._work = Unfinished(output, self.path, MANIFEST, lambda found: _decisive(self._checked(found)), owned)
+
+    def locked(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Be the only process at work here, or one of several jobs that divide the units; as `Unfinished.locked`."""
+        return self._work.locked(shared)
 
     @contextlib.contextmanager
-    def locked(self, shared: bool = False) -> Iterator[None]:
-        """Be the only process at work here, or one of several that claim units; ends with the process."""
+    def merging(self) -> Iterator[bool]:
+        """Be the only job that merges. Yields False when another one does."""
         with contextlib.ExitStack() as stack:
-            with disk_errors(self.path):
-                stack.enter_context(folder_lock(self.path, shared))
-            yield
+            try:
+                stack.enter_context(folder_lock(self.path, name=MERGE_LOCK))
+            except UserError:
+                yield False
+                return
+            stack.callback((self.path / MERGE_LOCK).unlink, missing_ok=True)
+            yield True
 
-    def begin(self, header: CacheHeader, num_units: int, afresh: bool = False, shared: bool = False) -> bool:
-        """Start, or go on with what an earlier run left. Call it with the lock held.
+    def begin(self, header: CacheHeader, num_units: int, overwrite: bool = False, shared: bool = False) -> bool:
+        """Begin, or resume what an earlier run left; call it with the lock held. Returns True when resuming.
 
-        Returns True when going on. When the earlier run was another one, its parts are deleted if `afresh`; when the
-        lock is `shared`, nothing is ever deleted.
+        If `overwrite`, parts with other settings and a finished folder are deleted, but never while the lock is shared.
 
-        Raises UserError that lists the differences otherwise.
+        Raises UserError, which lists the differences, when the parts were begun with other settings.
         """
-        place, manifest = self.path / MANIFEST, _manifest(header, num_units)
-        while not self.goes_on(header, num_units, afresh and not shared):
-            if place.exists() and not shared:
-                self._empty()
-                write_json(place, manifest)
-                return False
-            # With others at work: one that has merged may have taken the folder away, another have begun it again.
-            if write_new_json(place, manifest):
-                return False
-        if not shared:
+        manifest = _manifest(header, num_units)
+        if overwrite and self.is_complete():
+            self._work.clear()
+        resumed = self._work.begin(_decisive(manifest), overwrite, shared=shared, record=manifest)
+        if resumed and not shared:
             for left in (MANIFEST, "unit-*"):
                 remove_leftovers(self.path, left)
             remove_leftovers(self.output.parent, glob.escape(self.output.name))  # of a merge that was killed
-        return True
+        return resumed
 
-    def goes_on(self, header: CacheHeader, num_units: int, afresh: bool = False) -> bool:
-        """Whether `begin` would go on with what an earlier run left. Raises as it does, and writes nothing."""
-        if not (self.path / MANIFEST).exists():
+    def resumes(self, header: CacheHeader, num_units: int, overwrite: bool = False) -> bool:
+        """Return True if `begin` would resume; raises as it does, and writes nothing."""
+        if overwrite and self.is_complete():
             return False
-        found = self.manifest()
-        changes = differences(found, _manifest(header, num_units))
-        if (changes or "complete" in found) and afresh:
-            return False
-        if changes:
-            raise UserError(
-                f"{self.output} was begun with other settings: {'; '.join(changes)}",
-                "repeat the earlier command to go on with it, or start afresh with --overwrite",
-            )
-        return True
+        return self._work.resumes(_decisive(_manifest(header, num_units)), overwrite)
+
+    def differences(self, header: CacheHeader, now: CacheHeader) -> list[str]:
+        """Return how the settings of two caches differ, as lines "field: old -> new"."""
+        return changes(_decisive(_manifest(header, 0)), _decisive(_manifest(now, 0)))
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest. Raises UserError when it is missing or not ours."""
-        place = self.path / MANIFEST
-        found = read_json(place)
-        if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("header"), dict):
-            raise UserError(f"{place} was not written by titokctl", "choose another -o")
-        check_version(found.get("format_version"), FORMAT_VERSION, place, "token parts")
-        return found
+        """Return the manifest. Raises UserError when it is missing or wasn't written by titokctl."""
+        return self._checked(read_json(self._work.record))
+
+    def is_begun(self) -> bool:
+        """Return True if there is a manifest, whatever it says."""
+        return self._work.record.is_file()
+
+    def is_complete(self) -> bool:
+        """Return True if the folder is a finished token cache, whose parts stay. Raises as `manifest`."""
+        return self.is_begun() and "complete" in self.manifest()
 
     def write(self, part: TokenPart) -> None:
         """Write one part atomically. Should a power failure take its name, it is made again."""
-        write_bytes(self.place(part.unit), _pack(part), is_replaceable=True)
+        write_bytes(self.file(part.unit), _pack(part), is_replaceable=True)
 
     def finished(self) -> set[int]:
-        """Numbers of the units that have a part, whatever is in it."""
+        """Return the numbers of the units that have a part, whatever is in it."""
         names = (path.stem.removeprefix("unit-") for path in self.path.glob("unit-*.safetensors"))
         return {int(name) for name in names if name.isdigit()}
 
     def read(self, unit: int) -> TokenPart | None:
-        """The part of `unit`, checked; None when it is not there. Raises UserError when it is damaged."""
-        return self._looked_at(unit, _unpack)
+        """Return the part of `unit`, checked; None when there is none. Raises UserError when it is damaged."""
+        return self._read(unit, _unpack)
 
     def summary(self, unit: int) -> PartSummary | None:
-        """What the header of `unit`'s part says; None when it is not there. Raises UserError when it is damaged."""
-        return self._looked_at(unit, _summary)
+        """Return what the header of `unit`'s part says; None when there is no part. Raises as `read`."""
+        return self._read(unit, _summary)
 
-    def _looked_at(self, unit: int, look: Callable[[BinaryIO], T]) -> T | None:
-        place = self.place(unit)
+    def _read(self, unit: int, read: Callable[[BinaryIO], T]) -> T | None:
+        path = self.file(unit)
         try:
-            with place.open("rb") as file:
-                return look(file)
+            with path.open("rb") as file:
+                return read(file)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UserError(f"cannot read {place}: {error.strerror}") from error
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
         except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-            raise UserError(f"{place} is damaged ({type(error).__name__})") from error
+            raise UserError(f"{path} is damaged ({type(error).__name__})") from error
 
     def discard(self, unit: int) -> None:
         """Delete the part of `unit`, so that it is made again."""
-        self.place(unit).unlink(missing_ok=True)
+        self.file(unit).unlink(missing_ok=True)
 
     def complete(self, record: dict[str, Any]) -> None:
-        """Say in the manifest that every part is there: `record` is what `token_folder` specifies. Claims go."""
-        write_json(self.path / MANIFEST, self.manifest() | record | {"complete": 1})
-        self._remove_claims()
+        """Add `record`, which `token_folder` specifies, and `complete` to the manifest."""
+        write_json(self._work.record, self.manifest() | record | {"complete": 1})
 
     def remove(self) -> None:
-        """Delete the folder and everything in it that is ours."""
-        self._empty()
-        (self.path / ".lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        """Delete the parts, and the folder unless it holds other files."""
+        self._work.remove()
 
-    def remove_if_left(self) -> None:
-        """Delete what a process left that was killed after it had made the output; not while others are at work."""
-        if not self.keep and self.path.is_dir():
-            with contextlib.suppress(UserError), self.locked():
-                self.remove()
+    def remove_if_idle(self) -> None:
+        """Delete the parts of a finished file, unless other jobs still work on them. Kept parts stay."""
+        if not self.keep:
+            self._work.remove_if_idle()
 
-    def place(self, unit: int) -> Path:
-        """The file of `unit`'s part."""
+    def file(self, unit: int) -> Path:
+        """Return the path of `unit`'s part."""
         return self.path / f"unit-{unit:08d}.safetensors"
 
-    def _empty(self) -> None:
-        self._remove_claims()
-        # The manifest goes last: without it, parts of unknown origin would remain.
-        for pattern in ("unit-*.safetensors", ".*.tmp-*", MANIFEST):
-            for path in self.path.glob(pattern):
-                path.unlink(missing_ok=True)
-
-    def _remove_claims(self) -> None:
-        folder = self.path / CLAIMS
-        for path in [*folder.glob("*.claim"), *folder.glob("*.owner")]:
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two manifests, "field: old -> new", without what may change between runs of one job."""
-    lines = flat_differences(_decisive(before), _decisive(now))
-    return [line if len(line) <= _LINE else f"{line[: _LINE - 3]}..." for line in lines]
+    def _checked(self, found: Any) -> dict[str, Any]:
+        path = self._work.record
+        if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("header"), dict):
+            raise UserError(f"{path} was not written by titokctl", "choose another -o")
+        check_version(found.get("format_version"), FORMAT_VERSION, path, "token parts")
+        return found
 
 
 def _decisive(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest without where the source lies and which titokctl wrote it, the header's fields on top."""
+    """Return a manifest without the source's paths and titokctl's version, the header's fields at the top level."""
     header = manifest.get("header")
     fields = {k: v for k, v in header.items() if k not in ("created_by", "num_rejected")} if header else {}
-    if not fields.get("terms"):  # as in manifests from before there were any
+    if not fields.get("terms"):  # absent from the oldest manifests
         fields.pop("terms", None)
     if isinstance(fields.get("source"), dict):
         fields["source"] = {k: v for k, v in fields["source"].items() if k != "paths"}
@@ -304,3 +282,115 @@ def _digest(tensors: dict[str, np.ndarray], about: dict[str, str]) -> str:
         total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         total.update(memoryview(tensor.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
     return total.hexdigest()
+
+
+@dataclass
+class Tally:
+    """What the parts add up to; small enough to keep for any number of parts."""
+
+    units: int = 0
+    rows: int = 0
+    rejected: int = 0
+    key_bytes: int = 1
+    by_kind: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, part: PartSummary) -> None:
+        """Count one part."""
+        self.units += 1
+        self.rows += part.rows
+        self.key_bytes = max(self.key_bytes, part.key_bytes)
+        self.reject(part.rejected)
+
+    def reject(self, rejected: Iterable[Mapping[str, str]]) -> None:
+        """Count samples without a row."""
+        for one in rejected:
+            self.rejected += 1
+            self.by_kind[one["kind"]] = self.by_kind.get(one["kind"], 0) + 1
+            if len(self.examples) < _EXAMPLES:
+                self.examples.append(f"{one['key']} ({one['kind']}: {one['reason']})")
+
+    @property
+    def samples(self) -> int:
+        """Rows and rejected together: the samples of the source."""
+        return self.rows + self.rejected
+
+
+def merge(
+    folder: PartsFolder,
+    header: CacheHeader,
+    num_units: int,
+    tally: Tally,
+    advance: Callable[[int], None],
+    compress: bool = False,
+) -> None:
+    """Write the output of `folder` from all its parts.
+
+    Args:
+        folder: holds a part for each of `num_units` units.
+        header: of the output; the number of rejected images is filled in.
+        tally: of exactly these parts.
+        advance: called with the number of rows written since.
+        compress: as `TokenCacheWriter`.
+
+    Raises UserError when a part is missing or damaged; the output is then untouched.
+    """
+    header = replace(header, num_rejected=tally.rejected)
+    size = {"num_rows": tally.rows, "key_bytes": tally.key_bytes}
+    with TokenCacheWriter(folder.output, header, **size, compress=compress) as writer:
+        for parts in _blocks(all_parts(folder, num_units)):
+            views = {name: np.concatenate([part.views[name] for part in parts]) for name in header.views}
+            ids, labels, keys = (
+                np.concatenate([getattr(p, name) for p in parts]) for name in ("ids", "labels", "keys")
+            )
+            writer.append(ids, labels, keys, views)
+            advance(len(ids))
+
+
+def _blocks(parts: Iterable[TokenPart]) -> Iterator[list[TokenPart]]:
+    """Several parts at once: HDF5 takes its time with every write, however small."""
+    block: list[TokenPart] = []
+    for part in parts:
+        block.append(part)
+        if sum(map(len, block)) >= _ROWS_AT_ONCE:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def all_parts(folder: PartsFolder, num_units: int) -> Iterator[TokenPart]:
+    """Every part in the order of the source, checked.
+
+    Raises UserError when one is missing, or damaged; a damaged one is deleted, so that it is made again.
+    """
+    return _of_all(folder, num_units, folder.read)
+
+
+def summaries(folder: PartsFolder, num_units: int) -> Iterator[PartSummary]:
+    """What every part says of itself, in the order of the source. Raises UserError as `all_parts` does."""
+    return _of_all(folder, num_units, folder.summary)
+
+
+def _of_all(folder: PartsFolder, num_units: int, look: Callable[[int], T | None]) -> Iterator[T]:
+    for unit in range(num_units):
+        try:
+            found = look(unit)
+        except UserError as error:
+            folder.discard(unit)
+            raise UserError(f"{error.message}; it was deleted", "run the same command again to make it anew") from error
+        if found is None:
+            raise UserError(f"the part of unit {unit} is missing from {folder.path}", "run the same command again")
+        yield found
+
+
+def write_rejected(target: Path, rejected: Iterable[Mapping[str, str]]) -> None:
+    """One JSON line a rejected sample. Without any there is no file; one of an earlier run is removed."""
+    with atomic_path(target) as temporary:
+        count = 0
+        with temporary.open("w", encoding="utf-8") as out:
+            for one in rejected:
+                out.write(json.dumps(one, ensure_ascii=False) + "\n")
+                count += 1
+    if not count:
+        target.unlink(missing_ok=True)

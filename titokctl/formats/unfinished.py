@@ -2,24 +2,24 @@
 
 Specification: until a product is finished, what is done of it lies in a folder, by default `.<name>.unfinished/` beside
 the product. A JSON file in it, the record, holds the settings that decide about the product's bytes. The process that
-works there holds the lock `.lock` (`folder_lock`), in this folder unless the product is a folder that has one. Work is
-resumed only with equal settings. The finished product gets its name by a rename; after that the folder is deleted.
+works there holds the lock `.lock` (`folder_lock`), in this folder unless the product is a folder that has one; several
+that divide the work by arithmetic share it. Work is resumed only with equal settings. The finished product gets its
+name by a rename; after that the folder is deleted.
 """
 
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from titokctl.config.differences import flat_differences
 from titokctl.errors import UserError
-from titokctl.formats.atomic import disk_errors, make_folder, read_json, write_json
-from titokctl.formats.folder_lock import at_work, folder_lock, is_held
+from titokctl.formats.atomic import disk_errors, make_folder, read_json, write_json, write_new_json
+from titokctl.formats.folder_lock import LOCK, at_work, folder_lock, is_held
 
-LOCK = ".lock"
 SETTINGS = "settings.json"
 _LINE = 160
 _MAX_LINES = 20
@@ -34,6 +34,8 @@ class Unfinished:
         record: name of the record in it.
         settings_of: gives the settings in a record that has more; by default the record is the settings.
         lock: the folder that is locked; by default the one in which the work lies.
+        owned: patterns of the files that belong to the work, beside the record; everything in the folder by default.
+            Others are never deleted.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class Unfinished:
         record: str = SETTINGS,
         settings_of: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         lock: Path | None = None,
+        owned: Sequence[str] = ("*",),
     ) -> None:
         self.output = output
         self.folder = folder or output.with_name(f".{output.name}.unfinished")
         self.record = self.folder / record
         self.lock = lock or self.folder
-        self._settings_of = settings_of
+        self._settings_of, self._owned = settings_of, owned
 
     @contextlib.contextmanager
     def locked(self, shared: bool = False) -> Iterator[None]:
@@ -78,22 +81,37 @@ class Unfinished:
             raise begun_with_other_settings(self.output, changed)
         return not changed
 
-    def begin(self, settings: Mapping[str, Any], overwrite: bool = False) -> bool:
+    def begin(
+        self,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        *,
+        shared: bool = False,
+        record: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Begin work, or resume it. Call it with the lock held. Returns True when resuming.
 
-        What earlier work with other settings left is deleted if `overwrite`. Raises as `resumes`.
+        What earlier work with other settings left is deleted if `overwrite`, but never where the lock is `shared`.
+        Raises as `resumes`.
+
+        Args:
+            record: the record to write, where it has more than the settings.
         """
-        resumed = self.resumes(settings, overwrite)
-        if not resumed:
-            self.clear()
-            make_folder(self.folder)
-            write_json(self.record, dict(settings))
-        return resumed
+        new = dict(settings if record is None else record)
+        while not self.resumes(settings, overwrite and not shared):
+            if not shared:
+                self.clear()
+                make_folder(self.folder)
+                write_json(self.record, new)
+                return False
+            if write_new_json(self.record, new):  # otherwise another process began just now: compare with that
+                return False
+        return True
 
     def clear(self) -> None:
-        """Delete everything in the folder but the lock; the record last, so that nothing of unknown origin stays."""
-        entries = [path for path in self.folder.iterdir() if path.name != LOCK] if self.folder.is_dir() else []
-        for path in sorted(entries, key=lambda path: path == self.record):
+        """Delete all files of the work but the lock; the record last, so that nothing of unknown origin stays."""
+        owned = {path for pattern in self._owned for path in self.folder.glob(pattern)} - {self.folder / LOCK}
+        for path in (*(owned - {self.record}), self.record):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
     def publish(self, product: Path) -> None:
@@ -108,8 +126,17 @@ class Unfinished:
         publish(self.folder, self.output)
 
     def remove(self) -> None:
-        """Delete the folder and everything in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the folder, unless it holds files that don't belong to the work."""
+        self.clear()
+        (self.folder / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def remove_if_idle(self) -> None:
+        """Delete the folder, unless another process is at work in it."""
+        if self.folder.is_dir():
+            with contextlib.suppress(UserError), self.locked():
+                self.remove()
 
 
 def publish(product: Path, output: Path) -> None:

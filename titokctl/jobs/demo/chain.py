@@ -31,7 +31,7 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.demo import scores
 from titokctl.jobs.demo.report import draw_pictures, write_report
 from titokctl.jobs.sample.request import Sample
-from titokctl.jobs.tokenize.request import tokenize
+from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.jobs.train.generator import train_generator
 from titokctl.jobs.train.tokenizer import TrainedTokenizer, train_tokenizer
 from titokctl.progress import SilentProgress
@@ -166,7 +166,7 @@ class _Steps:
             cache = TokenCache.open(output)
             if cache.header.weights_sha256 == trained.weights_sha256:
                 return cache
-        tokenize([shards], output, str(trained.run), self.context.runs, overwrite=True, **self.usual)
+        Tokenize([shards], output, str(trained.run), overwrite=True).run(self.context)
         return TokenCache.open(output)
 
     def _images(

@@ -1,1 +1,1 @@
-"""Turning images into a token cache."""
+"""The tokenize command: its request, one process's work, one unit's encoding, and the output."""

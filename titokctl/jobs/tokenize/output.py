@@ -1,9 +1,8 @@
-"""The output of a tokenize job: may it be made, what do its parts add up to, and making it from them."""
+"""The output of a tokenize command: may it be made, how many images have no row, and making it from the parts."""
 
 import itertools
-import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from titokctl.data.sources import Source
@@ -11,45 +10,62 @@ from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_folder import finish_folder
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_merge import Tally, merge, summaries, write_rejected
-from titokctl.formats.token_parts import MANIFEST, PartsFolder, differences
+from titokctl.formats.token_parts import PartsFolder, Tally, merge, summaries, write_rejected
+from titokctl.formats.unfinished import begun_with_other_settings, check_free, exists_already
 from titokctl.progress import Progress
 
 _ALLOWED_SHARE, _ALLOWED_FEW, _ALLOWED_SHARE_OF_FEW = 0.001, 10, 0.05
 
 
-def check_output(output: Path, overwrite: bool, keep: bool = False) -> None:
-    """Raise UserError when `output` is taken and may not be replaced, or can't be written.
+@dataclass(frozen=True, kw_only=True)
+class TokenizeResult:
+    """The token cache that was made. rows + rejected = samples.
 
-    Args:
-        keep: the output is a folder that keeps its parts.
+    `finished` is False while other jobs that share the work are not done.
     """
-    if keep:
-        _check_folder(output, overwrite)
+
+    output: Path
+    finished: bool
+    rows: int
+    rejected: int
+    samples: int
+    rejected_by_kind: dict[str, int] = field(default_factory=dict)
+    views: list[str]
+    classes: int
+    units_reused: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    sha256: str
+
+
+def check_output(parts: PartsFolder, overwrite: bool) -> None:
+    """Raise UserError when the output of `parts` exists and may not be replaced, or can't be written."""
+    output = parts.output
+    if parts.keep:
+        _check_folder(parts, overwrite)
     elif output.is_dir():
         raise UserError(f"{output} is a folder", "name a file, e.g. -o tokens.h5")
-    elif output.exists() and not overwrite and not PartsFolder(output).path.is_dir():
-        # With parts beside it, it may be what a process finished that was killed before it could remove them.
-        raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
+    elif not parts.path.is_dir():
+        # With parts beside it, a process was killed after it finished the output and before it deleted them.
+        check_free(output, overwrite)
     folder = next(p for p in output.absolute().parents if p.exists())
     if not folder.is_dir():
         raise UserError(f"{folder} is a file, so {output} can't be made", "choose another -o")
 
 
-def _check_folder(output: Path, overwrite: bool) -> None:
+def _check_folder(parts: PartsFolder, overwrite: bool) -> None:
+    output = parts.output
     if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file", "name a folder, or leave the / at the end out")
-    if not output.is_dir():
-        return
-    if (output / MANIFEST).exists():
-        if "complete" in PartsFolder(output, keep=True).manifest() and not overwrite:
-            raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
-    elif any(path.name != ".lock" for path in output.iterdir()):
+        raise UserError(f"{output} is a file", "name a folder, or leave out the / at the end")
+    if parts.is_begun():
+        if parts.is_complete() and not overwrite:
+            raise exists_already(output)
+    elif output.is_dir() and any(path.name != ".lock" for path in output.iterdir()):
         raise UserError(f"the folder {output} is not empty", "choose another -o")
 
 
 def check_space(output: Path, header: CacheHeader, samples: int) -> None:
-    """Raise UserError when the disk has no room. Parts and file lie side by side while they are merged."""
+    """Raise UserError when the disk has too little room: while merging, both the parts and the file exist."""
     needed = 2 * samples * (header.row_bytes + 64)
     folder = next(p for p in output.absolute().parents if p.exists())
     free = shutil.disk_usage(folder).free
@@ -60,17 +76,17 @@ def check_space(output: Path, header: CacheHeader, samples: int) -> None:
         )
 
 
-def finished_before(output: Path, header: CacheHeader) -> TokenCache | None:
-    """The output, if an earlier run or another job has finished it. Raises UserError when it is another one."""
-    if not (output.is_file() or (output / MANIFEST).is_file()):
+def finished_before(parts: PartsFolder, header: CacheHeader) -> TokenCache | None:
+    """Return the output if an earlier run or another job finished it.
+
+    Raises UserError when it was made with other settings than `header`.
+    """
+    if not (parts.is_complete() if parts.keep else parts.output.is_file()):
         return None
-    if output.is_dir() and "complete" not in PartsFolder(output, keep=True).manifest():
-        return None
-    cache = TokenCache.open(output, check_ids=False)
-    found, wanted = (json.loads(json.dumps({"header": asdict(h)})) for h in (cache.header, header))
-    changes = differences(found, wanted)
-    if changes:
-        raise UserError(f"{output} exists already, made with other settings: {'; '.join(changes)}", "choose another -o")
+    cache = TokenCache.open(parts.output, check_ids=False)
+    changed = parts.differences(cache.header, header)
+    if changed:
+        raise begun_with_other_settings(parts.output, changed)
     return cache
 
 
@@ -82,14 +98,14 @@ def make_output(
     compress: bool,
     progress: Progress,
 ) -> Tally:
-    """Write the list of rejected images, then merge the parts, or complete their folder.
+    """Write the list of rejected images, then merge the parts, or complete the folder that keeps them.
 
     Args:
         header: of the output.
-        max_rejected: the largest share of images that may be unusable; None as `allowed_share` says.
+        max_rejected: the largest share of images that may be unusable; None for `allowed_share`.
         compress: deflate the rows of the file.
 
-    Returns what the parts and what the source could not give add up to.
+    Returns the totals of all parts and of what the source left out.
 
     Raises UserError when a part is missing or damaged, rows and rejected images are not the whole source, or too many
     are rejected.
@@ -102,7 +118,6 @@ def make_output(
         finish_folder(folder, header, units, tally, progress.advance)
     else:
         merge(folder, header, units, tally, progress.advance, compress)
-        folder.remove()
     progress.close()
     if compress:
         plain, size = tally.rows * (header.row_bytes + 4), folder.output.stat().st_size
@@ -119,7 +134,7 @@ def _tally(folder: PartsFolder, source: Source) -> Tally:
         raise UserError(
             f"{tally.rows:,} rows + {tally.rejected:,} rejected are not the {len(source) + len(source.problems):,} "
             "images of the source",
-            "the source changed while it was read: start afresh with --overwrite",
+            "the source changed while it was read: start over with --overwrite",
         )
     return tally
 
@@ -127,7 +142,7 @@ def _tally(folder: PartsFolder, source: Source) -> Tally:
 def _check_rejected(
     folder: PartsFolder, source: Source, tally: Tally, max_rejected: float | None, progress: Progress
 ) -> None:
-    """List what has no row. Raises UserError when that is too much."""
+    """Write the list of images without a row. Raises UserError when there are too many."""
     parts = summaries(folder, len(source.units)) if tally.rejected else ()
     lost = ({"unit": part.name} | one for part in parts for one in part.rejected)
     listing = folder.output.with_name(folder.output.name + ".rejected.jsonl")
@@ -146,10 +161,10 @@ def _check_rejected(
             f"{'; '.join(tally.examples)}{more} (all in {listing})",
             f"the finished parts are kept: run the same command with --max-rejected {enough} to do without them"
             if tally.rows
-            else "none is left",
+            else "no image is left",
         )
 
 
 def allowed_share(samples: int) -> float:
-    """The largest share of unusable images that is taken for granted: 0.1 %, or ten of a small set if under 5 %."""
+    """Return the share of unusable images accepted by default: 0.1 %, or ten of a small set if under 5 %."""
     return max(_ALLOWED_SHARE, min(_ALLOWED_FEW / samples, _ALLOWED_SHARE_OF_FEW))

@@ -1,131 +1,224 @@
-"""What every process of a tokenize job does: take a unit, decode it, encode it, write its part, take the next one.
+"""One process's work in a tokenize command: the first process of a group leads, the others follow.
 
-The next unit is decoded while this one is encoded, and parts are written by a thread of their own. Processes of a group
-take units through its store; jobs that share none claim them through files.
+Each takes a unit, decodes it, encodes it, writes its part, and takes the next one. The next unit is decoded while this
+one is encoded, and parts are written by a thread of their own. Processes of a group take units from the group's store.
+Jobs that share nothing but a folder (--part i/n) divide the units by arithmetic: unit u belongs to part u mod n.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
-
+from titokctl.context import Context
 from titokctl.data.pipeline import DecodedUnit, Decoder
 from titokctl.data.sources import Source, Unit
-from titokctl.distributed.stop import StopRequest
-from titokctl.errors import UsageError
-from titokctl.formats.token_cache import PLAIN
-from titokctl.formats.token_parts import PartsFolder, TokenPart
-from titokctl.formats.unit_claims import UnitClaims
-from titokctl.jobs.tokenize.encode import TileEncoder
+from titokctl.data.workers import available_cores
+from titokctl.distributed.team import Team
+from titokctl.errors import UsageError, UserError
+from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_parts import PartsFolder, Tally
+from titokctl.jobs.tokenize.encode import TileEncoder, tokenize_unit
+from titokctl.jobs.tokenize.output import TokenizeResult, check_space, finished_before, make_output
 
-SAVED = "finished parts are kept."
-_LOOK_AHEAD_EVERY_S, _LOOK_FOR_CLAIMS_EVERY_S = 0.2, 1.0
+SAVED = "The finished parts are kept."
+_CHECK_EVERY_S = 0.2
+_NAMED_PARTS = 5
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """`--part i/n`, i counted from 0 or from 1, as (i, n). Raises UsageError for anything else."""
+    """Return `--part i/n`, with i from 0 or from 1, as (i mod n, n). Raises UsageError for anything else."""
     number, _, of = text.partition("/")
     if not (number.isdigit() and of.isdigit() and 0 <= int(number) <= int(of) and int(of) > 0):
         raise UsageError(f"--part {text!r} is not i/n", "e.g. --part 3/8 for the third of eight jobs")
-    return int(number), int(of)
+    return int(number) % int(of), int(of)
 
 
-def in_turn(part: str, units: list[int]) -> list[int]:
-    """`units` in the order of the job `part`: from the i-th of n shares on, then those of the others."""
-    number, of = parse_part(part)
-    first = (number % of) * len(units) // of
-    return units[first:] + units[:first]
-
-
-def claimed(claims: UnitClaims, folder: PartsFolder, order: list[int], stop: StopRequest) -> Iterator[int]:
-    """The next units that are not finished and that no living job has claimed, until all others are in good hands."""
-    while True:
-        stop.check(SAVED)
-        finished = folder.finished()
-        order = [unit for unit in order if unit not in finished]
-        took = 0
-        for unit in order:
-            if claims.take(unit):
-                if folder.place(unit).exists():
-                    claims.release(unit)
-                    continue
-                took += 1
-                yield unit
-        if not order or (not took and claims.others_at_work()):
-            return
-        if not took:
-            time.sleep(_LOOK_FOR_CLAIMS_EVERY_S)
-
-
-@dataclass
-class UnitWork:
-    """One process's share of the work.
+@dataclass(frozen=True)
+class TokenizeWork:
+    """This process's share of a tokenize command.
 
     Args:
-        workers: how many images are decoded at once.
-        advance: told of every finished image, with a row or without.
-        stop: looked at between tiles; the unit in hand is then dropped.
+        source: the images.
+        encoder: the tokenizer, ready for the cache.
+        folder: where finished parts go.
+        part: (i, n) of one of n jobs that share nothing but the folder; None for the whole source.
+        workers: how many images to decode at once; None for this process's share of the cores.
+        context: of the command.
+        team: the processes that work together.
     """
 
     source: Source
     encoder: TileEncoder
     folder: PartsFolder
-    workers: int
-    advance: Callable[[int], None]
-    stop: StopRequest
+    part: tuple[int, int] | None
+    workers: int | None
+    context: Context
+    team: Team
 
-    def run(self, units: Iterator[int], written: Callable[[int], None] = lambda unit: None) -> None:
-        """Make the parts of `units`; `written` is told the number of each when it is on the disk.
+    def lead(self, max_rejected: float | None, overwrite: bool, compress: bool) -> TokenizeResult:
+        """Distribute the units, make parts of some, wait for the other processes, and make the output."""
+        header = self.encoder.header
+        found = None if overwrite else finished_before(self.folder, header)
+        if found is not None:
+            self.team.begin(asdict(header), [])
+            self.folder.remove_if_idle()
+            return self._result(found)
+        check_space(self.folder.output, header, len(self.source))
+        try:
+            figures = self._lead(max_rejected, overwrite, compress)
+        except UserError:
+            # Where the file system has no locks, another job may have merged and deleted the parts.
+            if self.part is None or finished_before(self.folder, header) is None:
+                raise
+            figures = {}
+        found = finished_before(self.folder, header)
+        if found is not None:
+            self.folder.remove_if_idle()
+        return self._result(found, **figures)
 
-        `units` is asked for the next one while one is being encoded. Raises Stopped after a signal.
-        """
+    def follow(self) -> None:
+        """Make parts of the units that the leader distributes; the leader alone has a result."""
+        todo = self.team.join(asdict(self.encoder.header), "another source, tokenizer or version")
+        if todo:
+            self._make_parts(self.team.pieces(todo))
+        self.team.finish()
+
+    def plan_done(self, overwrite: bool) -> int:
+        """Return how many images are done already; raises UserError where `lead` would before it writes."""
+        header, units = self.encoder.header, self.source.units
+        if not overwrite and finished_before(self.folder, header) is not None:
+            return len(self.source)
+        check_space(self.folder.output, header, len(self.source))
+        if not self.folder.resumes(header, len(units), overwrite):
+            return 0
+        return sum(units[unit].count for unit in self.folder.finished() if unit < len(units))
+
+    def _lead(self, max_rejected: float | None, overwrite: bool, compress: bool) -> dict[str, Any]:
+        """Do the work with the folder locked, and return figures for the result."""
+        header, units, progress = self.encoder.header, self.source.units, self.context.progress
+        began, is_shared = time.monotonic(), self.part is not None
+        with self.folder.locked(is_shared):
+            resumed = self.folder.begin(header, len(units), overwrite, is_shared)
+            todo = self._todo(resumed)
+            self.team.begin(asdict(header), todo)
+            own = self._own_units()
+            total, left = (sum(units[i].count for i in numbers) for numbers in (own, todo))
+            progress.start("tokenize", total, done=total - left)
+            self._make_parts(self.team.pieces(todo))
+            self.team.finish()
+            progress.close()
+            seconds = time.monotonic() - began
+            tally = self._make_output(max_rejected, compress)
+        return {
+            "rejected_by_kind": (tally or Tally()).by_kind,
+            "units_reused": len(own) - len(todo),
+            "seconds": time.monotonic() - began,
+            "images_per_second": self.team.images / max(seconds, 1e-9),
+        }
+
+    def _own_units(self) -> range:
+        first, step = self.part or (0, 1)
+        return range(first, len(self.source.units), step)
+
+    def _todo(self, resumed: bool) -> list[int]:
+        """Return the units without an intact part; each part is read and checked."""
+        own = self._own_units()
+        if not resumed:
+            return list(own)
+        if self.part is not None and finished_before(self.folder, self.encoder.header) is not None:
+            return []  # another job has merged since this one looked
+        todo = [unit for unit in own if not self._is_finished(unit)]
+        if len(todo) < len(own):
+            done = f"{len(own) - len(todo):,} of {len(own):,} parts are finished"
+            self.context.say(f"resuming {self.folder.output}: {done}")
+        return todo
+
+    def _is_finished(self, number: int) -> bool:
+        self.context.stop.check(SAVED)
+        unit = self.source.units[number]
+        try:
+            part = self.folder.read(number)
+        except UserError as error:
+            self.context.say(f"{error.message}: it is made again")
+            return False
+        # A shard that can't be sought may turn out to hold more than was counted before it was read.
+        return part is not None and part.first == unit.first and part.count >= unit.count
+
+    def _make_parts(self, units: Iterator[int]) -> None:
+        """Make the parts of `units`, which is asked for the next one while one is encoded."""
+        # Two threads at least: with one, decoding would wait for the encoder.
+        workers = self.workers or max(available_cores() // self.team.group.world_size, 2)
         pending: Future[None] | None = None
         with (
             ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
-            Decoder(self.source, self.encoder.squares, self.workers) as decoder,
+            Decoder(self.source, self.encoder.squares, workers) as decoder,
             closing(self._decoded(units, decoder)) as decoded,  # type: ignore[type-var]
         ):
             for unit, images in decoded:
-                self.stop.check(SAVED)
-                part = self._part(unit, images)
+                self.context.stop.check(SAVED)
+                part = tokenize_unit(self.source, unit, self.encoder, decoded=images, advance=self._advance)
                 if pending is not None:
                     pending.result()
-                pending = writer.submit(self._write, part, written)
-                self.advance(len(part.rejected))
+                pending = writer.submit(self.folder.write, part)
             if pending is not None:
                 pending.result()
-        self.stop.check(SAVED)
+        self.context.stop.check(SAVED)
 
     def _decoded(self, units: Iterator[int], decoder: Decoder) -> Iterator[tuple[Unit, DecodedUnit]]:
         def following() -> tuple[Unit, DecodedUnit] | None:
-            number = None if self.stop.requested else next(units, None)
+            number = None if self.context.stop.requested else next(units, None)
             return None if number is None else (self.source.units[number], decoder.unit(self.source.units[number]))
 
         with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
             ahead = pool.submit(following)
             while True:
-                while not wait([ahead], _LOOK_AHEAD_EVERY_S).done:
-                    self.stop.check(SAVED)
+                while not wait([ahead], _CHECK_EVERY_S).done:
+                    self.context.stop.check(SAVED)
                 if (found := ahead.result()) is None:
                     return
                 ahead = pool.submit(following)
                 yield found
 
-    def _part(self, unit: Unit, decoded: DecodedUnit) -> TokenPart:
-        views = self.encoder.rows([decoded.pixels, *decoded.further], self._tile_done)
-        ids = views.pop(PLAIN)
-        keys = np.array([key.encode() for key in decoded.keys], dtype=None if decoded.keys else "S1")
-        rejected = [asdict(one) for one in decoded.rejected]
-        count = len(ids) + len(rejected)
-        return TokenPart(unit.index, unit.first, count, unit.name, ids, decoded.labels, keys, views, rejected)
+    def _advance(self, images: int) -> None:
+        self.context.stop.check(SAVED)
+        self.team.advance(images)
 
-    def _tile_done(self, images: int) -> None:
-        self.stop.check(SAVED)
-        self.advance(images)
+    def _make_output(self, max_rejected: float | None, compress: bool) -> Tally | None:
+        """Make the output from the parts; None where other jobs still work, or one of them merges or has merged."""
+        header, made = self.encoder.header, (max_rejected, compress, self.context.progress)
+        if self.part is None:
+            return make_output(self.folder, self.source, header, *made)
+        missing = set(range(len(self.source.units))) - self.folder.finished()
+        if missing:
+            if finished_before(self.folder, header) is None:
+                of = self.part[1]
+                parts = [f"{i}/{of}" for i in sorted({unit % of for unit in missing})]
+                more = f" and {len(parts) - _NAMED_PARTS} more" if len(parts) > _NAMED_PARTS else ""
+                self.context.say(
+                    f"other jobs are still working; the last one to finish merges the parts ({len(missing):,} units "
+                    f"are missing, of --part {', '.join(parts[:_NAMED_PARTS])}{more})"
+                )
+            return None
+        with self.folder.merging() as is_ours:
+            if not is_ours:
+                self.context.say("another job merges the parts")
+            elif finished_before(self.folder, header) is None:
+                return make_output(self.folder, self.source, header, *made)
+        return None
 
-    def _write(self, part: TokenPart, written: Callable[[int], None]) -> None:
-        self.folder.write(part)
-        written(part.unit)
+    def _result(self, made: TokenCache | None, **figures: Any) -> TokenizeResult:
+        rows, rejected = (len(made), made.header.num_rejected or 0) if made is not None else (0, 0)
+        return TokenizeResult(
+            output=self.folder.output,
+            finished=made is not None,
+            rows=rows,
+            rejected=rejected,
+            samples=rows + rejected,
+            views=["plain", *self.encoder.header.views],
+            classes=len(self.encoder.header.class_names),
+            sha256=made.sha256 if made is not None else "",
+            **figures,
+        )
