@@ -1,23 +1,25 @@
-"""`tokenize` as a function: what the cache holds, what is refused, and what happens to unusable images."""
+"""The tokenize request: contents of the cache, refusals, unusable images, resuming, and jobs that divide the units."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from titokctl.jobs.tokenize.job import TokenJob
 
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.images import preprocess, to_float
-from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
-from titokctl.formats.token_parts import PartsFolder
+from titokctl.formats.token_parts import PartsFolder, all_parts
 from titokctl.jobs.tokenize.output import allowed_share
-from titokctl.jobs.tokenize.request import TokenizeResult, tokenize
-from titokctl.progress import SilentProgress
+from titokctl.jobs.tokenize.request import Tokenize, TokenizeResult
+from titokctl.progress import Progress, SilentProgress
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 
 
@@ -32,16 +34,12 @@ class Place:
         self.parts = root / "out" / "tokens.h5.parts"
         self.rejected = root / "out" / "tokens.h5.rejected.jsonl"
 
-    def run(self, **settings) -> TokenizeResult:
+    def run(self, *, device: str = "cpu", progress: Progress | None = None, **settings: Any) -> TokenizeResult:
         given = {"paths": [self.images], "output": self.output, "tokenizer": str(self.root / "tokenizer.safetensors")}
-        given |= {
-            "runs": self.root / "runs",
-            "progress": SilentProgress(),
-            "stop": StopRequest(),
-            "max_rejected": 0.001,
-        }
-        given |= settings
-        return tokenize(**given)
+        job = Tokenize(**(given | {"max_rejected": 0.001} | settings))
+        made = job.run(Context(self.root / "runs", device, progress or SilentProgress()))
+        assert made is not None
+        return made
 
 
 @pytest.fixture
@@ -93,7 +91,7 @@ def test_ids_in_bf16_do_not_depend_on_batches_and_stay_near_float32(place: Place
     exact = np.array(TokenCache.open(place.run().output).ids)
     by_batch = []
     for batch_size in (1, 5, 16):
-        place.run(batch_size=batch_size, precision_name="bf16", overwrite=True)
+        place.run(batch_size=batch_size, precision="bf16", overwrite=True)
         by_batch.append(np.array(TokenCache.open(place.output).ids))
     assert (by_batch[0] == by_batch[1]).all()
     assert (by_batch[0] == by_batch[2]).all()
@@ -194,34 +192,145 @@ def test_an_existing_output_is_kept_unless_told(place: Place) -> None:
         place.run(output=place.root)
 
 
-def test_what_was_finished_when_it_was_killed_is_taken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as killed:
-        killed.setattr(PartsFolder, "remove", lambda self: None)
-        made = place.run()
+def test_the_output_of_a_run_that_was_killed_before_it_deleted_the_parts_is_kept(place: Place) -> None:
+    begun(place)
+    shutil.copytree(place.parts, place.root / "kept")
+    made = place.run(max_rejected=0.1)
     before = place.output.read_bytes()
-    assert place.parts.is_dir()
-    with pytest.raises(UserError, match="exists already, made with other settings: views"):
+    shutil.copytree(place.root / "kept", place.parts)
+    with pytest.raises(UserError, match=r"begun with other settings:\n  views"):
         place.run(views=())
     again = place.run()
-    assert (again.finished, again.rows, again.samples, again.sha256) == (True, 40, 40, made.sha256)
+    assert (again.finished, again.rows, again.samples, again.sha256) == (True, 40, 41, made.sha256)
     assert place.output.read_bytes() == before
-    assert [p.name for p in place.output.parent.iterdir()] == ["tokens.h5"]
+    assert sorted(p.name for p in place.output.parent.iterdir()) == ["tokens.h5", "tokens.h5.rejected.jsonl"]
 
 
-def test_a_job_that_ends_after_another_has_merged_says_what_was_made(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+class When(SilentProgress):
+    """Calls `act` once, when the phase `what` starts or ends."""
+
+    def __init__(self, what: str, act: Callable[[], None], at_end: bool = False) -> None:
+        self.what, self.act, self.at_end = what, act, at_end
+        self.now, self.said = "", ""
+
+    def start(self, what: str, total: int | None, unit: str = "images", done: int = 0) -> None:
+        self.now = what
+        if not self.at_end:
+            self._reach(what)
+
+    def close(self) -> None:
+        if self.at_end:
+            self._reach(self.now)
+
+    def say(self, text: str) -> None:
+        self.said += f"{text}\n"
+
+    def _reach(self, what: str) -> None:
+        if what == self.what:
+            self.what = ""
+            self.act()
+
+
+@pytest.fixture
+def shards(place: Place) -> dict[str, Any]:
+    return {"paths": [tiny.shards(place.root / "shards", count=5, per_shard=3)]}
+
+
+def units_in(place: Place) -> list[int]:
+    return sorted(PartsFolder(place.output).finished())
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (3, 1, 2)], ids=str)
+def test_jobs_in_any_order_each_make_their_units_and_the_last_one_merges(
+    place: Place, shards: dict, order: tuple[int, ...]
 ) -> None:
-    work = TokenJob._work
-
-    def overtaken(self: TokenJob, *given) -> None:
-        work(self, *given)
-        monkeypatch.setattr(TokenJob, "_work", work)
-        assert place.run(part="2/2").finished
-
-    monkeypatch.setattr(TokenJob, "_work", overtaken)
-    late = place.run(part="1/2")
-    assert (late.finished, late.rows, late.sha256) == (True, 40, TokenCache.open(place.output).sha256)
+    whole = place.run(output=place.root / "whole.h5", **shards)
+    made: list[int] = []
+    for position, part in enumerate(order):
+        result = place.run(part=f"{part}/3", **shards)
+        assert result.finished == (position == 2)
+        if not result.finished:
+            made += range(part % 3, 5, 3)
+            assert units_in(place) == sorted(made)
+    assert (result.rows, result.sha256) == (15, whole.sha256)
+    assert place.output.read_bytes() == (place.root / "whole.h5").read_bytes()
     assert [p.name for p in place.output.parent.iterdir()] == ["tokens.h5"]
+    assert place.run(part="1/3", **shards).finished, "a task that is queued again finds the output"
+
+
+def test_a_job_that_runs_again_makes_what_is_missing_or_damaged(place: Place, shards: dict) -> None:
+    assert not place.run(part="0/2", **shards).finished
+    folder = PartsFolder(place.output)
+    folder.discard(4)
+    folder.file(2).write_bytes(b"damaged")
+    progress = When("", lambda: None)
+    result = place.run(part="0/2", progress=progress, **shards)
+    assert (result.finished, result.units_reused, units_in(place)) == (False, 1, [0, 2, 4])
+    assert "other jobs are still working" in progress.said
+    assert "--part 1/2" in progress.said, "the tasks to run again are named"
+    assert place.run(part="1/2", **shards).finished
+
+
+def test_another_number_of_jobs_uses_what_the_earlier_ones_made(place: Place, shards: dict) -> None:
+    whole = place.run(output=place.root / "whole.h5", **shards)
+    place.run(part="1/4", **shards)
+    assert place.run(part="0/2", **shards).units_reused == 0
+    result = place.run(part="1/2", **shards)
+    assert (result.finished, result.units_reused, result.sha256) == (True, 1, whole.sha256)
+    place.run(part="2/5", output=place.root / "two.h5", **shards)
+    result = place.run(output=place.root / "two.h5", **shards)
+    assert (result.units_reused, result.sha256) == (1, whole.sha256), "and so does one job for all"
+
+
+def test_a_job_with_other_settings_is_refused(place: Place, shards: dict) -> None:
+    place.run(part="0/2", **shards)
+    with pytest.raises(UserError, match=r"begun with other settings:\n  views"):
+        place.run(part="1/2", views=(), **shards)
+    assert units_in(place) == [0, 2, 4]
+
+
+def test_of_two_jobs_that_finish_at_the_same_time_one_merges(place: Place, shards: dict) -> None:
+    """The second job arrives while the first one merges; parts are deleted when neither needs them."""
+    whole = place.run(output=place.root / "whole.h5", **shards)
+    place.run(part="1/2", **shards)
+    second: list[TokenizeResult] = []
+    progress = When("merge", lambda: second.append(place.run(part="1/2", **shards)))
+    first = place.run(part="0/2", progress=progress, **shards)
+    assert (first.finished, first.sha256) == (True, whole.sha256)
+    assert [(one.finished, one.units_reused) for one in second] == [(False, 2)]
+    assert [p.name for p in place.output.parent.iterdir()] == ["tokens.h5"]
+
+
+def test_a_job_that_finishes_after_another_has_merged_returns_the_output(place: Place, shards: dict) -> None:
+    place.run(part="1/2", **shards)
+    second: list[TokenizeResult] = []
+    progress = When("tokenize", lambda: second.append(place.run(part="1/2", **shards)), at_end=True)
+    late = place.run(part="0/2", progress=progress, **shards)
+    assert [one.finished for one in (late, *second)] == [True, True]
+    assert late.sha256 == TokenCache.open(place.output).sha256
+    assert [p.name for p in place.output.parent.iterdir()] == ["tokens.h5"]
+
+
+def test_a_single_job_is_refused_while_jobs_divide_the_units(place: Place, shards: dict) -> None:
+    refused: list[str] = []
+
+    def alone() -> None:
+        with pytest.raises(UserError) as caught:
+            place.run(**shards)
+        refused.append(caught.value.message)
+
+    place.run(part="0/2", progress=When("tokenize", alone), **shards)
+    assert "another titokctl is at work" in refused[0]
+
+
+def test_jobs_keep_the_parts_in_a_folder(place: Place, shards: dict) -> None:
+    kept: dict[str, Any] = {"output": place.root / "kept", "keep_parts": True}
+    whole = place.run(**shards)
+    assert not place.run(part="0/2", **kept, **shards).finished
+    assert place.run(part="1/2", **kept, **shards).sha256 == whole.sha256
+    assert sorted(p.name for p in (place.root / "kept").iterdir() if not p.name.startswith("unit-")) == [
+        ".lock", "manifest.json",
+    ]  # fmt: skip
 
 
 def test_the_file_of_a_killed_merge_is_removed(place: Place) -> None:
@@ -248,7 +357,7 @@ def test_changed_settings_are_refused_with_the_differences(place: Place) -> None
     for changes, difference in (
         ({"crop": "adm"}, "preprocessing.crop: center -> adm"),
         ({"batch_size": 3}, "made_with.tile: 16 -> 3"),
-        ({"precision_name": "bf16"}, "made_with.precision: float32 -> bf16"),
+        ({"precision": "bf16"}, "made_with.precision: float32 -> bf16"),
         ({"views": ()}, "views.flip"),
         ({"tokenizer": str(place.root / "other.safetensors")}, "encoder_sha256"),
     ):
@@ -284,10 +393,10 @@ def test_a_damaged_part_is_made_again(place: Place) -> None:
         ({"paths": ["nowhere"]}, UserError, "nowhere"),
         ({"views": ("ten",)}, UsageError, "'ten'"),
         ({"part": "9/8"}, UsageError, "9/8"),
-        ({"part": "1/8", "overwrite": True}, UsageError, "exclude"),
+        ({"part": "1/8", "overwrite": True}, UsageError, "mutually exclusive"),
         ({"device": "cuda"}, UsageError, "CUDA device"),
-        ({"precision_name": "int3"}, UsageError, "int3"),
-        ({"precision_name": "fp16"}, UsageError, "fp16"),
+        ({"precision": "int3"}, UsageError, "int3"),
+        ({"precision": "fp16"}, UsageError, "fp16"),
         ({"tokenizer": None}, UserError, "no tokenizer was named"),
         ({"tokenizer": "nothing.safetensors"}, UserError, "nothing.safetensors"),
     ],
@@ -369,10 +478,6 @@ def test_compressed_rows_are_the_same(place: Place) -> None:
 
 
 def test_a_damaged_part_that_is_met_while_merging_is_deleted(place: Place) -> None:
-    from titokctl.formats.token_merge import all_parts
-
-    from titokctl.formats.token_parts import PartsFolder
-
     begun(place)
     part = next(place.parts.glob("unit-*"))
     part.write_bytes(part.read_bytes()[:-1])

@@ -16,7 +16,7 @@ from titokctl.errors import UserError
 from titokctl.formats import remote_file
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.caches.verify import Verify
-from titokctl.jobs.tokenize.request import TokenizeResult, tokenize
+from titokctl.jobs.tokenize.request import Tokenize, TokenizeResult
 from titokctl.progress import SilentProgress
 
 
@@ -33,9 +33,7 @@ def run(root: Path, paths: list[Path | str], name: str, **settings: Any) -> Toke
     weights = root / "tokenizer.safetensors"
     if not weights.exists():
         tiny.tokenizer(weights)
-    made = tokenize(
-        paths, root / name, str(weights), root / "runs", progress=SilentProgress(), stop=StopRequest(), **settings
-    )
+    made = Tokenize(paths, root / name, str(weights), **settings).run(Context(root / "runs"))
     assert made is not None
     return made
 

@@ -97,7 +97,7 @@ class PartsFolder:
         self.path = output if keep else output.with_name(output.name + ".parts")
         # Users may have put files of their own into a folder that is kept.
         owned = ("unit-*.safetensors", ".*.tmp-*", MERGE_LOCK)
-        self._work = Unfinished(output, self.path, MANIFEST, lambda found: _decisive(self._checked(found)), owned)
+        self._work = Unfinished(output, self.path, MANIFEST, lambda found: _decisive(self._checked(found)), owned=owned)
 
     def locked(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Be the only process at work here, or one of several jobs that divide the units; as `Unfinished.locked`."""

@@ -161,9 +161,7 @@ class Tokenize:
     def _parts(self) -> PartsFolder:
         return PartsFolder(self.output, self.keep_parts)
 
-    def _work(
-        self, tokenizer: str, source: Source, context: Context, team: Team, fetch: bool = True
-    ) -> TokenizeWork:
+    def _work(self, tokenizer: str, source: Source, context: Context, team: Team, fetch: bool = True) -> TokenizeWork:
         model = load_tokenizer(tokenizer, context.device, fetch=fetch)
         tile = self.batch_size or default_batch_size(context.device, "encode")
         header = self._header(source, model, made_with(tile, self.precision, context.device))
