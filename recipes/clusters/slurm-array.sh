@@ -1,10 +1,10 @@
 #!/bin/bash
-# A large collection by many small jobs that come and go: each takes the units that no other has.
+# Tokenize a large collection in an array of preemptible tasks. Task i of n makes the units u with u mod n = i.
 #
 #   sbatch --array=0-15 slurm-array.sh shards/ -o tokens.h5
 #
-# Whichever job ends last makes the output. Preempted jobs lose the unit in hand at most and are queued again; another
-# number of jobs may go on with what these left.
+# The task that finishes last merges the parts. A preempted task loses at most the unit it was working on and is queued
+# again. The array may be resubmitted with another number of tasks: finished units are kept.
 
 #SBATCH --job-name=tokenize
 #SBATCH --array=0-15
@@ -15,7 +15,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
-# Under srun, since SLURM sends its signal to steps and not to this script.
+# Under srun, because SLURM sends the signal to job steps, not to this script.
 srun titokctl tokenize "$@" --part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
 code=$?
 

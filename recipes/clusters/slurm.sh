@@ -1,11 +1,11 @@
 #!/bin/bash
-# One command on several machines: a launcher on each, which starts a process for every GPU.
+# Run one command on several machines. A launcher on each machine starts one process per GPU.
 #
 #   sbatch --nodes=4 slurm.sh tokenize shards/ -o tokens.h5
 #   sbatch --nodes=2 slurm.sh train-gen tokens.h5 --gpus all
 #
-# Five minutes before its time is up the job saves, ends with exit code 75, and is queued again; so it is when it is
-# preempted. The same command goes on where it stopped. Every machine must see the same files.
+# Five minutes before its time limit, and when it is preempted, the job saves its state, exits with code 75, and is
+# requeued. The same command resumes where it stopped. All machines must see the same files.
 
 #SBATCH --job-name=titokctl
 #SBATCH --nodes=2
@@ -20,7 +20,7 @@
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
-# In single quotes: a machine's number is known on that machine only.
+# In single quotes, because a machine's number is set on that machine only.
 srun bash -c 'exec titokctl "$@" --nodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID"' titokctl "$@" \
   --rdzv-endpoint "$first:$port"
 code=$?

@@ -1,4 +1,4 @@
-"""`titokctl tokenize` in several processes: the same bytes whatever their number, and no hang when one of them dies."""
+"""`titokctl tokenize` in several processes: the same bytes for any number, and no hang when one of them dies."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 from command_line import PATIENCE_S, ROOT, RunCli
-from process_tree import end
+from process_tree import end, signalled
 
 from titokctl.cli.app import run
 from titokctl.formats.token_cache import TokenCache
@@ -48,7 +48,7 @@ SLOW = ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), ("pare
 
 @pytest.mark.parametrize("endings", [(("worker", 1),), pytest.param(SLOW, marks=pytest.mark.slow)], ids=["1", "all"])
 def test_killed_workers_and_signals_and_a_killed_parent(source: Path, start, tmp_path: Path, endings) -> None:
-    """One output, begun again and again: each ending leaves whole parts only, and in the end the right bytes."""
+    """One output, begun several times: each ending leaves only whole parts, and the final bytes are right."""
     output = tmp_path / "tokens.h5"
     for ending, code in endings:
         for part in list(tmp_path.rglob("unit-*"))[1:]:
@@ -70,7 +70,7 @@ def test_mistakes_end_it_before_any_process_is_started(source: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_an_error_of_a_process_is_told_once(source: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_an_error_of_a_process_is_shown_once(source: Path, run_cli: RunCli, tmp_path: Path) -> None:
     done = run_cli("tokenize", tmp_path, "-o", "t.h5", "--tokenizer", source / "tokenizer.safetensors", "--procs", 2)
     assert done.code == 1
     assert done.stderr.count("error:") == 1
@@ -78,8 +78,8 @@ def test_an_error_of_a_process_is_told_once(source: Path, run_cli: RunCli, tmp_p
 
 
 @pytest.mark.parametrize("last", [[], pytest.param(["--procs", "2"], marks=pytest.mark.slow)], ids=["1", "2"])
-def test_jobs_without_a_group_share_the_work(source: Path, start, tmp_path: Path, last: list[str]) -> None:
-    """Jobs at once that know of each other only through the folder; the last one with one or two processes."""
+def test_jobs_that_divide_the_units_run_at_once(source: Path, start, tmp_path: Path, last: list[str]) -> None:
+    """Two jobs at the same time that share nothing but the folder; the last one with one or two processes."""
     output = tmp_path / "tokens.h5"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     jobs = []
@@ -95,4 +95,21 @@ def test_jobs_without_a_group_share_the_work(source: Path, start, tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5"]
     assert run([*words(source, tmp_path / "one.h5", tokenizer="deep"), "--quiet"]) == 0
     assert TokenCache.open(output).sha256 == TokenCache.open(tmp_path / "one.h5").sha256
+    assert output.read_bytes() == (tmp_path / "one.h5").read_bytes()
+
+
+def test_a_job_that_was_killed_runs_again_and_makes_what_is_missing(source: Path, run_cli: RunCli, tmp_path: Path):
+    """Part 0 of 2 is killed after one part; part 1 finishes first; part 0 runs again, makes the rest, and merges."""
+    output = tmp_path / "tokens.h5"
+    parts = output.with_name("tokens.h5.parts")
+    first = words(source, output, "--part", "0/2")
+    assert signalled(first, signal.SIGKILL, parts, "unit-*", 1).returncode == -signal.SIGKILL
+    done = run_cli(*words(source, output, "--part", "1/2", "--json"), code=0)
+    assert not done.json["finished"]
+    assert "other jobs are still working" in done.stderr
+    done = run_cli(*first, "--json", code=0)
+    assert done.json["finished"]
+    assert 1 <= done.json["units_reused"] < SHARDS // 2
+    assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5"]
+    assert run([*words(source, tmp_path / "one.h5"), "--quiet"]) == 0
     assert output.read_bytes() == (tmp_path / "one.h5").read_bytes()

@@ -1,4 +1,4 @@
-"""`titokctl tokenize` as a process that is interrupted, killed, or out of disk: the same command goes on."""
+"""`titokctl tokenize` as a process that is interrupted, killed, or out of disk: the same command resumes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SHARDS, PER_SHARD = 8, 6
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("source")
-    # Deep enough that a kill by the clock often hits the work itself.
+    # Deep enough that a kill after a time often hits the work itself.
     tiny.tokenizer(root / "tokenizer.safetensors", layers=12)
     tiny.tokenizer(root / "shallow.safetensors")
     tiny.shards(root / "shards", SHARDS, PER_SHARD)
@@ -44,7 +44,7 @@ def stopped_after(parts: int, number: signal.Signals, source: Path, output: Path
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_ends_it_cleanly_and_the_same_command_goes_on(
+def test_a_signal_ends_it_cleanly_and_the_same_command_resumes(
     source: Path,
     undisturbed: bytes,
     tmp_path: Path,
@@ -83,7 +83,7 @@ def test_after_kill_9_the_same_command_gives_the_same_bytes(
 def test_after_kill_9_at_any_moment(
     source: Path, undisturbed: bytes, run_cli: RunCli, tmp_path: Path, attempt: int
 ) -> None:
-    """Killed twice by the clock, wherever that hits, with other threads, workers and processes each time."""
+    """Killed twice at some moment, with other numbers of threads, workers and processes each time."""
     output, procs = tmp_path / "tokens.h5", attempt % 3
     more = ["--quiet", "--workers", str(1 + attempt % 2), *(["--procs", str(procs)] if procs else [])]
     begin = 2.0 if procs == 2 else 0.0  # several processes take longer to be up
@@ -117,7 +117,7 @@ def test_contents_do_not_depend_on_the_number_of_threads(source: Path, run_cli: 
 
 
 def test_a_full_disk_leaves_what_was_finished(source: Path, undisturbed: bytes, tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk: parts fit below it, the merged file does not."""
+    """A limit on the size of files acts as the full disk: the parts fit below it, the merged file does not."""
     output = tmp_path / "tokens.h5"
     limited = subprocess.run(
         [sys.executable, "-m", "titokctl", *words(source, output)],

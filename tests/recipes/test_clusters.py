@@ -1,6 +1,6 @@
-"""The scripts and lines in recipes/clusters, run as they stand there: two "machines" are processes of this one.
+"""The scripts and lines in recipes/clusters, run unchanged: two "machines" are processes of this one.
 
-srun and scontrol are stand-ins that do what SLURM does with a step: a task for each machine, signals handed to all.
+srun and scontrol are stand-ins that do what SLURM does with a job step: one task per machine, signals forwarded to all.
 """
 
 import os
@@ -62,7 +62,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What a job of SLURM sees on two machines, with our commands in the path."""
+    """The environment of a SLURM job on two machines, with our commands in PATH."""
     programs = {
         "srun": f"#!{sys.executable}\n{TASKS}",
         "scontrol": f"#!/bin/sh\n{CONTROL}\n",
@@ -89,7 +89,7 @@ def free_port() -> int:
 
 
 def example(script: str, source: Path) -> list[str]:
-    """The words after the script's name in the first example of its head."""
+    """Return the words after the script's name in the first example of its header."""
     found = re.search(rf"^#   sbatch .*{script} (.*)$", (CLUSTERS / script).read_text(), re.MULTILINE)
     assert found
     return [*shlex.split(found[1].replace("shards/", f"{source}/shards")), *weights(source)]
@@ -133,7 +133,7 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(source, environment, s
     assert same(source, tmp_path / "tokens.h5")
 
 
-def test_jobs_of_an_array_share_the_work(source: Path, environment, start, tmp_path: Path) -> None:
+def test_tasks_of_an_array_make_one_cache(source: Path, environment, start, tmp_path: Path) -> None:
     words = ["bash", str(CLUSTERS / "slurm-array.sh"), *example("slurm-array.sh", source)]
     jobs = []
     for task in "01":
