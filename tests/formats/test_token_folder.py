@@ -11,8 +11,7 @@ from test_token_cache import header, ids_for
 
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
-from titokctl.formats.token_checksums import damaged_places
-from titokctl.formats.token_folder import PartedRows, damaged_parts, finish_folder
+from titokctl.formats.token_folder import PartedRows, finish_folder
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, merge, summaries
 
@@ -56,7 +55,10 @@ def test_a_folder_reads_like_the_file(both: tuple[TokenCache, TokenCache]) -> No
     assert folder.keys.tolist() == file.keys.tolist()
     assert folder.key(14) == "xxx6"
     assert (folder.ids.shape, folder.ids.nbytes, folder.ids.itemsize) == (file.ids.shape, file.ids.nbytes, 2)
-    assert damaged_parts(folder.path, lambda n: None) == damaged_places(file.path, lambda n: None) == []
+    assert folder.damage(lambda n: None) == file.damage(lambda n: None) == []
+    assert (file.form, folder.form) == ("token cache", "token cache in parts")
+    assert file.num_bytes == file.path.stat().st_size
+    assert folder.num_bytes == sum(path.stat().st_size for path in folder.path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -87,13 +89,13 @@ def test_latents_in_a_folder_and_in_a_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.latents, rows)
     np.testing.assert_array_equal(np.asarray(other.latents), rows)
     assert one.sha256 == other.sha256
-    assert damaged_places(one.path, lambda n: None) == []
+    assert one.damage(lambda n: None) == []
     for cache in (one, other):
         with pytest.raises(UserError, match="latents of a Gaussian"):
             _ = cache.ids
     rows[3, 1, 2] = np.nan
     folder.write(TokenPart(0, 0, 5, "", rows[:5], np.zeros(5, np.int32), np.array([b"a"] * 5), {"flip": rows[:5]}))
-    with pytest.raises(UserError, match=r"row 3 .*no number"):
+    with pytest.raises(UserError, match=r"row 3 .*not finite"):
         TokenCache.open(tmp_path / "tokens")
 
 
@@ -110,15 +112,19 @@ PLANTED = {
     "unfinished": (_manifest(lambda m: m.pop("complete")), "never finished"),
     "another format": (_manifest(lambda m: m.update(format="x")), "not written by titokctl"),
     "newer": (_manifest(lambda m: m.update(format_version=9)), "newer titokctl"),
-    "no rows": (_manifest(lambda m: m.pop("rows")), "how many rows"),
-    "negative rows": (_manifest(lambda m: m.update(rows=[-1, 16])), "how many rows"),
+    "no rows": (_manifest(lambda m: m.pop("rows")), "rows in .*is not a list"),
+    "negative rows": (_manifest(lambda m: m.update(rows=[-1, 16])), r"rows\.0 in .*at least 0"),
+    "no row at all": (_manifest(lambda m: m.update(rows=[0, 0])), "no rows"),
     "more rows": (_manifest(lambda m: m.update(rows=[6, 0, 3, 7])), "does not fit"),
     "more parts": (_manifest(lambda m: m["rows"].append(4)), "missing"),
-    "no checksum": (_manifest(lambda m: m.pop("sha256")), "sha256"),
-    "a header of another kind": (_manifest(lambda m: m["header"].update(surprise=1)), "no header"),
-    "a header with text": (_manifest(lambda m: m["header"].update(codebook_size="16")), "no header"),
+    "no checksum": (_manifest(lambda m: m.pop("sha256")), "sha256 in .*is not text"),
+    "a header that is a list": (_manifest(lambda m: m.update(header=[])), "header in .*JSON object"),
+    "no size of the codebook": (_manifest(lambda m: m["header"].pop("codebook_size")), "codebook_size .*missing"),
+    "no codes and no latents": (_manifest(lambda m: m["header"].update(codebook_size=0)), "codebook_size .*at least 1"),
+    "a header of another kind": (_manifest(lambda m: m["header"].update(surprise=1)), "surprise .*not a known field"),
+    "a header with text": (_manifest(lambda m: m["header"].update(codebook_size="16")), "codebook_size .*whole number"),
     "smaller codebook": (_manifest(lambda m: m["header"].update(codebook_size=8)), "only 8 codes"),
-    "a view elsewhere": (_manifest(lambda m: m["header"]["views"].update({"../x": {}})), "no header"),
+    "a view elsewhere": (_manifest(lambda m: m["header"]["views"].update({"../x": {}})), r"views\.\.\./x .*not a name"),
     "fewer classes": (_manifest(lambda m: m["header"].update(class_names=["a"])), "reach from 0 to 1"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "not a token cache"),
     "a part gone": (lambda f: (f / "unit-00000002.safetensors").unlink(), "missing"),
@@ -140,5 +146,5 @@ def test_a_part_that_was_exchanged_is_found(both: tuple[TokenCache, TokenCache])
     assert part is not None
     part.ids[0, 0] ^= 1
     folder.write(part)
-    (problem,) = damaged_parts(both[1].path, lambda n: None)
+    (problem,) = both[1].damage(lambda n: None)
     assert "not those it was finished with" in problem

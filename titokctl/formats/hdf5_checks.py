@@ -7,8 +7,9 @@ sentence. Everything here raises UserError and nothing else for what a file may 
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -98,6 +99,21 @@ def attribute(owner: h5py.Group | h5py.Dataset, name: str, kind: type[int] | typ
         return kind(value.decode() if isinstance(value, bytes) else value)
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8") from error
+
+
+def attributes(owner: h5py.Group, names: Collection[str]) -> dict[str, Any]:
+    """Return those attributes `names` that `owner` has, as plain Python values whose types are yet to be checked."""
+    found: dict[str, Any] = {}
+    for name in names:
+        if name in owner.attrs:
+            value = owner.attrs[name]
+            if isinstance(value, np.ndarray | np.generic):
+                value = value.tolist()
+            try:
+                found[name] = value.decode() if isinstance(value, bytes) else value
+            except UnicodeDecodeError as error:
+                raise UserError(f"attribute {name} of {owner.file.filename} is not UTF-8") from error
+    return found
 
 
 def rows(path: Path, found: h5py.Dataset) -> np.ndarray:

@@ -1,25 +1,8 @@
-"""The token cache: one HDF5 file with the ids of every image, its label, its key, and what made them.
+"""The token cache: ids of every image, its label, its key, and what made them; for readers, whatever its form on disk.
 
-Specification (the full text with an example is docs/formats.md). N images, K latent tokens, V codebook size, C token
+A cache is one HDF5 file (`token_file` has the specification) or, where it is too large for one file, a folder of parts
+(`token_folder`). `TokenCache.open` is the one way to open either. N images, K latent tokens, V codebook size, C token
 size.
-
-    /tokens              (N, K) uint16, uint32 when V > 65,536; contiguous, little-endian; row i is image i's plain crop
-    /latents             instead of /tokens, of a Gaussian tokenizer: (N, K, C) float16, the means
-    /views/<name>        same shape and type: other crops of the same images; attribute `preprocessing` (JSON)
-    /labels              (N,) int32, contiguous; -1 for none
-    /keys                (N,) fixed-length UTF-8 bytes, padded with zero bytes; chunked, gzip + fletcher32
-    /class_names         (classes,) the same kind of text; absent when there are no names
-    /checksums           attributes `sha256`, `rows_per_crc`; below it, for /tokens and each /views/<name>, a dataset
-                         of the same path: (ceil(N / 65,536),) uint32, the CRC-32 of every 65,536 rows
-
-Root attributes: format "titokctl/token-cache", format_version 1, tokenizer (config, JSON), encoder_sha256,
-weights_sha256, codebook_size (0 with /latents), num_latent_tokens, image_size, preprocessing (JSON), source (JSON),
-created_by, with /latents token_size, and complete = 1, which is written after everything else; made_with (JSON),
-num_rejected and terms (text) may be there. `sha256` covers the contents: the SHA-256 of one line a dataset, sorted by
-path, "<path> <numpy type> <n,n> <sha256 of its bytes>\\n".
-A writer (`token_cache_writer`) works under a temporary name and renames the finished file; the target itself is never
-opened for writing.
-A collection too large for one file stays a folder of parts (`token_folder`).
 """
 
 import mmap
@@ -29,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from titokctl.errors import UserError
-from titokctl.formats import hdf5_checks
-from titokctl.formats.token_header import CacheHeader, read_header, text_dataset
+from titokctl.formats.token_file import TokenFile
+from titokctl.formats.token_folder import TokenFolder
+from titokctl.formats.token_header import CacheHeader, StoredCache
 
 __all__ = ["PLAIN", "CacheHeader", "TokenCache"]
 
@@ -48,22 +31,13 @@ class TokenCache:
 
     `ids` (N, K) and every view are maps of the file, shared by all processes and not limited by memory; writing to
     them never reaches the file. Nothing of the file stays open but these maps. Of a folder of parts they are arrays
-    that read a part when its rows are asked for (`token_folder.PartedRows`).
+    that read a part when its rows are indexed (`token_folder.PartedRows`).
     """
 
-    def __init__(
-        self,
-        path: Path,
-        header: CacheHeader,
-        rows: np.ndarray,
-        views: dict[str, np.ndarray],
-        read_labels: Callable[[], np.ndarray],
-        read_keys: Callable[[], np.ndarray],
-        sha256: str,
-    ) -> None:
-        self.path, self.header, self.sha256 = path, header, sha256
-        self.rows, self._views = rows, views
-        self._read_labels, self._read_keys = read_labels, read_keys
+    def __init__(self, stored: StoredCache) -> None:
+        self._stored = stored
+        self.path, self.header, self.sha256 = stored.path, stored.header, stored.sha256
+        self.rows, self._views = stored.rows, stored.views
 
     @classmethod
     def open(cls, path: Path | str, check_ids: bool = True) -> "TokenCache":
@@ -76,33 +50,10 @@ class TokenCache:
         Raises UserError with one sentence for anything that is not a whole, well-formed cache of a known version.
         """
         path = Path(path)
-        if path.is_dir():
-            from titokctl.formats.token_folder import open_folder
-
-            cache = open_folder(path)
-        else:
-            cache = cls._open_file(path)
+        cache = cls(TokenFolder(path) if path.is_dir() else TokenFile(path))
         if check_ids:
             cache.check_ids()
         return cache
-
-    @classmethod
-    def _open_file(cls, path: Path) -> "TokenCache":
-        with hdf5_checks.opened(path) as file:
-            header = read_header(file)
-            rows = _read_rows(path, file, header.main, header)
-            views = {name: _read_rows(path, file["views"], name, header) for name in header.views}
-            wrong = [name for name, view in views.items() if len(view) != len(rows)]
-            if wrong:
-                many = f"{len(views[wrong[0]]):,} rows, /{header.main} {len(rows):,}"
-                raise UserError(f"/views/{wrong[0]} of {path} has {many}")
-            labels = _read_labels(path, file, len(rows), len(header.class_names))
-            text_dataset(file, "keys", len(rows))
-            checksums = hdf5_checks.subgroup(file, "checksums")
-            if checksums is None:
-                raise UserError(f"/checksums of {path} is missing")
-            sha256 = str(hdf5_checks.attribute(checksums, "sha256", str))
-        return cls(path, header, rows, views, lambda: labels, lambda: _read_keys(path, len(rows)), sha256)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,7 +88,7 @@ class TokenCache:
         return (PLAIN, *self._views)
 
     def view(self, name: str) -> np.ndarray:
-        """The rows of one view; "plain" is /tokens or /latents. Raises UserError for a view that is not there."""
+        """Return the rows of one view; "plain" is /tokens or /latents. Raises UserError for an unknown view."""
         if name == PLAIN:
             return self.rows
         if name not in self._views:
@@ -147,15 +98,15 @@ class TokenCache:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels (N,) int32, -1 for none."""
-        return self._read_labels()
+        return self._stored.read_labels()
 
     @cached_property
     def keys(self) -> np.ndarray:
         """Keys (N,) as UTF-8 bytes (numpy type S), read at first use."""
-        return self._read_keys()
+        return self._stored.read_keys()
 
     def key(self, row: int) -> str:
-        """The key of one row as text."""
+        """Return the key of one row as text."""
         return self.keys[row].decode()
 
     @property
@@ -178,10 +129,32 @@ class TokenCache:
         """K."""
         return self.header.num_latent_tokens
 
-    def release(self) -> None:
-        """Give the memory of mapped rows back to the system; they are read again when they are needed.
+    @property
+    def form(self) -> str:
+        """The form on disk in words: "token cache" or "token cache in parts"."""
+        return self._stored.form
 
-        Whoever goes through a large cache once stays small this way. What was written into the arrays is lost.
+    @property
+    def num_bytes(self) -> int:
+        """The size on disk in bytes."""
+        return self._stored.num_bytes()
+
+    def damage(self, advance: Callable[[int], None]) -> list[str]:
+        """Read everything and return one sentence for each thing that changed since it was written; [] if nothing did.
+
+        Args:
+            advance: called with the number of rows read since, counted in each view.
+        """
+        return self._stored.damage(advance)
+
+    def check_rows(self) -> None:
+        """Compare the rows with their checksums at the speed of memory. Raises UserError when some changed."""
+        self._stored.check_rows()
+
+    def release(self) -> None:
+        """Return the memory of mapped rows to the system; they are read again when they are needed.
+
+        A process that reads a large cache once needs little memory this way. Writes to the arrays are lost.
         """
         for name in self.views:
             mapped = getattr(self.view(name), "_mmap", None)
@@ -203,46 +176,11 @@ class TokenCache:
         if not self.is_discrete:
             if not np.isfinite(block).all():
                 row = first + int((~np.isfinite(block)).any(axis=(1, 2)).argmax())
-                raise UserError(f"row {row} of view {name!r} in {self.path} holds a latent that is no number")
+                raise UserError(f"row {row} of view {name!r} in {self.path} holds a latent that is not finite")
         elif block.max() >= self.codebook_size:
             i = int((block >= self.codebook_size).any(axis=1).argmax())
             raise UserError(
                 f"row {first + i} of view {name!r} in {self.path} holds the id {int(block[i].max())}, but the "
                 f"codebook has only {self.codebook_size} codes",
-                "the file is damaged: fetch or make it again; `titokctl verify` names all that changed",
+                "the file is damaged: fetch or make it again; `titokctl verify` lists all changes",
             )
-
-
-def _read_rows(path: Path, group: h5py.Group, name: str, header: CacheHeader) -> np.ndarray:
-    found = hdf5_checks.dataset(group, name)
-    if found.dtype != header.row_dtype:
-        raise UserError(f"{found.name} of {path} is of type {found.dtype.str}, expected {header.row_dtype.str}")
-    if found.shape[1:] != header.row_shape or len(found.shape) < 2 or found.shape[0] < 1:
-        wanted = f"(rows, {', '.join(map(str, header.row_shape))}) with at least one row"
-        raise UserError(f"{found.name} of {path} has the shape {found.shape}, expected {wanted}")
-    return hdf5_checks.rows(path, found)
-
-
-def _read_labels(path: Path, file: h5py.File, num_rows: int, num_classes: int) -> np.ndarray:
-    found = hdf5_checks.dataset(file, "labels")
-    if found.dtype != np.dtype("<i4") or found.shape != (num_rows,):
-        got = f"{found.dtype.str} {found.shape}"
-        raise UserError(f"/labels of {path} is {got}, expected <i4 ({num_rows},)")
-    labels = hdf5_checks.rows(path, found)
-    check_labels(path, labels, num_classes)
-    return labels
-
-
-def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
-    """Raises UserError when labels (n,) are below -1, or have no name where there are names."""
-    if not len(labels):
-        return
-    least, most = int(labels.min()), int(labels.max())
-    if least < -1 or (num_classes and most >= num_classes):
-        limit = f"-1 to {num_classes - 1}" if num_classes else "-1 or more"
-        raise UserError(f"/labels of {path} reach from {least} to {most}, expected {limit}")
-
-
-def _read_keys(path: Path, num_rows: int) -> np.ndarray:
-    with hdf5_checks.opened(path) as file:
-        return np.asarray(text_dataset(file, "keys", num_rows)[...])

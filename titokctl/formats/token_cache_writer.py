@@ -1,4 +1,4 @@
-"""Writing a token cache (`token_cache` has its specification) in bounded memory, block by block.
+"""Writing a token cache (`token_file` has its specification) in bounded memory, block by block.
 
     with TokenCacheWriter(path, header, num_rows=50_000, key_bytes=16) as writer:
         writer.append(ids, labels, keys, {"flip": flipped_ids})     # as often as needed, in row order
@@ -19,7 +19,8 @@ import numpy as np
 from titokctl import __version__
 from titokctl.formats.atomic import atomic_path, claim
 from titokctl.formats.token_checksums import ROWS_PER_CRC, ContentsChecksums
-from titokctl.formats.token_header import FORMAT, FORMAT_VERSION, CacheHeader
+from titokctl.formats.token_file import FORMAT, FORMAT_VERSION
+from titokctl.formats.token_header import CacheHeader
 
 _CHUNK_ROWS = 8192
 _CHUNK_BYTES = 1 << 19

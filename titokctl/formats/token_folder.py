@@ -2,7 +2,7 @@
 
 Specification: the folder is as `token_parts` says, finished when its manifest has complete = 1, and then also `rows`
 (the number of rows of each unit's part, in order), `num_rejected`, and `sha256`, that of the same rows in one file
-(`token_cache`). Row i is counted through the units in order. Parts are checked when they are read.
+(`token_file`). Row i is counted through the units in order. Parts are checked when they are read.
 """
 
 import operator
@@ -14,17 +14,16 @@ from typing import Any, cast
 import numpy as np
 
 from titokctl.errors import UserError
-from titokctl.formats.token_cache import TokenCache, check_labels
 from titokctl.formats.token_checksums import ContentsChecksums
-from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_parts import MANIFEST, PartsFolder, Tally, TokenPart, all_parts
+from titokctl.formats.token_header import CacheHeader, StoredCache, check_labels, checked_header
+from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, all_parts
 
 _PARTS_KEPT = 64
-_AGAIN = "run the `titokctl tokenize` command that began it again"
+_AGAIN = "run the `titokctl tokenize` command that made it again"
 
 
 class PartedRows:
-    """Rows of many parts as one array: `a[i]`, `a[i:j]`, `a[array]` and `np.asarray(a)` read the parts concerned."""
+    """The rows of many parts as one array. `a[i]`, `a[i:j]`, `a[array]` and `np.asarray(a)` read what they need."""
 
     def __init__(self, part: Callable[[int], np.ndarray], ends: np.ndarray, row_shape: tuple[int, ...], dtype: Any):
         self._part, self._ends = part, ends
@@ -76,51 +75,83 @@ class PartedRows:
         return out
 
 
-def open_folder(path: Path) -> TokenCache:
-    """The token cache in the folder `path`. Raises UserError when it is none, unfinished, or damaged."""
-    folder = PartsFolder(path, keep=True)
-    if not (path / MANIFEST).is_file():
-        raise UserError(
-            f"{path} is a folder, but not a token cache", "name a file such as tokens.h5, or a folder of parts"
-        )
-    manifest = folder.manifest()
-    if not manifest.get("complete"):
-        raise UserError(f"{path} was never finished", _AGAIN)
-    header, rows, sha256 = _header(path, manifest), manifest.get("rows"), manifest.get("sha256")
-    if not isinstance(rows, list) or not all(isinstance(n, int) and n >= 0 for n in rows) or sum(rows) < 1:
-        raise UserError(f"the manifest of {path} does not say how many rows each part has", _AGAIN)
-    if not isinstance(sha256, str):
-        raise UserError(f"the manifest of {path} has no sha256", _AGAIN)
-    ends = np.cumsum(np.array(rows, np.int64))
+class TokenFolder(StoredCache):
+    """A token cache in a folder of parts, which are checked when they are read.
 
-    @lru_cache(_PARTS_KEPT)
-    def part(unit: int) -> TokenPart:
-        return _checked(folder, unit, header, rows[unit])
+    Raises UserError when the folder is not a token cache, or is unfinished or damaged.
+    """
 
-    def array(of: Callable[[TokenPart], np.ndarray]) -> np.ndarray:
-        # Not an ndarray, but all that readers do with one works.
-        return cast(np.ndarray, PartedRows(lambda unit: of(part(unit)), ends, header.row_shape, header.row_dtype))
+    form = "token cache in parts"
 
-    main = array(lambda part: part.ids)
-    views = {name: array(lambda part, name=name: part.views[name]) for name in header.views}  # type: ignore[misc]
+    def __init__(self, path: Path) -> None:
+        self.path, self._folder = path, PartsFolder(path, keep=True)
+        if not self._folder.is_begun():
+            raise UserError(
+                f"{path} is a folder, but not a token cache", "name a file such as tokens.h5, or a folder of parts"
+            )
+        manifest = self._folder.manifest()
+        if not manifest.complete:
+            raise UserError(f"{path} was never finished", _AGAIN)
+        self.header = _header(self._folder)
+        self.sha256, self._counts = manifest.sha256, manifest.rows
+        ends = np.cumsum(np.array(self._counts, np.int64))
+        if not len(ends) or ends[-1] < 1:
+            raise UserError(f"{path} has no rows", _AGAIN)
+        self._part = lru_cache(_PARTS_KEPT)(self._read)
 
-    def labels() -> np.ndarray:
-        found = np.concatenate([part(u).labels for u in range(len(rows))])
-        check_labels(path, found, len(header.class_names))
+        def array(of: Callable[[TokenPart], np.ndarray]) -> np.ndarray:
+            shape, dtype = self.header.row_shape, self.header.row_dtype
+            # Not an ndarray, but all that readers do with one works.
+            return cast(np.ndarray, PartedRows(lambda unit: of(self._part(unit)), ends, shape, dtype))
+
+        self.rows = array(lambda part: part.ids)
+        self.views = {n: array(lambda part, n=n: part.views[n]) for n in self.header.views}  # type: ignore[misc]
+
+    def read_labels(self) -> np.ndarray:
+        found = np.concatenate([self._part(unit).labels for unit in range(len(self._counts))])
+        check_labels(self.path, found, len(self.header.class_names))
         return found
 
-    def keys() -> np.ndarray:
-        return np.concatenate([part(u).keys for u in range(len(rows))])
+    def read_keys(self) -> np.ndarray:
+        return np.concatenate([self._part(unit).keys for unit in range(len(self._counts))])
 
-    return TokenCache(path, header, main, views, labels, keys, sha256)
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.path.iterdir())
+
+    def damage(self, advance: Callable[[int], None]) -> list[str]:
+        problems: list[str] = []
+        for unit, rows in enumerate(self._counts):
+            try:
+                self._read(unit)
+            except UserError as error:
+                problems.append(error.message)
+            advance(rows * (1 + len(self.header.views)))
+        if not problems:
+            units = range(len(self._counts))
+            width = max(summary.key_bytes for unit in units if (summary := self._folder.summary(unit)))
+            if _contents_sha256(map(self._read, units), self.header, width) != self.sha256:
+                problems.append(f"the parts of {self.path} are not those it was finished with")
+        return problems
+
+    def check_rows(self) -> None:
+        """Do nothing: a part is compared with its checksum whenever it is read."""
+
+    def _read(self, unit: int) -> TokenPart:
+        """Return the part of `unit` if it fits the header. Raises UserError otherwise."""
+        part, header = self._folder.read(unit), self.header
+        if part is None:
+            raise UserError(f"{self._folder.file(unit)} is missing", _AGAIN)
+        arrays, shape = [part.ids, *part.views.values()], (self._counts[unit], *header.row_shape)
+        fits = part.views.keys() == header.views.keys() and part.labels.dtype == np.dtype("<i4")
+        if not fits or any(a.dtype != header.row_dtype or a.shape != shape for a in arrays):
+            raise UserError(f"{self._folder.file(unit)} does not fit the manifest beside it", _AGAIN)
+        return part
 
 
 def finish_folder(
     folder: PartsFolder, header: CacheHeader, num_units: int, tally: Tally, advance: Callable[[int], None]
 ) -> str:
-    """Read every part, then say in the manifest that the folder is complete.
-
-    Returns the checksum of contents.
+    """Read every part, then record in the manifest that the folder is complete; return the checksum of the contents.
 
     Raises UserError when a part is missing or damaged.
     """
@@ -137,39 +168,8 @@ def finish_folder(
     return sha256
 
 
-def damaged_parts(path: Path, advance: Callable[[int], None]) -> list[str]:
-    """Check every part of a folder that `open_folder` accepts; one sentence for each that is not as it was."""
-    folder = PartsFolder(path, keep=True)
-    manifest = folder.manifest()
-    header, problems = _header(path, manifest), []
-    for unit, rows in enumerate(manifest["rows"]):
-        try:
-            _checked(folder, unit, header, rows)
-        except UserError as error:
-            problems.append(error.message)
-        advance(rows * (1 + len(header.views)))
-    if not problems:
-        parts = (_checked(folder, unit, header, rows) for unit, rows in enumerate(manifest["rows"]))
-        width = max(summary.key_bytes for u in range(len(manifest["rows"])) if (summary := folder.summary(u)))
-        if _contents_sha256(parts, header, width) != manifest["sha256"]:
-            problems.append(f"the parts of {path} are not those it was finished with")
-    return problems
-
-
-def _checked(folder: PartsFolder, unit: int, header: CacheHeader, rows: int) -> TokenPart:
-    """The part of `unit` if it fits the header. Raises UserError otherwise."""
-    part = folder.read(unit)
-    if part is None:
-        raise UserError(f"{folder.file(unit)} is missing", _AGAIN)
-    arrays = [part.ids, *part.views.values()]
-    fits = part.views.keys() == header.views.keys() and part.labels.dtype == np.dtype("<i4")
-    if not fits or any(a.dtype != header.row_dtype or a.shape != (rows, *header.row_shape) for a in arrays):
-        raise UserError(f"{folder.file(unit)} does not fit the manifest beside it", _AGAIN)
-    return part
-
-
 def _contents_sha256(parts: Iterator[TokenPart], header: CacheHeader, key_bytes: int) -> str:
-    """The checksum that a file of these rows would have."""
+    """Return the checksum that a file of these rows would have."""
     sums = ContentsChecksums()
     for part in parts:
         arrays = {header.main: part.ids, "labels": part.labels, "keys": part.keys.astype(f"S{key_bytes}")}
@@ -181,21 +181,10 @@ def _contents_sha256(parts: Iterator[TokenPart], header: CacheHeader, key_bytes:
     return sums.sha256()
 
 
-def _header(path: Path, manifest: dict[str, Any]) -> CacheHeader:
-    """The header in a manifest of unknown origin."""
-    try:
-        fields = dict(manifest["header"]) | {"num_rejected": manifest.get("num_rejected")}
-        header = CacheHeader(**fields | {"class_names": tuple(fields.get("class_names", ()))})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the manifest of {path} has no header of a token cache", _AGAIN) from error
-    counts = (header.codebook_size, header.num_latent_tokens, header.image_size, header.token_size)
-    objects = (header.tokenizer, header.preprocessing, header.source, header.views, header.made_with)
-    texts = (header.encoder_sha256, header.weights_sha256, header.created_by, header.terms, *header.class_names)
-    good = all(isinstance(n, int) and n >= 0 for n in counts) and all(isinstance(o, dict) for o in objects)
-    good = good and all(isinstance(t, str) for t in texts) and header.num_latent_tokens > 0 and header.image_size > 0
-    if not good or (header.codebook_size > 0) == (header.token_size > 0) or any("/" in name for name in header.views):
-        raise UserError(f"the manifest of {path} has no header of a token cache", _AGAIN)
-    return header
+def _header(folder: PartsFolder) -> CacheHeader:
+    manifest = folder.manifest()
+    fields = manifest.header | {"num_rejected": manifest.num_rejected}
+    return checked_header(fields, lambda name: f"the header's {name} in the manifest of {folder.path}")
 
 
 def _is_index(wanted: Any) -> bool:

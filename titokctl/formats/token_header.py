@@ -1,61 +1,66 @@
-"""What a token cache says about itself, read from a file's attributes (`token_cache` has the specification)."""
+"""The header of a token cache, and what its two forms on disk have in common: a file and a folder of parts."""
 
-import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-import h5py
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from titokctl.errors import UserError
-from titokctl.formats import hdf5_checks
-from titokctl.formats.atomic import check_version
 
-FORMAT = "titokctl/token-cache"
-FORMAT_VERSION = 1
+_Text = Annotated[str, Field(strict=True)]
+_Count = Annotated[int, Field(strict=True, ge=0)]
+_Positive = Annotated[int, Field(strict=True, ge=1)]
+_Json = dict[str, Any]
+_Name = Annotated[str, Field(pattern=r"^[^/]+$")]
 
 
 @dataclass(frozen=True)
 class CacheHeader:
-    """What a token cache says about itself.
+    """The record of what made a token cache.
 
     Args:
         tokenizer: the tokenizer's configuration, plain JSON values.
-        encoder_sha256: what decides the ids (64 hex digits).
-        weights_sha256: the whole tokenizer (64 hex digits).
+        encoder_sha256: hash of what decides the ids (64 hex digits).
+        weights_sha256: hash of the whole tokenizer (64 hex digits).
         codebook_size: V; 0 for a Gaussian tokenizer.
         num_latent_tokens: K.
         image_size: edge of the square crop in pixels.
         preprocessing: how an image became that crop, plain JSON values.
         source: where the images came from, plain JSON values.
         views: name of each further view -> its own preprocessing.
-        class_names: name of each label from 0 on; () when there are none.
+        class_names: name of each label from 0 on; () without names.
         created_by: program and version.
         made_with: versions, device kind, precision and tile; {} when not recorded.
-        num_rejected: images of the source that have no row; None when not recorded.
+        num_rejected: images of the source without a row; None when not recorded.
         token_size: C of a Gaussian tokenizer, whose rows are latents; 0 for ids.
-        terms: under which the images stand, and so the ids, in words for people; "" when nothing was said.
+        terms: terms of use of the images, and so of the ids, in words; "" when not recorded.
     """
 
-    tokenizer: dict[str, Any]
-    encoder_sha256: str
-    weights_sha256: str
-    codebook_size: int
-    num_latent_tokens: int
-    image_size: int
-    preprocessing: dict[str, Any]
-    source: dict[str, Any]
-    views: dict[str, dict[str, Any]] = field(default_factory=dict)
-    class_names: tuple[str, ...] = ()
-    created_by: str = ""
-    made_with: dict[str, Any] = field(default_factory=dict)
-    num_rejected: int | None = None
-    token_size: int = 0
-    terms: str = ""
+    tokenizer: _Json
+    encoder_sha256: _Text
+    weights_sha256: _Text
+    codebook_size: _Count
+    num_latent_tokens: _Positive
+    image_size: _Positive
+    preprocessing: _Json
+    source: _Json
+    views: dict[_Name, _Json] = field(default_factory=dict)
+    class_names: tuple[_Text, ...] = ()
+    created_by: _Text = ""
+    made_with: _Json = field(default_factory=dict)
+    num_rejected: _Count | None = None
+    token_size: _Count = 0
+    terms: _Text = ""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     @property
     def main(self) -> str:
-        """The dataset of the plain crops: "tokens" or "latents"."""
+        """Name of the dataset of the plain crops: "tokens" or "latents"."""
         return "latents" if self.token_size else "tokens"
 
     @property
@@ -65,86 +70,113 @@ class CacheHeader:
 
     @property
     def row_dtype(self) -> np.dtype:
-        """The type of a row on disk: ids take two bytes as long as they suffice."""
+        """The type of a row on disk; ids take two bytes where that is enough."""
         return np.dtype("<f2") if self.token_size else id_dtype(self.codebook_size)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row in all views together."""
+        """Bytes of one row in all views together, the plain one included."""
         return (1 + len(self.views)) * int(np.prod(self.row_shape)) * self.row_dtype.itemsize
 
 
 def id_dtype(codebook_size: int) -> np.dtype:
-    """Little-endian uint16 for V up to 65,536, else uint32."""
+    """Return the type of ids: little-endian uint16 for V up to 65,536, else uint32."""
     return np.dtype("<u2" if codebook_size <= 1 << 16 else "<u4")
 
 
-def read_header(file: h5py.File) -> CacheHeader:
-    """The header of an open token cache. Raises UserError when it is another file, unfinished, newer, or damaged."""
-    path = file.filename
-    if file.attrs.get("format") is None:
-        raise UserError(f"{path} is an HDF5 file, but not a token cache")
-    found = hdf5_checks.attribute(file, "format", str)
-    if found != FORMAT:
-        raise UserError(f"{path} holds {found!r}, not a token cache")
-    check_version(hdf5_checks.attribute(file, "format_version", int), FORMAT_VERSION, path, "token cache")
-    if "complete" not in file.attrs or not hdf5_checks.attribute(file, "complete", int):
-        raise UserError(f"{path} was never finished", "make it again with `titokctl tokenize`")
-    hdf5_checks.names_of(file)
-    views = hdf5_checks.subgroup(file, "views")
-    names = [] if views is None else hdf5_checks.names_of(views)
-    token_size = _positive(file, "token_size") if "latents" in file else 0
-    return CacheHeader(
-        tokenizer=_json_attribute(file, "tokenizer"),
-        encoder_sha256=str(hdf5_checks.attribute(file, "encoder_sha256", str)),
-        weights_sha256=str(hdf5_checks.attribute(file, "weights_sha256", str)),
-        codebook_size=0 if token_size else _positive(file, "codebook_size"),
-        num_latent_tokens=_positive(file, "num_latent_tokens"),
-        image_size=_positive(file, "image_size"),
-        preprocessing=_json_attribute(file, "preprocessing"),
-        source=_json_attribute(file, "source"),
-        views={name: _json_attribute(hdf5_checks.dataset(views, name), "preprocessing") for name in names},
-        class_names=_class_names(file),
-        created_by=str(hdf5_checks.attribute(file, "created_by", str)),
-        made_with=_json_attribute(file, "made_with") if "made_with" in file.attrs else {},
-        num_rejected=int(hdf5_checks.attribute(file, "num_rejected", int)) if "num_rejected" in file.attrs else None,
-        token_size=token_size,
-        terms=str(hdf5_checks.attribute(file, "terms", str)) if "terms" in file.attrs else "",
-    )
+_HEADER = TypeAdapter(CacheHeader)
 
 
-def _positive(file: h5py.File, name: str) -> int:
-    value = int(hdf5_checks.attribute(file, name, int))
-    if value < 1:
-        raise UserError(f"attribute {name} of {file.filename} is {value}, expected at least 1")
-    return value
+def checked_header(fields: Mapping[str, Any], where: Callable[[str], str]) -> CacheHeader:
+    """Return the header with these fields, read from a file of unknown origin.
+
+    Args:
+        where: returns the words that name a field in messages.
+
+    Raises UserError when a field is missing, unknown, or of another type.
+    """
+    header = checked(_HEADER, dict(fields), where)
+    if (header.codebook_size > 0) == (header.token_size > 0):
+        name = "token_size" if header.codebook_size else "codebook_size"
+        found = getattr(header, name)
+        raise UserError(f"{where(name)} is {found}, expected {'0 for a cache of ids' if found else 'at least 1'}")
+    return header
 
 
-def _json_attribute(owner: h5py.Group | h5py.Dataset, name: str) -> dict[str, Any]:
-    text = str(hdf5_checks.attribute(owner, name, str))
+def checked(adapter: TypeAdapter[Any], value: Any, where: Callable[[str], str]) -> Any:
+    """Return `value` as the type of `adapter`. Raises UserError, which names the first field that doesn't fit."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"attribute {name} of {owner.file.filename} is not JSON") from error
-    if not isinstance(value, dict):
-        raise UserError(f"attribute {name} of {owner.file.filename} is not a JSON object")
-    return value
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        raise UserError(f"{where(name)} {_in_words(first['type'], first['input'], first)}") from error
 
 
-def text_dataset(group: h5py.Group, name: str, num_rows: int | None) -> h5py.Dataset:
-    """The checked dataset `name` of fixed-length text, of `num_rows` rows if given. Raises UserError otherwise."""
-    found = hdf5_checks.dataset(group, name)
-    if found.dtype.kind != "S" or len(found.shape) != 1 or num_rows not in (None, found.shape[0]):
-        rows = "n" if num_rows is None else num_rows
-        got = f"{found.dtype.str} {found.shape}"
-        raise UserError(f"/{name} of {group.file.filename} is {got}, expected fixed-length text ({rows},)")
-    return found
+def _in_words(kind: str, found: Any, error: Mapping[str, Any]) -> str:
+    if kind in ("missing", "missing_argument"):
+        return "is missing"
+    if kind == "unexpected_keyword_argument":
+        return "is not a known field"
+    if kind == "greater_than_equal":
+        return f"is {found}, expected at least {error['ctx']['ge']}"
+    expected = {
+        "int_type": "one whole number", "string_type": "text", "dict_type": "a JSON object", "json_invalid": "JSON",
+        "json_type": "text", "tuple_type": "a list", "list_type": "a list", "string_pattern_mismatch": "a name",
+    }  # fmt: skip
+    return f"is not {expected[kind]}" if kind in expected else f"is not valid: {error['msg']}"
 
 
-def _class_names(file: h5py.File) -> tuple[str, ...]:
-    if "class_names" not in file:
-        return ()
-    try:
-        return tuple(name.decode() for name in text_dataset(file, "class_names", None)[...])
-    except UnicodeDecodeError as error:
-        raise UserError(f"/class_names of {file.filename} is not UTF-8") from error
+def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
+    """Raise UserError when labels (n,) are below -1, or have no name in a cache with class names."""
+    if not len(labels):
+        return
+    least, most = int(labels.min()), int(labels.max())
+    if least < -1 or (num_classes and most >= num_classes):
+        limit = f"-1 to {num_classes - 1}" if num_classes else "-1 or more"
+        raise UserError(f"/labels of {path} reach from {least} to {most}, expected {limit}")
+
+
+class StoredCache(ABC):
+    """A token cache on disk, opened and checked, in one of its two forms.
+
+    Attributes:
+        form: the form in words.
+        header: the header.
+        rows: the rows of the plain crops: (N, K) ids or (N, K, C) latents, memory-mapped or read when indexed.
+        views: the rows of each further view.
+        sha256: checksum of the contents, the same in both forms.
+    """
+
+    form: str
+    path: Path
+    header: CacheHeader
+    rows: np.ndarray
+    views: dict[str, np.ndarray]
+    sha256: str
+
+    @abstractmethod
+    def read_labels(self) -> np.ndarray:
+        """Return the labels (N,) int32."""
+
+    @abstractmethod
+    def read_keys(self) -> np.ndarray:
+        """Return the keys (N,) as UTF-8 bytes."""
+
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Return the size on disk in bytes."""
+
+    @abstractmethod
+    def damage(self, advance: Callable[[int], None]) -> list[str]:
+        """Read everything and compare it with the checksums.
+
+        Args:
+            advance: called with the number of rows read since, counted in each view.
+
+        Returns one sentence for each thing that changed since it was written; [] when nothing did.
+        """
+
+    @abstractmethod
+    def check_rows(self) -> None:
+        """Compare the rows with their checksums as quickly as possible. Raises UserError when some changed."""

@@ -20,9 +20,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import numpy as np
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -30,7 +31,7 @@ from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path, check_version, read_json, remove_leftovers, write_bytes, write_json
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.token_cache_writer import TokenCacheWriter
-from titokctl.formats.token_header import CacheHeader
+from titokctl.formats.token_header import CacheHeader, checked
 from titokctl.formats.unfinished import Unfinished, changes
 
 FORMAT = "titokctl/token-parts"
@@ -42,6 +43,22 @@ MANIFEST, MERGE_LOCK = "manifest.json", ".merge.lock"
 _EXAMPLES = 5
 _ROWS_AT_ONCE = 16_384
 T = TypeVar("T")
+_Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a folder of parts. The last four fields are those of a finished folder (`token_folder`)."""
+
+    num_units: _Count
+    header: dict[str, Any]
+    complete: int = 0
+    rows: list[_Count] = field(default_factory=list)
+    num_rejected: _Count | None = None
+    sha256: str = ""
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 @dataclass
@@ -125,7 +142,7 @@ class PartsFolder:
         manifest = _manifest(header, num_units)
         if overwrite and self.is_complete():
             self._work.clear()
-        resumed = self._work.begin(_decisive(manifest), overwrite, shared=shared, record=manifest)
+        resumed = self._work.begin(_decisive(manifest), overwrite, shared=shared, record=_record(manifest))
         if resumed and not shared:
             for left in (MANIFEST, "unit-*"):
                 remove_leftovers(self.path, left)
@@ -142,8 +159,8 @@ class PartsFolder:
         """Return how the settings of two caches differ, as lines "field: old -> new"."""
         return changes(_decisive(_manifest(header, 0)), _decisive(_manifest(now, 0)))
 
-    def manifest(self) -> dict[str, Any]:
-        """Return the manifest. Raises UserError when it is missing or wasn't written by titokctl."""
+    def manifest(self) -> Manifest:
+        """Return the manifest. Raises UserError when it is missing, damaged, or wasn't written by titokctl."""
         return self._checked(read_json(self._work.record))
 
     def is_begun(self) -> bool:
@@ -152,7 +169,7 @@ class PartsFolder:
 
     def is_complete(self) -> bool:
         """Return True if the folder is a finished token cache, whose parts stay. Raises as `manifest`."""
-        return self.is_begun() and "complete" in self.manifest()
+        return self.is_begun() and bool(self.manifest().complete)
 
     def write(self, part: TokenPart) -> None:
         """Write one part atomically. Should a power failure take its name, it is made again."""
@@ -189,7 +206,7 @@ class PartsFolder:
 
     def complete(self, record: dict[str, Any]) -> None:
         """Add `record`, which `token_folder` specifies, and `complete` to the manifest."""
-        write_json(self._work.record, self.manifest() | record | {"complete": 1})
+        write_json(self._work.record, read_json(self._work.record) | record | {"complete": 1})
 
     def remove(self) -> None:
         """Delete the parts, and the folder unless it holds other files."""
@@ -204,28 +221,33 @@ class PartsFolder:
         """Return the path of `unit`'s part."""
         return self.path / f"unit-{unit:08d}.safetensors"
 
-    def _checked(self, found: Any) -> dict[str, Any]:
+    def _checked(self, found: Any) -> Manifest:
         path = self._work.record
-        if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("header"), dict):
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise UserError(f"{path} was not written by titokctl", "choose another -o")
         check_version(found.get("format_version"), FORMAT_VERSION, path, "token parts")
-        return found
+        needed = {"rows": None, "sha256": None} if found.get("complete") else {}
+        manifest: Manifest = checked(_MANIFEST, needed | found, lambda name: f"{name} in {path}")
+        return manifest
 
 
-def _decisive(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest without the source's paths and titokctl's version, the header's fields at the top level."""
-    header = manifest.get("header")
-    fields = {k: v for k, v in header.items() if k not in ("created_by", "num_rejected")} if header else {}
+def _decisive(manifest: Manifest) -> dict[str, Any]:
+    """Return what decides about the rows: the manifest without the source's paths and titokctl's version."""
+    fields = {k: v for k, v in manifest.header.items() if k not in ("created_by", "num_rejected")}
     if not fields.get("terms"):  # absent from the oldest manifests
         fields.pop("terms", None)
     if isinstance(fields.get("source"), dict):
         fields["source"] = {k: v for k, v in fields["source"].items() if k != "paths"}
-    return {k: v for k, v in manifest.items() if k in ("format", "format_version", "num_units")} | fields
+    return {"num_units": manifest.num_units} | fields
 
 
-def _manifest(header: CacheHeader, num_units: int) -> dict[str, Any]:
-    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "num_units": num_units}
-    return manifest | {"header": json.loads(json.dumps(asdict(header)))}
+def _manifest(header: CacheHeader, num_units: int) -> Manifest:
+    return Manifest(num_units, json.loads(json.dumps(asdict(header))))
+
+
+def _record(manifest: Manifest) -> dict[str, Any]:
+    about = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    return about | {"num_units": manifest.num_units, "header": manifest.header}
 
 
 def _pack(part: TokenPart) -> bytes:

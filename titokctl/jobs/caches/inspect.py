@@ -87,7 +87,7 @@ def _token_cache(path: Path) -> Inspection:
         "classes": len(head.class_names),
         "rows without a label": int((cache.labels < 0).sum()),
         "bytes a row": head.row_bytes,
-        "file bytes": path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir()),
+        "file bytes": cache.num_bytes,
         "encoder_sha256": head.encoder_sha256,
         "weights_sha256": head.weights_sha256,
         "contents_sha256": cache.sha256,
@@ -106,8 +106,7 @@ def _token_cache(path: Path) -> Inspection:
             {"position": i, "codes used": one.used, "perplexity": one.perplexity}
             for i, one in enumerate(map(usage_of, counts))
         ]
-    what = "token cache" if path.is_file() else "token cache in parts"
-    return Inspection(path, what, facts, _by_class(np.asarray(cache.labels), cache.class_names), positions)
+    return Inspection(path, cache.form, facts, _by_class(np.asarray(cache.labels), cache.class_names), positions)
 
 
 def _by_class(labels: np.ndarray, names: list[str]) -> dict[str, int]:

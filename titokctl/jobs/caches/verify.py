@@ -11,8 +11,6 @@ from titokctl.context import Context
 from titokctl.data.sources.opening import reopen_source
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.formats.token_checksums import damaged_places
-from titokctl.formats.token_folder import damaged_parts
 from titokctl.jobs.caches.rows import Originals, tokenizer_of
 from titokctl.jobs.tokenize.encode import TileEncoder
 from titokctl.models.inference import can_infer, kernels
@@ -80,7 +78,7 @@ class Verify:
             context.progress.advance(rows)
             context.stop.check()
 
-        problems = damaged_parts(self.path, advance) if self.path.is_dir() else damaged_places(self.path, advance)
+        problems = cache.damage(advance)
         context.progress.close()
         wrong, remarks = _against_source(cache)
         agreement = self._encode_again(cache, context) if self.sample else None

@@ -17,7 +17,6 @@ from titokctl.errors import UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.formats.token_checksums import check_rows
 from titokctl.jobs.train.generator_plan import GeneratorPlan, measure, operations_per_image, plan_run
 from titokctl.jobs.train.generator_preview import make_preview
 from titokctl.jobs.train.generator_recipe import num_classes, resolve_recipe
@@ -78,8 +77,8 @@ def train_generator(
     cache = TokenCache.open(cache_path, check_ids=group.is_main)
     if group.is_main:
         check_place(runs / "generator")
-    if group.is_main and cache_path.is_file() and cache_path.stat().st_size <= _CHECKED_BYTES:
-        check_rows(cache_path)
+    if group.is_main and cache.num_bytes <= _CHECKED_BYTES:
+        cache.check_rows()
     recipe_name, recipe = resolve_recipe(cache, cache_path, recipe_name, overrides, progress)
     check_division(recipe.training, group.world_size)
     judged = _validation_cache(validation, cache, recipe)
