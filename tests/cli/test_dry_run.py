@@ -20,7 +20,6 @@ from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.dry_run import is_dry_run
 from titokctl.errors import Stopped, UserError
-from titokctl.progress import SilentProgress
 from titokctl.weights.read import locate
 
 # Outputs, and the commands that write them.

@@ -11,13 +11,11 @@ from shard_server import Server
 from tar_files import tar_bytes, write_tar
 
 from titokctl.context import Context
-from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats import remote_file
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.caches.verify import Verify
 from titokctl.jobs.tokenize.request import Tokenize, TokenizeResult
-from titokctl.progress import SilentProgress
 
 
 @pytest.fixture

@@ -38,8 +38,6 @@ class Team:
         self.group.wait_until(lambda: self._store.check([key]), self._check)
         return json.loads(self._store.get(key))
 
-    tell, hear = set, get
-
     def begin(self, identity: Any, todo: list[int]) -> None:
         """Distribute the numbers of the pieces to be done; called by the first process.
 

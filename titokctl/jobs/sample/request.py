@@ -152,7 +152,7 @@ class Sample:
             say(doubt(scale))
         team = Team(group, "sample", context.progress, context.stop.check)
         # The newest generator that rank 0 finds need not be the newest that another rank finds.
-        generator, tokenizer = (self.generator, self.tokenizer) if group.is_main else team.hear("networks")
+        generator, tokenizer = (self.generator, self.tokenizer) if group.is_main else team.get("networks")
         found = find_generator(generator, context.runs, say, fetch)
         plan = plan_for(found, self.classes, self.num_images, self.per_class, context.device)
         changes = self._changes()
@@ -161,7 +161,7 @@ class Sample:
             raise UsageError(f"--fid needs at least 2 images, not {plan.num_images}", "draw more with -n")
         decoder = find_tokenizer(tokenizer, found, context.runs, say, fetch)
         if group.is_main:
-            team.tell("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
+            team.set("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
         precision = self.precision or fastest_precision(context.device)
         task = SampleTask(
             found,

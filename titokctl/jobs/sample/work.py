@@ -101,7 +101,7 @@ class SampleWork:
             # Also when the set was finished before: it becomes the newest, since the user has just asked for it.
             ids_sha256 = TokenCache.open(SampleSet.open(self.folder).ids, check_ids=False).sha256
             run.finish(LOCATION if self.output else MANIFEST, {"ids_sha256": ids_sha256, **self.task.networks.hashes})
-            self.team.tell("finished", rate)
+            self.team.set("finished", rate)
             return self._result(rate)
 
     def follow(self) -> Sampled:
@@ -112,7 +112,7 @@ class SampleWork:
                 writer.open()
                 self._share(writer, todo)
         self.team.finish()
-        return self._result(self.team.hear("finished"))
+        return self._result(self.team.get("finished"))
 
     def _draw(self) -> float:
         """Draw the missing images and finish the set. Returns images/s of all processes together."""
