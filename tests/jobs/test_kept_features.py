@@ -111,7 +111,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
     judge(tmp_path / "a.npz", tmp_path, save_features=True)
     kept = tmp_path / "a.evaluation-toy.npz"
     kept.write_bytes(kept.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"a\.evaluation-toy\.npz is no \.npz file"):
+    with pytest.raises(UserError, match=r"a\.evaluation-toy\.npz is not an \.npz file"):
         judge(tmp_path / "a.npz", tmp_path)
 
 
