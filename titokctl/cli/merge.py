@@ -13,17 +13,17 @@ from titokctl.cli.work import Surroundings, perform
 
 @app.command(epilog="Example: titokctl merge a.h5 b.h5 -o both.h5")
 def merge(
-    paths: Annotated[list[Path], typer.Argument(metavar="TOKENS", help="Token caches of one tokenizer.")],
-    output: Annotated[Path, option("--output -o", "The token cache to make.", "FILE")],
+    paths: Annotated[list[Path], typer.Argument(metavar="TOKENS", help="Token caches made by one tokenizer.")],
+    output: Annotated[Path, option("--output -o", "The token cache to write.", "FILE")],
     compress: options.Compress = False,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Join token caches made with the same settings, their rows one after the other.
+    """Concatenate the rows of token caches made with the same settings.
 
-    A folder of parts becomes one file this way, and a compressed one is unpacked.
+    This also turns a folder of parts into one file, and decompresses a cache.
     """
     from titokctl.jobs.caches.merge import Merge
 

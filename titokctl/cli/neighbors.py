@@ -17,7 +17,7 @@ from titokctl.readable import counted
 def neighbors(
     path: options.Tokens,
     other: Annotated[
-        Path | None, typer.Argument(metavar="OTHER", help="A second one; pairs are then between the two.")
+        Path | None, typer.Argument(metavar="OTHER", help="A second cache, to compare with the first.")
     ] = None,
     max_distance: Annotated[
         int | None, option("--max-distance", "How many ids may differ; default: a quarter.", min=0)
@@ -25,7 +25,7 @@ def neighbors(
     shown: Annotated[int, option("-n --num-pairs", "How many of the closest pairs to list.", min=0)] = 20,
     as_json: options.Json = False,
 ) -> None:
-    """Find nearly equal images by their ids: duplicates, or leakage between two sets."""
+    """Find near-duplicate images by their ids, within a cache or between two."""
     from titokctl.jobs.caches.neighbors import Neighbors
 
     found = perform(Neighbors(path, other, max_distance, shown), Surroundings(quiet=True))

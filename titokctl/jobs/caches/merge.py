@@ -1,4 +1,4 @@
-"""`titokctl merge`: the rows of several caches, one after the other, as one cache."""
+"""`titokctl merge`: concatenate the rows of several caches."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ from titokctl.formats.unfinished import check_free, exists_already
 from titokctl.jobs.plan import WritePlan, cache_bytes
 
 _ROWS_AT_ONCE = 1 << 16
-# What may differ: where the rows come from, and a decoder that was fine-tuned later.
+# Fields that may differ: the rows' origins, and the hash of the decoder, which may have been fine-tuned later.
 _FREE = ("source", "created_by", "num_rejected", "weights_sha256", "terms")
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written, and from how many rows of each input."""
+    """The cache that was written, and the number of rows of each input."""
 
     output: Path
     rows: int
@@ -36,10 +36,10 @@ class Merged:
 
 @dataclass(frozen=True)
 class Merge:
-    """Write the rows of all caches `paths`, in that order, into the cache `output`.
+    """Write the rows of all caches `paths`, in this order, into the cache `output`.
 
     Args:
-        paths: token caches of one tokenizer, made with the same settings.
+        paths: token caches made by one tokenizer with the same settings.
         output: the file to make.
         compress: deflate its rows.
         overwrite: replace a file at `output`.
@@ -51,7 +51,7 @@ class Merge:
     overwrite: bool = False
 
     def plan(self, context: Context) -> WritePlan:
-        """Return what would be written. Raises UserError when the output exists, or the caches don't fit each other."""
+        """Return what would be written. Raises UserError when the output exists, or the caches differ in their settings."""
         caches = self._open()
         total, header = sum(map(len, caches)), _header(caches)
         return WritePlan(
@@ -89,7 +89,7 @@ class Merge:
             if changes:
                 raise UserError(
                     f"{cache.path} does not fit {caches[0].path}: {'; '.join(changes)}",
-                    "merge caches of one tokenizer, made with the same settings",
+                    "merge caches made by one tokenizer with the same settings",
                 )
         return caches
 
@@ -109,7 +109,7 @@ def _append(writer: TokenCacheWriter, cache: TokenCache, context: Context) -> No
 
 
 def _keys(path: Path) -> np.ndarray:
-    """The keys of one cache; not kept with it, since those of all inputs together may be many."""
+    """Return the keys of one cache, read again because the keys of all inputs together may not fit into memory."""
     return TokenCache.open(path, check_ids=False).keys
 
 
