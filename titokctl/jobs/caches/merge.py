@@ -51,7 +51,7 @@ class Merge:
     overwrite: bool = False
 
     def plan(self, context: Context) -> WritePlan:
-        """Return what would be written. Raises UserError when the output exists, or the caches differ in their settings."""
+        """Return what would be written. Raises UserError when the output exists, or the caches' settings differ."""
         caches = self._open()
         total, header = sum(map(len, caches)), _header(caches)
         return WritePlan(
