@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Context": "titokctl.context",
+    "Tokenize": "titokctl.jobs.tokenize.request",
+    "Sample": "titokctl.jobs.sample.request",
     "load_tokenizer": "titokctl.weights.load",
     "load_generator": "titokctl.weights.load",
     "TiTok": "titokctl.models.titok.tokenizer",
@@ -22,11 +25,14 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Context",
     "GeneratorConfig",
     "MaskGit",
+    "Sample",
     "SamplingConfig",
     "TiTok",
     "TokenCache",
+    "Tokenize",
     "TokenizerConfig",
     "UserError",
     "__version__",
@@ -38,8 +44,11 @@ __all__ = [
 if TYPE_CHECKING:
     from titokctl.config.models import GeneratorConfig, TokenizerConfig
     from titokctl.config.sampling import SamplingConfig
+    from titokctl.context import Context
     from titokctl.errors import UserError
     from titokctl.formats.token_cache import TokenCache
+    from titokctl.jobs.sample.request import Sample
+    from titokctl.jobs.tokenize.request import Tokenize
     from titokctl.models.maskgit.generator import MaskGit
     from titokctl.models.titok.tokenizer import TiTok
     from titokctl.sampling.decoding import sample_ids
