@@ -1,1 +1,1 @@
-"""What a run is made of: models, recipes, settings, and how they are read. No torch here."""
+"""Models, recipes and settings of a run, and their readers. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""What networks are made of. Every size is a field; nothing about 256 px or 32 tokens is fixed in code.
+"""Configurations of the networks. Every size is a field; nothing about 256 px or 32 tokens is fixed in code.
 
 Letters: N image patches, K latent tokens, D width, V codebook size, C token size.
 """

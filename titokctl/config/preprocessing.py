@@ -1,4 +1,4 @@
-"""How an image file becomes a square of pixels; recorded as JSON in everything made from it."""
+"""The way from an image file to a square of pixels; recorded as JSON in everything made from it."""
 
 from typing import Literal
 

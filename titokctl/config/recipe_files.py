@@ -77,7 +77,7 @@ def _kind_of(data: dict[str, Any], path: Path) -> str:
 
 
 def _model_of(kind: str, data: dict[str, Any]) -> type[BaseModel]:
-    """What a recipe of `kind` is checked against; with an unknown stage, the stage that was probably meant."""
+    """Return the model that checks a recipe of `kind`; for an unknown stage, that of the nearest known one."""
     if kind == "tokenizer":
         stage = str(data.get("stage"))
         return STAGES[next(iter(difflib.get_close_matches(stage, STAGES, n=1)), "single")]

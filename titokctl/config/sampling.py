@@ -8,7 +8,7 @@ GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
 
 
 class SamplingConfig(Config):
-    """How ids are drawn.
+    """Settings of sampling.
 
     `guidance_scale` is the s of l = c + s x ramp x (c - u): 0 switches guidance off, and DiT's or diffusers' scale is
     this one plus 1. `choice_temperature` scales the Gumbel noise of step k by (1 - (k + 1) / num_steps).

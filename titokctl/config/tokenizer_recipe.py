@@ -1,4 +1,4 @@
-"""What may stand in the recipe of a tokenizer: one model for each of the four stages.
+"""Recipes of tokenizers: one model for each of the four stages.
 
 `single` trains pixels from the start. The two-stage way of the released S-128, B-64 and L-32: `vqgan` trains the proxy
 tokenizer (or one is given), `proxy` a tokenizer that predicts its codes, `decoder` that tokenizer's way to pixels.
@@ -18,7 +18,7 @@ PerceptualName = Literal["lpips", "convnext-s", "lite0"]
 
 
 class AugmentationConfig(Config):
-    """What training does to an image after the shorter edge was brought to the model's size."""
+    """Augmentation in training, after the shorter edge was resized to the model's image size."""
 
     crop: Literal["center", "random"] = "random"
     flip: bool = True
@@ -29,7 +29,7 @@ def _none_is_empty(value: Any) -> Any:
 
 
 class PixelLossConfig(Config):
-    """How far reconstructions are from their images.
+    """Loss between reconstructions and their images.
 
     `perceptual` is none, or weights by network: `lpips` (VGG16), `convnext-s` (its logits), `lite0` (maps of
     EfficientNet-Lite0, which the demo extra brings). They join at `perceptual_start`.
@@ -79,7 +79,7 @@ class AdversaryConfig(Config):
 
 
 class CodebookConfig(Config):
-    """How the codebook is kept in use. `reseed_decay` null switches re-seeding off (CVQ-VAE, arXiv 2307.15139).
+    """Settings that keep the codebook in use. `reseed_decay` null switches re-seeding off (CVQ-VAE, arXiv 2307.15139).
 
     `continuous_steps` trains that many first steps without quantizing, after which k-means over recent latents gives
     the first codes; 0 quantizes from the start.

@@ -117,7 +117,7 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 
 def _in_words(error: Exception, target: Path) -> UserError | None:
-    """What to tell the user about an error while writing `target`; None when it is about something else."""
+    """Return what to tell the user about an error while writing `target`; None if it is about something else."""
     number = getattr(error, "errno", None)
     # h5py and safetensors have exceptions of their own for it.
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):

@@ -93,7 +93,7 @@ class TokenPart:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What the first bytes of a part say: its rows, their longest key, and what has no row. Not checked further."""
+    """The first bytes of a part: its number of rows, their longest key, and the rejected samples. Not checked further."""
 
     rows: int
     key_bytes: int
@@ -308,7 +308,7 @@ def _digest(tensors: dict[str, np.ndarray], about: dict[str, str]) -> str:
 
 @dataclass
 class Tally:
-    """What the parts add up to; small enough to keep for any number of parts."""
+    """Totals over all parts; small enough to keep for any number of parts."""
 
     units: int = 0
     rows: int = 0
@@ -390,7 +390,7 @@ def all_parts(folder: PartsFolder, num_units: int) -> Iterator[TokenPart]:
 
 
 def summaries(folder: PartsFolder, num_units: int) -> Iterator[PartSummary]:
-    """What every part says of itself, in the order of the source. Raises UserError as `all_parts` does."""
+    """Yield the summary of every part, in the order of the source. Raises UserError as `all_parts` does."""
     return _of_all(folder, num_units, folder.summary)
 
 

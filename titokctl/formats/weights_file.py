@@ -92,7 +92,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def is_ours(metadata: Mapping[str, str]) -> bool:
-    """Whether `metadata` is that of a weights file by this specification, rather than of any safetensors file."""
+    """Return True if `metadata` is that of a weights file by this specification."""
     return metadata.get("format") == FORMAT
 
 

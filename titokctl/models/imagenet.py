@@ -1,4 +1,4 @@
-"""What torchvision's classifiers take: pictures with ImageNet's mean colour taken away.
+"""Input normalisation of torchvision's classifiers: ImageNet's mean and deviation.
 
 Letters: B batch, H and W height and width.
 """

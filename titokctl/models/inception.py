@@ -26,7 +26,7 @@ Size = int | tuple[int, int]
 
 
 class InceptionFeatures(NamedTuple):
-    """What one pass gives, all float32.
+    """Outputs of one forward pass, all float32.
 
     `pool_64` to `pool_2048` are averages over the map behind the first and second max pool, Mixed_6e and Mixed_7c;
     `spatial` (B, 2023) are the first 7 channels of Mixed_6d.branch1x1, channel last (sFID); `logits_unbiased`

@@ -1,4 +1,4 @@
-"""How many tokens are masked: the share gamma(t) at time t, from 1 at t = 0 down to 0 at t = 1.
+"""Mask schedules: the share gamma(t) of masked tokens at time t, from 1 at t = 0 down to 0 at t = 1.
 
 Training draws t uniformly; parallel decoding walks t = 1/S, 2/S, ..., 1 (MaskGIT, arXiv 2202.04200, section 3.1).
 """
@@ -38,7 +38,7 @@ def mask_ratio(t: T, schedule: str) -> T:
 
 
 def tokens_left(num_tokens: int, num_steps: int, schedule: str = "arccos") -> list[int]:
-    """How many of `num_tokens` stay masked after each of `num_steps` decoding steps.
+    """Return how many of `num_tokens` stay masked after each of `num_steps` decoding steps.
 
     Every step but the last leaves at least one token masked, and settles at least one while more than one is open;
     after the last nothing is masked. With more steps than tokens the surplus draws the last open token again.

@@ -24,7 +24,7 @@ ENTRY_POINTS = "titokctl.quantizers"
 
 
 class QuantizerOutput(NamedTuple):
-    """What the bottleneck gives in training; all float32, losses are scalars and zero where they have no meaning.
+    """Outputs of the bottleneck in training; all float32, losses are scalars and zero where they have no meaning.
 
     `vectors` (B, K, C) pass gradients straight through to the latents; `ids` (B, K) int64, or None without codes.
     """

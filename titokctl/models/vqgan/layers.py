@@ -1,4 +1,4 @@
-"""What MaskGIT-VQGAN's encoder and decoder are made of.
+"""Building blocks of MaskGIT-VQGAN's encoder and decoder.
 
 Letters: B batch, C channels, H x W places.
 """

@@ -90,6 +90,6 @@ class MaskGitVqgan(nn.Module):
 
     @torch.inference_mode()
     def detokenize(self, codes: torch.Tensor) -> torch.Tensor:
-        """What `tokenize` gives, (B, N), to images (B, 3, S, S) float32 in [0, 1]."""
+        """Convert proxy codes (B, N) as `tokenize` returns them to images (B, 3, S, S) float32 in [0, 1]."""
         grid = round(codes.shape[1] ** 0.5)
         return self.decode(codes.unflatten(1, (grid, grid))).float().clamp(0, 1)
