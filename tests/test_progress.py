@@ -65,11 +65,11 @@ from titokctl.cli.app import app, run
 
 @app.command()
 def work():
-    from titokctl.cli.work import alone
+    from titokctl.cli.work import Surroundings, context
     from titokctl.errors import Stopped
-    with alone(False) as (progress, stop):
-        progress.start("training", 60)
-        progress.advance(29, "step 29, loss 0.5, " + "grad_norm 1.2, " * 20)
+    with context(Surroundings()) as found:
+        found.progress.start("training", 60)
+        found.progress.advance(29, "step 29, loss 0.5, " + "grad_norm 1.2, " * 20)
         raise Stopped(130, "Step 29 is saved.")
 
 sys.exit(run(["work"]))

@@ -131,7 +131,7 @@ def test_an_existing_output_is_replaced_only_with_overwrite(place, capsys):
     before = everything(place)
     assert run(["merge", "ids.h5", "ids.h5", "-o", "other.h5", "--dry-run"]) == 1
     assert run(["merge", "ids.h5", "ids.h5", "-o", "other.h5", "--dry-run", "--overwrite"]) == 0
-    assert "other.h5 as it is now" in capsys.readouterr().out
+    assert "the existing other.h5" in capsys.readouterr().out
     assert everything(place) == before
 
 

@@ -1,4 +1,4 @@
-"""What a command hands to its job: progress, the request to stop, the processes that share the work; and dry runs."""
+"""The context that a command gives to its job, and dry runs."""
 
 import os
 import shutil
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import typer
 
 from titokctl.cli import console
-from titokctl.dry_run import Planned, dry_run
 from titokctl.errors import UserError
 from titokctl.progress import Progress
 from titokctl.readable import counted, readable, size
@@ -28,7 +27,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class Machine:
-    """The options of a command that says where it runs."""
+    """The options that name a device, and the processes that share the work."""
 
     device: str | None
     gpus: str | None
@@ -36,6 +35,157 @@ class Machine:
     nodes: int = 1
     node_rank: int | None = None
     endpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The options that decide how a command runs and reports, but not what it makes.
+
+    Args:
+        device: of a command that runs in this process alone; None for the best there is.
+        machine: of a command that several processes can share; it names the device, too.
+        takes_all_gpus: run one process per GPU unless the options say otherwise.
+    """
+
+    quiet: bool = False
+    as_json: bool = False
+    dry_run: bool = False
+    runs_dir: Path | None = None
+    device: str | None = "cpu"
+    machine: Machine | None = None
+    takes_all_gpus: bool = False
+
+
+def perform(job: "Job[Any, ResultT] | ReadingJob[ResultT]", around: Surroundings) -> "ResultT":
+    """Run a job, in as many processes as the options ask for, and return its result.
+
+    If the job has a method `check(device)`, it is called before any process is started. Raises `typer.Exit` in the
+    process that started others, and after a dry run, whose plan is shown.
+    """
+    with context(around, getattr(job, "check", None)) as found:
+        if around.dry_run:
+            from titokctl.dry_run import dry_run
+
+            with dry_run():
+                plan = cast("Job[Any, ResultT]", job).plan(found)
+            found.progress.close()
+            show_plan(plan, around.as_json)
+            raise typer.Exit
+        return job.run(found)
+
+
+@contextmanager
+def context(around: Surroundings, check: Callable[[str], None] | None = None) -> "Iterator[Context]":
+    """Make the context of a job: progress on stderr, stop on signals, runs folder, device and group.
+
+    Raises `typer.Exit` in a process that started others, when they have finished. A dry run needs one process only.
+
+    Args:
+        check: called with the device before any process is started.
+    """
+    from titokctl.context import Context
+    from titokctl.distributed.group import process_group
+    from titokctl.distributed.place import place
+    from titokctl.formats.run_folder import runs_root
+
+    runs = runs_root(around.runs_dir)
+    if around.machine is None:
+        device = _device(around.device)
+        with _reporting(around.quiet) as (progress, stop):
+            yield Context(runs, device, progress, stop)
+        return
+    device = _start_processes(around, around.machine, check)
+    with _reporting(around.quiet, place().is_main) as (progress, stop):
+        if around.dry_run:
+            yield Context(runs, device, progress, stop)
+            return
+        with process_group(device) as group:
+            yield Context(runs, device, progress, stop, group)
+
+
+@contextmanager
+def _reporting(quiet: bool, is_main: bool = True) -> "Iterator[tuple[Progress, StopRequest]]":
+    """Show progress and handle signals; the progress is closed at the end, so that errors are shown below it."""
+    from titokctl.distributed.stop import StopRequest
+
+    progress = console.progress(quiet, is_main)
+    with StopRequest() as stop:
+        try:
+            yield progress, stop
+        finally:
+            progress.close()
+
+
+def _start_processes(around: Surroundings, machine: Machine, check: Callable[[str], None] | None) -> str:
+    """Start the processes that the options ask for, and return the device of this one.
+
+    Raises `typer.Exit` in the process that started others, and in all but the first process of a dry run.
+    """
+    from titokctl.distributed import launch
+    from titokctl.distributed.place import adopt_slurm, place
+    from titokctl.models.device import device_named, gpus_to_use
+
+    if machine.gpus is None and machine.procs is None and machine.nodes == 1:
+        adopt_slurm(os.environ)
+    device = device_named(machine.device, "cpu" if machine.procs is not None else None)
+    if place().is_main and check is not None:
+        check(device)
+    if around.dry_run and not place().is_main:
+        raise typer.Exit
+    if around.dry_run:
+        launch.processes_here(machine.gpus, machine.procs)
+        return device
+    nodes = launch.Nodes(machine.nodes, machine.node_rank, machine.endpoint)
+    default = gpus_to_use(device) if around.takes_all_gpus else None
+    if launch.relaunch(machine.gpus, machine.procs, nodes, default):
+        raise typer.Exit
+    return device
+
+
+def _device(wanted: str | None) -> str:
+    """Return the device that `wanted` names; torch is imported only if it must be asked."""
+    if wanted == "cpu":
+        return wanted
+    from titokctl.models.device import device_named
+
+    return device_named(wanted)
+
+
+def show_plan(plan: "WritePlan", as_json: bool) -> None:
+    """Print a plan on stdout. Raises UserError when its output can't be written."""
+    free = _free_bytes(plan)
+    if as_json:
+        shown = {name: value for name, value in asdict(plan).items() if name != "makes_folders"}
+        console.emit_json(shown | {"free_bytes": free})
+        return
+    needed = "" if plan.num_bytes is None else f", about {size(plan.num_bytes)}"
+    lines: dict[str, Any] = {**plan.reads, "output": f"{plan.output}: {counted(plan.count, plan.unit)}{needed}"}
+    if plan.replaces:
+        lines["replaces"] = f"the existing {plan.output}"
+    if plan.done:
+        lines["done before"] = f"{plan.done:,} of {counted(plan.count, plan.unit)}"
+    lines |= plan.settings
+    console.pairs("dry run: nothing was written", {n.replace("_", " "): readable(v) for n, v in lines.items()})
+    if plan.num_bytes is not None and plan.num_bytes > free:
+        console.warn(f"the disk of {plan.output} has only {size(free)} free")
+
+
+def _free_bytes(plan: "WritePlan") -> int:
+    """Return the bytes free on the disk of the output. Raises UserError when the output can't be written."""
+    parent = plan.output.absolute().parent
+    if not plan.makes_folders and not parent.is_dir():
+        raise UserError(
+            f"the folder {plan.output.parent} does not exist", f"make it first: mkdir -p {plan.output.parent}"
+        )
+    existing = next(folder for folder in (parent, *parent.parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file, so {plan.output} can't be written", "choose another -o")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"no permission to write {plan.output}", "choose another output with -o")
+    return shutil.disk_usage(existing).free
+
+
+# The commands that are not requests yet still use what follows.
 
 
 @dataclass(frozen=True)
@@ -57,6 +207,7 @@ def alone(
     However the job ends, its progress is closed before anything else is said.
     """
     from titokctl.distributed.stop import StopRequest
+    from titokctl.dry_run import Planned, dry_run
 
     progress = console.progress(quiet, is_main)
     try:
@@ -66,7 +217,7 @@ def alone(
             finally:
                 progress.close()
     except Planned as planned:
-        _show(planned.plan, as_json)
+        show_plan(planned.plan, as_json)
         raise typer.Exit from None
 
 
@@ -112,108 +263,3 @@ def together(
             return
         with process_group(device) as group:
             yield Work(progress, stop, group, device)
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """The options that decide how a command runs and reports, not what it makes.
-
-    Args:
-        device: of a command that works in this process alone; None for the best there is.
-        machine: of a command that several processes can share; it names the device, too.
-        takes_all_gpus: where nothing says how many processes are wanted, each GPU gets one.
-    """
-
-    quiet: bool = False
-    as_json: bool = False
-    dry_run: bool = False
-    runs_dir: Path | None = None
-    device: str | None = "cpu"
-    machine: Machine | None = None
-    takes_all_gpus: bool = False
-
-
-def perform(job: "Job[Any, ResultT] | ReadingJob[ResultT]", around: Surroundings) -> "ResultT":
-    """Run a job, in as many processes as were asked for, and return its result.
-
-    If the job has a method `check(device)`, it is called before any process is started.
-    Raises `typer.Exit` in the process that started others, and after a dry run, whose plan is shown.
-    """
-    with context(around, getattr(job, "check", None)) as found:
-        if around.dry_run:
-            plan = cast("Job[Any, ResultT]", job).plan(found)
-            found.progress.close()
-            show_plan(plan, around.as_json)
-            raise typer.Exit
-        return job.run(found)
-
-
-@contextmanager
-def context(around: Surroundings, check: Callable[[str], None] | None = None) -> "Iterator[Context]":
-    """Make what a job works with: progress on stderr, signals that ask it to stop, the runs folder, device and group.
-
-    The progress is closed at the end of the block, so that errors are shown below it.
-
-    Args:
-        check: called with the device before any process is started.
-    """
-    from titokctl.context import Context
-    from titokctl.formats.run_folder import runs_root
-
-    runs = runs_root(around.runs_dir)
-    if around.machine is None:
-        device = _device(around.device)
-        with alone(around.quiet, around.dry_run) as (progress, stop):
-            yield Context(runs, device, progress, stop)
-        return
-    options: dict[str, Any] = {"takes_all_gpus": around.takes_all_gpus} | ({"check": check} if check else {})
-    with together(around.machine, around.quiet, around.dry_run, around.as_json, **options) as work:
-        yield Context(runs, work.device, work.progress, work.stop, work.group)
-
-
-def _device(wanted: str | None) -> str:
-    """Return the device that `wanted` names; torch is imported only where it has to be asked."""
-    if wanted == "cpu":
-        return wanted
-    from titokctl.models.device import device_named
-
-    return device_named(wanted)
-
-
-def show_plan(plan: "WritePlan", as_json: bool) -> None:
-    """Show a plan on stdout. Raises UserError when its output can't be written."""
-    _show(plan, as_json)
-
-
-def _show(plan: "WritePlan", as_json: bool) -> None:
-    """A plan on stdout. Raises UserError when its output can't be written."""
-    free = _free_bytes(plan)
-    if as_json:
-        told = {name: value for name, value in asdict(plan).items() if name != "makes_folders"}
-        console.emit_json(told | {"free_bytes": free})
-        return
-    needed = "" if plan.num_bytes is None else f", about {size(plan.num_bytes)}"
-    lines: dict[str, Any] = {**plan.reads, "output": f"{plan.output}: {counted(plan.count, plan.unit)}{needed}"}
-    if plan.replaces:
-        lines["replaces"] = f"the existing {plan.output}"
-    if plan.done:
-        lines["done before"] = f"{plan.done:,} of {counted(plan.count, plan.unit)}"
-    lines |= plan.settings
-    console.pairs("dry run: nothing was written", {n.replace("_", " "): readable(v) for n, v in lines.items()})
-    if plan.num_bytes is not None and plan.num_bytes > free:
-        console.say(f"warning: the disk of {plan.output} has only {size(free)} free")
-
-
-def _free_bytes(plan: "WritePlan") -> int:
-    """Bytes free where the output would be. Raises UserError when it can't be written there."""
-    parent = plan.output.absolute().parent
-    if not plan.makes_folders and not parent.is_dir():
-        raise UserError(
-            f"the folder {plan.output.parent} does not exist", f"make it first: mkdir -p {plan.output.parent}"
-        )
-    there = next(folder for folder in (parent, *parent.parents) if folder.exists())
-    if not there.is_dir():
-        raise UserError(f"{there} is a file, so {plan.output} can't be made", "choose another -o")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"no permission to write {plan.output}", "choose another output with -o")
-    return shutil.disk_usage(there).free
