@@ -102,7 +102,7 @@ def test_an_error_of_one_process_ends_all_and_is_told_in_its_words(script):
 
 @pytest.mark.slow
 def test_a_killed_process_is_named(script):
-    with pytest.raises(UserError, match="process 1 of 2 ended without a word"):
+    with pytest.raises(UserError, match="process 1 of 2 died without an error message"):
         run_workers([str(script), "die", str(script.parent / "seen")], 2)
     assert_nobody_is_left(script)
 
@@ -129,7 +129,7 @@ def test_a_launched_process_does_not_launch_again(monkeypatch):
 
 @pytest.mark.parametrize(
     ("gpus", "procs", "message"),
-    [("2", 2, "exclude each other"), (None, 0, "at least one"), ("two", None, "neither a number nor all"),
+    [("2", 2, "mutually exclusive"), (None, 0, "must be at least 1"), ("two", None, "must be a positive number or all"),
      ("4096", None, "this machine has")],
 )  # fmt: skip
 def test_what_cannot_be_started_is_said(gpus, procs, message):

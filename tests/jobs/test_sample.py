@@ -201,8 +201,8 @@ def test_an_existing_output(sample, refused, tmp_path):
         (["--precision", "fp8"], "fp8"),
         (["-n", "1e3"], "invalid value for '-n' / '--num-images': a whole number is expected"),
         (["--features", "lite0"], "belong to --fid"),
-        (["--procs", "0"], "at least one process"),
-        (["--procs", "2", "--gpus", "2"], "exclude each other"),
+        (["--procs", "0"], "must be at least 1"),
+        (["--procs", "2", "--gpus", "2"], "mutually exclusive"),
         (["--cfg-schedule", "cubic"], "cubic"),
     ],
 )

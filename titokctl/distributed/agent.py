@@ -1,7 +1,7 @@
 """torchrun without its report: `python -m titokctl.distributed.agent <arguments of torchrun>`.
 
-What went wrong is told by the launcher from the workers' own words; torchrun's logs and its traceback about a child's
-exit code would only stand above that.
+The launcher reports the workers' own errors, which torchrun's logs and its traceback about a child's exit code would
+hide.
 """
 
 import logging
@@ -13,10 +13,10 @@ from titokctl.distributed.worker import FOLDER, leave_with_launcher
 
 
 def main(arguments: list[str]) -> int:
-    """Run torchrun; 0 when every worker ended with 0, else 1."""
+    """Run torchrun. Returns 0 if every worker exited with 0, otherwise 1."""
     logging.disable(logging.CRITICAL)
     if folder := os.environ.get(FOLDER):
-        leave_with_launcher(Path(folder))  # it may wait for other machines, without a worker that would tell it
+        leave_with_launcher(Path(folder))  # while it waits for other machines it has no worker that would end it
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

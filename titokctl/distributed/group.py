@@ -1,6 +1,6 @@
-"""Several processes that work on one thing, or this one alone: the same interface for both.
+"""The processes of a run: one interface for several processes and for a single one.
 
-Tensors on a GPU travel by NCCL, tensors on the CPU by gloo, so that small agreements never wait for the GPU.
+Tensors on a GPU go through NCCL, tensors on the CPU through gloo, so that small messages never wait for the GPU.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
     from titokctl.distributed.pulse import Pulse
 
-_PATIENCE = timedelta(hours=24)
-_COLLECTIVE_PATIENCE = timedelta(hours=1)
-_LOOK_EVERY_S = 0.1
+_RENDEZVOUS_TIMEOUT = timedelta(hours=24)
+_COLLECTIVE_TIMEOUT = timedelta(hours=1)
+_POLL_S = 0.1
 _FAREWELL_S = 30.0
 
 
 class Group:
     """The processes of a run.
 
-    `rank` and `world_size` as torchrun counts; `store` is shared by all of them, e.g. for a queue of work (its `add`
-    is atomic); give each use its own prefix with `shared_store`.
+    `rank` and `world_size` are torchrun's. All processes share a store, for example for a queue of work: its `add` is
+    atomic. `shared_store` gives each purpose its own prefix.
     """
 
     def __init__(self, where: Place, store: "dist.Store | None" = None, pulse: "Pulse | None" = None) -> None:
@@ -42,12 +42,12 @@ class Group:
 
     @property
     def is_main(self) -> bool:
-        """True for the one process that writes and talks."""
+        """True for rank 0, the process that writes files and reports to the user."""
         return self.rank == 0
 
     @property
     def is_single(self) -> bool:
-        """True when there is nobody to talk to."""
+        """True if there is only one process."""
         return self.world_size == 1
 
     @functools.cached_property
@@ -57,38 +57,38 @@ class Group:
         return self._given_store or dist.HashStore()
 
     def shared_store(self, purpose: str) -> "dist.Store":
-        """The store with all keys under `purpose`."""
+        """Return the store with the prefix `purpose` on all keys."""
         import torch.distributed as dist
 
         return dist.PrefixStore(purpose, self._store)
 
     def next_use(self) -> int:
-        """A number that no earlier call gave; the same in every process that calls it as often."""
+        """Return the next number of a counter; processes that call it equally often get the same numbers."""
         self._uses += 1
         return self._uses
 
     def check(self) -> None:
-        """Raise Stopped or UserError when waiting for the others is in vain: one has left, or gives no sign of life."""
+        """Raise Stopped or UserError if another process has left, or has sent no heartbeat for too long."""
         if self._pulse is not None:
             self._pulse.check()
 
     def wait_until(self, is_done: Callable[[], bool], meanwhile: Callable[[], None] | None = None) -> None:
-        """Wait, however long that takes, calling `meanwhile` again and again; no GPU is involved. Raises as `check`.
+        """Wait without a time limit, calling `meanwhile` repeatedly; no GPU is involved. Raises as `check`.
 
-        A wait inside the store would be deaf to signals.
+        A blocking wait of the store would not react to signals.
         """
         while not is_done():
             if meanwhile is not None:
                 meanwhile()
             self.check()
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_S)
 
     def barrier(self) -> None:
-        """Wait until every process is here. Raises as `check`."""
+        """Wait until every process has called this. Raises as `check`."""
         self.from_all(None)
 
     def from_main(self, value: Any) -> Any:
-        """What rank 0 passed, on every process; JSON values. The others wait for it. Raises as `check`."""
+        """Broadcast a JSON value from rank 0; the other processes wait for it. Raises as `check`."""
         if self.is_single:
             return value
         key = self._next_key("value")
@@ -99,7 +99,7 @@ class Group:
         return json.loads(self._store.get(key))
 
     def from_all(self, value: Any) -> list[Any]:
-        """What every process passed, in the order of their ranks; JSON values. Raises as `check`."""
+        """Gather a JSON value from every process, in the order of ranks. Raises as `check`."""
         if self.is_single:
             return [value]
         key = self._next_key("values")
@@ -114,15 +114,16 @@ class Group:
 
 
 def single_group() -> Group:
-    """This process alone, whatever the environment says."""
+    """Return the group of this process alone, whatever the environment says."""
     return Group(Place())
 
 
 @contextlib.contextmanager
 def process_group(device: "torch.device | str") -> Iterator[Group]:
-    """The group that the environment names, or a group of one; on CUDA each process takes the GPU of its local rank.
+    """Join the process group that the environment describes, or a group of one.
 
-    `device` is "cpu" or "cuda"; after this, "cuda" means the process's own GPU.
+    Args:
+        device: "cpu" or "cuda". On CUDA each process uses the GPU of its local rank; "cuda" then means that GPU.
     """
     where = place()
     if where.world_size == 1:
@@ -135,16 +136,16 @@ def process_group(device: "torch.device | str") -> Iterator[Group]:
 
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
-        # A cluster may show each process one GPU only, its own.
+        # Some clusters make only its own GPU visible to each process.
         torch.cuda.set_device(where.local_rank % torch.cuda.device_count())
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    store, rank, size = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT)))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         store=dist.PrefixStore("collectives", store),
         rank=rank,
         world_size=size,
-        timeout=_COLLECTIVE_PATIENCE,
+        timeout=_COLLECTIVE_TIMEOUT,
     )
     pulse = Pulse(dist.PrefixStore("pulse", store), rank, size)
     group = Group(where, dist.PrefixStore("titokctl", store), pulse)
@@ -154,14 +155,14 @@ def process_group(device: "torch.device | str") -> Iterator[Group]:
         group.barrier()
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise UserError(
-            "the connection to the first process is lost",
-            "see what ended it there, then run the same command again on every machine",
+            "lost the connection to rank 0",
+            "look for its error on the first machine, then run the same command again on every machine",
         ) from error
     except BaseException as error:
         pulse.leave(error)
         if rank or isinstance(error, Stopped):
             with contextlib.suppress(dist.DistError):
-                _leave_in_order(store, rank, size)  # the others read there why
+                _leave_in_order(store, rank, size)  # the others read the reason in the store
         raise
     finally:
         pulse.stop()
@@ -170,10 +171,10 @@ def process_group(device: "torch.device | str") -> Iterator[Group]:
 
 
 def _leave_in_order(store: "dist.Store", rank: int, size: int) -> None:
-    """The process that keeps the store goes last; the others have no use for it behind this."""
+    """Let rank 0, which hosts the store, exit last; the other processes don't use the store after this."""
     if rank:
         store.add("titokctl/gone", 1)
         return
     until = time.monotonic() + _FAREWELL_S
     while store.add("titokctl/gone", 0) < size - 1 and time.monotonic() < until:
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_S)

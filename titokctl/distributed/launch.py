@@ -1,7 +1,7 @@
-"""Starting a command in several processes: the same command line again, under torchrun.
+"""Starting a command in several processes: the same command line is run again, under torchrun.
 
-The launcher stays the parent: it hands signals to the workers, shows their errors once, and leaves with the exit code
-they would have left with, which torchrun turns into 1.
+The launcher remains the parent process: it forwards signals to the workers, shows their error once, and exits with
+their exit code, where torchrun always returns 1.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from titokctl.distributed.worker import ALIVE, FOLDER, ORDERLY, STOP
 from titokctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UsageError, UserError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_LOOK_EVERY_S = 0.1
-_FAILURE_GRACE_S = 2.0  # for the others to find out by themselves, before they are killed
-_SAVING_S = 300  # torchrun's patience with workers that save after a signal
+_POLL_S = 0.1
+_FAILURE_GRACE_S = 2.0  # after a failure, until the other workers are killed
+_SAVING_S = 300  # how long torchrun waits for workers that save after a signal
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Several machines: how many, which one this is (None: they find out), and host:port of the first."""
+    """The machines of a run: how many, the rank of this one (None: torchrun assigns it), host:port of the first."""
 
     count: int = 1
     rank: int | None = None
@@ -39,17 +39,20 @@ class Nodes:
 
 
 def relaunch(gpus: str | None, procs: int | None, nodes: Nodes | None = None, otherwise: str | None = None) -> bool:
-    """Run this command line in several processes if that was asked for and has not happened yet.
+    """Run this command line in several processes, if requested and if this is not one of them.
 
     Args:
-        gpus: "all" or a number: that many processes with a GPU each; procs: that many processes on the CPU.
-        nodes: when the same command is started on several machines.
-        otherwise: `gpus` where neither the command line nor a cluster says how many processes are wanted.
+        gpus: "all" or a number: this many processes, each with a GPU.
+        procs: this many processes on the CPU.
+        nodes: set if the same command is started on several machines.
+        otherwise: value for `gpus` if neither the command line nor a cluster gives the number of processes.
 
     Returns:
-        True when workers have done the command's work; False when this process is to do it (itself a worker, or alone).
+        True if workers have finished the command; False if this process must do the work (as a worker, or alone).
 
-    Raises: UsageError for what can't be started; UserError and Stopped as the workers ended.
+    Raises:
+        UsageError: the processes can't be started.
+        UserError, Stopped: as the workers ended.
     """
     nodes = nodes or Nodes()
     is_asked = gpus is not None or procs is not None
@@ -61,7 +64,7 @@ def relaunch(gpus: str | None, procs: int | None, nodes: Nodes | None = None, ot
     if not is_asked and has_trainer(os.environ):
         from torch.distributed.run import determine_local_world_size
 
-        # How many processes a Kubernetes trainer wants on this machine, as torchrun reads it.
+        # The number of processes that a Kubernetes trainer requests on this machine, as torchrun reads it.
         count = determine_local_world_size(os.environ.get("PET_NPROC_PER_NODE", "1"))
     else:
         count = processes_here(gpus if is_asked else otherwise, procs)
@@ -72,36 +75,39 @@ def relaunch(gpus: str | None, procs: int | None, nodes: Nodes | None = None, ot
 
 
 def run_workers(command: list[str], count: int, nodes: Nodes | None = None, stdout: int | None = None) -> None:
-    """Run `python <command>` in `count` processes of this machine and wait for their end.
+    """Run `python <command>` in `count` processes on this machine and wait until they end.
 
-    Their stdout is ours, or what subprocess takes for `stdout` (DEVNULL). They call `worker.started` and
-    `worker.ended`, as the command line does.
+    Args:
+        command: must call `worker.started` and `worker.ended`, as the command line does.
+        stdout: as for subprocess.Popen; by default the workers share this process's stdout.
 
-    Raises: UserError and Stopped as the workers ended.
+    Raises:
+        UserError, Stopped: as the workers ended.
     """
     with tempfile.TemporaryDirectory(prefix="titokctl-") as name:
         folder = Path(name)
         with (folder / ALIVE).open("w") as alive:
-            fcntl.flock(alive, fcntl.LOCK_EX)  # the kernel frees it when this process ends, however it does
+            fcntl.flock(alive, fcntl.LOCK_EX)  # the kernel releases it when this process ends in any way
             silent = _run(folder, count, [*_torchrun_arguments(count, nodes or Nodes()), *command], stdout)
         _raise_for(folder, count, silent)
 
 
 def processes_here(gpus: str | None, procs: int | None) -> int:
-    """How many processes the two options ask for on this machine; 1 without them.
+    """Return the number of processes that the two options request on this machine; 1 without them.
 
-    Raises: UsageError for options that exclude each other, are no numbers, or want more GPUs than there are.
+    Raises:
+        UsageError: both are given, a value is not a number, or there are fewer GPUs.
     """
     if gpus is not None and procs is not None:
-        raise UsageError("--gpus and --procs exclude each other", "--procs is for processes on the CPU")
+        raise UsageError("--gpus and --procs are mutually exclusive", "--procs is for processes on the CPU")
     if procs is not None:
         if procs < 1:
-            raise UsageError(f"--procs {procs}: at least one process is needed")
+            raise UsageError(f"--procs must be at least 1, not {procs}")
         return procs
     if gpus is None:
         return 1
     if gpus != "all" and not (gpus.isascii() and gpus.isdigit() and int(gpus) > 0):
-        raise UsageError(f"--gpus {gpus!r} is neither a number nor all")
+        raise UsageError(f"--gpus must be a positive number or all, not {gpus!r}")
     import torch
 
     here = torch.cuda.device_count()
@@ -114,7 +120,7 @@ def processes_here(gpus: str | None, procs: int | None) -> int:
 def _torchrun_arguments(count: int, nodes: Nodes) -> list[str]:
     words = [f"--nproc-per-node={count}", "--max-restarts=0"]
     if nodes.count == 1:
-        if not has_trainer(os.environ):  # else torchrun takes the trainer's variables for what is not said here
+        if not has_trainer(os.environ):  # otherwise torchrun reads the rest from the trainer's variables
             words += ["--standalone", "--local-addr=127.0.0.1"]
         return words + signal_options()
     if nodes.endpoint is None:
@@ -128,7 +134,7 @@ def _torchrun_arguments(count: int, nodes: Nodes) -> list[str]:
 
 
 def signal_options() -> list[str]:
-    """Newer than some supported releases of torch."""
+    """Return torchrun's options for signals, which the oldest supported releases of torch lack."""
     from torch.distributed.run import get_args_parser
 
     known = {option for action in get_args_parser()._actions for option in action.option_strings}
@@ -137,33 +143,34 @@ def signal_options() -> list[str]:
 
 
 def _run(folder: Path, count: int, arguments: list[str], stdout: int | None) -> list[int]:
-    """Start torchrun and wait for its end; what the workers say is in `folder`.
+    """Start torchrun and wait until it ends; the workers report to files in `folder`.
 
-    Returns the local ranks of workers that ended without a word before any other failed.
+    Returns:
+        local ranks of workers that died without a report before any other worker failed.
     """
     environment = {**os.environ, FOLDER: str(folder)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
-    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in our words, without C++ frames
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is reported by our own message
     words = [sys.executable, "-m", "titokctl.distributed.agent", *arguments]
     with _forwarding(folder):
-        # A session of its own: Ctrl-C on a terminal reaches the launcher alone, which tells the workers once.
+        # In a session of its own: Ctrl-C on a terminal reaches only the launcher, which signals the workers once.
         agent = subprocess.Popen(words, env=environment, stdout=stdout, start_new_session=True)
         failed_at, silent = 0.0, list[int]()
         while agent.poll() is None:
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_S)
             if not failed_at and (_failures(folder) or _gone(folder)):
                 failed_at, silent = time.monotonic(), [] if _failures(folder) else _gone(folder)
             if failed_at and time.monotonic() - failed_at > _FAILURE_GRACE_S:
                 _signal_workers(folder, signal.SIGKILL)
     if not failed_at and not (folder / STOP).exists() and not _failures(folder):
-        silent = _gone(folder)  # torchrun was quicker: it has told the others to stop
+        silent = _gone(folder)  # torchrun noticed first and has stopped the others
     return silent
 
 
 @contextlib.contextmanager
 def _forwarding(folder: Path) -> Iterator[None]:
-    """Hand signals to the workers, also to those that are not up yet."""
+    """Forward signals to the workers, including those that have not started yet."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         (folder / STOP).write_text(str(number))
@@ -185,12 +192,12 @@ def _signal_workers(folder: Path, number: signal.Signals) -> None:
 
 
 def _failures(folder: Path) -> list[dict[str, Any]]:
-    """What workers say that failed, the first one first; later ones may follow from it."""
+    """Return the reports of failed workers, earliest first; later failures may be consequences of it."""
     return [record for record in _records(folder) if record["code"] not in ORDERLY]
 
 
 def _gone(folder: Path) -> list[int]:
-    """Local ranks of workers that ended without a word."""
+    """Return the local ranks of workers that died without a report."""
     return sorted(int(path.stem) for path in folder.glob("*.pid") if _is_gone(path))
 
 
@@ -200,7 +207,7 @@ def _is_gone(path: Path) -> bool:
     except ProcessLookupError:
         return not path.with_suffix(".json").exists()
     except ValueError:
-        pass  # it is being written
+        pass  # the file is being written
     return False
 
 
@@ -210,22 +217,22 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 
 def _raise_for(folder: Path, count: int, silent: list[int]) -> None:
-    """Leave as the workers did: the first failure, else a stop, else nothing."""
-    told = {int(path.stem) for path in folder.glob("*.json")}
+    """Raise the first failure of the workers, otherwise their stop, if any."""
+    reported = {int(path.stem) for path in folder.glob("*.json")}
     asked = int((folder / STOP).read_text()) if (folder / STOP).exists() else None
     failures = _failures(folder)
     if failures and not silent:
         raise UserError(failures[0]["message"], failures[0]["hint"], failures[0]["code"])
-    # When one is gone unasked, the others were told to stop because of it.
+    # If one died without a signal from the user, the others were stopped because of it.
     for record in _records(folder) if asked is not None or not silent else ():
         if record["code"] in (EXIT_STOPPED, EXIT_INTERRUPTED):
             raise Stopped(record["code"], record["message"])
-    if len(told) == count:
+    if len(reported) == count:
         return
     if asked is not None:
-        raise Stopped(EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_STOPPED, "The work had not begun.")
-    missing = silent or sorted(set(range(count)) - told)
+        raise Stopped(EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_STOPPED, "No work had been started.")
+    missing = silent or sorted(set(range(count)) - reported)
     raise UserError(
-        f"process {', '.join(map(str, missing))} of {count} ended without a word",
-        "the system may have killed it for its memory (see dmesg); use fewer processes or a smaller batch",
+        f"process {', '.join(map(str, missing))} of {count} died without an error message",
+        "the system may have killed it for lack of memory (see dmesg); use fewer processes or a smaller batch",
     )

@@ -1,7 +1,7 @@
-"""Which of several processes this one is, from the environment that its launcher gave it; nothing heavy is imported.
+"""The rank of this process, read from the environment; imports nothing heavy.
 
-torchrun sets RANK and its companions. Under SLURM's srun with several tasks and no torchrun, every task is a process,
-and the same variables are derived from SLURM's.
+torchrun sets RANK, LOCAL_RANK and WORLD_SIZE. Under SLURM's srun with several tasks and without torchrun, every task is
+a process, and the same variables are derived from SLURM's.
 """
 
 import os
@@ -14,7 +14,7 @@ _PORTS = (20_000, 40_000)
 
 @dataclass(frozen=True)
 class Place:
-    """Process `rank` of `world_size`; `local_rank` among those of its machine."""
+    """Process `rank` of `world_size`; `local_rank` counts the processes of its machine."""
 
     rank: int = 0
     world_size: int = 1
@@ -22,12 +22,12 @@ class Place:
 
     @property
     def is_main(self) -> bool:
-        """True for the one process that writes and talks."""
+        """True for rank 0, the process that writes files and reports to the user."""
         return self.rank == 0
 
 
 def place() -> Place:
-    """This process's place; the only one of 1 when no launcher said otherwise."""
+    """Return the rank of this process; without a launcher it is the only one."""
     rank, size, local = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if rank is None or size is None:
         return Place()
@@ -35,22 +35,22 @@ def place() -> Place:
 
 
 def is_placed(environment: Mapping[str, str]) -> bool:
-    """True when `environment` is that of one of several processes.
+    """Return True if `environment` belongs to one of several processes.
 
-    Some Kubernetes trainers give every machine a RANK beside the PET_ variables of torchrun; that is no process's yet.
+    Some Kubernetes trainers set a RANK per machine, beside torchrun's PET_ variables: not the rank of a process.
     """
     return "RANK" in environment and ("LOCAL_RANK" in environment or not has_trainer(environment))
 
 
 def has_trainer(environment: Mapping[str, str]) -> bool:
-    """True on a machine that a Kubernetes trainer has told, in torchrun's variables, how many there are."""
+    """Return True if a Kubernetes trainer has set torchrun's PET_ variables."""
     return "PET_NNODES" in environment or "PET_NPROC_PER_NODE" in environment
 
 
 def adopt_slurm(environment: MutableMapping[str, str]) -> None:
-    """Let the tasks of one srun step be the processes: set in `environment` what torchrun would have set.
+    """Use the tasks of an srun step as processes: set the variables in `environment` that torchrun would set.
 
-    Nothing happens outside a step of several tasks (a batch script itself is none), or where RANK is set already.
+    Does nothing outside a step of several tasks, as in a batch script itself, or if RANK is set.
     """
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if "RANK" in environment or tasks < 2 or "SLURM_PROCID" not in environment:
@@ -64,6 +64,6 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
 
 
 def first_host(nodes: str) -> str:
-    """The first name of a SLURM node list: "gpu[03-05,9],cpu1" gives "gpu03"."""
+    """Return the first name of a SLURM node list: "gpu[03-05,9],cpu1" gives "gpu03"."""
     found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,]*))?", nodes)
     return f"{found[1]}{found[2] or ''}{found[3] or ''}" if found else nodes

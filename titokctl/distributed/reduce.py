@@ -1,4 +1,4 @@
-"""Sums and agreements over the processes of a group. With one process each of them is nothing, bit for bit."""
+"""Sums and agreements over the processes of a group. With one process, each leaves its input unchanged, bit for bit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -15,9 +15,9 @@ _BUCKET_BYTES = 64 << 20
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], group: Group) -> None:
-    """Replace every gradient by its sum over all processes, in buckets that travel while the next is packed.
+    """Replace every gradient by its sum over all processes, in buckets; one is sent while the next is packed.
 
-    A gradient that is missing here counts as missing everywhere: processes run the same code.
+    A missing gradient must be missing in every process, as it is when all run the same code.
     """
     if group.is_single:
         return
@@ -31,7 +31,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], group: Group) -> Non
 
 
 def summed(values: Mapping[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
-    """Scalars by name, each summed over all processes; one message for all of them."""
+    """Sum scalars, by name, over all processes, in one message."""
     if group.is_single or not values:
         return dict(values)
     stacked = torch.stack([value.detach().double() for value in values.values()])
@@ -40,7 +40,7 @@ def summed(values: Mapping[str, torch.Tensor], group: Group) -> dict[str, torch.
 
 
 def gathered(rows: torch.Tensor, group: Group) -> torch.Tensor:
-    """The rows of all processes in the order of their ranks; each brings equally many. (n, ...) -> (n x size, ...)."""
+    """Gather the rows of all processes in the order of ranks, (n, ...) -> (n x size, ...); n is the same in each."""
     if group.is_single:
         return rows
     parts = [torch.empty_like(rows) for _ in range(group.world_size)]
@@ -49,7 +49,7 @@ def gathered(rows: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def sum_arrays(arrays: Sequence[np.ndarray], group: Group) -> None:
-    """Replace every float64 array by its sum over all processes; one message for all of them."""
+    """Replace every float64 array by its sum over all processes, in one message."""
     if group.is_single:
         return
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
@@ -59,7 +59,7 @@ def sum_arrays(arrays: Sequence[np.ndarray], group: Group) -> None:
 
 
 def rows_on_main(rows: np.ndarray, group: Group) -> np.ndarray | None:
-    """The rows (n, D) of all processes in the order of their ranks, each with an n of its own; None but on rank 0."""
+    """Gather rows (n, D) on rank 0, in the order of ranks; n may differ. Returns None on the other ranks."""
     if group.is_single:
         return rows
     counts = group.from_all(len(rows))
@@ -77,10 +77,10 @@ def rows_on_main(rows: np.ndarray, group: Group) -> np.ndarray | None:
 
 
 class StopAgreement:
-    """Lets all processes leave after the same step, without waiting for each other in any.
+    """Lets all processes stop after the same step, without blocking in any step.
 
-    Each step a message goes out with what this process was asked, and the message of the step before is read; so all
-    of them see a request one step later, and at the same step.
+    Each step sends a message with this process's own request and reads the message of the step before; so all processes
+    see a request one step later, at the same step.
     """
 
     def __init__(self, stop: StopRequest, group: Group) -> None:
@@ -88,7 +88,7 @@ class StopAgreement:
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def reached(self) -> bool:
-        """Once a step, on every process: whether to leave now."""
+        """Return True if all processes stop now. Call it once per step on every process."""
         if self._group.is_single:
             return self._stop.requested
         asked = self._answer()
@@ -101,7 +101,7 @@ class StopAgreement:
         return False
 
     def close(self) -> None:
-        """Read what is still on its way; no process may leave the last one alone with it."""
+        """Complete the pending message, which needs all processes."""
         self._answer()
 
     def _answer(self) -> int:
@@ -114,13 +114,13 @@ class StopAgreement:
 
 
 def slice_of(count: int, group: Group) -> slice:
-    """This process's share of `count` rows, which are a multiple of the number of processes."""
+    """Return this process's share of `count` rows, a multiple of the number of processes."""
     share = count // group.world_size
     return slice(group.rank * share, (group.rank + 1) * share)
 
 
 def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """The tensors in order, in lists of one type and about `_BUCKET_BYTES`."""
+    """Yield the tensors in order, in lists of one dtype and about `_BUCKET_BYTES`."""
     bucket: list[torch.Tensor] = []
     size = 0
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""Ending long work on request: Ctrl-C, SIGTERM and SIGUSR1 set a flag that jobs look at between units of work."""
+"""Requests to stop long work: Ctrl-C, SIGTERM and SIGUSR1 set a flag that jobs check between units of work."""
 
 import signal
 import threading
@@ -10,10 +10,10 @@ _SIGNALS = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_STOPPED, signa
 
 
 class StopRequest:
-    """A context in which signals ask for an orderly end instead of killing the process.
+    """A context in which signals request an orderly stop instead of killing the process.
 
-    The first signal decides the exit code; a Ctrl-C after it ends at once with KeyboardInterrupt. Outside the main
-    thread nothing is installed, since Python allows handlers only there; the flag then never rises.
+    The first signal decides the exit code; a Ctrl-C after it raises KeyboardInterrupt. Outside the main thread, where
+    Python allows no handlers, signals are not caught.
     """
 
     def __init__(self) -> None:
@@ -27,26 +27,26 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            # None: the handler before was not set from Python, and cannot be set again from here.
+            # None: the previous handler was not set from Python, so it can't be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
         self._previous = {}
 
     @property
     def requested(self) -> bool:
-        """True once a signal came."""
+        """True after a signal."""
         return self._exit_code is not None
 
     @property
     def exit_code(self) -> int:
-        """What a signal asked to leave with; 0 while none came."""
+        """The exit code for the signal; 0 before one."""
         return self._exit_code or 0
 
     def adopt(self, exit_code: int) -> None:
-        """Stop because another process was asked to, with its exit code."""
+        """Stop because another process was signalled, with its exit code."""
         self._exit_code = exit_code
 
     def check(self, saved: str = "") -> None:
-        """Raise Stopped if a signal came; `saved` says in one sentence what is kept."""
+        """Raise Stopped after a signal; `saved` says in one sentence what is kept."""
         if self._exit_code is not None:
             raise Stopped(self._exit_code, saved)
 

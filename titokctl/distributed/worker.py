@@ -1,9 +1,8 @@
-"""What a process does for the launcher that started it: say that it lives, leave when the launcher is gone, and say how
-it ended. Nothing here imports torch.
+"""A worker's side of the launcher's protocol: register, exit when the launcher dies, report how it ended. No torch.
 
-The launcher names a private folder in TITOKCTL_LAUNCH. `<local rank>.pid` holds the process's id, `<local rank>.json`
-how it ended, `stop` the signal that the launcher was sent before this process could be told, and `alive` is locked by
-the launcher for as long as it lives.
+The launcher names a private folder in TITOKCTL_LAUNCH. In it, `<local rank>.pid` is the worker's process id, `<local
+rank>.json` its report, `stop` the signal that the launcher received (for workers that start later), and `alive` is
+locked by the launcher as long as it runs.
 """
 
 import fcntl
@@ -24,18 +23,18 @@ _GRACE_S = 60.0
 
 
 def launch_folder() -> Path | None:
-    """The launcher's folder, or None in a process that no launcher of ours started."""
+    """Return the launcher's folder, or None in a process without a launcher."""
     folder = os.environ.get(FOLDER)
     return Path(folder) if folder and "LOCAL_RANK" in os.environ else None
 
 
 def has_launcher() -> bool:
-    """True in a process that our launcher started: the launcher tells the user how it ended."""
+    """Return True in a process that the launcher started; the launcher then reports its error to the user."""
     return launch_folder() is not None
 
 
 def started() -> None:
-    """Register this process with its launcher, if there is one; call it before anything slow is imported."""
+    """Register this process with its launcher, if any. Call it before slow imports."""
     folder = launch_folder()
     if folder is None:
         return
@@ -46,10 +45,10 @@ def started() -> None:
 
 
 def ended(code: int, message: str = "", hint: str = "") -> int:
-    """Tell the launcher how this process ends. Returns what to exit with.
+    """Report to the launcher how this process ends. Returns the exit code to use.
 
-    An orderly end, stopping on request included, is a success to torchrun, which would kill the others otherwise while
-    one of them still saves.
+    For torchrun an orderly end, including a stop on request, is a success; after a failure it would kill the other
+    workers, which may still be saving.
     """
     folder = launch_folder()
     if folder is None:
@@ -62,17 +61,17 @@ def ended(code: int, message: str = "", hint: str = "") -> int:
 
 
 def leave_with_launcher(folder: Path) -> None:
-    """Let this process end when the launcher does: it waits in a thread for the lock in `folder`."""
+    """End this process when the launcher ends: a thread waits for the lock in `folder`."""
     threading.Thread(target=_wait_for_launcher, args=(folder / ALIVE,), name="launcher", daemon=True).start()
 
 
 def _wait_for_launcher(path: Path) -> None:
-    """Wait for the launcher's lock, which the kernel frees however it ends; then save and go, or just go."""
+    """Wait for the launcher's lock, which the kernel releases when it ends; then stop this process."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:
-        pass  # the folder is gone already, and with it the launcher
+        pass  # the folder was deleted, so the launcher has ended
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE_S)
     os._exit(EXIT_STOPPED)
