@@ -1,10 +1,10 @@
-"""Loading TiTok-L-32 (641 M parameters), beside reading its file: time, and the peak memory of a process that loads it.
+"""Loading TiTok-L-32 (641 M parameters), compared with reading its file: time, and peak memory of a process.
 
     python -m benchmarks.load_weights [--official] [--folder /tmp] [--model titok-l-32] [--device cpu|cuda] [--quick]
         [--json out.json]
 
-Writes a file of random weights; it was just written, so it comes from the page cache. `memory_ratio` is to the bytes of
-the file.
+Writes a file of random weights, which is then read from the page cache. `memory_ratio` is relative to the size of the
+file.
 """
 
 import multiprocessing
@@ -27,7 +27,7 @@ def main() -> None:
     given = made.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         path = Path(folder) / ("weights" if given.official else "weights.safetensors")
-        # In a process of its own, whose memory goes with it.
+        # In a separate process, which releases its memory.
         maker = multiprocessing.get_context("spawn").Process(target=make, args=(path, given.model, given.official))
         maker.start()
         maker.join()
@@ -58,7 +58,7 @@ def make(path: Path, name: str, official: bool) -> None:
 
 
 def read(path: Path) -> None:
-    """All bytes, 16 MiB at a time."""
+    """Read all bytes, 16 MiB at a time."""
     buffer = bytearray(16 << 20)
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):

@@ -1,11 +1,11 @@
-"""Image files to squares: the pipeline's workers beside a bare loop of Pillow calls in as many processes.
+"""Image files to squares: the pipeline's workers compared with a plain loop of Pillow calls in as many processes.
 
     python -m benchmarks.preprocess [--images 1024] [--workers 2] [--size 256] [--quick] [--json out.json]
 
-JPEGs of ImageNet's usual sizes, as files and as a shard, become squares: by Pillow (open, convert, resize the shorter
-edge by bicubic, crop, to an array; nothing is handed back), by a torch DataLoader around the same, and by the pipeline,
-with processes and with threads (all in order in one array of this process). Whatever has to start has started before.
-Then the same on one core, where processor time is what counts: the resize alone, and all of it.
+JPEGs of ImageNet's usual sizes, as files and as a shard, are made into squares by Pillow (open, convert, resize the
+shorter edge by bicubic, crop, to an array; nothing is returned), by a torch DataLoader that does the same, and by the
+pipeline with processes and with threads (in order, in one array of this process). All processes are started before.
+Then the same on one core, by processor time: the resize alone, and everything.
 """
 
 import io
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def one_core(paths: list[Path], size: int) -> dict[str, Way]:
-    """The same in this thread; both resizes get the same decoded images."""
+    """Return the ways that run in this thread; both resizes get the same decoded images."""
     config, count = PreprocessingConfig(size=size), len(paths)
     files = [path.read_bytes() for path in paths]
     pixels = [decode(data) for data in files]
@@ -85,13 +85,13 @@ def one_core(paths: list[Path], size: int) -> dict[str, Way]:
 
 
 def pillow_share(task: tuple[list[Path], int]) -> int:
-    """One process's share of the bare loop."""
+    """Run one process's share of the plain loop."""
     squares = (np.asarray(pillow_square(Image.open(path).convert("RGB"), task[1])) for path in task[0])
     return sum(square.shape[0] for square in squares)
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:
-    """JPEG files with these pictures."""
+    """Write `count` JPEG files of `picture`."""
     paths = [folder / f"{i:06d}.jpg" for i in range(count)]
     for i, path in enumerate(paths):
         path.write_bytes(picture(i))
@@ -99,7 +99,7 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
 
 
 def picture(i: int) -> bytes:
-    """A JPEG with large shapes and some grain, about as large as ImageNet's files."""
+    """Return a JPEG with large shapes and some grain, of about the size of ImageNet's files."""
     rng = np.random.default_rng(i)
     width, height = SIZES[i % len(SIZES)]
     coarse = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))

@@ -121,10 +121,10 @@ def test_what_is_wrong_is_said(write, old, new, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: tokenizer\nkind: generator\n", "the key 'kind' stands twice"),
-        ("a: {b: 1, b: 2}\n", "the key 'b' stands twice (in the section at line 1)"),
-        ("1: 2\n", "the key 1 is no text"),
-        ("? [a, b]\n: 1\n", "is no text"),
+        ("kind: tokenizer\nkind: generator\n", "duplicate key 'kind'"),
+        ("a: {b: 1, b: 2}\n", "duplicate key 'b' (in the section at line 1)"),
+        ("1: 2\n", "the key 1 is not text"),
+        ("? [a, b]\n: 1\n", "is not text"),
         ("a: &x {b: 1}\nc: *x\n", "an alias (*name) near line 2"),
         ("a: &x [*x]\n", "an alias"),
         ("a: &x 1\n<<: {b: 2}\nc: *x\n", "an alias"),
@@ -132,9 +132,9 @@ def test_what_is_wrong_is_said(write, old, new, message):
         ("a: 2020-99-99\n", "is not valid YAML"),
         ("a: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
         ("[" * 5000, "is not valid YAML"),
-        ("- 1\n", "holds no recipe"),
-        ("", "holds no recipe"),
-        ("# nothing\n", "holds no recipe"),
+        ("- 1\n", "is not a recipe"),
+        ("", "is not a recipe"),
+        ("# nothing\n", "is not a recipe"),
     ],
 )
 def test_what_is_no_recipe_is_refused(write, text, message):

@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from image_files import encoded, noise
 
@@ -66,14 +65,6 @@ def test_a_data_set_folder_means_its_training_files(tmp_path: Path) -> None:
     assert len(open_source([tmp_path])) == 5
     assert len(open_source([tmp_path / "data/validation-00000-of-00001.parquet"])) == 3
     assert open_source([tmp_path]).description["kind"] == "parquet"
-
-
-def test_it_goes_through_the_pipeline(tmp_path: Path) -> None:
-    source = open_source([write(tmp_path / "a.parquet", range(40))])
-    config = PreprocessingConfig(size=4)
-    [unit] = decode_units(source, [source.units[0]], config, workers=3)
-    assert unit.keys == source.keys()
-    np.testing.assert_array_equal(unit.pixels, next(decode_units(source, [source.units[0]], config)).pixels)
 
 
 def test_without_names_and_labels(tmp_path: Path) -> None:

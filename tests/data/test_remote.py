@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 from image_files import encoded, noise, webdataset_samples
 from shard_server import Server
@@ -61,15 +60,6 @@ def test_remote_shards_hold_what_local_ones_do(two: Server, tmp_path: Path) -> N
     theirs = [s for name in two.files for s in webdataset_samples(tmp_path / name)]
     assert [(k, d) for k, _, d in contents(remote)] == [(s["__key__"], s["png"]) for s in theirs]
     assert reopen_source(remote.description).description == remote.description
-
-
-def test_they_go_through_the_pipeline(two: Server) -> None:
-    source = open_two(two)
-    units = list(decode_units(source, source.units, CONFIG, workers=2))
-    assert [k for u in units for k in u.keys] == [f"{i:04d}" for i in range(8)]
-    assert [u.labels.tolist() for u in units] == [[0, 1, 2, 0, 1], [2, 0, 1]]
-    assert np.concatenate([u.positions for u in units]).tolist() == list(range(8))
-    np.testing.assert_array_equal(next(decode_units(source, [source.units[1]], CONFIG)).pixels, units[1].pixels)
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -239,10 +229,7 @@ def test_no_address_runs_anything(tmp_path: Path) -> None:
     assert not os.path.exists(tmp_path / "ran")
 
 
-def test_remote_shards_have_no_positions(two: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="only be read from front to end") as caught:
-        open_two(two).by_position()
-    assert "titokctl tokenize" in caught.value.hint
+def test_what_is_refused(two: Server, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be mixed"):
         open_source([f"{two.url}/s-0.tar", tmp_path])
     with pytest.raises(UserError, match="is named twice"):

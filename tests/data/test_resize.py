@@ -98,7 +98,7 @@ def test_any_number_of_channels(channels: int) -> None:
 
 @pytest.mark.parametrize("window", [(0, 0, 65, 64), (-1, 0, 3, 3), (0, 60, 3, 5), (0, 0, 0, 4)])
 def test_a_window_outside_is_refused(window: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="does not lie"):
+    with pytest.raises(ValueError, match="is not inside"):
         resize(noise(80, 80), (64, 64), window)
 
 

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from image_files import class_folders, encoded, noise
 
@@ -165,15 +164,6 @@ def test_a_source_of_merged_caches_is_none() -> None:
         reopen_source({"kind": "merged", "paths": ["/a.h5", "/b.h5"]})
 
 
-def test_positions_outside_are_refused(tmp_path: Path) -> None:
-    make_shards(tmp_path / "shards")
-    class_folders(tmp_path / "folder")
-    for source in (open_source([tmp_path / "shards"]), open_source([tmp_path / "folder"])):
-        for position in (-1, len(source)):
-            with pytest.raises(IndexError):
-                source.sample(position)
-
-
 def test_units_hold_at_most_1024_and_span_no_two_parts() -> None:
     units = units_of([("a", 2500), ("b", 0), ("c", 10)])
     assert [(u.index, u.first, u.count) for u in units] == [
@@ -224,11 +214,6 @@ def test_wrong_words(tmp_path: Path) -> None:
     path = make_shards(tmp_path / "s")[0]
     with pytest.raises(UserError, match="named twice"):
         open_source([path, path])
-
-
-def test_labels_fit_into_int32(tmp_path: Path) -> None:
-    make_shards(tmp_path / "shards")
-    assert open_source([tmp_path / "shards"]).labels().dtype == np.int32
 
 
 def test_a_file_too_large_for_an_image_is_not_read_whole(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def check_until_it_raises(pulse):
 @pytest.mark.parametrize(("rank", "gone"), [(0, 1), (2, 0)])
 def test_missing_heartbeats_are_noticed_on_both_sides(begin, rank, gone):
     pulse = begin(rank, 2 if rank == 0 else 3, silence=0.1)
-    with pytest.raises(UserError, match=rf"no heartbeat from rank {gone} for 0\.1 s: the process or its machine died") as caught:
+    with pytest.raises(
+        UserError, match=rf"no heartbeat from rank {gone} for 0\.1 s: the process or its machine died"
+    ) as caught:
         check_until_it_raises(pulse)
     assert "every machine" in caught.value.hint
 

@@ -141,7 +141,7 @@ def test_what_is_no_hdf5_file_at_all(tmp_path: Path) -> None:
         pass
     for name, message in {
         "missing": "not found", "text": "not an HDF5 file", "empty": "empty", ".": "a folder, but not a token cache",
-        "cut": "damaged or was never finished", "block": "user block",
+        "cut": "damaged or unfinished", "block": "user block",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message):
             TokenCache.open(tmp_path / name)

@@ -194,7 +194,7 @@ except UserError as error:
     )
     assert (done.returncode, done.stderr) == (0, "")
     sentence, hint = done.stdout.splitlines()
-    assert "tokens.h5 grows larger" in sentence
+    assert "tokens.h5 exceeds the maximum size" in sentence
     assert hint.startswith("hint: ")
     assert list(tmp_path.iterdir()) == []
 

@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_what_was_finished(source: Path, undisturbed: bytes, 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY)),
     )
     assert limited.returncode == 1
-    assert "tokens.h5 grows larger" in limited.stderr
+    assert "tokens.h5 exceeds the maximum size" in limited.stderr
     assert "hint: " in limited.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5.parts"]
     assert len(list((tmp_path / "tokens.h5.parts").glob("unit-*"))) == SHARDS

@@ -132,10 +132,10 @@ def test_position_ids_of_old_versions_are_tolerated():
     ("config", "words"),
     [
         (tokenizer(), "its encoder is 32 wide with 2 layers"),
-        (tokenizer(shuffled_bottleneck=True), "one switch there"),
-        (tokenizer(head="proxy", proxy=VqganConfig()), "one switch there"),
+        (tokenizer(shuffled_bottleneck=True), "officially one switch sets both"),
+        (tokenizer(head="proxy", proxy=VqganConfig()), "officially one switch sets both"),
         (tokenizer(head="proxy", proxy=SMALL_PROXY, shuffled_bottleneck=True), "not the published MaskGIT-VQGAN"),
-        (tokenizer(quantizer="fsq"), "'fsq' is unknown there"),
+        (tokenizer(quantizer="fsq"), "'fsq' has no official name"),
     ],
 )
 def test_no_official_form(config, words):
@@ -148,7 +148,7 @@ def test_unrecognised_asks_for_the_name():
         recognise({"latent_tokens": (7, 512)}, None, None, "file")
     assert "--model" in caught.value.hint
     assert all(name in caught.value.hint for name in BY_NAME)
-    with pytest.raises(UserError, match="no model is called 'titok-x'"):
+    with pytest.raises(UserError, match="unknown model: 'titok-x'"):
         recognise({}, None, "titok-x", "file")
 
 

@@ -1,4 +1,4 @@
-"""The base of every configuration: frozen, complete, and strict about names and types."""
+"""The base class of all configurations: frozen, and strict about names and types."""
 
 from typing import Annotated
 
@@ -6,12 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Config(BaseModel):
-    """A frozen record; unknown fields and wrong types are errors, never guesses."""
+    """A frozen record; unknown fields and wrong types are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-# YAML and JSON have lists, not tuples: tuples in configs accept both.
+# YAML and JSON have lists but no tuples, so tuples in configs accept both.
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]

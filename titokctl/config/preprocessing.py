@@ -4,17 +4,21 @@ from typing import Literal
 
 from titokctl.config.base import Config, PositiveInt
 
-# Twice Pillow's MAX_IMAGE_PIXELS, the size from which Pillow itself refuses to go on.
+# Twice Pillow's MAX_IMAGE_PIXELS, the size above which Pillow itself raises an error.
 DEFAULT_MAX_PIXELS = 178_956_970
 
 
 class PreprocessingConfig(Config):
-    """`size` is the edge S of the result in pixels.
+    """Preprocessing of one image.
 
-    `crop` "center" brings the shorter edge to S by bicubic with antialias and cuts out the middle; "adm" is the crop of
-    guided-diffusion: halvings by box filter first. `exif` turns the image as its EXIF tag says (ImageNet practice does
-    not). `fast_decode` lets libjpeg decode large JPEGs at a half, quarter or eighth of their size, never below S: it is
-    faster and gives other pixels. Images of more than `max_pixels` are refused before they are decoded.
+    Args:
+        size: edge S of the result in pixels.
+        crop: "center" resizes the shorter edge to S (bicubic, antialiased) and crops the middle; "adm" is the crop of
+            guided-diffusion, which first halves with a box filter.
+        exif: apply the EXIF orientation, which is not usual for ImageNet.
+        fast_decode: let libjpeg decode large JPEGs at a half, quarter or eighth of their size, never below S. This is
+            faster and gives other pixels.
+        max_pixels: larger images are rejected before they are decoded.
     """
 
     size: PositiveInt

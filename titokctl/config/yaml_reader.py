@@ -1,4 +1,4 @@
-"""YAML as recipes use it: the safe loader, `1e-4` is a number, no key twice, no anchors, nothing but text keys."""
+"""YAML of recipes: the safe loader, with 1e-4 as a number; duplicate keys and aliases are errors."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ _VALID = "`titokctl recipes ls` lists valid recipes, `titokctl recipes show NAME
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader, but 1e-4 is a number (YAML 1.2), as everyone who writes it means."""
+    """The safe loader for YAML 1.1, with 1e-4 as a number as in YAML 1.2."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        # A recipe is complete and repeats nothing; and a few lines of nested aliases unfold into gigabytes.
+        # Recipes need no aliases, and a few lines of nested ones expand to gigabytes.
         if self.check_event(yaml.AliasEvent):
             line = self.peek_event().start_mark.line + 1
             raise yaml.YAMLError(f"an alias (*name) near line {line}: write the value out")
@@ -34,9 +34,9 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, Any]:
     line = node.start_mark.line + 1
     for i, (key, _) in enumerate(pairs):
         if not isinstance(key, str):
-            raise yaml.YAMLError(f"the key {key!r} is no text (in the section at line {line})")
+            raise yaml.YAMLError(f"the key {key!r} is not text (in the section at line {line})")
         if any(key == earlier for earlier, _ in pairs[:i]):
-            raise yaml.YAMLError(f"the key {key!r} stands twice (in the section at line {line})")
+            raise yaml.YAMLError(f"duplicate key {key!r} (in the section at line {line})")
     return dict(pairs)
 
 
@@ -44,7 +44,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def read_value(text: str) -> Any:
-    """The value that `text` means in a recipe. Raises ValueError with one line when it is not YAML."""
+    """Parse `text` as a value in a recipe. Raises ValueError with a message of one line when it is not YAML."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: no objects are built
     except yaml.MarkedYAMLError as error:
@@ -56,7 +56,7 @@ def read_value(text: str) -> Any:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UsageError when it can't be read as one."""
+    """Return the mapping in a YAML file. Raises UsageError when it can't be read or isn't a mapping."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UsageError(f"{path} is {path.stat().st_size:,} bytes, too large for a recipe", _VALID)
@@ -66,5 +66,5 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", _VALID) from error
     if not isinstance(data, dict):
-        raise UsageError(f"{path} holds no recipe: expected `key: value` lines", _VALID)
+        raise UsageError(f"{path} is not a recipe: expected lines `key: value`", _VALID)
     return data

@@ -1,8 +1,8 @@
 """The two passes of the bicubic resize as float32 matrix products, exact to the bit.
 
-A float32 product misses the true sum by its rounding errors, which matter only where the sum lies that close to the
-border between two levels: one value in some thousands. Those are found by their distance from the border and computed
-again in float64, where they are exact. Everything else is as fast as float32 is.
+A float32 product differs from the true sum by rounding errors, which matter only if the sum is that close to the border
+between two levels: one value in some thousands. Such values are found by their distance from the border and computed
+again in float64, where they are exact. All others have the speed of float32.
 
 A pass is a band matrix, cut into small dense ones; colours are planes, so that no product has zeros for other colours.
 """
@@ -18,8 +18,11 @@ import numpy as np
 from titokctl.data.resize_coefficients import ONE, coefficients
 
 _ROUNDING = 2.0**-24  # of one float32 operation, relative
-_ACROSS, _DOWN = 16, 8  # outputs of one small product: as wide as a processor's registers; few, where that is free
-_AT_ONCE = 1 << 21  # values of an image that are held as float32 at once
+_ACROSS, _DOWN = (
+    16,
+    8,
+)  # outputs of one small product: the width of a processor's registers; fewer where that costs nothing
+_AT_ONCE = 1 << 21  # values of an image that are converted to float32 at once
 _AGAIN_AT_ONCE = 1 << 16
 _KEPT = 1 << 21  # values of an array that a thread keeps for its next image
 _kept = threading.local()
@@ -29,10 +32,13 @@ _kept = threading.local()
 class Pass:
     """Output j is weights[j] @ the inputs[j] / 2^22, rounded half up and clipped to a byte.
 
-    Inputs are counted from `first`, the first of the `used` ones that matter. inputs (n, taps) int64 are those of each
-    output, weights (n, taps) float64 holding whole numbers, zero where an input is named again. `blocks` are (first
-    output, first input) of the small products with `matrices`, which may overlap; `margin` is how far a float32 sum may
-    be from the true one.
+    Args:
+        first, used: the pass needs inputs `first` to `first + used`; the inputs below count from `first`.
+        inputs: (n, taps) int64, the inputs of each output.
+        weights: (n, taps) float64 with whole numbers, zero where an input is repeated.
+        blocks: (first output, first input) of each small product; blocks may overlap.
+        matrices: the matrix of each block.
+        margin: largest difference between a float32 sum and the true one.
     """
 
     first: int
@@ -46,21 +52,21 @@ class Pass:
 
 @lru_cache(maxsize=256)
 def across_pass(source: int, target: int, first: int, count: int) -> Pass:
-    """The horizontal pass to outputs `first` to `first + count`; matrices (m, span, n)."""
+    """Return the horizontal pass to outputs `first` to `first + count`; matrices (m, span, n)."""
     return _plan(source, target, first, count, _ACROSS)
 
 
 @lru_cache(maxsize=256)
 def down_pass(source: int, target: int, first: int, count: int) -> Pass:
-    """The vertical pass to outputs `first` to `first + count`; matrices (m, n, span)."""
+    """Return the vertical pass to outputs `first` to `first + count`; matrices (m, n, span)."""
     plan = _plan(source, target, first, count, _DOWN)
     return replace(plan, matrices=np.ascontiguousarray(plan.matrices.transpose(0, 2, 1)))
 
 
 def run_across(plan: Pass, planes: np.ndarray) -> np.ndarray:
-    """(C, H, W) uint8 with all columns -> (H, C, n) float32 holding whole numbers from 0 to 255.
+    """Run a horizontal pass: (C, H, W) uint8 with all columns -> (H, C, n) float32 with whole numbers from 0 to 255.
 
-    The result of either pass is overwritten by the thread's next image.
+    The thread's next image overwrites the result of both passes.
     """
     channels, height, _ = planes.shape
     lines = planes[:, :, plan.first : plan.first + plan.used].transpose(1, 0, 2)  # (H, C, used)
@@ -76,8 +82,8 @@ def run_across(plan: Pass, planes: np.ndarray) -> np.ndarray:
         for (output, start), matrix in zip(plan.blocks, plan.matrices, strict=True):
             np.matmul(part[:, start : start + span], matrix, out=sums[:, output : output + n])
 
-        def again(places: np.ndarray, part: np.ndarray = part) -> np.ndarray:
-            line, output = np.divmod(places, len(plan.weights))
+        def again(indices: np.ndarray, part: np.ndarray = part) -> np.ndarray:
+            line, output = np.divmod(indices, len(plan.weights))
             return _exact(part[line[:, None], plan.inputs[output]], plan.weights[output])
 
         _round(sums, plan.margin, again)
@@ -85,14 +91,14 @@ def run_across(plan: Pass, planes: np.ndarray) -> np.ndarray:
 
 
 def run_down(plan: Pass, rows: np.ndarray) -> np.ndarray:
-    """(used, M) float32 whole numbers, from input `plan.first` on -> (n, M) float32 likewise."""
+    """Run a vertical pass: (used, M) float32 whole numbers, from input `plan.first` on -> (n, M) float32."""
     result = _scratch("down", (len(plan.weights), rows.shape[1]))
     n, span = plan.matrices.shape[1:]
     for (output, start), matrix in zip(plan.blocks, plan.matrices, strict=True):
         np.matmul(matrix, rows[start : start + span], out=result[output : output + n])
 
-    def again(places: np.ndarray) -> np.ndarray:
-        output, column = np.divmod(places, result.shape[1])
+    def again(indices: np.ndarray) -> np.ndarray:
+        output, column = np.divmod(indices, result.shape[1])
         return _exact(rows[plan.inputs[output], column[:, None]], plan.weights[output])
 
     _round(result, plan.margin, again)
@@ -100,7 +106,7 @@ def run_down(plan: Pass, rows: np.ndarray) -> np.ndarray:
 
 
 def _round(sums: np.ndarray, margin: float, again: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Round contiguous `sums` to bytes in place; `again` gives the exact ones at flat places too close to call."""
+    """Round contiguous `sums` to bytes in place; `again` computes exact values at flat indices near a border."""
     nearest = np.rint(sums, out=_scratch("nearest", sums.shape))
     np.subtract(sums, nearest, out=sums)
     np.abs(sums, out=sums)
@@ -108,18 +114,18 @@ def _round(sums: np.ndarray, margin: float, again: Callable[[np.ndarray], np.nda
     np.clip(nearest, 0.0, 255.0, out=sums)
     flat = sums.reshape(-1)
     for i in range(0, len(close), _AGAIN_AT_ONCE):
-        places = close[i : i + _AGAIN_AT_ONCE]
-        flat[places] = again(places)
+        indices = close[i : i + _AGAIN_AT_ONCE]
+        flat[indices] = again(indices)
 
 
 def _exact(inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(k, taps) bytes and weights -> (k,) bytes; float64 holds every sum of such products exactly."""
+    """(k, taps) bytes and weights -> (k,) bytes; such sums are exact in float64."""
     sums = np.einsum("ij,ij->i", inputs, weights)
     return np.minimum(np.maximum(np.floor((sums + ONE // 2) / ONE), 0.0), 255.0)
 
 
 def _scratch(name: str, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
-    """An array of any content that this thread uses again: new memory of this size costs as much as the arithmetic."""
+    """Return an uninitialised array that this thread reuses: new memory would cost as much as the arithmetic."""
     size = math.prod(shape)
     if size > _KEPT:
         return np.empty(shape, dtype)
@@ -131,7 +137,7 @@ def _scratch(name: str, shape: tuple[int, ...], dtype: type = np.float32) -> np.
 
 
 def _plan(source: int, target: int, first: int, count: int, per_block: int) -> Pass:
-    """The pass with matrices (m, span, n) float32."""
+    """Return the pass with matrices (m, span, n) float32."""
     starts, weights = coefficients(source, target, first, count, "bicubic")
     taps = weights.shape[1]
     begin, end = int(starts.min()), min(int(starts.max()) + taps, source)
@@ -141,13 +147,13 @@ def _plan(source: int, target: int, first: int, count: int, per_block: int) -> P
     members = outputs[:, None] + np.arange(n)  # (m, n)
     span = min(int((starts[members].max(axis=1) - starts[members].min(axis=1)).max()) + taps, end - begin)
     inputs = np.minimum(starts[members].min(axis=1), end - begin - span)  # (m,)
-    # Rows beyond the last input are cut off again: their weights are zero.
+    # Rows beyond the last input have zero weights and are removed below.
     matrices = np.zeros((len(outputs), span + taps, n), np.float32)
     rows = (starts[members] - inputs[:, None])[..., None] + np.arange(taps)  # (m, n, taps)
     m, j = np.arange(len(outputs))[:, None, None], np.arange(n)[None, :, None]
     matrices[m, rows, j] = weights[members] / ONE  # 23 bits: exact in float32
     largest = 255.0 * float(np.abs(weights).sum(axis=1).max()) / ONE
-    # One rounding a product and one an addition; adding zeros is exact, so the order of summation does not matter.
+    # One rounding per product and one per addition. Adding zeros is exact, so the order of summation doesn't matter.
     margin = (taps + 2) * _ROUNDING * largest
     blocks = tuple(zip(outputs.tolist(), inputs.tolist(), strict=True))
     each = np.minimum(starts[:, None] + np.arange(taps), end - begin - 1)

@@ -1,7 +1,7 @@
-"""Decoding in processes of our own, one image file after the other, with results in shared memory.
+"""Decoding in separate processes, with results in shared memory.
 
-They are started as plain Python processes, neither forked (a process with threads or a GPU must not be) nor by
-`multiprocessing` (which would run the caller's main module again).
+These are plain Python processes: forking is unsafe in a process with threads or a GPU, and `multiprocessing` would
+import the caller's main module again.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from titokctl.data.decoding import Bad, SharedTask
 from titokctl.errors import UserError
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from titokctl.data.decoding import main; main()"
-_FILE_BYTES = 4 << 20  # of a task, at first
-# One thread each, and memory that is kept from image to image: fetching it anew costs as much as the resize.
+_FILE_BYTES = 4 << 20  # of a task; grows if needed
+# One thread each. Memory is kept from image to image, since new memory costs as much as the resize.
 _SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -32,10 +32,10 @@ _END_WITHIN_S = 5.0
 
 
 class DecodeProcesses:
-    """As many decoding processes as there are threads that ask at once; each starts when it is needed first.
+    """As many decoding processes as threads call `decode` at once; each starts when first needed.
 
     Args:
-        configs: the squares to make of every file.
+        configs: the preprocessing of each square of a file.
     """
 
     def __init__(self, configs: Sequence[PreprocessingConfig]) -> None:
@@ -44,10 +44,9 @@ class DecodeProcesses:
         self._all: list[_Process] = []
 
     def decode(self, files: Sequence[bytes], into: Sequence[np.ndarray]) -> list[Bad]:
-        """As `decode_files`, for at most CHUNK files, by one of the processes.
+        """Decode at most CHUNK files in one of the processes, as `decode_files` does.
 
-        Raises:
-            UserError: the process ended.
+        Raises UserError when the process dies.
         """
         try:
             process = self._idle.get_nowait()
@@ -59,7 +58,7 @@ class DecodeProcesses:
         return bad
 
     def close(self) -> None:
-        """End them."""
+        """End all processes."""
         for process in self._all:
             process.close()
 
@@ -69,10 +68,10 @@ class _Process:
         self._configs = configs
         self._memory = _anonymous_file()
         self._grow(_FILE_BYTES)
-        told = json.dumps([config.model_dump(mode="json") for config in configs])
-        # A session of its own: Ctrl-C is for the parent, whose end ends the process too.
+        arguments = json.dumps([config.model_dump(mode="json") for config in configs])
+        # In a session of its own: Ctrl-C reaches only the parent, and this process ends with it.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path), str(self._memory), told],
+            [sys.executable, "-c", _START, json.dumps(sys.path), str(self._memory), arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(self._memory,),
@@ -107,11 +106,13 @@ class _Process:
         if not answer.endswith(b"\n"):
             code = self._process.wait()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            raise UserError(f"a process that decodes images {how}", "was memory short? --workers 1 needs least")
+            raise UserError(
+                f"a process that decodes images {how}", "it may have run out of memory; --workers 1 needs the least"
+            )
         return [(i, kind, text) for i, kind, text in json.loads(answer)]
 
     def close(self) -> None:
-        """End the process; one that hangs is killed."""
+        """End the process; kill it if it hangs."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -126,7 +127,7 @@ class _Process:
 
 
 def _anonymous_file() -> int:
-    """The descriptor of a file without a name; it is gone when the last process that has it is, however that ended."""
+    """Return the descriptor of an unnamed file, which the kernel removes with the last process that has it open."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("titokctl-decode")
     with tempfile.TemporaryFile() as file:

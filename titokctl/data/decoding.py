@@ -1,7 +1,7 @@
-"""Files to squares in a process of its own; what such a process imports is light, and torch is not among it.
+"""Decoding of files to squares, also in a process of its own, which imports little and no torch.
 
-A decoding process is asked on its standard input and answers on its standard output, a line of JSON each. Files and
-squares lie in memory that it shares with who started it. It ends when its input does, so also when that one was killed.
+A decoding process gets requests on its standard input and answers on its standard output, each a line of JSON. Files
+and squares are in memory that it shares with its parent. It ends when its input ends, so also if the parent is killed.
 """
 
 import json
@@ -14,21 +14,21 @@ import numpy as np
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import BadImage, decode_for, square
 
-CHUNK = 16  # files of one task of a worker
-_TOGETHER = 16 << 20  # bytes of pixels that are decoded before they are resized: each work finds its own in the caches
+CHUNK = 16  # files per task of a worker
+_TOGETHER = 16 << 20  # bytes of pixels that are decoded before they are resized: each step runs from warm caches
 
-Bad = tuple[int, str, str]  # which file, a stable short word for the reason, what was found
+Bad = tuple[int, str, str]  # number of the file, a stable word for the fault, the fault in words
 
 
 def empty_squares(count: int, size: int) -> np.ndarray:
-    """(count, S, S, 3) uint8 of any content, in planes as the squares that `decode_files` makes."""
+    """Return an uninitialised (count, S, S, 3) uint8 array, in planes like the squares of `decode_files`."""
     return np.empty((count, 3, size, size), np.uint8).transpose(0, 2, 3, 1)
 
 
 def decode_files(
     files: Sequence[bytes], configs: Sequence[PreprocessingConfig], into: Sequence[np.ndarray]
 ) -> list[Bad]:
-    """Squares of the files, for each config in its array of `into`, without gaps for bad files, which are named."""
+    """Decode files to squares, for each config into its array of `into`, without gaps. Returns the bad files."""
     bad: list[Bad] = []
     waiting: list[np.ndarray] = []
     made = 0
@@ -47,7 +47,7 @@ def decode_files(
 
 
 class SharedTask:
-    """The memory of one task: `squares`, an array (CHUNK, S, S, 3) for each config, and behind them the `files`."""
+    """The shared memory of one task: `squares`, an array (CHUNK, S, S, 3) per config, and behind them the files."""
 
     def __init__(self, descriptor: int, configs: Sequence[PreprocessingConfig], size: int) -> None:
         self.size = size
@@ -62,24 +62,24 @@ class SharedTask:
 
     @staticmethod
     def size_for(configs: Sequence[PreprocessingConfig], file_bytes: int) -> int:
-        """Bytes that a task with that many bytes of files needs."""
+        """Return the size in bytes of a task with `file_bytes` bytes of files."""
         return CHUNK * 3 * sum(config.size**2 for config in configs) + max(file_bytes, 1)
 
     def put(self, files: Sequence[bytes]) -> None:
-        """Store the files one behind the other."""
+        """Store the files, concatenated."""
         at = self._files_at
         for data in files:
             self._memory[at : at + len(data)] = data
             at += len(data)
 
     def files(self, sizes: Sequence[int]) -> list[bytes]:
-        """What `put` stored."""
+        """Return the files that `put` stored."""
         ends = self._files_at + np.cumsum(sizes)
         return [self._memory[end - size : end] for end, size in zip(ends.tolist(), sizes, strict=True)]
 
 
 def main() -> None:
-    """A decoding process; its arguments are the descriptor of the memory, and the configs as JSON."""
+    """Run a decoding process. Its arguments are the descriptor of the shared memory and the configs as JSON."""
     descriptor = int(sys.argv[-2])
     configs = [PreprocessingConfig(**values) for values in json.loads(sys.argv[-1])]
     task: SharedTask | None = None

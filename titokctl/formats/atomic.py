@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all.
+"""Atomic writes: files appear complete or not at all.
 
-Specification: a result is written under a temporary name in the folder where it belongs
-(`.<name>.tmp-<process id>-<random>`), flushed to the disk (fsync of the file, then of the folder), and renamed over its
-final name. A reader therefore sees the old state or the new one, after a crash at any moment; what a killed writer
-leaves behind starts with a dot and is removed by `remove_leftovers`. Only a folder that replaces another one is
-missing for a moment: no file system call that Python offers exchanges two folders.
+Specification: a result is written under a temporary name in the folder of its target (`.<name>.tmp-<process
+id>-<random>`), flushed to the disk (fsync of the file, then of the folder), and renamed to its final name. A reader
+therefore sees the old state or the new one, after a crash at any moment. What a killed writer leaves behind starts with
+a dot and is removed by `remove_leftovers`. Only a folder that replaces another one is missing for a moment: Python
+offers no system call that exchanges two folders.
 """
 
 import contextlib
@@ -24,10 +24,12 @@ _MARK = ".tmp-"
 
 @contextlib.contextmanager
 def atomic_path(target: Path, is_replaceable: bool = False) -> Iterator[Path]:
-    """A temporary path that becomes `target` when the block ends well, and vanishes when it does not.
+    """Yield a temporary path that becomes `target` when the block succeeds, and is removed when it fails.
 
-    Works for a file or a folder (create the folder yourself). A full disk becomes a UserError. For what
-    `is_replaceable`, the name is not flushed: after a power failure it may be missing, but it is never half there.
+    Works for a file or a folder, which the caller creates. Raises UserError when the disk is full.
+
+    Args:
+        is_replaceable: don't flush the rename: after a power failure the target may be missing, but never incomplete.
     """
     temporary = _temporary(target)
     replaced = temporary.with_name(f"{temporary.name}-replaced")
@@ -57,7 +59,7 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def write_new_json(target: Path, value: Any) -> bool:
-    """Write JSON to `target` unless it exists; of several processes exactly one writes. Returns True for that one."""
+    """Write JSON to `target` unless it exists. Of several processes exactly one writes and gets True."""
     temporary = _temporary(target)
     try:
         with disk_errors(target):
@@ -73,10 +75,10 @@ def write_new_json(target: Path, value: Any) -> bool:
 
 
 def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
-    """The value in a JSON file. Raises UserError when it is missing, too large, or not JSON."""
+    """Return the value in a JSON file. Raises UserError when it is missing, too large, or not JSON."""
     try:
         if path.stat().st_size > max_bytes:
-            raise UserError(f"{path} is {path.stat().st_size:,} bytes, more than the {max_bytes:,} expected at most")
+            raise UserError(f"{path} is {path.stat().st_size:,} bytes, more than the maximum of {max_bytes:,}")
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
@@ -85,49 +87,49 @@ def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
 
 
 def check_version(found: Any, newest: int, where: Path | str, what: str = "") -> None:
-    """Raise UserError when the format_version `found` in the file `where` is above the `newest` one that is read."""
+    """Raise UserError if the format_version `found` in the file `where` is above `newest`, the newest supported one."""
     if not isinstance(found, int) or found > newest:
-        told = f" ({what} {found})" if what else ""
-        raise UserError(f"{where} was written by a newer titokctl{told}", "upgrade titokctl")
+        version = f" ({what} {found})" if what else ""
+        raise UserError(f"{where} was written by a newer titokctl{version}", "upgrade titokctl")
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless it is there. Raises UserError when that is not possible."""
+    """Create a folder and its parents, unless it exists. Raises UserError when that isn't possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        # What says that there is no such folder, whose parents were to be made, takes none: /proc for one.
-        reason = "nothing can be made there" if error.errno == errno.ENOENT else error.strerror
+        # ENOENT although parents are created: a file system without new folders, such as /proc.
+        reason = "no folders can be created there" if error.errno == errno.ENOENT else error.strerror
         reason = "it is a file" if folder.is_file() else reason
         raise UserError(f"cannot make the folder {folder}: {reason}", "name another one") from error
 
 
 @contextlib.contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Turn errors of the operating system while writing `target` into one sentence and a hint."""
+    """Turn errors of the operating system while writing `target` into a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        told = _in_words(error, target)
-        if told is None:
+        described = _in_words(error, target)
+        if described is None:
             raise
-        raise told from error
+        raise described from error
 
 
 def _in_words(error: Exception, target: Path) -> UserError | None:
     """Return what to tell the user about an error while writing `target`; None if it is about something else."""
     number = getattr(error, "errno", None)
-    # h5py and safetensors have exceptions of their own for it.
+    # h5py and safetensors raise exceptions of their own for it.
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        hint = "free some space and run the same command again; what was finished before is kept"
+        hint = "free some space and run the same command again; finished work is kept"
         return UserError(f"the disk is full: cannot write {target}", hint)
     if not isinstance(error, OSError) or not _is_about(error, target):
         return None
     if number == errno.EFBIG:
         hint = "raise `ulimit -f`, or write to another file system"
-        return UserError(f"{target} grows larger than a file may be here", hint)
+        return UserError(f"{target} exceeds the maximum size of a file", hint)
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"no permission to write {target}", "choose another output with -o")
     is_beside = isinstance(error.filename, str) and Path(error.filename).parent == target.parent
@@ -142,38 +144,38 @@ def _in_words(error: Exception, target: Path) -> UserError | None:
 
 
 def _is_about(error: OSError, target: Path) -> bool:
-    """True when the error names no file, or one that belongs to writing `target`: itself, in it, or temporary."""
+    """Return True if the error names no file, or `target`, a file in it, or its temporary name."""
     if not isinstance(error.filename, str | bytes):
         return True
-    place = os.path.relpath(os.fsdecode(error.filename), target.parent)
-    return place.split(os.sep)[0].lstrip(".").startswith(target.name.lstrip("."))
+    path = os.path.relpath(os.fsdecode(error.filename), target.parent)
+    return path.split(os.sep)[0].lstrip(".").startswith(target.name.lstrip("."))
 
 
 def claim(path: Path, size: int) -> None:
-    """Take `size` bytes of the disk for the file `path`, so that a full disk shows here as an ordinary error.
+    """Allocate `size` bytes on disk for the file `path`, so that a full disk raises an ordinary error here.
 
-    Deep in a library, or in writing through a memory map, it would end the process.
+    Inside a library, or in a write through a memory map, a full disk would kill the process.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # no such service here: go on without
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # not supported by this file system
             raise
     finally:
         os.close(descriptor)
 
 
 def user_cache() -> Path:
-    """The user's folder for what can be made or fetched again: XDG_CACHE_HOME, else ~/.cache."""
+    """Return the user's cache folder: XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove what killed writers of `folder/name` left behind; `name` may have wildcards.
+    """Remove the temporary files that killed writers of `folder/name` left behind; `name` may have wildcards.
 
-    Call it only where no other writer can be at work.
+    Call it only when no other writer can be active.
     """
     for path in folder.glob(f".{name}{_MARK}*"):
         _remove(path)
@@ -188,14 +190,14 @@ def _as_json(value: Any) -> bytes:
 
 
 def _flush(path: Path) -> None:
-    """Flush a file, or a folder with everything in it."""
+    """Flush a file, or a folder and all its contents."""
     for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
         if entry.is_file() or entry.is_dir():
             flush_entry(entry)
 
 
 def flush_entry(path: Path) -> None:
-    """Wait until one file, or the names in one folder, are on the disk."""
+    """Wait until one file, or the entries of one folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Reading HDF5 files that nobody vouches for: what is refused before a single value is used.
+"""Checks of untrusted HDF5 files, made before any value is used.
 
-An HDF5 file may point at other files (soft and external links, external storage, virtual datasets), name filters that
-load code, or declare terabytes in a kilobyte. None of our files needs any of that, so each of them is refused with one
-sentence. Everything here raises UserError and nothing else for what a file may hold.
+An HDF5 file may point to other files (soft and external links, external storage, virtual datasets), name filters that
+load code, or declare terabytes in a kilobyte. Our files need none of this, so each is refused. Whatever a file
+contains, the functions here raise no other error than UserError.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import numpy as np
 
 from titokctl.errors import UserError
 
-# Deflate can shrink no further than about 1 to 1,032; what claims more lies about its size.
+# Deflate compresses to about 1/1,032 at best; a higher ratio means that the declared size is wrong.
 _MAX_RATIO = 1100
 _SMALL_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = 64 << 20
@@ -27,7 +27,7 @@ _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FL
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """`path`, which should be a token cache, open for reading; what the library finds wrong becomes one sentence."""
+    """Open `path`, which should be a token cache, for reading. Raises UserError in place of all errors of h5py."""
     if not path.exists():
         raise UserError(f"file not found: {path}", f"check the path; {_MAKES}")
     if not path.is_file():
@@ -37,10 +37,10 @@ def opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             if file.userblock_size:
-                raise UserError(f"{path} has a user block, which a token cache never has")
+                raise UserError(f"{path} has a user block, which is refused")
             yield file
     except UserError as error:
-        raise UserError(error.message, error.hint or f"take a file that was written whole; {_MAKES}") from error
+        raise UserError(error.message, error.hint or f"use a file that was written completely; {_MAKES}") from error
     except PermissionError as error:
         raise UserError(f"no permission to read {path}", "make it readable: chmod +r") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
@@ -48,14 +48,14 @@ def opened(path: Path) -> Iterator[h5py.File]:
         if "signature not found" in reason:
             raise UserError(f"{path} is not an HDF5 file, so it is not a token cache", _MAKES) from error
         if cut := _CUT.search(reason):
-            reason = f"{int(cut[1]):,} of {int(cut[2]):,} bytes are there"
+            reason = f"truncated: it has {int(cut[1]):,} of {int(cut[2]):,} bytes"
         raise UserError(
-            f"{path} is damaged or was never finished ({reason})", f"fetch or make it again; {_MAKES}"
+            f"{path} is damaged or unfinished ({reason})", f"download or make it again; {_MAKES}"
         ) from error
 
 
 def names_of(group: h5py.Group) -> list[str]:
-    """Names in `group`, sorted. Raises UserError when one of them is a link to somewhere else."""
+    """Return the names in `group`, sorted. Raises UserError for a soft or external link."""
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
@@ -65,7 +65,7 @@ def names_of(group: h5py.Group) -> list[str]:
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group | None:
-    """The group `name` in `group`, or None when there is none of that name."""
+    """Return the group `name` in `group`, or None when it doesn't exist."""
     if name not in names_of(group):
         return None
     found = group[name]
@@ -75,7 +75,7 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group | None:
 
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
-    """The dataset `name` in `group`, with storage and size as they may be. Raises UserError otherwise."""
+    """Return the dataset `name` in `group`. Raises UserError when it is missing, or its storage or size is refused."""
     if name not in names_of(group):
         raise UserError(f"{_where(group, name)} is missing")
     found = group[name]
@@ -86,14 +86,14 @@ def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 def attribute(owner: h5py.Group | h5py.Dataset, name: str, kind: type[int] | type[str]) -> int | str:
-    """The scalar attribute `name` of `owner`. Raises UserError when it is missing or of another type."""
+    """Return the scalar attribute `name` of `owner`. Raises UserError when it is missing or has another type."""
     where = f"attribute {name} of {owner.file.filename}{'' if owner.name == '/' else owner.name}"
     if name not in owner.attrs:
         raise UserError(f"{where} is missing")
     found = owner.attrs.get_id(name)
     wanted = found.dtype.kind in ("OS" if kind is str else "biu")
     if found.shape != () or not wanted:
-        raise UserError(f"{where} is not one {'text' if kind is str else 'whole number'}")
+        raise UserError(f"{where} is not a single {'string' if kind is str else 'integer'}")
     value = owner.attrs[name]
     try:
         return kind(value.decode() if isinstance(value, bytes) else value)
@@ -117,9 +117,9 @@ def attributes(owner: h5py.Group, names: Collection[str]) -> dict[str, Any]:
 
 
 def rows(path: Path, found: h5py.Dataset) -> np.ndarray:
-    """All of a checked dataset: memory-mapped when contiguous, read into memory otherwise.
+    """Return all of a checked dataset: memory-mapped if contiguous, otherwise read into memory.
 
-    The map is copy-on-write: pages are shared, the file never changes, and torch takes the array without a warning.
+    The map is copy-on-write: pages are shared, the file never changes, and torch accepts the array without a warning.
     """
     if found.id.get_offset() is not None and found.size:
         return np.memmap(path, dtype=found.dtype, mode="c", offset=found.id.get_offset(), shape=found.shape)
@@ -131,9 +131,9 @@ def _check_storage(found: h5py.Dataset, where: str) -> None:
     if settings.get_layout() == h5py.h5d.VIRTUAL:
         raise UserError(f"{where} is a virtual dataset, which is refused")
     if settings.get_external_count():
-        raise UserError(f"{where} keeps its data in another file, which is refused")
+        raise UserError(f"{where} stores its data in another file, which is refused")
     if found.dtype.hasobject:
-        raise UserError(f"{where} is of a type with variable length, which is refused")
+        raise UserError(f"{where} has a type of variable length, which is refused")
     if found.shape is None:
         raise UserError(f"{where} has no shape")
     filters = {settings.get_filter(i)[0] for i in range(settings.get_nfilters())}

@@ -1,14 +1,14 @@
-"""Weights of one network: a safetensors file that says what it is.
+"""Weights of one network: a safetensors file with a description in its metadata.
 
 Specification: a safetensors file whose metadata holds the strings format="titokctl/weights", format_version="1", kind
 ("tokenizer", "generator" or "proxy"), config (the network's configuration as JSON), checksum, metadata_sha256, and
-whatever else its writer wants to keep ("inputs", "source_sha256", ...). Metadata keys are sorted and the data begins,
-and every tensor whose size allows it lies, at a multiple of 64 bytes, so that equal weights give equal files and a
-memory-mapped tensor is as good as a fresh one. checksum is SHA-256 over, for every tensor in the order of its name, a
-line "name dtype shape" (torch's words), the sums of its little-endian 64-bit words modulo 2^64 at equal places of
-consecutive 32 KiB blocks, and the bytes behind the last whole block: it sees a change of any byte at the speed of
-memory. metadata_sha256 is SHA-256 over all metadata but itself and checksum, as compact UTF-8 JSON with sorted keys;
-the first files lack it, and it is checked where it is there. Readers ignore metadata they don't know.
+further keys of the writer ("inputs", "source_sha256", ...). Metadata keys are sorted. The data begins at a multiple of
+64 bytes, as does every tensor whose size allows it, so that equal weights give equal files and memory-mapped tensors
+are aligned. checksum is SHA-256 over, for every tensor in the order of its name, a line "name dtype shape" (torch's
+names), the sums of its little-endian 64-bit words modulo 2^64 at equal offsets in consecutive 32 KiB blocks, and the
+bytes behind the last whole block: it detects a change of any byte at the speed of memory. metadata_sha256 is SHA-256
+over all metadata but itself and checksum, as compact UTF-8 JSON with sorted keys; the first files lack it, and it is
+checked if present. Readers ignore unknown metadata.
 """
 
 import hashlib
@@ -45,21 +45,21 @@ def write(path: Path, kind: str, config: str, tensors: Mapping[str, torch.Tensor
         extra: further metadata strings.
 
     Raises:
-        UserError: the disk is full, or there is no permission.
-        ValueError: `extra` takes a name of the specification.
+        UserError: the disk is full, or permission is denied.
+        ValueError: `extra` uses a key of the specification.
     """
     own = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "kind": kind, "config": config}
     taken = sorted((own.keys() | {CHECKSUM, METADATA_CHECKSUM}) & extra.keys())
     if taken:
-        raise ValueError(f"extra metadata may not be called {', '.join(taken)}")
+        raise ValueError(f"reserved metadata keys: {', '.join(taken)}")
     metadata = {**extra, **own}
     sums = {CHECKSUM: checksum(tensors), METADATA_CHECKSUM: metadata_checksum(metadata)}
     write_tensors(path, tensors, metadata | sums)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write any safetensors file atomically and one tensor at a time; the same content gives the same bytes."""
-    # Sizes that keep the next tensor aligned come first.
+    """Write a safetensors file atomically, one tensor at a time; equal content gives equal bytes."""
+    # Tensors with sizes that keep the next tensor aligned come first.
     names = sorted(tensors, key=lambda name: (tensors[name].nbytes % _ALIGNMENT != 0, -tensors[name].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
@@ -78,10 +78,10 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata strings of a safetensors file, without its tensors; empty when it has none.
+    """Return the metadata strings of a safetensors file; empty when it has none. Tensors are not read.
 
     Raises:
-        UserError: missing, truncated, no safetensors file, or written by a newer titokctl.
+        UserError: it is missing, truncated, not a safetensors file, or was written by a newer titokctl.
     """
     with _open(path) as file:
         metadata = file.metadata() or {}
@@ -97,9 +97,9 @@ def is_ours(metadata: Mapping[str, str]) -> bool:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, memory-mapped: pages are read when they are used.
+    """Return all tensors of a safetensors file, memory-mapped: pages are read when first used.
 
-    Writing into them does not change the file. Raises UserError when the file is damaged or was edited.
+    Writes to the tensors don't change the file. Raises UserError when the file is damaged or was edited.
     """
     metadata = read_metadata(path)
     with _open(path) as file:
@@ -113,14 +113,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def metadata_checksum(metadata: Mapping[str, str]) -> str:
-    """The checksum of the specification for all other metadata, 64 hex digits."""
+    """Return the metadata checksum of the specification, 64 hex digits."""
     covered = {name: text for name, text in metadata.items() if name not in (CHECKSUM, METADATA_CHECKSUM)}
     text = json.dumps(covered, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The checksum of the specification, 64 hex digits."""
+    """Return the checksum of the specification, 64 hex digits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -134,8 +134,8 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _edited(path: Path, what: str) -> UserError:
-    message = f"{path} is damaged or was edited: its {what} not have the recorded checksum"
-    return UserError(message, "fetch or write it again")
+    message = f"{path} is damaged or was edited: its {what} not match the recorded checksum"
+    return UserError(message, "download or write it again")
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -153,5 +153,5 @@ def _open(path: Path) -> safe_open:
     except (SafetensorError, OSError) as error:
         if not path.is_file():
             raise UserError(f"weights not found: {path}", "`titokctl weights ls` lists known names") from error
-        hint = "it may be truncated: fetch or write it again"
-        raise UserError(f"{path} is not a whole safetensors file ({error})", hint) from error
+        hint = "it may be truncated: download or write it again"
+        raise UserError(f"{path} is not a complete safetensors file ({error})", hint) from error

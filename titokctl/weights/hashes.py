@@ -1,8 +1,8 @@
-"""Hashes that say what fits: a token cache fits every tokenizer with the same encoder hash.
+"""Hashes of weights: a token cache fits every tokenizer with the same encoder hash.
 
 Specification: SHA-256 over a line of JSON with the settings below, then for every tensor in the order of its name a
 line "name dtype shape" and its bytes (little-endian, contiguous). Names and settings are ours, so a file in the
-official layout has the hash of what it is converted to.
+official layout has the same hash as its conversion.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from torch import nn
 
 from titokctl.models.titok.tokenizer import TiTok
 
-# All that decides an id besides the values and shapes of these tensors.
+# The tensors that decide the ids.
 _ENCODER_PARTS = ("encoder.", "latent_tokens", "quantizer.")
 
 
 def encoder_sha256(tokenizer: TiTok) -> str:
-    """Hash of what decides the ids: encoder, latent tokens, codebook, and the settings no shape shows."""
+    """Return the hash of what decides the ids: encoder, latent tokens, codebook, and settings that no shape shows."""
     config = tokenizer.config
     settings: dict[str, Any] = {
         "num_heads": config.encoder.num_heads,
@@ -29,13 +29,13 @@ def encoder_sha256(tokenizer: TiTok) -> str:
         "shuffled_bottleneck": config.shuffled_bottleneck,
     }
     tensors = tokenizer.state_dict()
-    if config.is_discrete and "quantizer.codebook" not in tensors:  # no table of codes whose shape would say it
+    if config.is_discrete and "quantizer.codebook" not in tensors:  # without a table of codes, no shape shows it
         settings["codebook_size"] = config.codebook_size
     return _digest(tensors, settings, lambda name: name.startswith(_ENCODER_PARTS))
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Hash of all of a tokenizer or generator: its config and every tensor."""
+    """Return the hash of a whole tokenizer or generator: its config and every tensor."""
     config: Any = module.config
     return _digest(module.state_dict(), config.model_dump(mode="json"), lambda name: True)
 

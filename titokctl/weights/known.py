@@ -1,4 +1,4 @@
-"""The released models: what they are called, what they are, what was published about them."""
+"""The released models: names, configurations and published numbers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +15,11 @@ _LARGE = TransformerConfig(patch_size=16, width=1024, num_layers=24, num_heads=1
 class Known:
     """A released model.
 
-    `repository` and `files` are on the Hugging Face Hub; `parameters` are in millions, counted; `rfid` and `gfid` are
-    the published numbers, quoted, never measured by us; `sampling_steps` belong to the gfid.
+    Args:
+        repository, files: on the Hugging Face Hub.
+        parameters: in millions, counted.
+        rfid, gfid: published numbers, quoted and not measured here.
+        sampling_steps: number of steps for the gfid.
     """
 
     name: str
@@ -31,7 +34,7 @@ class Known:
 
     @property
     def num_latent_tokens(self) -> int | None:
-        """K, or None for the proxy tokenizer."""
+        """K; None for the proxy tokenizer."""
         return getattr(self.config, "num_latent_tokens", None)
 
 
@@ -98,12 +101,12 @@ BY_NAME = {known.name: known for known in _ALL}
 
 
 def of_kind(kind: str) -> Iterator[Known]:
-    """The released models of a kind, in the order of the table."""
+    """Return the released models of a kind, in the order of the table."""
     return (known for known in _ALL if known.kind == kind)
 
 
 def released(config: Config) -> Known | None:
-    """The released model with this configuration, or None. Dropout may differ: weights do not depend on it."""
+    """Return the released model with this configuration, or None. Dropout may differ: weights don't depend on it."""
     return next((known for known in _ALL if _lasting(known.config) == _lasting(config)), None)
 
 

@@ -1,6 +1,6 @@
-"""From published weight files to the perceptual losses, by the names that recipes call them.
+"""Perceptual losses from published weight files, by their names in recipes.
 
-VGG16 and ConvNeXt-S come as torchvision publishes them, LPIPS' linear layers as its authors do.
+VGG16 and ConvNeXt-S are torchvision's files, LPIPS' linear layers those of its authors.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,24 @@ from titokctl.weights.feature_networks import StateDict, filled, load_lite0
 from titokctl.weights.network_files import CONVNEXT_SMALL, LPIPS_LINEAR, VGG16, find
 from titokctl.weights.pickled import read_pickled
 
-_CLASSIFIER = "classifier."  # VGG16's, which a file may have or not: LPIPS looks at maps only
+_CLASSIFIER = "classifier."  # of VGG16; not needed for LPIPS, which compares feature maps
 
 
 def load_perceptual(name: str, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-    """The loss (made, target) -> scalar that recipes call lpips, convnext-s or lite0; see `models.perceptual`.
+    """Load the loss (made, target) -> scalar that recipes call lpips, convnext-s or lite0; see `models.perceptual`.
 
     Args:
-        dtype: of the network's weights, and so of its arithmetic; the loss is float32.
+        dtype: of the network's weights and arithmetic; the loss is float32.
 
-    Raises UserError when its weights are missing, damaged, or those of another network.
+    Raises:
+        UserError: its weights are missing, damaged, or those of another network.
     """
     loss = _LOSSES[name]().to(device, dtype)
     return loss.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
 
 
 def load_lpips(vgg16: Path | None = None, linear: Path | None = None, fetch: bool = True) -> Lpips:
-    """LPIPS in eval mode, float32, frozen; from files given or found as `network_files.find` does.
+    """Load LPIPS in eval mode, float32, frozen; `network_files.find` finds files that are not given.
 
     Raises UserError when a file is missing, damaged, or one of another network.
     """
@@ -42,7 +43,7 @@ def load_lpips(vgg16: Path | None = None, linear: Path | None = None, fetch: boo
 
 
 def load_convnext_small(path: Path | None = None) -> ConvNextSmall:
-    """ConvNeXt-S in eval mode, float32, frozen; from a file given or found as `network_files.find` does.
+    """Load ConvNeXt-S in eval mode, float32, frozen; `network_files.find` finds a file that is not given.
 
     Raises UserError when the file is missing, damaged, or one of another network.
     """
@@ -50,7 +51,7 @@ def load_convnext_small(path: Path | None = None) -> ConvNextSmall:
 
 
 def lpips_from(vgg16: StateDict, linear: StateDict) -> Lpips:
-    """LPIPS from torchvision's tensors of VGG16 and the linear layers'. Raises UserError when they don't fit."""
+    """Make LPIPS from the tensors of VGG16 and of the linear layers. Raises UserError if they don't fit."""
     names = {f"lin{i}.model.1.weight": (1, width, 1, 1) for i, width in enumerate(WIDTHS)}
     compare(shapes(linear), names, "the weights of LPIPS' linear layers")
     with NoFirstValues():
@@ -61,7 +62,7 @@ def lpips_from(vgg16: StateDict, linear: StateDict) -> Lpips:
 
 
 def convnext_small_from(published: StateDict) -> ConvNextSmall:
-    """ConvNeXt-S from torchvision's tensors. Raises UserError when they don't fit."""
+    """Make ConvNeXt-S from torchvision's tensors. Raises UserError if they don't fit."""
     with NoFirstValues():
         network = ConvNextSmall()
     return filled(network, published, "ConvNeXt-S")

@@ -1,4 +1,4 @@
-"""The official config.json: read into our configurations, and written back."""
+"""Conversion of the official config.json to our configurations and back."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,18 +19,18 @@ _GENERATOR_FIELDS = {
     "num_latent_tokens": "image_seq_len", "num_classes": "condition_num_classes",
 }  # fmt: skip
 _Size = Literal["small", "base", "large"]
-# Official folders are saved with OmegaConf's references as they were written: "${model.vq_model.num_latent_tokens}".
+# Official folders contain unresolved OmegaConf references: "${model.vq_model.num_latent_tokens}".
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
-_MAX_HOPS = 10  # from reference to reference; more is a loop
-_MAX_DEPTH = 20  # of sections; none that we read lies deeper
+_MAX_HOPS = 10  # from reference to reference; more means a loop
+_MAX_DEPTH = 20  # of sections; deeper ones are not read
 
 
 class FieldsMissing(UserError):
-    """A config.json that says too little, as the oldest do, and nothing wrong."""
+    """A config.json without required fields, as in the oldest releases, but with nothing wrong in it."""
 
 
 class _Section(BaseModel):
-    """A part of config.json; what we don't use in it is left alone."""
+    """A section of config.json; fields that we don't use are ignored."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
@@ -93,10 +93,10 @@ class _GeneratorFile(_Section):
 
 
 def read_config(kind: str, official: Mapping[str, Any], where: str) -> Config:
-    """Our configuration of a network of `kind` from the official one.
+    """Convert the official configuration of a network of `kind` to ours.
 
     Raises:
-        FieldsMissing: fields are missing, and those that are there are right; names the first.
+        FieldsMissing: fields are missing, but none is wrong; names the first.
         UserError: a field is wrong; names it.
     """
     readers: dict[str, Callable[[Mapping[str, Any]], Config]]
@@ -114,12 +114,12 @@ def _not_known(error: ValidationError, kind: str, where: str) -> UserError:
     field = ".".join(map(str, first["loc"])) or "config"
     value = f", not {first['input']!r}" if isinstance(first["input"], str) else ""
     hint = "if it is a released model, name it: `titokctl convert ... --model NAME`"
-    message = f"{where} describes no {kind} we know ({field}: {first['msg']}{value})"
+    message = f"{where} does not describe a supported {kind} ({field}: {first['msg']}{value})"
     return (UserError if wrong else FieldsMissing)(message, hint)
 
 
 def _resolved(section: Mapping[str, Any], root: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
-    """`section` with the values that its references stand for; those that lead nowhere stay as they are."""
+    """Return `section` with its references resolved; those without a target stay as they are."""
     values = {key: _value(value, root) for key, value in section.items()}
     if depth == _MAX_DEPTH:
         return values
@@ -142,7 +142,7 @@ def _value(value: Any, root: Mapping[str, Any]) -> Any:
 
 
 def write_config(kind: str, config: Any) -> dict[str, Any]:
-    """The official configuration of a network; raises UserError, with the reason, when it has no official form."""
+    """Convert our configuration to the official one. Raises UserError when there is no official form."""
     writers: dict[str, Callable[[Any], dict[str, Any]]]
     writers = {"tokenizer": _write_tokenizer, "generator": _write_generator, "proxy": _write_proxy}
     return writers[kind](config)
@@ -162,7 +162,7 @@ def _read_tokenizer(official: Mapping[str, Any]) -> TokenizerConfig:
         token_size=vq.token_size,
         normalize_codes=vq.use_l2_norm,
         commitment_cost=vq.commitment_cost,
-        # One switch there for both; ours are two.
+        # One official switch for our two.
         shuffled_bottleneck=vq.is_legacy,
         head="proxy" if vq.is_legacy else "pixel",
         proxy=VqganConfig() if vq.is_legacy else None,
@@ -186,16 +186,16 @@ def _read_generator(official: Mapping[str, Any]) -> GeneratorConfig:
 
 
 def _read_proxy(official: Mapping[str, Any]) -> VqganConfig:
-    return VqganConfig()  # only one was ever published
+    return VqganConfig()  # only one was published
 
 
 def _write_tokenizer(config: TokenizerConfig) -> dict[str, Any]:
     if config.shuffled_bottleneck != (config.head == "proxy"):
-        raise _no_form("its shuffled bottleneck and its head follow one switch there, both on or both off")
+        raise _no_form("officially one switch sets both the shuffled bottleneck and the head; here they differ")
     if config.proxy not in (None, VqganConfig()):
         raise _no_form("its proxy tokenizer is not the published MaskGIT-VQGAN")
     if config.quantizer not in ("vq", "gaussian"):
-        raise _no_form(f"its quantizer {config.quantizer!r} is unknown there")
+        raise _no_form(f"its quantizer {config.quantizer!r} has no official name")
     vq_model = {
         "codebook_size": config.codebook_size or 0,
         "token_size": config.token_size,
@@ -223,7 +223,7 @@ def _size_name(side: str, vit: TransformerConfig) -> str:
 
 def _write_generator(config: GeneratorConfig) -> dict[str, Any]:
     if config.architecture not in _ARCHITECTURES:
-        raise _no_form(f"its architecture {config.architecture!r} is unknown there")
+        raise _no_form(f"its architecture {config.architecture!r} has no official name")
     fields = {theirs: getattr(config, ours) for ours, theirs in _GENERATOR_FIELDS.items()}
     generator = {"model_type": _ARCHITECTURES[config.architecture], **fields}
     vq_model = {"codebook_size": config.codebook_size, "num_latent_tokens": config.num_latent_tokens}
@@ -237,4 +237,4 @@ def _write_proxy(config: VqganConfig) -> dict[str, Any]:
 
 
 def _no_form(reason: str) -> UserError:
-    return UserError(f"this network has no official form: {reason}", "keep it as a titokctl weights file")
+    return UserError(f"this network has no official form: {reason}", "use a titokctl weights file")

@@ -17,29 +17,29 @@ from titokctl.weights.store import Weights
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 _IN_FOLDERS = (TENSORS, "pytorch_model.bin")
-# Kept in our file, so that what the official configuration says beyond ours is there when it goes back.
+# Stored in our file, so that official settings without a counterpart survive the conversion back.
 _KEPT = "official_config"
 
 
 def tensor_file(path: Path) -> Path:
-    """The file with the tensors: `path` itself, or the one in the Hub-style folder `path`."""
+    """Return the file with the tensors: `path` itself, or the one in the Hub-style folder `path`."""
     if not path.is_dir():
         return path
     for name in _IN_FOLDERS:
         if (path / name).is_file():
             return path / name
-    raise UserError(f"{path} holds no weights", f"expected {TENSORS} (and {CONFIG}) in it, or a run.json")
+    raise UserError(f"no weights in {path}", f"expected {TENSORS} (and {CONFIG}) in it, or a run.json")
 
 
 def read_official(path: Path, model: str | None = None) -> Weights:
     """Read an official file or folder and convert it, memory-mapped where the format allows it.
 
     Args:
-        path: the file or folder; a config.json beside a file with one of the Hub's names counts.
-        model: the known name it has, for files that don't tell.
+        path: the file or folder; a config.json beside a file with one of the Hub's names is read, too.
+        model: the released model's name, for files that can't be recognised.
 
     Raises:
-        UserError: it cannot be recognised, is damaged, or does not have the tensors it should have.
+        UserError: it can't be recognised, is damaged, or has other tensors than expected.
     """
     file = tensor_file(path)
     config_file = file.parent / CONFIG
@@ -67,7 +67,7 @@ def write_official(folder: Path, weights: Weights) -> None:
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`old` with what `new` says; sections are merged, not replaced."""
+    """Return `old` updated with `new`; sections are merged, not replaced."""
     both = {key: _merged(old[key], new[key]) for key in old.keys() & new.keys() if isinstance(new[key], dict)}
     return {**old, **new, **both}
 
@@ -75,12 +75,12 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def _mapping(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no configuration")
+        raise UserError(f"{path} is not a configuration")
     return value
 
 
 def is_safetensors(path: Path) -> bool:
-    """By content: after eight bytes of length a safetensors file has a JSON object, a pickle or zip file never."""
+    """Return True for a safetensors file, which has a JSON object behind eight bytes of length."""
     try:
         with path.open("rb") as file:
             start = file.read(9)

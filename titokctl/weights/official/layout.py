@@ -1,4 +1,4 @@
-"""Official tensors to ours and back: names, shapes, pieces; values are views wherever that is possible."""
+"""Conversion of official tensors to ours and back: names, shapes, pieces; values are views where possible."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ from titokctl.errors import UserError
 from titokctl.weights.build import compare, shapes, skeleton
 from titokctl.weights.official.names import Official, official_layout
 
-# Saved by some versions of the library that the official ViT comes from; it holds 0, 1, 2, ...
+# Saved by some versions of the library of the official ViT; contains 0, 1, 2, ...
 _IGNORED = ("embeddings.position_ids",)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SHOWN = 5
 
 
 def from_official(kind: str, config: Any, tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-    """Official `tensors` by our names and in our shapes.
+    """Convert official `tensors` to our names and shapes.
 
-    Raises UserError that lists missing, unexpected and wrong tensors by their official names, or those that are no
-    plain floating point ones.
+    Raises UserError, which lists tensors by their official names, when some are missing, unexpected, of another shape,
+    or not plain floating point tensors.
     """
     ours = shapes(skeleton(kind, config).state_dict())
     layout = official_layout(kind, config, ours)
@@ -30,7 +30,7 @@ def from_official(kind: str, config: Any, tensors: Mapping[str, torch.Tensor], w
 
 
 def to_official(kind: str, config: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our `tensors` by their official names and in their official shapes."""
+    """Convert our `tensors` to the official names and shapes."""
     layout = official_layout(kind, config, shapes(tensors))
     return {
         name: part.reshape(place.shape)
@@ -40,7 +40,7 @@ def to_official(kind: str, config: Any, tensors: Mapping[str, torch.Tensor]) -> 
 
 
 def official_shapes(kind: str, config: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a network in the official layout."""
+    """Return names and shapes of a network in the official layout."""
     return _expected(official_layout(kind, config, shapes(skeleton(kind, config).state_dict())))
 
 
@@ -52,8 +52,8 @@ def _check_types(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        message = f"{where}: not all tensors are plain floating point ones: {', '.join(wrong[:_SHOWN])}{more}"
-        raise UserError(message, "weights are expected as float64, float32, float16 or bfloat16")
+        message = f"{where}: not all tensors are plain floating point tensors: {', '.join(wrong[:_SHOWN])}{more}"
+        raise UserError(message, "expected float64, float32, float16 or bfloat16")
 
 
 def _expected(layout: Mapping[str, Official]) -> dict[str, tuple[int, ...]]:

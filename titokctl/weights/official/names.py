@@ -1,7 +1,7 @@
-"""Our tensor names beside the official ones.
+"""Our tensor names and the official ones.
 
-Every table below maps the beginning of our names to the beginning of theirs; the longest fitting beginning counts.
-Where a value is stored in another shape or in several pieces, `Official` says so; numbers never change.
+Every table below maps prefixes of our names to official prefixes; the longest matching prefix is used. `Official` also
+gives the shape and the pieces in which a tensor is stored; values never change.
 """
 
 import re
@@ -13,7 +13,7 @@ from titokctl.config.models import GeneratorConfig, TokenizerConfig, VqganConfig
 from titokctl.errors import UserError
 
 Shape = tuple[int, ...]
-# Linear layers of ours that are 1x1 convolutions there.
+# Our linear layers that are officially 1x1 convolutions.
 _POINTWISE = re.compile(
     r"encoder\.to_latents\.weight|decoder\.head\.(to_pixels|hidden|logits)\.weight|.*\.shortcut\.weight"
 )
@@ -21,19 +21,19 @@ _POINTWISE = re.compile(
 
 @dataclass(frozen=True)
 class Official:
-    """Where a tensor of ours is there: under `names` (parts along the first axis), each of `shape`."""
+    """The official form of a tensor: `names` (parts along the first axis), each of `shape`."""
 
     names: tuple[str, ...]
     shape: Shape
 
 
 def official_layout(kind: str, config: Any, ours: Mapping[str, Shape]) -> dict[str, Official]:
-    """For every tensor of ours, by name, what it is in the official layout.
+    """Return the official form of every tensor, by our name.
 
     Args:
         kind: "tokenizer", "generator" or "proxy".
-        config: the network's.
-        ours: shapes of all its tensors by our names.
+        config: the network's configuration.
+        ours: shapes of all its tensors, by our names.
     """
     tables: dict[str, Callable[[Any], dict[str, str]]]
     tables = {"tokenizer": _tokenizer, "generator": _generator, "proxy": _proxy}
@@ -58,17 +58,17 @@ def _place(kind: str, config: Any, name: str, there: str, shape: Shape) -> Offic
 def _renamed(name: str, table: Mapping[str, str]) -> str:
     start = max((s for s in table if name.startswith(s)), key=len, default=None)
     if start is None:
-        raise UserError(f"{name} has no official form", "only the published architectures can go back")
+        raise UserError(f"{name} has no official form", "only the published architectures can be converted")
     return table[start] + name[len(start) :]
 
 
 def _below(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, str]:
-    """`names` with a beginning put before both sides."""
+    """Return `names` with a prefix on both sides."""
     return {ours + a: theirs + b for a, b in names.items()}
 
 
 def _each(ours: str, theirs: str, count: int, names: Mapping[str, str]) -> dict[str, str]:
-    """`names` below `count` numbered parts; "#" in `ours` and `theirs` is the number."""
+    """Return `names` below `count` numbered parts; "#" in `ours` and `theirs` is the number."""
     numbered = [(ours.replace("#", str(i)), theirs.replace("#", str(i))) for i in range(count)]
     return {a: b for pair in numbered for a, b in _below(*pair, names).items()}
 

@@ -1,4 +1,4 @@
-"""Which network an official file holds, from its config.json or from its names and shapes."""
+"""Recognition of the network in an official file, from its config.json or from names and shapes of its tensors."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,16 +16,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def recognise(found: Shapes, official: Mapping[str, Any] | None, model: str | None, where: str) -> tuple[str, Config]:
-    """Kind and configuration of the network with these tensors.
+    """Return kind and configuration of the network with these tensors.
 
     Args:
         found: official names to shapes.
         official: contents of config.json, if there is one.
-        model: a known name that the user says it is.
+        model: the name of a released model, given by the user.
         where: for messages.
 
     Raises:
-        UserError: unknown name, a config.json that does not describe it, or nothing decides; lists the known names.
+        UserError: the name is unknown, config.json describes another network, or it can't be recognised.
     """
     kind = _kind(found) or _described(official)
     if model is not None:
@@ -35,12 +35,12 @@ def recognise(found: Shapes, official: Mapping[str, Any] | None, model: str | No
     elif kind is not None and (same := _same_shapes(kind, found)) is not None:
         config = same
     else:
-        raise UserError(f"{where}: neither config.json nor names and shapes say which model it is", _ask())
+        raise UserError(f"{where}: can't recognise the model by config.json, or by names and shapes", _ask())
     return kind, _without_pixels(config, found)
 
 
 def _kind(names: Iterable[str]) -> str | None:
-    """What tells the kinds apart are tensors that every one of a kind has."""
+    """Recognise the kind by a tensor that all networks of the kind have."""
     names = set(names)
     if "latent_tokens" in names:
         return "tokenizer"
@@ -50,7 +50,7 @@ def _kind(names: Iterable[str]) -> str | None:
 
 
 def _described(official: Mapping[str, Any] | None) -> str | None:
-    """The kind by config.json, for files in which the telling tensor is missing, so that it is named."""
+    """Read the kind from config.json, for files without that tensor, so that it is reported as missing."""
     sections = (official or {}).get("model")
     if not isinstance(sections, Mapping):
         return None
@@ -60,7 +60,7 @@ def _described(official: Mapping[str, Any] | None) -> str | None:
 
 
 def _configured(kind: str, official: Mapping[str, Any], found: Shapes, where: str) -> Config:
-    """What config.json says or, where an old one says too little, the released model with these tensors."""
+    """Return the configuration in config.json or, if that is incomplete, of the released model with these tensors."""
     try:
         return read_config(kind, official, f"{where}: config.json")
     except FieldsMissing:
@@ -72,12 +72,12 @@ def _configured(kind: str, official: Mapping[str, Any], found: Shapes, where: st
 
 def _named(model: str) -> tuple[str, Config]:
     if model not in BY_NAME:
-        raise UserError(f"no model is called {model!r}", _ask())
+        raise UserError(f"unknown model: {model!r}", _ask())
     return BY_NAME[model].kind, BY_NAME[model].config
 
 
 def _same_shapes(kind: str, found: Shapes) -> Config | None:
-    """The known configuration whose tensors these are: the same counts, widths and code sizes."""
+    """Return the released configuration with these tensors: equal counts, widths and code sizes."""
     for known in of_kind(kind):
         if _signature_of(known.name) == _signature(found):
             return known.config
@@ -97,7 +97,7 @@ _TELLING = (
 
 
 def _signature(shapes: Shapes) -> tuple[object, ...]:
-    """What tells models of one kind apart, so that a file with a tensor missing is still recognised and named."""
+    """Return what distinguishes models of one kind, also in a file with a missing tensor."""
     layers = {
         re.sub(r"\.(\d+)\..*", r".\1", name) for name in shapes if re.search(r"(transformer|layer|blocks)\.\d", name)
     }
@@ -105,7 +105,7 @@ def _signature(shapes: Shapes) -> tuple[object, ...]:
 
 
 def _without_pixels(config: Config, found: Shapes) -> Config:
-    """Files of stage 1 have no pixel decoder, whatever the configuration's default says."""
+    """Turn the pixel decoder off for files of stage 1, which have none."""
     if not isinstance(config, TokenizerConfig) or config.head != "proxy":
         return config
     has_pixels = any(name.startswith(("pixel_decoder.", "pixel_quantize.")) for name in found)
