@@ -93,7 +93,7 @@ class TokenPart:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """The first bytes of a part: its number of rows, their longest key, and the rejected samples. Not checked further."""
+    """The first bytes of a part: its number of rows, their longest key, and the rejected samples; unchecked."""
 
     rows: int
     key_bytes: int
