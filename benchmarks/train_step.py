@@ -38,6 +38,7 @@ from benchmarks.measuring import BASELINE, Figures, Parts, Way, compare, parser,
 from titokctl.config import recipe_files
 from titokctl.config.recipe import MaskGitRecipe
 from titokctl.config.tokenizer_recipe import TokenizerRecipe
+from titokctl.context import Context
 from titokctl.data.sources import open_source
 from titokctl.data.tokens import TokenRows
 from titokctl.distributed.group import single_group
@@ -46,10 +47,9 @@ from titokctl.formats.checkpoint import Checkpoint, CheckpointWriter, Policy
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.jobs.train.generator import build_task
-from titokctl.jobs.train.generator_plan import operations_per_image
 from titokctl.jobs.train.stage_start import Start
 from titokctl.jobs.train.stages import Surroundings, build_stage
-from titokctl.progress import SilentProgress
+from titokctl.training.cost import generator_operations
 from titokctl.training.generator_task import GeneratorTask
 from titokctl.training.image_stage import ImageStage
 from titokctl.training.loop import Loop, Metrics
@@ -87,7 +87,7 @@ def generator(recipe: MaskGitRecipe, device: str, steps: int) -> tuple[Mapping[s
         cache = random_cache(Path(folder) / "tokens.h5", 20_000, recipe.model.num_latent_tokens, recipe)
         task = build_task(recipe, (TokenRows(cache, recipe.views, None, device), None), device, single_group())
         plain, numbers = Plain(recipe, device), itertools.count()
-        operations = batch * operations_per_image(task.model)
+        operations = batch * generator_operations(task.model)
         ways = {
             BASELINE: Way(plain.step, operations=operations, items=batch),
             "ours": Way(
@@ -237,7 +237,7 @@ def run_loop(recipe: TokenizerRecipe, device: str, steps: int, data: Path, folde
     task = Watched(build_stage(recipe, Start(None, None, {}), Surroundings(images, None, device, group)), device)
     short = recipe.training.model_copy(update={"steps": WARM + steps})
     with StopRequest() as stop:
-        Loop(task, short, run, "", SilentProgress(), stop, group).run()
+        Loop(task, short, run, "", Context(stop=stop, group=group)).run()
     with CheckpointWriter(folder / "checkpoint", Policy(1)) as writer:
         began = time.perf_counter()
         writer.save(Checkpoint(1, task.tensors(), {}))

@@ -6,8 +6,9 @@ import pytest
 from caches import write_cache
 from remarks import Remarks
 
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.train.generator import train_generator
+from titokctl.jobs.train.generator import TrainGenerator
 
 
 @pytest.fixture(scope="session")
@@ -39,10 +40,9 @@ def train(cache, recipe, runs):
 
     def call(*overrides, cache=cache, recipe=recipe, **options):
         talk = Remarks()
+        request = TrainGenerator(Path(cache), recipe and str(recipe), overrides, **options)
         with StopRequest() as stop:
-            result = train_generator(
-                Path(cache), recipe and str(recipe), runs, overrides=overrides, progress=talk, stop=stop, **options
-            )
+            result = request.run(Context(runs, progress=talk, stop=stop))
         return result, talk
 
     return call

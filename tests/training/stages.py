@@ -5,9 +5,9 @@ from pathlib import Path
 
 from remarks import Remarks
 
-from titokctl.config import recipe_files
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.train.tokenizer import TrainedTokenizer, train_tokenizer
+from titokctl.jobs.train.tokenizer import TrainedTokenizer, TrainTokenizer
 
 _VQGAN = "{channels: 8, channel_multipliers: [1, 1, 2, 2], num_res_blocks: 1, codebook_size: 32, token_size: 8}"
 _ADVERSARY = """
@@ -82,7 +82,8 @@ class Leave(Remarks):
 
 def train(data: Path, stage: str, runs: Path, folder: Path, *overrides: str, **options) -> TrainedTokenizer:
     """train-tokenizer in this process with the small recipe of `stage`."""
-    recipe = recipe_files.load(str(write_recipe(folder, stage)), "tokenizer", overrides)
-    options = {"progress": Leave(), **options}
     with StopRequest() as stop:
-        return train_tokenizer([data], recipe, f"small-{stage}", runs, stop=options.pop("stop", stop), **options)
+        around = {"progress": Leave(), "stop": stop}
+        around |= {name: options.pop(name) for name in ("progress", "stop", "group") if name in options}
+        request = TrainTokenizer([data], str(write_recipe(folder, stage)), overrides, **options)
+        return request.run(Context(runs, **around))

@@ -24,7 +24,7 @@ def test_pictures_are_drawn_with_the_tokenizer_that_is_found_by_its_hash(train, 
 
 def test_without_the_tokenizer_there_are_none_and_it_trains_all_the_same(train):
     result, talk = train("training.steps=2")
-    assert "no pictures of samples" in talk
+    assert "no previews" in talk
     assert not list(result.run.glob("*.png"))
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from titokctl.config import recipe_files
-from titokctl.jobs.train.generator_plan import plan_run
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
+from titokctl.training.cost import generator_cost
 from titokctl.training.optimizer import is_decayed
 
 IMAGENET = 1_281_167
@@ -35,7 +35,7 @@ def test_size_and_schedule_are_the_published_ones(name):
 def test_headers_tell_the_epochs_and_the_cost(name):
     header = recipe_files.find(name, "generator").read_text()
     recipe = recipe_files.load(name, "generator")
-    plan = plan_run(recipe, name, IMAGENET, 2, 1)
+    plan = generator_cost(recipe, name, IMAGENET, 2, 1)
     assert f"{plan.epochs:.0f} epochs of ImageNet's {IMAGENET:,}" in header
     assert f"{plan.operations:.1e} operations" in header
     assert f"{plan.operations / (0.65 * 700e12) / 3600:.0f} h on one H100" in header
@@ -65,12 +65,12 @@ def test_sampling_settings_are_those_of_the_released_generator(name):
 
 def test_a_plan_counts_epochs_operations_and_memory():
     recipe = recipe_files.load("maskgit-vit-l-32", "generator")
-    alone, eight = (plan_run(recipe, "l-32", IMAGENET, 2, processes) for processes in (1, 8))
+    alone, eight = (generator_cost(recipe, "l-32", IMAGENET, 2, processes) for processes in (1, 8))
     assert alone.epochs == pytest.approx(799.27, abs=0.01)
     assert alone.operations / alone.images == pytest.approx(35e9, rel=0.01), "the floor: 35 GFLOP an image"
     assert eight.images_per_process == 256
     assert 4 * 5 * 177.2e6 / 1e9 < eight.memory_gb < alone.memory_gb < 80
     many = 10**9
-    assert plan_run(recipe, "l-32", many, 2, 1).memory_gb < alone.memory_gb, "so many ids stay where they are"
+    assert generator_cost(recipe, "l-32", many, 2, 1).memory_gb < alone.memory_gb, "so many ids stay where they are"
     lean = recipe.model_copy(update={"training": recipe.training.model_copy(update={"activation_checkpointing": True})})
-    assert plan_run(lean, "l-32", IMAGENET, 2, 1).memory_gb < alone.memory_gb
+    assert generator_cost(lean, "l-32", IMAGENET, 2, 1).memory_gb < alone.memory_gb

@@ -5,10 +5,10 @@ import tiny
 import torch
 
 from titokctl.config import recipe_files
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.metrics_log import MetricsLog
-from titokctl.jobs.train.tokenizer import train_tokenizer
-from titokctl.progress import SilentProgress
+from titokctl.jobs.train.tokenizer import TrainTokenizer
 from titokctl.weights.build import skeleton
 from titokctl.weights.known import BY_NAME
 
@@ -102,8 +102,8 @@ def test_the_tiny_ones_run_one_after_the_other(tmp_path):
         changes += ["codebook.continuous_steps=0"] if stage in ("vqgan", "proxy") else []
         changes += ["adversary.start=1", "loss.perceptual_start=1"] if stage != "proxy" else []
         with StopRequest() as stop:
-            run = train_tokenizer([pictures], load(name, *changes), name, tmp_path / "runs", validation=[pictures],
-                                  progress=SilentProgress(), stop=stop).run  # fmt: skip
+            request = TrainTokenizer([pictures], name, changes, [pictures])
+            run = request.run(Context(tmp_path / "runs", stop=stop)).run
         last = MetricsLog(run / "metrics.jsonl").newest_values()
         assert last["val_psnr"] > 3
         assert (stage == "proxy") == ("discriminator_loss" not in last)

@@ -6,10 +6,10 @@ from remarks import Remarks
 from shard_server import Server
 from test_train_tokenizer import RECIPE
 
-from titokctl.config import recipe_files
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.metrics_log import MetricsLog
-from titokctl.jobs.train.tokenizer import train_tokenizer
+from titokctl.jobs.train.tokenizer import TrainTokenizer
 
 
 @pytest.fixture
@@ -27,12 +27,11 @@ def test_shards_on_a_server_train_and_judge(server, tmp_path, runs):
 
     def train(name, steps):
         changes = ("schedule.kind=constant", "model.image_size=48", f"training.steps={steps}")
-        recipe, talk = recipe_files.load(str(tmp_path / "small.yaml"), "tokenizer", changes), Remarks()
+        talk = Remarks()
         with StopRequest() as stop:
             shards, held_out = f"{server.url}/{{000..001}}.tar", f"{server.url}/002.tar"
-            result = train_tokenizer(
-                [shards], recipe, "x", runs, validation=[held_out], name=name, progress=talk, stop=stop
-            )
+            request = TrainTokenizer([shards], str(tmp_path / "small.yaml"), changes, [held_out], name=name)
+            result = request.run(Context(runs, progress=talk, stop=stop))
         return result, talk
 
     whole, talk = train("whole", 12)

@@ -10,16 +10,14 @@ import tiny
 import torch
 from process_tree import held, wait_for_files
 
-from titokctl.config import recipe_files
+from titokctl.context import Context
 from titokctl.data.images import to_float
-from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
 from titokctl.jobs.train.stage_start import find_start
-from titokctl.jobs.train.tokenizer import train_tokenizer
-from titokctl.progress import SilentProgress
+from titokctl.jobs.train.tokenizer import TrainTokenizer
 
 RECIPE = f"""{stages.ALONE}
 optimizer: {{learning_rate: 1e-3, muon_learning_rate: 1e-3}}
@@ -167,8 +165,8 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path, monkeypatc
     from titokctl.distributed.place import Place
 
     (tmp_path / "small.yaml").write_text(RECIPE)
-    recipe = recipe_files.load(str(tmp_path / "small.yaml"), "tokenizer")
     three = Group(Place(0, 3, 0), single_group().shared_store("test"))
-    with StopRequest() as stop, pytest.raises(UserError, match="8 is not a multiple of 3 processes") as refused:
-        train_tokenizer([tmp_path], recipe, "x", tmp_path, progress=SilentProgress(), stop=stop, group=three)
+    request = TrainTokenizer([tmp_path], str(tmp_path / "small.yaml"))
+    with pytest.raises(UserError, match="8 is not a multiple of 3 processes") as refused:
+        request.run(Context(tmp_path, group=three))
     assert "training.global_batch_size=6" in refused.value.hint

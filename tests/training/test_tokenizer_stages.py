@@ -127,7 +127,7 @@ def test_weights_of_another_architecture_are_listed(chain):
     with pytest.raises(UserError, match=r"another architecture .*encoder.width: 32 -> 64") as refused:
         chain.train("decoder", f"init={chain.proxy.run}", "model.encoder.width=64")
     assert "num_latent_tokens" not in refused.value.message
-    with pytest.raises(UserError, match=r"proxy tokenizer of another size .*codebook_size: 32 -> 16"):
+    with pytest.raises(UserError, match=r"has other sizes than the recipe.*codebook_size: 32 -> 16"):
         chain.train("proxy", f"proxy={chain.vqgan.run}", "model.proxy.codebook_size=16")
 
 

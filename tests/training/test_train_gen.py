@@ -24,8 +24,7 @@ from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.machine.runs import ListRuns
-from titokctl.jobs.train.generator import plan_training, train_generator
-from titokctl.progress import SilentProgress
+from titokctl.jobs.train.generator import TrainGenerator
 
 
 def same(a, b):
@@ -136,7 +135,7 @@ def test_other_data_for_a_named_run_are_refused_with_both_hashes(train, cache, t
     train("training.steps=2", name="one")
     other = write_cache(tmp_path / "other.h5", 50, seed=1)
     old, new = (TokenCache.open(path).sha256[:12] for path in (cache, other))
-    assert f"data, or weights it starts from: {old} -> {new}" in refusal(
+    assert f"data, or weights to start from: {old} -> {new}" in refusal(
         train, "training.steps=2", cache=other, name="one"
     )
 
@@ -171,8 +170,8 @@ def test_steps_may_grow_unless_the_rate_depends_on_them(train, kind):
         ("model.num_classes=2", "model.num_classes: the recipe says 2, the cache's labels need 3"),
         ("views=[plain, ten]", "the recipe wants ten, the cache has plain, flip"),
         ("training.global_batch_size=500", "fewer than one global batch of 500"),
-        ("val_fraction=0.999", "at least 1 must be kept, and one global batch of 16 left"),
-        ("val_fraction=1e-9", "keeps 0 of the 200 rows"),
+        ("val_fraction=0.999", "at least 1 must be held out, and one global batch of 16 must remain"),
+        ("val_fraction=1e-9", "holds out 0 of the 200 rows"),
         ("model.architecture=foo", "unknown generator architecture 'foo'"),
         ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1"),
         ("training.precision=fp16", "training.precision: should be"),
@@ -188,7 +187,7 @@ def test_a_validation_cache_must_fit_too(train, tmp_path):
     other = write_cache(tmp_path / "other.h5", 30, encoder_sha256="a" * 64)
     assert "the recipe says 3, the labels of" in refusal(train, validation=wide)
     assert "encoder aaaaaaaaaaaa, not eeeeeeeeeeee" in refusal(train, validation=other)
-    assert "both name what is held out" in refusal(train, "val_fraction=0.1", validation=wide)
+    assert "both name held-out images" in refusal(train, "val_fraction=0.1", validation=wide)
     unlabelled = write_cache(tmp_path / "none.h5", 100, classes=0)
     result, _ = train("training.steps=2", cache=unlabelled, validation=wide)
     assert "held_out_loss" in result.metrics, "without classes all labels are the null label"
@@ -201,7 +200,7 @@ def test_latents_are_refused_as_such(train, tmp_path):
 
 def test_a_plan_divides_the_batch_as_the_run_will(cache, recipe, tmp_path):
     with pytest.raises(UserError, match="16 is not a multiple of 3 processes"):
-        plan_training(cache, str(recipe), tmp_path, processes=3, progress=SilentProgress())
+        TrainGenerator(cache, str(recipe), processes=3).plan(Context(tmp_path))
 
 
 def test_a_cache_that_does_not_fit_is_one_sentence_on_the_command_line(run_cli, cache, recipe):
@@ -267,8 +266,8 @@ def test_a_dry_run_prints_a_recipe_and_what_it_takes(run_cli, runs, cache, recip
 
 def test_a_plan_names_the_run_and_is_refused_as_the_run_is(train, cache, recipe, runs):
     def planned(*overrides, **options):
-        options = {"name": "one", "overrides": overrides, "progress": SilentProgress()} | options
-        return plan_training(cache, str(recipe), runs, **options)[2]
+        request = TrainGenerator(cache, str(recipe), overrides, **({"name": "one"} | options))
+        return request.plan(Context(runs)).run
 
     folder, longer = runs / "generator" / "one", ("training.steps=30", "schedule={kind: constant, warmup_steps: 5}")
     assert (planned().output, planned().state) == (folder, "new")
@@ -276,9 +275,9 @@ def test_a_plan_names_the_run_and_is_refused_as_the_run_is(train, cache, recipe,
     result, _ = train(longer[1], name="one")
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     assert planned(longer[1]).state == "finished"
-    assert planned(*longer).in_words() == f"run: {folder}, would go on from step 20 of 30"
+    assert planned(*longer).in_words() == f"run: {folder}, would resume from step 20 of 30"
     assert planned(overwrite=True).replaces
-    with pytest.raises(UserError, match="was started with other settings"):
+    with pytest.raises(UserError, match="was begun with other settings"):
         planned("training.seed=1")
     with folder_lock(folder), pytest.raises(UserError, match="another titokctl is at work"):
         planned(longer[1])
@@ -290,7 +289,7 @@ def test_a_place_where_nothing_can_be_made_is_refused_first(cache, recipe, tmp_p
     (tmp_path / "file").touch()
     talk = Remarks()
     with pytest.raises(UserError, match="cannot make the folder"), StopRequest() as stop:
-        train_generator(cache, str(recipe), tmp_path / "file", progress=talk, stop=stop)
+        TrainGenerator(cache, str(recipe)).run(Context(tmp_path / "file", progress=talk, stop=stop))
     assert not talk.said
 
 

@@ -14,13 +14,13 @@ from process_tree import held, wait_for_files
 from remarks import Remarks
 from safetensors.torch import load_file
 
-from titokctl.config import recipe_files
+from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
-from titokctl.jobs.train.tokenizer import train_tokenizer
+from titokctl.jobs.train.tokenizer import TrainTokenizer
 from titokctl.models.perceptual import Lite0Perceptual
 from titokctl.progress import SilentProgress
 from titokctl.weights.feature_networks import load_lite0
@@ -52,11 +52,8 @@ def train(recipe, pictures, runs):
     """Train in this process: train("a.b=value", name=...)."""
 
     def call(*overrides, data=pictures, validation=(), name=None):
-        settings = recipe_files.load(str(recipe), "tokenizer", overrides)
         with StopRequest() as stop:
-            return train_tokenizer(
-                [data], settings, "small", runs, validation=validation, name=name, progress=SilentProgress(), stop=stop
-            )
+            return TrainTokenizer([data], str(recipe), overrides, validation, name=name).run(Context(runs, stop=stop))
 
     return call
 
@@ -82,8 +79,8 @@ def test_a_codebook_that_falls_out_of_use_is_warned_about_once(recipe, tmp_path,
                   "model.codebook_size=16384", "training.steps=110", "training.evaluate_every=500")  # fmt: skip
     said = Remarks()
     with StopRequest() as stop:
-        settings = recipe_files.load(str(recipe), "tokenizer", collapsing)
-        result = train_tokenizer([one_picture], settings, "x", runs, progress=said, stop=stop)
+        request = TrainTokenizer([one_picture], str(recipe), collapsing)
+        result = request.run(Context(runs, progress=said, stop=stop))
     warnings = [line for line in said.said if "of the codebook is in use" in line]
     assert len(warnings) == 1
     assert "at step 101" in warnings[0], "once there were a hundred steps to judge by"
@@ -94,9 +91,10 @@ def test_a_codebook_that_falls_out_of_use_is_warned_about_once(recipe, tmp_path,
 
 def test_a_few_held_out_images_are_no_sign_of_a_codebook_out_of_use(recipe, pictures, tmp_path, runs):
     one_picture, said = tiny.class_folder(tmp_path / "one", per_class=1, names=("cat",)), Remarks()
-    settings = recipe_files.load(str(recipe), "tokenizer", ("model.codebook_size=256", "training.steps=7"))
+    few = ("model.codebook_size=256", "training.steps=7")
     with StopRequest() as stop:
-        result = train_tokenizer([pictures], settings, "x", runs, validation=[one_picture], progress=said, stop=stop)
+        request = TrainTokenizer([pictures], str(recipe), few, [one_picture])
+        result = request.run(Context(runs, progress=said, stop=stop))
     assert result.metrics["val_codebook_usage"] < 0.1
     assert "of the codebook is in use" not in said
 

@@ -1,6 +1,6 @@
 """`titokctl train-gen`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,10 +9,11 @@ import typer
 from titokctl.cli import completion, console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Machine, together
+from titokctl.cli.work import Machine, Surroundings, context, perform
 
 if TYPE_CHECKING:
-    from titokctl.jobs.train.generator_plan import GeneratorPlan
+    from titokctl.training.cost import GeneratorCost
+    from titokctl.training.run_setup import TrainingPlan
 
 
 @app.command(epilog="Example: titokctl train-gen tokens.h5")
@@ -30,7 +31,7 @@ def train_gen(
     ] = None,
     tokenizer: options.MadeWith = None,
     name: options.RunName = None,
-    measure: Annotated[bool, option("--measure", "As --dry-run, with the time, from 20 steps.")] = False,
+    measure: Annotated[bool, option("--measure", "Like --dry-run, and train 20 steps to estimate the time.")] = False,
     device: options.Device = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
@@ -43,62 +44,44 @@ def train_gen(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train a MaskGIT generator on cached tokens.
+    """Train a generator on cached tokens.
 
-    The run lives in <runs>/generator; run the same command again to go on with a stopped one.
+    The run is a folder in <runs>/generator. To resume a stopped run, run the same command again.
     """
-    machine = Machine(device, gpus, procs, nodes, node_rank, endpoint)
-    with together(machine, quiet, dry_run and not measure) as work:
-        from titokctl.distributed.launch import processes_here
-        from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.train.generator import plan_training, train_generator
+    from titokctl.distributed.launch import processes_here
+    from titokctl.distributed.place import place
+    from titokctl.jobs.train.generator import TrainGenerator
 
-        if dry_run or measure:
-            resolved, plan, run = plan_training(
-                cache,
-                recipe,
-                runs_root(runs_dir),
-                overrides=overrides or (),
-                validation=validation,
-                name=name,
-                overwrite=overwrite,
-                processes=max(processes_here(gpus, procs) * nodes, work.group.world_size),
-                measured=measure,
-                device=work.device,
-                progress=work.progress,
-                group=work.group,
-            )
-            if work.group.is_main:
-                lines = ["dry run: nothing was written", run.in_words(), *_plan_lines(plan)]
-                console.recipe(resolved, asdict(plan) | {"run": run}, lines, as_json)
-            return
-        result = train_generator(
-            cache,
-            recipe,
-            runs_root(runs_dir),
-            overrides=overrides or (),
-            validation=validation,
-            name=name,
-            overwrite=overwrite,
-            tokenizer=tokenizer,
-            device=work.device,
-            progress=work.progress,
-            stop=work.stop,
-            group=work.group,
-        )
-    if work.group.is_main:
+    request = TrainGenerator(cache, recipe, overrides or (), validation, tokenizer, name, overwrite, measure)
+    machine = Machine(device, gpus, procs, nodes, node_rank, endpoint)
+    # A measurement needs the processes that a dry run leaves out.
+    around = Surroundings(quiet, as_json, dry_run and not measure, runs_dir, machine=machine)
+    if dry_run or measure:
+        with context(around) as found:
+            processes = max(processes_here(gpus, procs) * nodes, found.group.world_size)
+            plan = replace(request, processes=processes).plan(found)
+        if place().is_main:
+            _show(plan, as_json)
+        return
+    result = perform(request, around)
+    if place().is_main:
         console.result(result, as_json, "trained generator")
 
 
-def _plan_lines(plan: "GeneratorPlan") -> list[str]:
+def _show(plan: "TrainingPlan[GeneratorCost]", as_json: bool) -> None:
+    lines = ["dry run: nothing was written", plan.run.in_words(), *_plan_lines(plan.cost)]
+    console.recipe(plan.recipe, asdict(plan.cost) | {"run": plan.run}, lines, as_json)
+
+
+def _plan_lines(plan: "GeneratorCost") -> list[str]:
     from titokctl.readable import duration
 
     lines = [
         f"{plan.recipe}: {plan.parameters / 1e6:,.1f} M parameters",
         f"sees {plan.images:,} images ({plan.tokens:,} tokens), which is {plan.epochs:,.1f} epochs",
         f"{plan.operations:.2g} operations (6 x parameters x positions x images)",
-        f"about {plan.memory_gb:,.3g} GB of memory a process",
-        f"{plan.processes} processes with {plan.images_per_process:,} images a step each",
+        f"about {plan.memory_gb:,.3g} GB of memory per process",
+        f"{plan.processes} processes with {plan.images_per_process:,} images per step each",
     ]
     if plan.images_per_s is not None and plan.seconds is not None:
         lines.append(f"{plan.images_per_s:,.1f} images/s measured: {duration(plan.seconds)} for the whole run")

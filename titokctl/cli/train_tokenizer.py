@@ -1,15 +1,18 @@
 """`titokctl train-tokenizer`."""
 
-import json
-from pathlib import Path
-from typing import Annotated
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from titokctl.cli import completion, console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Machine, together
+from titokctl.cli.work import Machine, Surroundings, context, perform
+
+if TYPE_CHECKING:
+    from titokctl.jobs.train.tokenizer import ImagesSeen
+    from titokctl.training.run_setup import TrainingPlan
 
 
 @app.command(epilog="Example: titokctl train-tokenizer shards/ --recipe tiny --val heldout/")
@@ -48,51 +51,32 @@ def train_tokenizer(
 ) -> None:
     """Train a tokenizer, in one stage or in two, on images or WebDataset shards.
 
-    The run lives in <runs>/tokenizer (a VQGAN's in <runs>/proxy); run the same command again to go on with a stopped
-    one. Stage proxy takes the newest fitting VQGAN there, stage decoder the newest fitting run of stage proxy.
+    The run is a folder in <runs>/tokenizer (for a VQGAN, <runs>/proxy). To resume a stopped run, run the same command
+    again. Stage proxy takes the newest fitting VQGAN there, stage decoder the newest fitting run of stage proxy.
     """
-    from titokctl.config import recipe_files
+    from titokctl.distributed.launch import processes_here
+    from titokctl.distributed.place import place
+    from titokctl.jobs.train.tokenizer import TrainTokenizer
 
-    flags = [f"{field}={json.dumps(value)}" for field, value in (("proxy", proxy), ("init", init)) if value is not None]
-    resolved = recipe_files.load(recipe, "tokenizer", [*(overrides or ()), *flags])
-    with together(Machine(device, gpus, procs, nodes, node_rank, endpoint), quiet, dry_run) as work:
-        from titokctl.distributed.launch import processes_here
-        from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.train.tokenizer import plan_training
-        from titokctl.jobs.train.tokenizer import train_tokenizer as job
-
-        if dry_run:
-            plan, run = plan_training(
-                data,
-                resolved,
-                Path(recipe).stem,
-                runs_root(runs_dir),
-                validation=validation or (),
-                name=name,
-                overwrite=overwrite,
-                processes=processes_here(gpus, procs) * nodes,
-                progress=work.progress,
-            )
-            lines = (
-                "dry run: nothing was written",
-                run.in_words(),
-                f"{plan['images']:,} images, {plan['held_out']:,} held out",
-                f"sees {plan['images_seen']:,} images, which is {plan['epochs']:,.1f} epochs",
-            )
-            console.recipe(resolved, {**plan, "run": run}, lines, as_json)
-            return
-        result = job(
-            data,
-            resolved,
-            Path(recipe).stem,
-            runs_root(runs_dir),
-            validation=validation or (),
-            name=name,
-            overwrite=overwrite,
-            device=work.device,
-            progress=work.progress,
-            stop=work.stop,
-            group=work.group,
-        )
-    if work.group.is_main:
+    request = TrainTokenizer(data, recipe, overrides or (), validation or (), proxy, init, name, overwrite)
+    machine = Machine(device, gpus, procs, nodes, node_rank, endpoint)
+    around = Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine)
+    if dry_run:
+        with context(around) as found:
+            plan = replace(request, processes=processes_here(gpus, procs) * nodes).plan(found)
+        _show(plan, as_json)
+        return
+    result = perform(request, around)
+    if place().is_main:
         console.result(result, as_json, "trained tokenizer")
+
+
+def _show(plan: "TrainingPlan[ImagesSeen]", as_json: bool) -> None:
+    cost = plan.cost
+    lines = (
+        "dry run: nothing was written",
+        plan.run.in_words(),
+        f"{cost.images:,} images, {cost.held_out:,} held out",
+        f"sees {cost.images_seen:,} images, which is {cost.epochs:,.1f} epochs",
+    )
+    console.recipe(plan.recipe, asdict(cost) | {"run": plan.run}, lines, as_json)

@@ -13,14 +13,12 @@ from typing import Protocol
 import torch
 
 from titokctl.config.training import TrainingConfig
-from titokctl.distributed.group import Group
+from titokctl.context import Context
 from titokctl.distributed.reduce import StopAgreement
-from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog, MetricsSink
 from titokctl.formats.tensorboard_log import TensorBoardLog
-from titokctl.progress import Progress
 from titokctl.training.speed import Cost, Recent
 
 Metrics = Mapping[str, torch.Tensor | float]
@@ -60,8 +58,7 @@ class Loop:
         config: lengths and intervals.
         folder: the run folder; checkpoints/ and metrics.jsonl are written in it.
         what: name of the phase on the progress line.
-        progress, stop: as every job has them.
-        group: the processes that train together.
+        context: progress, the request to stop, and the processes that train together.
         cost: what an image costs, for the share of the device's peak on the progress line; None leaves it out.
     """
 
@@ -71,13 +68,11 @@ class Loop:
         config: TrainingConfig,
         folder: Path,
         what: str,
-        progress: Progress,
-        stop: StopRequest,
-        group: Group,
+        context: Context,
         cost: Cost | None = None,
     ) -> None:
         self.task, self.config, self.what = task, config, what
-        self.progress, self.stop, self.group, self.cost = progress, stop, group, cost
+        self.progress, self.stop, self.group, self.cost = context.progress, context.stop, context.group, cost
         self.checkpoints = folder / "checkpoints"
         self.log = MetricsLog(folder / "metrics.jsonl")
         self._sinks: list[MetricsSink] = [self.log]

@@ -1,27 +1,26 @@
-"""Where a training run lives, and whether it goes on, is done already, or must not be touched."""
+"""The run folder of a training command: its name, its lock, and how a run is begun, resumed, extended or refused."""
 
 import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from titokctl.config.differences import flat_differences
 from titokctl.config.recipe_files import to_yaml
 from titokctl.config.training import TrainingConfig
 from titokctl.distributed.group import Group
-from titokctl.dry_run import is_dry_run
 from titokctl.errors import Stopped, UserError
 from titokctl.formats.atomic import make_folder, write_bytes
-from titokctl.formats.folder_lock import at_work, folder_lock, is_held
 from titokctl.formats.run_folder import RunFolder, open_run
+from titokctl.formats.unfinished import Unfinished
 
+CostT = TypeVar("CostT")
+_RECORD = "run.json"
 _ONLY_WATCHING = frozenset(
     ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "tensorboard")
 )
@@ -29,14 +28,14 @@ _ONLY_WATCHING = frozenset(
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a training command would do.
+    """The run that a training command would begin, resume or return.
 
     Args:
         output: the run folder.
         state: "new", "begun" or "finished".
-        step: the last step that is saved, from which it would go on.
-        steps: how many there are to be.
-        replaces: whether a run that is there goes.
+        step: the last saved step, from which the run would resume.
+        steps: the length of the run.
+        replaces: True if an existing run would be deleted.
     """
 
     output: Path
@@ -46,84 +45,110 @@ class RunPlan:
     replaces: bool
 
     def in_words(self) -> str:
-        """A line for people."""
+        """Return one line for people."""
         if self.state == "finished":
-            return f"{self.output} is finished already; --overwrite trains it again"
+            return _finished(self.output)
         if self.state == "begun":
-            return f"run: {self.output}, would go on from step {self.step:,} of {self.steps:,}"
-        return f"run: {self.output}, new" + (", in place of the one that is there" if self.replaces else "")
+            return f"run: {self.output}, would resume from step {self.step:,} of {self.steps:,}"
+        return f"run: {self.output}, new" + (", in place of the existing one" if self.replaces else "")
 
 
-@contextlib.contextmanager
-def training_run(
-    root: Path,
-    kind: str,
-    stem: str,
-    recipe: BaseModel,
-    inputs: dict[str, Any],
-    identity: str,
-    name: str | None,
-    overwrite: bool,
-    say: Callable[[str], None],
-    group: Group,
-) -> Iterator[RunFolder]:
-    """The locked run folder of a training command.
+@dataclass(frozen=True)
+class TrainingPlan(Generic[CostT]):
+    """The plan of a training command: the resolved recipe, the cost of the run, and the run folder."""
 
-    Without a `name` the folder is called after the recipe and a hash of the resolved recipe and of `identity` (what
-    the data are), so that the same command finds the same run, and another recipe another one. A constant schedule is
-    the same for any number of steps, so there the number may grow, and does not count in the hash.
-    The first process of the group owns the folder and says which it is; the others only read.
+    recipe: BaseModel
+    cost: CostT
+    run: RunPlan
 
-    Raises UserError when a named run was made with other settings (they are listed), or is at work elsewhere.
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run that was asked for.
+
+    Without a `name` the folder is named after the recipe and a hash of the resolved recipe and of `identity`, so that
+    the same command finds the same run, and another recipe another one. With a constant schedule the number of steps
+    may grow, so it does not count in the hash.
+
+    Args:
+        runs: the runs folder.
+        kind: "tokenizer", "proxy" or "generator".
+        stem: the first part of the default name.
+        recipe: the resolved recipe.
+        inputs: the record of what the run is trained on.
+        identity: hashes of the data and of the weights that the run starts from.
+        name: the name of the folder.
+        overwrite: delete an existing run and start over.
     """
-    if not group.is_main:
-        yield open_run(Path(group.from_main(None)))
-        return
-    run = _wanted(root, kind, stem, recipe, inputs, identity, name)
-    folder, settings = run.path, run.settings
-    with folder_lock(folder):
-        if overwrite:
-            _empty(folder)
-        is_new = not (folder / "run.json").exists()
-        run = run if is_new else _reopened(run)
-        if is_new or run.settings != settings:
-            write_bytes(folder / "recipe.yaml", to_yaml(recipe).encode())
-        if not run.is_finished or run.settings != settings:
-            run.status, run.settings = run.status if run.is_finished else "running", settings
+
+    runs: Path
+    kind: str
+    stem: str
+    recipe: BaseModel
+    inputs: dict[str, Any]
+    identity: str
+    name: str | None
+    overwrite: bool
+
+    def plan(self) -> RunPlan:
+        """Return what `opened` would do; nothing is written. Raises UserError where it would."""
+        run = self._new()
+        is_there, steps = (run.path / _RECORD).exists(), run.settings["training"]["steps"]
+        Unfinished(run.path, run.path, _RECORD).check_not_at_work()
+        if self.overwrite or not is_there:
+            return RunPlan(run.path, "new", 0, steps, is_there)
+        found = _reopened(run)
+        return RunPlan(run.path, "finished" if found.is_finished else "begun", found.saved_step() or 0, steps, False)
+
+    @contextlib.contextmanager
+    def opened(self, say: Callable[[str], None], group: Group) -> Iterator[RunFolder]:
+        """Lock the run folder and open it. Rank 0 owns the folder and broadcasts its path; the others only read.
+
+        Raises UserError when an existing run has other settings (they are listed), or another process works on it.
+        """
+        if not group.is_main:
+            yield open_run(Path(group.from_main(None)))
+            return
+        run = self._new()
+        work = Unfinished(run.path, run.path, _RECORD)
+        with work.locked():
+            if self.overwrite:
+                work.clear()
+            run = self._begun(run)
+            group.from_main(str(run.path))
+            say(_finished(run.path) if run.is_finished else f"run: {run.path}")
+            try:
+                yield run
+            except BaseException as error:
+                _record_end(run, error)
+                raise
+
+    def _new(self) -> RunFolder:
+        settings = self.recipe.model_dump(mode="json")
+        free = _ONLY_WATCHING | ({"steps"} if _may_grow(settings) else set())
+        name = self.name or f"{self.stem}-{_digest([_without(settings, free), self.identity])}"
+        inputs = self.inputs | {"identity": self.identity}
+        return RunFolder(path=self.runs / self.kind / name, kind=self.kind, settings=settings, inputs=inputs)
+
+    def _begun(self, wanted: RunFolder) -> RunFolder:
+        """Return the run on disk, or a new one, with its record and its recipe up to date."""
+        is_new = not (wanted.path / _RECORD).exists()
+        run = wanted if is_new else _reopened(wanted)
+        is_changed = run.settings != wanted.settings
+        if is_new or is_changed:
+            write_bytes(run.path / "recipe.yaml", to_yaml(self.recipe).encode())
+        if not run.is_finished or is_changed:
+            run.status, run.settings = run.status if run.is_finished else "running", wanted.settings
             run.save()
-        group.from_main(str(folder))
-        finished = f"{run.path} is finished already; --overwrite trains it again"
-        say(finished if run.is_finished else f"run: {run.path}")
-        try:
-            yield run
-        except BaseException as error:
-            _record_end(run, error)
-            raise
+        return run
 
 
-def plan_training_run(
-    root: Path, kind: str, stem: str, recipe: BaseModel, identity: str, name: str | None, overwrite: bool
-) -> RunPlan:
-    """What `training_run` would do with the same arguments; nothing is written.
-
-    Raises UserError where it would.
-    """
-    run = _wanted(root, kind, stem, recipe, {}, identity, name)
-    is_there, steps = (run.path / "run.json").exists(), run.settings["training"]["steps"]
-    if is_held(run.path):
-        raise at_work(run.path)
-    if overwrite or not is_there:
-        return RunPlan(run.path, "new", 0, steps, is_there)
-    found = _reopened(run)
-    return RunPlan(run.path, "finished" if found.is_finished else "begun", found.saved_step() or 0, steps, False)
-
-
-def check_place(folder: Path) -> None:
-    """Raise UserError when `folder` isn't there and can't be made; nothing is left behind."""
+def check_folder(folder: Path, dry: bool = False) -> None:
+    """Raise UserError when `folder` doesn't exist and can't be made; a `dry` check does not try to make it."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     if not missing:
         return
-    if not is_dry_run():
+    if not dry:
         make_folder(missing[-1])
         with contextlib.suppress(OSError):  # another run may have begun in it
             missing[-1].rmdir()
@@ -142,24 +167,32 @@ def check_division(training: TrainingConfig, processes: int) -> None:
         )
 
 
-def _wanted(
-    root: Path,
-    kind: str,
-    stem: str,
-    recipe: BaseModel,
-    inputs: dict[str, Any],
-    identity: str,
-    name: str | None,
-) -> RunFolder:
-    """The run that is asked for, as it would begin."""
-    settings = recipe.model_dump(mode="json")
-    free = _ONLY_WATCHING | ({"steps"} if _may_grow(settings) else set())
-    folder = root / kind / (name or f"{stem}-{_digest([_without(settings, free), identity])}")
-    return RunFolder(path=folder, kind=kind, settings=settings, inputs=inputs | {"identity": identity})
+def _reopened(wanted: RunFolder) -> RunFolder:
+    """Return the run on disk if it has the wanted settings; it may become longer if its schedule allows that."""
+    found = open_run(wanted.path)
+    old, new = (run.settings["training"].get("steps", 0) for run in (found, wanted))
+    grows = old < new and _may_grow(wanted.settings)
+    free = _ONLY_WATCHING | ({"steps"} if grows else set())
+
+    def settings_of(record: dict[str, Any]) -> dict[str, Any]:
+        start = {"data, or weights to start from": _short(str(record["inputs"].get("identity")))}
+        return _without(record["settings"], free) | start
+
+    try:
+        wanted_settings = settings_of({"settings": wanted.settings, "inputs": wanted.inputs})
+        Unfinished(wanted.path, wanted.path, _RECORD, settings_of).resumes(wanted_settings)
+    except UserError as error:
+        if grows or old >= new:
+            raise
+        reason = "; only runs with a constant or warmup-stable-decay schedule can be made longer"
+        raise UserError(error.message, error.hint + reason) from error
+    if grows:
+        found.status = "running"
+    return found
 
 
 def _record_end(run: RunFolder, error: BaseException) -> None:
-    """Write down that the run was stopped, or failed; what ended it is raised whether that succeeds or not."""
+    """Record that the run was stopped or failed, if that can be written; the caller raises the error."""
     if not run.is_finished:
         run.status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
         with contextlib.suppress(UserError, OSError):
@@ -167,7 +200,7 @@ def _record_end(run: RunFolder, error: BaseException) -> None:
 
 
 def _may_grow(settings: dict[str, Any]) -> bool:
-    """Whether the length may change; under a cosine it decides the rate of every step."""
+    """Return True if the length may change; under a cosine it decides the rate of each step."""
     schedules = [section["schedule"] for section in (settings, settings.get("adversary")) if section]
     return all(schedule["kind"] != "cosine" for schedule in schedules)
 
@@ -177,25 +210,8 @@ def _without(settings: dict[str, Any], free: Set[str]) -> dict[str, Any]:
     return settings | {"training": {k: v for k, v in training.items() if k not in free}}
 
 
-def _reopened(wanted: RunFolder) -> RunFolder:
-    """The run on disk, if it is the one that is wanted; longer than it was, if its schedule allows that."""
-    found = open_run(wanted.path)
-    before, after = (_without(run.settings, _ONLY_WATCHING) for run in (found, wanted))
-    hint = "run it with the settings it was started with, choose another --name, or start over with --overwrite"
-    old, new = before["training"].get("steps", 0), after["training"]["steps"]
-    if old < new and _may_grow(after):
-        before, after = (_without(settings, {"steps"}) for settings in (before, after))
-        found.status = "running"
-    elif old < new:
-        hint += "; only runs with a constant or warmup-stable-decay schedule can be made longer"
-    changed = flat_differences(before, after)
-    old_data, new_data = (str(run.inputs.get("identity")) for run in (found, wanted))
-    if old_data != new_data:
-        changed.append(f"data, or weights it starts from: {_short(old_data)} -> {_short(new_data)}")
-    if changed:
-        lines = "\n".join(f"  {line}" for line in changed)
-        raise UserError(f"{wanted.path} was started with other settings:\n{lines}", hint)
-    return found
+def _finished(folder: Path) -> str:
+    return f"{folder} is finished already; --overwrite trains it again"
 
 
 def _short(identity: str) -> str:
@@ -204,11 +220,3 @@ def _short(identity: str) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _empty(folder: Path) -> None:
-    """Remove all of the folder but its lock, which is held."""
-    for path in folder.iterdir():
-        if path.name == ".lock":
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

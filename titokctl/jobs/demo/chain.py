@@ -32,8 +32,8 @@ from titokctl.jobs.demo import scores
 from titokctl.jobs.demo.report import draw_pictures, write_report
 from titokctl.jobs.sample.request import Sample
 from titokctl.jobs.tokenize.request import Tokenize
-from titokctl.jobs.train.generator import train_generator
-from titokctl.jobs.train.tokenizer import TrainedTokenizer, train_tokenizer
+from titokctl.jobs.train.generator import TrainGenerator
+from titokctl.jobs.train.tokenizer import TrainedTokenizer, TrainTokenizer
 from titokctl.progress import SilentProgress
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_tokenizer
@@ -93,7 +93,6 @@ class _Steps:
     def __post_init__(self) -> None:
         self.train, self.held_out = (self.folder / "shards" / split for split in SPLITS)
         context = self.context
-        self.usual: dict[str, Any] = {"device": context.device, "progress": context.progress, "stop": context.stop}
 
     def run(self, extractor: Extractor) -> DemoResult:
         """Run all steps; those that are finished already return their results at once."""
@@ -107,9 +106,8 @@ class _Steps:
             judged = self._tokenized(self.held_out, self.folder / "heldout.h5", trained)
         with self._step("train-gen"):
             overrides = [f"training.seed={self.seed}"]
-            generator = train_generator(
-                cache.path, None, self.context.runs, overrides=overrides, validation=judged.path, **self.usual
-            )
+            training = TrainGenerator(cache.path, overrides=overrides, validation=judged.path)
+            generator = training.run(self.context)
         with self._step("sample"):
             compared = np.linspace(0, len(judged) - 1, min(len(judged), _COMPARED)).astype(np.int64)
             labels = [int(label) for label in judged.labels[compared]]
@@ -156,9 +154,8 @@ class _Steps:
             words += ["--name", name, "--runs-dir", self.context.runs, "--device", self.context.device]
             words += ["--quiet"] if isinstance(self.context.progress, SilentProgress) else []
             run_workers(["-m", "titokctl", *map(str, words)], _PROCESSES, stdout=subprocess.DEVNULL)
-        return train_tokenizer(
-            [self.train], recipe, "tiny", self.context.runs, validation=[self.held_out], name=name, **self.usual
-        )
+        request = TrainTokenizer([self.train], "tiny", [override], [self.held_out], name=name)
+        return request.run(self.context)
 
     def _tokenized(self, shards: Path, output: Path, trained: TrainedTokenizer) -> TokenCache:
         """Return the cache of `shards`, made by the trained tokenizer, or by an earlier run with the same."""

@@ -10,36 +10,36 @@ import numpy as np
 import torch
 
 from titokctl.config.recipe import GeneratorRecipe
+from titokctl.context import Context
 from titokctl.data.tokens import TokenRows, held_out
-from titokctl.distributed.group import Group, single_group
-from titokctl.distributed.stop import StopRequest
+from titokctl.distributed.group import Group
 from titokctl.errors import UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.jobs.train.generator_plan import GeneratorPlan, measure, operations_per_image, plan_run
-from titokctl.jobs.train.generator_preview import make_preview
 from titokctl.jobs.train.generator_recipe import num_classes, resolve_recipe
+from titokctl.jobs.train.preview import make_preview
 from titokctl.models import generator_kinds
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.generator import Generator
 from titokctl.models.initialization import initialize
-from titokctl.progress import Progress
+from titokctl.training.cost import GeneratorCost, generator_cost, generator_operations, measured_rate
 from titokctl.training.generator_task import GeneratorTask
 from titokctl.training.loop import Loop
 from titokctl.training.randomness import key
-from titokctl.training.run_setup import RunPlan, check_division, check_place, plan_training_run, training_run
+from titokctl.training.run_setup import TrainingPlan, TrainingRun, check_division, check_folder
 from titokctl.training.speed import training_cost
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.store import save_generator
 
 WEIGHTS = "weights.safetensors"
-_CHECKED_BYTES = 4 << 30  # larger caches would wait for it: `titokctl verify` checks them
+_CHECKED_BYTES = 4 << 30  # larger caches would delay the start: `titokctl verify` checks them
+Rows = tuple[TokenRows, TokenRows | None]
 
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """What a finished run is: its folder, its weights, and the last numbers of its log."""
+    """A finished run: its folder, its weights, and the last numbers of its log."""
 
     run: Path
     weights: Path
@@ -47,97 +47,95 @@ class TrainedGenerator:
     metrics: dict[str, Any]
 
 
-def train_generator(
-    cache_path: Path,
-    recipe_name: str | None,
-    runs: Path,
-    *,
-    overrides: Sequence[str] = (),
-    validation: Path | None = None,
-    name: str | None = None,
-    overwrite: bool = False,
-    tokenizer: str | None = None,
-    device: str = "cpu",
-    progress: Progress,
-    stop: StopRequest,
-    group: Group | None = None,
-) -> TrainedGenerator:
-    """Train a generator, or go on with the run that the same arguments started, or return it when it is finished.
+@dataclass(frozen=True)
+class TrainGenerator:
+    """Train a generator on cached tokens, resume the run that the same request started, or return it if finished.
 
     Args:
-        cache_path: a token cache.
-        recipe_name: a recipe's name or path; None finds the one that fits the cache's K, V and number of classes.
+        cache: a token cache.
+        recipe: a recipe's name or path; None finds the one that fits the cache's K, V and number of classes.
+        overrides: changes of the recipe, such as "training.steps=2000".
         validation: a cache of held-out images by the same tokenizer, for the held-out loss.
-        tokenizer: what made the cache, for pictures on the way; None looks for it by its hash and does without.
-        group: the processes that train together; None means this one. Each returns the same.
-
-    Raises: UserError when cache and recipe don't fit or the cache is smaller than a batch; Stopped after a signal.
+        tokenizer: the tokenizer that made the cache, for previews; None finds it by its hash, or leaves previews out.
+        name: the name of the run folder.
+        overwrite: delete an existing run and start over.
+        measure: let `plan` train 20 steps to measure the speed.
+        processes: how many processes `plan` counts with; None for those of the context.
     """
-    group = group or single_group()
-    cache = TokenCache.open(cache_path, check_ids=group.is_main)
-    if group.is_main:
-        check_place(runs / "generator")
-    if group.is_main and cache.num_bytes <= _CHECKED_BYTES:
-        cache.check_rows()
-    recipe_name, recipe = resolve_recipe(cache, cache_path, recipe_name, overrides, progress)
-    check_division(recipe.training, group.world_size)
-    judged = _validation_cache(validation, cache, recipe)
-    rows = training_rows(recipe, cache, judged, device)
-    preview = make_preview(tokenizer, cache, cache_path, recipe, runs, device, progress) if group.is_main else None
-    identity = "/".join(c.sha256 for c in (cache, judged) if c)
-    inputs = lineage(cache, cache_path)
-    stem = Path(recipe_name).stem
-    with training_run(runs, "generator", stem, recipe, inputs, identity, name, overwrite, progress.say, group) as run:
-        if not run.is_finished:
-            task = build_task(recipe, rows, device, group, preview(run.path) if preview else None)
-            _train(run, task, device, progress, stop)
-        group.barrier()
-        return _result(open_run(run.path))
+
+    cache: Path
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
+    validation: Path | None = None
+    tokenizer: str | None = None
+    name: str | None = None
+    overwrite: bool = False
+    measure: bool = False
+    processes: int | None = None
+
+    def plan(self, context: Context) -> TrainingPlan[GeneratorCost]:
+        """Return the resolved recipe, the cost, and the run folder; nothing is written.
+
+        Raises UserError where `run` would.
+        """
+        processes = self.processes or context.group.world_size
+        found = self._inputs(context, processes, dry=True)
+        cost = generator_cost(found.recipe, found.name, found.rows[0].count, found.cache.ids.itemsize, processes)
+        run = found.run.plan()
+        if self.measure:
+            rate = measured_rate(build_task(found.recipe, found.rows, context.device, context.group))
+            cost = replace(cost, images_per_s=rate, seconds=cost.images / rate)
+        return TrainingPlan(found.recipe, cost, run)
+
+    def run(self, context: Context) -> TrainedGenerator:
+        """Train. Each process of the group returns the same result.
+
+        Raises UserError when cache and recipe don't fit or the cache is smaller than a batch; Stopped after a signal.
+        """
+        group = context.group
+        found = self._inputs(context, group.world_size, dry=False)
+        preview = (
+            make_preview(self.tokenizer, found.cache, self.cache, found.recipe, context) if group.is_main else None
+        )
+        with found.run.opened(context.say, group) as run:
+            if not run.is_finished:
+                draw = preview(run.path) if preview else None
+                _train(run, build_task(found.recipe, found.rows, context.device, group, draw), context)
+            group.barrier()
+            return _result(open_run(run.path))
+
+    def _inputs(self, context: Context, processes: int, dry: bool) -> "_Inputs":
+        """Open and check everything that the run is made of."""
+        is_main = context.group.is_main
+        cache = TokenCache.open(self.cache, check_ids=is_main)
+        if is_main:
+            check_folder(context.runs / "generator", dry)
+        if is_main and not dry and cache.num_bytes <= _CHECKED_BYTES:
+            cache.check_rows()
+        name, recipe = resolve_recipe(cache, self.cache, self.recipe, self.overrides, context.progress)
+        check_division(recipe.training, processes)
+        judged = _validation_cache(self.validation, cache, recipe)
+        rows = training_rows(recipe, cache, judged, context.device)
+        identity = "/".join(c.sha256 for c in (cache, judged) if c)
+        inputs = lineage(cache, self.cache)
+        stem = Path(name).stem
+        run = TrainingRun(context.runs, "generator", stem, recipe, inputs, identity, self.name, self.overwrite)
+        return _Inputs(cache, name, recipe, rows, run)
 
 
-def plan_training(
-    cache_path: Path,
-    recipe_name: str | None,
-    runs: Path,
-    *,
-    overrides: Sequence[str] = (),
-    validation: Path | None = None,
-    name: str | None = None,
-    overwrite: bool = False,
-    processes: int = 1,
-    measured: bool = False,
-    device: str = "cpu",
-    progress: Progress,
-    group: Group | None = None,
-) -> tuple[GeneratorRecipe, GeneratorPlan, RunPlan]:
-    """The resolved recipe, what a run of it would take, and which run that would be; nothing is written.
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run is made of; `name` is the recipe's."""
 
-    Args:
-        runs, validation, name, overwrite: as `train_generator` takes them.
-        processes: how many would share the work; with a group of several, they are these.
-        measured: train 20 steps for the time that the whole run would take.
-
-    Raises UserError where `train_generator` would.
-    """
-    group = group or single_group()
-    cache = TokenCache.open(cache_path, check_ids=group.is_main)
-    if group.is_main:
-        check_place(runs / "generator")
-    recipe_name, recipe = resolve_recipe(cache, cache_path, recipe_name, overrides, progress)
-    check_division(recipe.training, processes)
-    judged = _validation_cache(validation, cache, recipe)
-    rows = training_rows(recipe, cache, judged, device)
-    identity = "/".join(c.sha256 for c in (cache, judged) if c)
-    run = plan_training_run(runs, "generator", Path(recipe_name).stem, recipe, identity, name, overwrite)
-    plan = plan_run(recipe, recipe_name, rows[0].count, cache.ids.itemsize, processes)
-    if measured:
-        rate = measure(build_task(recipe, rows, device, group))
-        plan = replace(plan, images_per_s=rate, seconds=plan.images / rate)
-    return recipe, plan, run
+    cache: TokenCache
+    name: str
+    recipe: GeneratorRecipe
+    rows: Rows
+    run: TrainingRun
 
 
 def lineage(cache: TokenCache, path: Path) -> dict[str, Any]:
-    """What a generator's products must know of the cache: hashes, source, preprocessing, terms if there are any."""
+    """Return what a generator's products record of the cache: hashes, source, preprocessing, terms if there are any."""
     made_by = {name: cache.attrs[name] for name in ("encoder_sha256", "weights_sha256", "source", "preprocessing")}
     terms = {"terms": cache.header.terms} if cache.header.terms else {}
     return {"cache": str(path.absolute()), **made_by, "class_names": cache.class_names, **terms}
@@ -148,7 +146,7 @@ def _validation_cache(path: Path | None, trained: TokenCache, recipe: GeneratorR
         return None
     if recipe.val_fraction:
         raise UserError(
-            f"{path} and val_fraction {recipe.val_fraction} both name what is held out",
+            f"{path} and val_fraction {recipe.val_fraction} both name held-out images",
             "leave out --val, or --set val_fraction=0",
         )
     cache = TokenCache.open(path)
@@ -162,29 +160,27 @@ def _validation_cache(path: Path | None, trained: TokenCache, recipe: GeneratorR
     if needed > classes > 0:
         raise UserError(
             f"model.num_classes: the recipe says {classes}, the labels of {path} need {needed}",
-            "validate on images of the classes that are trained, or raise model.num_classes with --set",
+            "validate on images of the trained classes, or raise model.num_classes with --set",
         )
     return cache
 
 
 def build_task(
     recipe: GeneratorRecipe,
-    rows: tuple[TokenRows, TokenRows | None],
+    rows: Rows,
     device: str,
     group: Group,
     preview: Callable[[Generator, int], None] | None = None,
 ) -> GeneratorTask:
-    """A freshly initialised generator and all that trains it."""
+    """Build a freshly initialised generator and the task that trains it."""
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     generator = generator_kinds.build(recipe.model)
     initialize_fan_in(generator) if recipe.initialization == "fan-in" else initialize(generator)
     return GeneratorTask(generator.to(device).train(), recipe, *rows, group, preview)
 
 
-def training_rows(
-    recipe: GeneratorRecipe, cache: TokenCache, judged: TokenCache | None, device: str
-) -> tuple[TokenRows, TokenRows | None]:
-    """Training rows, and rows for the held-out loss: another cache, or a share of this one.
+def training_rows(recipe: GeneratorRecipe, cache: TokenCache, judged: TokenCache | None, device: str) -> Rows:
+    """Return training rows, and rows for the held-out loss: those of another cache, or a share of this one.
 
     Raises UserError when `val_fraction` leaves too few rows on either side.
     """
@@ -196,18 +192,18 @@ def training_rows(
     judging = np.count_nonzero(kept)
     if not judging or len(kept) - judging < batch:
         raise UserError(
-            f"val_fraction {recipe.val_fraction} keeps {judging:,} of the {len(kept):,} rows of {cache.path} from "
-            f"training; at least 1 must be kept, and one global batch of {batch:,} left",
+            f"val_fraction {recipe.val_fraction} holds out {judging:,} of the {len(kept):,} rows of {cache.path}; at "
+            f"least 1 must be held out, and one global batch of {batch:,} must remain",
             "change --set val_fraction=..., or --set training.global_batch_size=...",
         )
     train = TokenRows(cache, recipe.views, np.flatnonzero(~kept), device)
     return train, TokenRows(cache, (PLAIN,), np.flatnonzero(kept), device)
 
 
-def _train(run: RunFolder, task: GeneratorTask, device: str, progress: Progress, stop: StopRequest) -> None:
+def _train(run: RunFolder, task: GeneratorTask, context: Context) -> None:
     recipe, group = task.recipe, task.group
-    cost = training_cost(lambda: operations_per_image(task.model), device, recipe.training.precision)
-    Loop(task, recipe.training, run.path, f"train-gen {run.name}", progress, stop, group, cost).run()
+    cost = training_cost(lambda: generator_operations(task.model), context.device, recipe.training.precision)
+    Loop(task, recipe.training, run.path, f"train-gen {run.name}", context, cost).run()
     if not group.is_main:
         return
     trained = task.averaged().cpu()

@@ -1,6 +1,6 @@
-"""What a stage of training starts from: the VQGAN whose codes are predicted, the tokenizer whose decoder is trained.
+"""The networks that a stage of training starts from: a VQGAN whose codes are predicted, a tokenizer to be continued.
 
-They are named by the recipe, or found in the runs folder: the newest that fits, which is said aloud.
+The recipe names them, or the newest that fits is taken from the runs folder and reported.
 """
 
 import json
@@ -13,7 +13,6 @@ from titokctl.config.base import Config
 from titokctl.config.differences import flat_differences
 from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, TokenizerRecipe
 from titokctl.distributed.group import Group
-from titokctl.dry_run import is_dry_run
 from titokctl.errors import UserError
 from titokctl.formats.run_folder import RunFolder, finished_runs, newest_run
 from titokctl.models.titok.tokenizer import TiTok
@@ -28,7 +27,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Start:
-    """Ready networks, and for the record {"proxy": {"from": ..., "weights_sha256": ...}, "init": {...}}."""
+    """The networks, and for the record {"proxy": {"from": ..., "weights_sha256": ...}, "init": {...}}."""
 
     vqgan: MaskGitVqgan | None
     tokenizer: TiTok | None
@@ -36,23 +35,23 @@ class Start:
 
     @property
     def identity(self) -> list[str]:
-        """Hashes of all of it."""
+        """The hashes of all networks."""
         return [entry["weights_sha256"] for entry in self.inputs.values()]
 
 
-def find_start(recipe: TokenizerRecipe, runs: Path, say: Say, group: Group) -> Start:
-    """What the stage of `recipe` starts from; nothing for stages that start from nothing.
+def find_start(recipe: TokenizerRecipe, runs: Path, say: Say, group: Group, fetch: bool = True) -> Start:
+    """Load the networks that the stage of `recipe` starts from, if any; `fetch` downloads them if necessary.
 
-    Raises UserError when it is missing, or of another architecture than the recipe's (the differences are listed).
+    Raises UserError when one is missing or has another architecture than the recipe's (the differences are listed).
     """
     if isinstance(recipe, ProxyRecipe):
         named = group.from_main(_vqgan_name(recipe, runs, say) if group.is_main else None)
-        vqgan = load_proxy(named)
-        _check_same(f"{named} is a proxy tokenizer of another size", vqgan.config, _proxy_config(recipe), "model.proxy")
+        vqgan = load_proxy(named, fetch=fetch)
+        _check_same(f"{named} has other sizes", vqgan.config, _proxy_config(recipe), "model.proxy")
         return Start(vqgan, None, {"proxy": {"from": named, "weights_sha256": weights_sha256(vqgan)}})
     if isinstance(recipe, DecoderRecipe):
         named = group.from_main(_init_name(recipe, runs, say) if group.is_main else None)
-        return _decoder_start(recipe, named, runs)
+        return _decoder_start(recipe, named, runs, fetch)
     return Start(None, None, {})
 
 
@@ -89,40 +88,40 @@ def _init_name(recipe: DecoderRecipe, runs: Path, say: Say) -> str:
     return str(run.path)
 
 
-def _decoder_start(recipe: DecoderRecipe, named: str, runs: Path) -> Start:
-    """Stage-1 weights with a VQGAN's codebook and decoder; or weights that have both already, to go on with them."""
-    tokenizer = load_tokenizer(named, fetch=not is_dry_run())
+def _decoder_start(recipe: DecoderRecipe, named: str, runs: Path, fetch: bool) -> Start:
+    """Load stage-1 weights with a VQGAN's codebook and decoder, or weights that have both already."""
+    tokenizer = load_tokenizer(named, fetch=fetch)
     given, wanted = _without_pixels(tokenizer.config), _without_pixels(recipe.model)
     _check_same(f"{named} has another architecture", given, wanted, "model")
     inputs = {"init": {"from": named, "weights_sha256": weights_sha256(tokenizer)}}
     if tokenizer.config.pixel_decoder and recipe.proxy is None:
         return Start(None, tokenizer, inputs)
-    source = recipe.proxy or _recorded_vqgan(named, runs)
-    vqgan = load_proxy(source, fetch=not is_dry_run())
-    _check_same(f"{source} is a proxy tokenizer of another size", vqgan.config, _proxy_config(recipe), "model.proxy")
+    source = recipe.proxy or _recorded_vqgan(named, runs, fetch)
+    vqgan = load_proxy(source, fetch=fetch)
+    _check_same(f"{source} has other sizes", vqgan.config, _proxy_config(recipe), "model.proxy")
     inputs["proxy"] = {"from": source, "weights_sha256": weights_sha256(vqgan)}
     return Start(None, with_pixel_decoder(tokenizer, vqgan), inputs)
 
 
-def _recorded_vqgan(named: str, runs: Path) -> str:
-    """The VQGAN that the stage-1 weights `named` learnt from, by its hash among the runs, or where it was."""
-    hint = "name the VQGAN that it learnt from with --proxy"
-    recorded: dict[str, Any] = json.loads(read(locate(named, not is_dry_run())).extra.get("inputs", "{}")).get(
-        "proxy", {}
-    )
+def _recorded_vqgan(named: str, runs: Path, fetch: bool) -> str:
+    """Return the VQGAN that the stage-1 weights `named` were trained on: a run with its hash, or its recorded path."""
+    hint = "name the VQGAN that it was trained on with --proxy"
+    recorded: dict[str, Any] = json.loads(read(locate(named, fetch)).extra.get("inputs", "{}")).get("proxy", {})
     if not recorded:
-        raise UserError(f"{named} does not say which proxy tokenizer it learnt from", hint)
+        raise UserError(f"{named} does not record which proxy tokenizer it was trained on", hint)
     digest = recorded.get("weights_sha256")
     for run in finished_runs(runs, "proxy"):
         if run.hashes.get("weights_sha256") == digest:
             return str(run.path)
     source = str(recorded.get("from"))
     try:
-        found = weights_sha256(load_proxy(source, fetch=not is_dry_run()))
+        found = weights_sha256(load_proxy(source, fetch=fetch))
     except UserError as error:
-        raise UserError(f"the proxy tokenizer that {named} learnt from is gone: {error.message}", hint) from error
+        raise UserError(
+            f"the proxy tokenizer that {named} was trained on can't be loaded: {error.message}", hint
+        ) from error
     if found != digest:
-        raise UserError(f"{source} is not the proxy tokenizer any more that {named} learnt from", hint)
+        raise UserError(f"{source} changed since {named} was trained on it", hint)
     return source
 
 

@@ -1,4 +1,4 @@
-"""From a recipe to the task that the training loop runs, and from what it made to a file of weights: by stage."""
+"""The stages of training a tokenizer: build the task of a recipe, and save the trained network."""
 
 import json
 from collections.abc import Callable
@@ -44,8 +44,8 @@ Validate = Callable[[Any, int], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What every stage is built with."""
+class Parts:
+    """The parts that each stage is built with."""
 
     images: ImageBatches
     validate: Validate | None
@@ -55,31 +55,31 @@ class Surroundings:
 
 
 def run_kind(recipe: TokenizerRecipe) -> str:
-    """The kind of run folder: a VQGAN is no tokenizer that other commands could take."""
+    """Return the kind of run folder: a VQGAN has its own, since other commands can't use it as a tokenizer."""
     return "proxy" if isinstance(recipe, VqganRecipe) else "tokenizer"
 
 
-def build_stage(recipe: TokenizerRecipe, start: Start, around: Surroundings) -> ImageStage[Any]:
-    """The task of `recipe`, with first weights by its seed or from `start`.
+def build_stage(recipe: TokenizerRecipe, start: Start, parts: Parts) -> ImageStage[Any]:
+    """Build the task of `recipe`, with initial weights by its seed or from `start`.
 
     Raises UserError when the weights of a perceptual network are missing.
     """
     if isinstance(recipe, SingleRecipe):
-        tokenizer = _first_tokenizer(recipe, around)
-        return SingleStage(tokenizer, recipe, around.images, *_judges(recipe, around))
+        tokenizer = _first_tokenizer(recipe, parts)
+        return SingleStage(tokenizer, recipe, parts.images, *_judges(recipe, parts))
     if isinstance(recipe, VqganRecipe):
-        return VqganStage(_first_vqgan(recipe, around), recipe, around.images, *_judges(recipe, around))
+        return VqganStage(_first_vqgan(recipe, parts), recipe, parts.images, *_judges(recipe, parts))
     if isinstance(recipe, ProxyRecipe):
         assert start.vqgan is not None
-        tokenizer, vqgan = _first_tokenizer(recipe, around), start.vqgan.to(around.device)
-        return ProxyStage(tokenizer, recipe, around.images, vqgan, around.validate, around.group, around.kept)
+        tokenizer, vqgan = _first_tokenizer(recipe, parts), start.vqgan.to(parts.device)
+        return ProxyStage(tokenizer, recipe, parts.images, vqgan, parts.validate, parts.group, parts.kept)
     assert start.tokenizer is not None
-    tokenizer = start.tokenizer.to(around.device).train()
-    return DecoderStage(tokenizer, recipe, around.images, *_judges(recipe, around))
+    tokenizer = start.tokenizer.to(parts.device).train()
+    return DecoderStage(tokenizer, recipe, parts.images, *_judges(recipe, parts))
 
 
 def save_product(path: Path, trained: nn.Module, inputs: dict[str, Any]) -> dict[str, str]:
-    """Write what a stage made as a file of weights; returns its hashes. `inputs` are what it started from."""
+    """Write the network of a stage as a weights file and return its hashes; `inputs` record what it started from."""
     extra = {"inputs": json.dumps(inputs)} if inputs else None
     if isinstance(trained, TiTok):
         save_tokenizer(path, trained, extra)
@@ -89,51 +89,51 @@ def save_product(path: Path, trained: nn.Module, inputs: dict[str, Any]) -> dict
     return {"weights_sha256": weights_sha256(trained)}
 
 
-def _first_tokenizer(recipe: SingleRecipe | ProxyRecipe, around: Surroundings) -> TiTok:
+def _first_tokenizer(recipe: SingleRecipe | ProxyRecipe, parts: Parts) -> TiTok:
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     tokenizer = TiTok(recipe.model)
     if recipe.initialization == "fan-in":
-        initialize_fan_in(tokenizer, pixel_mean=_pixel_mean(around))
+        initialize_fan_in(tokenizer, pixel_mean=_pixel_mean(parts))
     else:
         initialize(tokenizer)
-    return tokenizer.to(around.device).train()
+    return tokenizer.to(parts.device).train()
 
 
-def _first_vqgan(recipe: VqganRecipe, around: Surroundings) -> MaskGitVqgan:
-    """Convolutions as torch starts them, which suits any width, the last one at the mean colour; codes as elsewhere."""
+def _first_vqgan(recipe: VqganRecipe, parts: Parts) -> MaskGitVqgan:
+    """Build a VQGAN: convolutions with torch's initial values, for any width, the last one at the mean colour."""
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     vqgan = MaskGitVqgan(recipe.model)
     bound = 1 / recipe.model.codebook_size
     nn.init.uniform_(vqgan.codebook, -bound, bound)
     assert vqgan.decoder.conv_out.bias is not None
-    nn.init.constant_(vqgan.decoder.conv_out.bias, _pixel_mean(around))
-    return vqgan.to(around.device).train()
+    nn.init.constant_(vqgan.decoder.conv_out.bias, _pixel_mean(parts))
+    return vqgan.to(parts.device).train()
 
 
-def _pixel_mean(around: Surroundings) -> float:
-    """Mean of the first batch."""
-    share = around.images.batch(0).mean() / around.group.world_size
-    return float(summed({"mean": share}, around.group)["mean"])
+def _pixel_mean(parts: Parts) -> float:
+    """Return the mean of the first batch."""
+    share = parts.images.batch(0).mean() / parts.group.world_size
+    return float(summed({"mean": share}, parts.group)["mean"])
 
 
 def _judges(
-    recipe: SingleRecipe | VqganRecipe | DecoderRecipe, around: Surroundings
+    recipe: SingleRecipe | VqganRecipe | DecoderRecipe, parts: Parts
 ) -> tuple[PixelLoss, Validate | None, Group, Adversary | None]:
-    """What tells a stage with pixels how good they are."""
-    loss = _pixel_loss(recipe.loss, recipe.training, around.device)
-    adversary = _adversary(recipe.adversary, recipe.training, around) if recipe.adversary else None
-    return loss, around.validate, around.group, adversary
+    """Return the parts that judge the pixels of a stage: loss, held-out validation, group, and adversary."""
+    loss = _pixel_loss(recipe.loss, recipe.training, parts.device)
+    adversary = _adversary(recipe.adversary, recipe.training, parts) if recipe.adversary else None
+    return loss, parts.validate, parts.group, adversary
 
 
 def _pixel_loss(config: PixelLossConfig, training: TrainingConfig, device: str) -> PixelLoss:
-    """With the networks that the recipe names, in bf16 where it trains in it."""
+    """Build the loss with the networks that the recipe names, in bf16 if the recipe trains in bf16."""
     dtype = torch.float32 if training.precision == "float32" else torch.bfloat16
     networks: dict[str, Perceptual] = {name: load_perceptual(name, device, dtype) for name in config.perceptual}
     return PixelLoss(config, networks)
 
 
-def _adversary(config: AdversaryConfig, training: TrainingConfig, around: Surroundings) -> Adversary:
+def _adversary(config: AdversaryConfig, training: TrainingConfig, parts: Parts) -> Adversary:
     torch.manual_seed(key(training.seed, "discriminator"))
     discriminator = Discriminator(config.channels)
     initialize(discriminator)
-    return Adversary(discriminator.to(around.device), config, training, around.group)
+    return Adversary(discriminator.to(parts.device), config, training, parts.group)

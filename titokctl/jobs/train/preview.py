@@ -1,4 +1,4 @@
-"""Pictures while a generator trains: samples of the averaged weights, the same labels and noise every time."""
+"""Previews of a generator in training: samples of the averaged weights, with the same labels and noise each time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +8,7 @@ import torch
 
 from titokctl.config.recipe import GeneratorRecipe
 from titokctl.config.sampling import SamplingConfig
+from titokctl.context import Context
 from titokctl.data.images import to_bytes
 from titokctl.errors import UserError
 from titokctl.formats.picture import save_grid
@@ -15,7 +16,6 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.models.generator import Generator
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.progress import Progress
 from titokctl.weights.chain import tokenizer_with
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_tokenizer
@@ -28,34 +28,38 @@ def make_preview(
     cache: TokenCache,
     path: Path,
     recipe: GeneratorRecipe,
-    runs: Path,
-    device: str,
-    progress: Progress,
+    context: Context,
 ) -> Callable[[Path], Callable[[Generator, int], None]] | None:
-    """Previews into a folder with the tokenizer named by the user, or the one found by its hash; None without any.
+    """Return a function from a folder to a function that draws previews there; None without a tokenizer.
 
-    Raises UserError when the named one did not make the cache.
+    Args:
+        given: the tokenizer that the user named; None finds it by its hash.
+        cache, path: the token cache and where it is.
+        recipe: the recipe, for its sampling settings.
+        context: runs folder and device.
+
+    Raises UserError when the named tokenizer did not make the cache.
     """
     header = cache.header
     try:
-        found = tokenizer_with(header.encoder_sha256, header.weights_sha256, given, runs, progress.say)
-        tokenizer = load_tokenizer(found, device=device)
+        found = tokenizer_with(header.encoder_sha256, header.weights_sha256, given, context.runs, context.say)
+        tokenizer = load_tokenizer(found, device=context.device)
     except UserError as error:
         if given is not None:
             raise
-        progress.say(f"no pictures of samples on the way: {error.message}")
+        context.say(f"no previews during training: {error.message}")
         return None
     ours = encoder_sha256(tokenizer)
     if ours != header.encoder_sha256:
         raise UserError(
             f"{path} was made by another tokenizer than {found}: encoder {header.encoder_sha256[:12]}, not {ours[:12]}",
-            "name the tokenizer that made it with --tokenizer, or leave that out",
+            "name the tokenizer that made it with --tokenizer, or leave --tokenizer out",
         )
     return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling)
 
 
 def _draw(folder: Path, tokenizer: TiTok, sampling: SamplingConfig, generator: Generator, step: int) -> None:
-    """Write a grid of samples of the averaged generator, which is in evaluation mode, as samples-<step>.png."""
+    """Write a grid of samples of the averaged generator, which is in eval mode, as samples-<step>.png."""
     images = torch.arange(_COLUMNS * _ROWS, device=tokenizer.latent_tokens.device)
     classes = generator.config.num_classes
     labels = images * classes // len(images) if classes else None

@@ -1,0 +1,145 @@
+"""The cost of a training run before it starts: counted on the meta device, or measured in 20 steps."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from titokctl.config.models import TokenizerConfig, VqganConfig
+from titokctl.config.recipe import GeneratorRecipe
+from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, TokenizerRecipe, VqganRecipe
+from titokctl.data.tokens import DEVICE_BUDGET_BYTES
+from titokctl.models import generator_kinds
+from titokctl.models.generator import Generator
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.vqgan.vqgan import MaskGitVqgan
+from titokctl.training.generator_task import GeneratorTask
+
+_WARM_STEPS, _MEASURED_STEPS = 3, 20
+# Per parameter in float32: weight, gradient, two moments, average.
+_STATE_BYTES = 4 * (1 + 1 + 2 + 1)
+_ACTIVATION_TYPE = {"bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class GeneratorCost:
+    """The cost of training a generator.
+
+    `memory_gb` estimates the memory of one process: weights, gradients, optimizer, average, ids (unless there are too
+    many to stay on the device), and what the backward pass keeps of one micro batch. The last two fields are None
+    unless they were measured.
+    """
+
+    recipe: str
+    parameters: int
+    images: int
+    epochs: float
+    tokens: int
+    operations: float
+    processes: int
+    images_per_process: int
+    memory_gb: float
+    images_per_s: float | None = None
+    seconds: float | None = None
+
+
+def generator_cost(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int, processes: int) -> GeneratorCost:
+    """Return the cost of `recipe` for a cache of `rows` images with ids of `id_bytes` bytes."""
+    with torch.device("meta"):
+        model = generator_kinds.build(recipe.model)
+    training, parameters = recipe.training, sum(p.numel() for p in model.parameters())
+    images = training.steps * training.global_batch_size
+    share = training.global_batch_size // processes
+    ids = len(recipe.views) * rows * recipe.model.num_latent_tokens * id_bytes
+    kept = _kept_bytes(model, recipe, min(share, training.micro_batch_size or share))
+    return GeneratorCost(
+        recipe=Path(name).stem,
+        parameters=parameters,
+        images=images,
+        epochs=images / rows,
+        tokens=images * recipe.model.num_latent_tokens,
+        operations=generator_operations(model) * images,
+        processes=processes,
+        images_per_process=share,
+        memory_gb=(_STATE_BYTES * parameters + (ids if ids <= DEVICE_BUDGET_BYTES else 0) + kept) / 1e9,
+    )
+
+
+def measured_rate(task: GeneratorTask) -> float:
+    """Train 20 steps after a few to warm up, and return the images per second of the whole group."""
+    for step in range(_WARM_STEPS + _MEASURED_STEPS):
+        if step == _WARM_STEPS:
+            _finish(task)
+            began = time.perf_counter()
+        task.prepare(step)
+        task.step(step)
+    _finish(task)
+    return _MEASURED_STEPS * task.recipe.training.global_batch_size / (time.perf_counter() - began)
+
+
+def generator_operations(model: Generator) -> float:
+    """Return the operations to train on one image: 6 per parameter (forward 2, backward 4) and position.
+
+    The positions are those of the label and of the ids.
+    """
+    return 6.0 * sum(p.numel() for p in model.parameters()) * (model.config.num_latent_tokens + 1)
+
+
+def _finish(task: GeneratorTask) -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    task.group.barrier()
+
+
+def _kept_bytes(model: Generator, recipe: GeneratorRecipe, images: int) -> int:
+    """Return the size of what autograd keeps of a forward pass over `images`, and of the logits and their gradient."""
+    model = model.to(_ACTIVATION_TYPE.get(recipe.training.precision, torch.float32)).train()
+    for part in model.modules():
+        if hasattr(part, "recompute"):
+            part.recompute = recipe.training.activation_checkpointing  # type: ignore[assignment]
+    own = {id(p) for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        if id(base) not in own:
+            kept[id(base)] = base
+        return tensor
+
+    ids = torch.zeros(images, recipe.model.num_latent_tokens, dtype=torch.int64, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(ids, ids[:, 0])
+    return sum(t.nbytes for t in kept.values()) + 2 * logits.nbytes
+
+
+def tokenizer_operations(recipe: TokenizerRecipe) -> float:
+    """Count the operations that a stage of training a tokenizer takes per image: those of products and convolutions.
+
+    Included are the trained network, forward and backward, and the frozen parts in front of it; not included are
+    perceptual networks, the discriminator, recomputed activations, and a VQGAN whose codes are stored.
+    """
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        images = torch.empty(1, 3, recipe.image_size, recipe.image_size)
+        if isinstance(recipe, VqganRecipe):
+            _train_vqgan(recipe.model, images)
+            return float(counter.get_total_flops())
+        if isinstance(recipe, ProxyRecipe) and recipe.model.proxy is not None and not recipe.cached_crops:
+            with torch.no_grad():
+                MaskGitVqgan(recipe.model.proxy).encode(images)
+        _train_titok(recipe.model, images, has_encoder=not isinstance(recipe, DecoderRecipe))
+    return float(counter.get_total_flops())
+
+
+def _train_vqgan(config: VqganConfig, images: torch.Tensor) -> None:
+    vqgan = MaskGitVqgan(config)
+    vqgan.decoder(vqgan.encode(images)).sum().backward()
+
+
+def _train_titok(config: TokenizerConfig, images: torch.Tensor, has_encoder: bool) -> None:
+    tokenizer = TiTok(config)
+    with torch.set_grad_enabled(has_encoder):
+        latents = tokenizer.encode(images)[..., : config.token_size]  # of a Gaussian bottleneck the means
+    made = tokenizer.decode(latents) if config.pixel_decoder or config.head == "pixel" else tokenizer.decoder(latents)
+    made.sum().backward()
