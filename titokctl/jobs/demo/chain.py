@@ -92,7 +92,6 @@ class _Steps:
 
     def __post_init__(self) -> None:
         self.train, self.held_out = (self.folder / "shards" / split for split in SPLITS)
-        context = self.context
 
     def run(self, extractor: Extractor) -> DemoResult:
         """Run all steps; those that are finished already return their results at once."""
