@@ -8,7 +8,6 @@ Letters: B batch, H and W height and width, D feature width.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from titokctl.config import registry
 from titokctl.dry_run import is_dry_run
 from titokctl.errors import UsageError
 from titokctl.models import efficientnet_lite0, inception
@@ -85,13 +85,10 @@ class Extractor:
 def open_extractor(name: str, options: ExtractorOptions | None = None) -> Extractor:
     """The extractor `name`. Raises UsageError for an unknown name and UserError when its weights are not there."""
     options = options or ExtractorOptions()
-    if name in _BUILT_IN:
-        return _BUILT_IN[name](options)
-    found = entry_points(group=ENTRY_POINT_GROUP)
-    for entry in found.select(name=name):
-        return entry.load()(options)
-    known = sorted({*_BUILT_IN, *found.names})
-    raise UsageError(f"no feature network is named {name!r}", f"known: {', '.join(known)}")
+    factory: Callable[[ExtractorOptions], Extractor] = registry.find(
+        "feature network", name, _BUILT_IN, ENTRY_POINT_GROUP, UsageError
+    )
+    return factory(options)
 
 
 def _lite0(options: ExtractorOptions) -> Extractor:
