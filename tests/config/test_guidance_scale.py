@@ -14,14 +14,14 @@ def test_both_forms_are_read(text, scale):
 
 
 @pytest.mark.parametrize("text", ["abc", "", "w", "4,0", "nan", "inf", "4.0x", "4.0ww"])
-def test_what_is_no_number(text):
+def test_text_that_is_not_a_number(text):
     with pytest.raises(UsageError, match="is not a number") as caught:
         parse_scale(text)
     assert "--cfg 4.0" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["-1", "-0.001", "0.5w", "-2w"])
-def test_what_is_below_no_guidance(text):
+def test_scales_below_no_guidance(text):
     with pytest.raises(UsageError, match="no guidance"):
         parse_scale(text)
 
@@ -33,5 +33,5 @@ def test_a_number_published_in_the_other_form_is_doubted():
         assert doubt(text) == ""
 
 
-def test_people_are_told_both():
+def test_both_forms_are_shown():
     assert both_forms(5.9) == "s = 5.9 (w = 6.9 as DiT and diffusers count)"

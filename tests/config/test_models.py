@@ -1,4 +1,4 @@
-"""What may stand in the configuration of a network, and what must fit together."""
+"""Allowed values in the configuration of a network, and values that must fit together."""
 
 import pytest
 from pydantic import ValidationError

@@ -42,7 +42,7 @@ def write(tmp_path):
 
 
 def problem(name: str, *overrides: str, kind: str = "tokenizer") -> str:
-    """What is wrong with a recipe."""
+    """Return the error message for a recipe."""
     with pytest.raises(UsageError) as caught:
         load(name, kind, overrides)
     assert caught.value.exit_code == 2
@@ -114,7 +114,7 @@ def test_a_name_like_no_other_gets_no_guess(write):
         ("patch_size: 8, width", "patch_size: 8, colour: red, width", "model.encoder.colour: unknown field"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said(write, old, new, message):
+def test_errors_are_named(write, old, new, message):
     assert message in problem(write((old, new)))
 
 
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_said(write, old, new, message):
         ("# nothing\n", "is not a recipe"),
     ],
 )
-def test_what_is_no_recipe_is_refused(write, text, message):
+def test_files_that_are_not_recipes_are_refused(write, text, message):
     assert message in problem(write(text=text))
 
 
@@ -198,7 +198,7 @@ def test_overrides_come_after_the_recipe_and_the_last_one_wins(write):
         ("training.steps=many", 'training.steps: should be a valid integer, not "many"'),
     ],
 )
-def test_a_wrong_override_is_said(write, override, message):
+def test_a_wrong_override_is_reported(write, override, message):
     assert message in problem(write(), override)
 
 

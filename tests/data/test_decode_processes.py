@@ -32,12 +32,12 @@ def source(tmp_path: Path) -> Source:
     return open_source([tmp_path / "in"])
 
 
-def test_processes_make_what_threads_make(source: Source) -> None:
+def test_processes_and_threads_give_the_same(source: Source) -> None:
     unit = source.units[0]
     with Decoder(source, CONFIGS, 3, by_threads=0) as processes, Decoder(source, CONFIGS, 3) as threads:
         ours, theirs = processes.unit(unit), threads.unit(unit)
-        assert processes._processes._all
-        assert not threads._processes._all
+        assert processes.process_ids
+        assert not threads.process_ids
         again = processes.unit(unit)
     assert ours.keys == theirs.keys
     assert ours.rejected == theirs.rejected
@@ -60,7 +60,7 @@ def test_files_larger_than_the_memory_at_first() -> None:
     np.testing.assert_array_equal(into[0], [preprocess(data, CONFIGS[0]) for data in files])
 
 
-def test_squares_of_large_images_keep_their_places() -> None:
+def test_squares_of_large_images_keep_their_order() -> None:
     files = [encoded(np.full((2000, 2000, 3), level, np.uint8), "PNG") for level in (10, 20, 30, 40)]
     into = [empty_squares(4, config.size) for config in CONFIGS]
     assert [i for i, _, _ in decode_files([files[0], b"", *files[1:]], CONFIGS, into)] == [1]
@@ -73,7 +73,7 @@ def test_a_killed_process_is_an_error_and_the_others_end(source: Source) -> None
         Decoder(source, CONFIGS, 2, by_threads=0) as decoder,
     ):
         decoder.unit(source.units[0])
-        pids = [process._process.pid for process in decoder._processes._all]
+        pids = decoder.process_ids
         os.kill(pids[0], signal.SIGKILL)
         for _ in range(20):
             decoder.unit(source.units[0])
@@ -87,7 +87,7 @@ from titokctl.data.decode_processes import DecodeProcesses
 from titokctl.data.decoding import empty_squares
 processes = DecodeProcesses([PreprocessingConfig(size=16)])
 processes.decode([b""], [empty_squares(1, 16)])
-print(processes._all[0]._process.pid, flush=True)
+print(processes.ids[0], flush=True)
 time.sleep(600)
 """
 

@@ -1,4 +1,4 @@
-"""ImageNet as it is handed out: a tar of class tars, and a validation tar whose labels lie in a text file."""
+"""ImageNet as distributed: a tar of class tars, and a validation tar with labels in a text file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +45,7 @@ def labelled(path: Path, text: str, table: str | None = None) -> Source:
 
 
 @pytest.mark.parametrize("given", ["ILSVRC2012_img_train.tar", ""])
-def test_a_tar_of_class_tars_is_read_where_it_lies(tmp_path: Path, given: str) -> None:
+def test_a_tar_of_class_tars_is_read_without_unpacking(tmp_path: Path, given: str) -> None:
     train_tar(tmp_path / "ILSVRC2012_img_train.tar")
     val_tar(tmp_path / "ILSVRC2012_img_val.tar")
     before = sorted(tmp_path.iterdir())
@@ -96,7 +96,7 @@ def test_a_cut_anywhere_is_noticed(tmp_path: Path) -> None:
     assert len(open_source([short], accept_cut=True)) == 5
 
 
-def test_what_is_no_class_tar_is_named(tmp_path: Path) -> None:
+def test_a_member_that_is_not_a_tar_is_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "t.tar", [("n01440764.tar", b"no tar" * 200)])
     with pytest.raises(UserError, match=r"n01440764\.tar: not a tar header"):
         open_source([path])

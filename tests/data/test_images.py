@@ -1,4 +1,4 @@
-"""What image files become, whatever their mode, and which are refused."""
+"""Decoding of image files of all modes, and the files that are refused."""
 
 import io
 import struct

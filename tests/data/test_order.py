@@ -1,4 +1,4 @@
-"""Order and chance by arithmetic: every epoch holds every sample once, and nothing depends on what came before."""
+"""Order and randomness by arithmetic: every epoch has every sample once, and nothing depends on earlier draws."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_the_order_never_changes() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 64, 1000, 4097])
-def test_an_order_that_is_not_stored_holds_every_sample_once(count: int) -> None:
+def test_an_order_that_is_not_stored_has_every_sample_once(count: int) -> None:
     orders = [scattered(7, epoch, count, np.arange(count)) for epoch in range(3)]
     assert all((np.sort(order) == np.arange(count)).all() for order in orders)
     assert len({tuple(order) for order in orders}) == 3 or count < 5
@@ -58,7 +58,7 @@ def test_batches_of_a_billion_samples_cost_next_to_nothing() -> None:
     assert epoch_order.cache_info().misses == 0
 
 
-def test_an_order_is_not_to_be_written_to() -> None:
+def test_an_order_is_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         epoch_order(0, 0, 5)[0] = 1
 

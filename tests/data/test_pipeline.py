@@ -41,7 +41,7 @@ def test_a_unit_is_decoded_in_order(source: Source, workers: int) -> None:
     assert not unit.rejected
 
 
-def test_what_can_not_be_decoded_is_named(source: Source) -> None:
+def test_images_that_cannot_be_decoded_are_named(source: Source) -> None:
     for position in (0, 17, 59):
         spoil(source, position)
     [unit] = decode_units(source, [source.units[0]], CONFIG, 2)
@@ -124,7 +124,7 @@ def test_a_kept_set_is_read_once(source: Source) -> None:
     assert torch.equal(images.batch([0] * 60, range(60)), before)
 
 
-def test_the_next_good_image_stands_in_for_a_bad_one(tmp_path: Path) -> None:
+def test_a_bad_image_is_replaced_by_the_next_good_one(tmp_path: Path) -> None:
     for i in range(200):
         (tmp_path / f"{i:03d}.png").write_bytes(encoded(noise(16, 16, seed=i)))
     for i in (50, 199):
@@ -150,7 +150,7 @@ def test_images_smaller_than_the_crop_are_scaled_up_and_counted(tmp_path: Path) 
     assert "2 images are smaller than 16 px and were scaled up" in said
 
 
-def test_extremely_long_images_are_not_kept_whole(tmp_path: Path) -> None:
+def test_extremely_long_images_are_not_kept(tmp_path: Path) -> None:
     (tmp_path / "long.png").write_bytes(encoded(noise(4, 4000)))
     images = TrainingImages(open_source([tmp_path]), 16, Augmentation(flip=False))
     assert images.batch([0, 1], [0, 0]).shape == (2, 16, 16, 3)

@@ -51,7 +51,7 @@ def open_two(server: Server, **options: bool) -> Source:
     return open_source([f"{server.url}/s-{{0..1}}.tar"], **options)
 
 
-def test_remote_shards_hold_what_local_ones_do(two: Server, tmp_path: Path) -> None:
+def test_remote_shards_equal_local_ones(two: Server, tmp_path: Path) -> None:
     for name, data in two.files.items():
         (tmp_path / name).write_bytes(data)
     local, remote = open_source(sorted(tmp_path.glob("*.tar"))), open_two(two)
@@ -91,7 +91,7 @@ def test_in_the_end_it_gives_up(two: Server) -> None:
         contents(source)
 
 
-def test_a_server_that_is_not_there(server: Server) -> None:
+def test_an_unreachable_server(server: Server) -> None:
     url = server.url
     server.close()
     with pytest.raises(UserError, match=r"a\.tar can't be read|json can't be read"):
@@ -99,15 +99,15 @@ def test_a_server_that_is_not_there(server: Server) -> None:
 
 
 def test_a_file_that_changes_on_the_way_is_refused(two: Server) -> None:
+    two.broken["s-0.tar"] = [2000]
     with RemoteStream(f"{two.url}/s-0.tar") as stream:
         stream.read(100)
         two.files["s-0.tar"] = shard(range(50, 55))
-        stream._stream.close()
         with pytest.raises(UserError, match="changed while it was read"):
             stream.read(10_000_000)
 
 
-def test_what_is_not_there_is_named(two: Server) -> None:
+def test_missing_files_are_named(two: Server) -> None:
     with pytest.raises(UserError, match=r"there is no .*/s-7\.tar"):
         open_source([f"{two.url}/s-0.tar", f"{two.url}/s-7.tar"])
     assert fetch(f"{two.url}/nothing.json") is None
@@ -161,7 +161,7 @@ def test_without_a_length_the_end_marker_tells_the_end(two: Server) -> None:
         contents(open_two(two))
 
 
-def test_what_is_wrong_with_samples_is_counted_by_kind(server: Server) -> None:
+def test_problems_of_samples_are_counted_by_kind(server: Server) -> None:
     members = [
         ("a.png", encoded(noise(9, 9))), ("a.cls", b"0"),
         ("b.png", encoded(noise(9, 9))), ("b.cls", b"5"),
@@ -229,7 +229,7 @@ def test_no_address_runs_anything(tmp_path: Path) -> None:
     assert not os.path.exists(tmp_path / "ran")
 
 
-def test_what_is_refused(two: Server, tmp_path: Path) -> None:
+def test_bad_urls_and_files_are_refused(two: Server, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be mixed"):
         open_source([f"{two.url}/s-0.tar", tmp_path])
     with pytest.raises(UserError, match="is named twice"):

@@ -83,7 +83,7 @@ def test_sums_that_float32_can_not_decide_are_settled() -> None:
     doubtful = np.abs(run_across(tight, planes) - exact)
     assert 0 < plan.margin < 1e-3
     assert doubtful.max() <= 1
-    # Every border is met: two levels in a row of equal pixels lie at every distance from each other.
+    # Every border occurs: the two levels in a row of equal pixels have every possible distance.
     steps = np.repeat(np.arange(256, dtype=np.uint8), 2)[None, :, None].repeat(3, axis=2)
     halved = np.asarray(Image.fromarray(steps).resize((1024, 1), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(resize(steps, (1, 1024)), halved)

@@ -1,4 +1,4 @@
-"""What must hold over all shards: counts, label maps, labels and keys; nothing is lost in silence."""
+"""Checks over all shards: counts, names of labels, labels and keys; every loss is reported."""
 
 import json
 import zlib
@@ -124,7 +124,7 @@ def test_unlabelled_shards_stay_whole(tmp_path: Path) -> None:
     assert open_source([tmp_path]).labels().tolist() == [-1, -1]
 
 
-def test_a_shard_that_is_there_twice_is_noticed(tmp_path: Path) -> None:
+def test_a_copied_shard_is_noticed(tmp_path: Path) -> None:
     for name in ("0", "1"):
         shard(tmp_path / f"{name}.tar", range(3))
     shard(tmp_path / "2.tar", range(3, 6))
@@ -134,7 +134,7 @@ def test_a_shard_that_is_there_twice_is_noticed(tmp_path: Path) -> None:
     assert source.problems[0].reason == "also in 0.tar, byte for byte"
 
 
-def test_shards_that_count_from_zero_each_are_told_apart(tmp_path: Path) -> None:
+def test_equal_keys_in_two_shards_get_the_name_of_the_shard(tmp_path: Path) -> None:
     shard(tmp_path / "x.tar", range(2), per_shard_keys=True)
     shard(tmp_path / "y.tar", range(2, 4), per_shard_keys=True)
     shard(tmp_path / "z.tar", range(100, 102))
@@ -145,7 +145,7 @@ def test_shards_that_count_from_zero_each_are_told_apart(tmp_path: Path) -> None
     assert not source.problems
 
 
-def test_what_hostile_shards_hold_is_counted_by_kind(tmp_path: Path) -> None:
+def test_members_of_hostile_shards_are_counted_by_kind(tmp_path: Path) -> None:
     bomb = bytearray(encoded(noise(4, 4)))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2
     bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")

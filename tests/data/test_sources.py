@@ -1,4 +1,4 @@
-"""Sources: recognised by what lies there, stable in order, exact about what is missing."""
+"""Sources: recognised by their files, stable in order, exact about what is missing."""
 
 import os
 from pathlib import Path
@@ -159,7 +159,7 @@ def test_a_pipe_named_like_an_image_is_empty(tmp_path: Path) -> None:
     assert [source.sample(i).data for i in range(2)] == [b"", b""]
 
 
-def test_a_source_of_merged_caches_is_none() -> None:
+def test_the_source_of_a_merged_cache_is_refused() -> None:
     with pytest.raises(UserError, match="merged from several caches"):
         reopen_source({"kind": "merged", "paths": ["/a.h5", "/b.h5"]})
 
@@ -180,12 +180,12 @@ BAD = {
     "empty": "the folder .*empty is empty",
     "texts": "no images in .*texts",
     "both": "holds 1 images itself and others in 1 folders",
-    "mixed": "holds both tar shards and images",
+    "mixed": "contains both tar shards and images",
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_source(tmp_path: Path, name: str) -> None:
+def test_other_folders_are_refused(tmp_path: Path, name: str) -> None:
     for folder in ("empty", "texts", "both/cat", "mixed"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "texts/a.txt").write_text("x")
@@ -196,7 +196,7 @@ def test_what_is_no_source(tmp_path: Path, name: str) -> None:
         open_source([tmp_path / name])
 
 
-def test_one_image_is_no_source(tmp_path: Path) -> None:
+def test_a_single_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(UserError, match="is not a tar shard"):
         open_source([tmp_path / "a.png"])
@@ -229,7 +229,7 @@ def test_a_file_too_large_for_an_image_is_not_read_whole(tmp_path: Path) -> None
         decode(huge.data)
 
 
-def test_a_folder_whose_name_is_no_text_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"pict\xfcres")
     class_folders(folder)
     with pytest.raises(UserError, match="not UTF-8"):

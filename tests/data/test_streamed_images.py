@@ -29,7 +29,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def picture(i: int) -> bytes:
-    """One that is told by its first pixel."""
+    """A picture that is identified by its first pixel."""
     return encoded(np.full((SIZE, SIZE, 3), i, np.uint8))
 
 
@@ -115,7 +115,7 @@ def test_bad_images_are_left_out_and_named(server: Server) -> None:
     assert images.problems.upscaled == 299
 
 
-def test_what_can_not_be_trained_on_is_one_sentence(server: Server, source: Source) -> None:
+def test_sources_that_cannot_be_trained_on_are_refused(server: Server, source: Source) -> None:
     with pytest.raises(UserError, match="34 images are too few for 40 processes"):
         StreamedImages(source, SIZE, 1, 0, 40)
     server.files = {"x.tar": tar_bytes([("a.png", b"none")])}

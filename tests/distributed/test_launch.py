@@ -1,4 +1,4 @@
-"""Several processes: they find each other, leave together, and nothing stays behind when one of them goes."""
+"""Several processes: they find each other, exit together, and none is left when one of them dies."""
 
 import signal
 import sys
@@ -93,7 +93,7 @@ def test_processes_find_each_other_and_share_a_queue(script):
     assert sorted(claimed for _, claimed in seen) == ["1", "2"], "each item is claimed once"
 
 
-def test_an_error_of_one_process_ends_all_and_is_told_in_its_words(script):
+def test_an_error_of_one_process_ends_all_and_is_reported(script):
     with pytest.raises(UserError, match="the second process found a fault") as caught:
         run_workers([str(script), "fail", str(script.parent / "seen")], 2)
     assert caught.value.hint == "mend it"
@@ -112,7 +112,7 @@ def test_a_killed_process_is_named(script):
     [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow),
      pytest.param(signal.SIGUSR1, marks=pytest.mark.slow), pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
 )  # fmt: skip
-def test_signals_reach_the_workers_and_nobody_is_left(script, start, how):
+def test_signals_reach_the_workers_and_none_is_left(script, start, how):
     parent = start([sys.executable, "-c", PARENT, str(script), "wait", str(script.parent / "seen")])
     wait_for_files(parent, script.parent / "seen", "*", 2)
     parent.send_signal(how)
@@ -132,12 +132,12 @@ def test_a_launched_process_does_not_launch_again(monkeypatch):
     [("2", 2, "mutually exclusive"), (None, 0, "must be at least 1"), ("two", None, "must be a positive number or all"),
      ("4096", None, "this machine has")],
 )  # fmt: skip
-def test_what_cannot_be_started_is_said(gpus, procs, message):
+def test_impossible_numbers_of_processes_are_refused(gpus, procs, message):
     with pytest.raises(UsageError, match=message):
         relaunch(gpus, procs)
 
 
-def test_one_process_is_no_launch():
+def test_one_process_is_not_launched():
     assert not relaunch(None, None)
     assert not relaunch(None, 1)
 

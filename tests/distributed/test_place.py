@@ -1,4 +1,4 @@
-"""Which process this is, from the environments that launchers and clusters give."""
+"""Rank and number of processes, from the environments that launchers and clusters set."""
 
 import pytest
 
@@ -47,7 +47,7 @@ POD = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8"}
     [({}, False), ({"RANK": "1"}, True), (POD, False), (POD | {"RANK": "1"}, False),
      (POD | {"RANK": "9", "LOCAL_RANK": "1"}, True)],
 )  # fmt: skip
-def test_a_machines_rank_is_not_a_processs(environment, placed):
+def test_the_rank_of_a_machine_is_not_that_of_a_process(environment, placed):
     assert is_placed(environment) == placed
 
 

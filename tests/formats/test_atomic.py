@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and what goes wrong while writing is said in one sentence."""
+"""Files appear complete or not at all, and errors while writing are reported in one sentence."""
 
 import errno
 import os
@@ -87,7 +87,7 @@ def test_json_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[" * 100_000])
-def test_what_is_no_json_is_said(tmp_path, text):
+def test_invalid_json_is_reported(tmp_path, text):
     (tmp_path / "v.json").write_bytes(text)
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "v.json")
@@ -117,12 +117,12 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: No space left on device")]
 )
-def test_a_full_disk_is_said(tmp_path, error):
+def test_a_full_disk_is_reported(tmp_path, error):
     with pytest.raises(UserError, match="the disk is full"), disk_errors(tmp_path / "result"):
         raise error
 
 
-def test_a_file_that_may_not_grow_is_said_and_leaves_nothing(tmp_path):
+def test_a_file_above_the_size_limit_is_reported_and_removed(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -135,7 +135,7 @@ def test_a_file_that_may_not_grow_is_said_and_leaves_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_folder_without_permission_is_said(tmp_path):
+def test_missing_permission_is_reported(tmp_path):
     target = tmp_path / "result"
     with pytest.raises(UserError, match="no permission to write"), disk_errors(target):
         raise PermissionError(errno.EACCES, "Permission denied", os.fspath(target))
@@ -148,7 +148,7 @@ def test_an_error_about_another_file_is_not_blamed_on_the_target(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
-def test_a_file_system_that_takes_no_files_is_told_in_words():
+def test_a_file_system_without_new_files_is_reported():
     with pytest.raises(UserError, match="no file can be made in /proc"):
         write_bytes(Path("/proc/x.h5"), b"1")
     with pytest.raises(UserError, match=r"cannot make the folder /proc/x\.h5\.parts: no folders can be created there"):

@@ -137,7 +137,7 @@ def test_a_sample_without_an_image_has_one_problem_that_says_why(tmp_path: Path)
     assert found.problems[1][2].startswith("photo.1.JPG (and 1 more): ")
 
 
-def test_links_and_devices_are_no_samples(tmp_path: Path) -> None:
+def test_links_and_devices_are_ignored(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name, kind in (("l.png", tarfile.SYMTYPE), ("h.png", tarfile.LNKTYPE), ("d.png", tarfile.DIRTYPE)):
             info = tarfile.TarInfo(name)

@@ -88,7 +88,7 @@ def test_stage_one_file(stage_one, tmp_path):
     assert all(torch.equal(back[n], there[n]) and back[n].dtype == there[n].dtype for n in there)
 
 
-def test_a_file_that_does_not_tell(folder, tmp_path):
+def test_an_unrecognised_file_asks_for_its_name(folder, tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"can't recognise the model by config\.json") as caught:
         convert(folder, tmp_path / "ours.safetensors")
@@ -161,7 +161,7 @@ def test_truncated_pickles(tmp_path, keep):
         load_tokenizer(path)
 
 
-def test_a_tar_is_told_in_our_words(tmp_path):
+def test_a_tar_is_reported_as_such(tmp_path):
     path = tmp_path / "shard.bin"
     with tarfile.open(path, "w") as tar:
         tar.addfile(tarfile.TarInfo("000000.jpg"))
@@ -169,7 +169,7 @@ def test_a_tar_is_told_in_our_words(tmp_path):
         load_tokenizer(path)
 
 
-def test_text_is_no_file_of_weights(tmp_path):
+def test_text_is_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("kind: generator\nmodel:\n  width: 64\n")
     with pytest.raises(UserError, match=r"cannot be read as a file of weights \(it is not a pickle\)") as caught:
@@ -234,7 +234,7 @@ def test_an_old_config_that_says_too_little(tmp_path, folder):
 @pytest.mark.parametrize(
     ("file", "dtypes"), [("model.safetensors", [torch.int64]), ("pytorch_model.bin", [torch.complex64, torch.int64])]
 )
-def test_tensors_that_are_no_floating_point_numbers(folder, file, dtypes):
+def test_tensors_of_integers_are_refused(folder, file, dtypes):
     tensors = load_file(folder / "model.safetensors")
     names = list(tensors)[: len(dtypes)]
     tensors |= {name: tensors[name].to(dtype) for name, dtype in zip(names, dtypes, strict=True)}

@@ -36,7 +36,7 @@ def caches(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def official(tmp_path) -> Path:
-    """The official folder of a tiny generator, which stands for the big one."""
+    """The official folder of a tiny generator, in place of the big one."""
     folder = tmp_path / "hub" / REPOSITORY
     write_official(folder, Weights("generator", GENERATOR, dict(tiny_generator().state_dict())))
     return folder
@@ -72,7 +72,7 @@ def test_in_the_cache_of_the_hub(caches, official):
     assert loaded.stdout.strip() == weights_sha256(tiny_generator()), loaded.stderr
 
 
-def test_a_folder_with_a_file_missing_is_not_it(caches, official):
+def test_a_folder_with_a_missing_file_is_ignored(caches, official):
     shutil.copytree(official, caches / "weights" / NAME)
     (caches / "weights" / NAME / "config.json").unlink()
     assert not is_here(NAME)
@@ -120,7 +120,7 @@ def load_online(address: str, **environment: str) -> subprocess.CompletedProcess
 
 
 def test_download(hub, official, monkeypatch):
-    """The first time it is fetched; from then on it is here, and nobody is asked."""
+    """The first use downloads it; later uses find it and send no request."""
     address, requests = hub
     expected = weights_sha256(tiny_generator())
     first = load_online(address)
@@ -133,7 +133,7 @@ def test_download(hub, official, monkeypatch):
 
 
 @pytest.mark.parametrize("switch", ["TITOKCTL_OFFLINE", "HF_HUB_OFFLINE"])
-def test_nothing_is_asked_when_offline(caches, monkeypatch, switch):
+def test_offline_sends_no_request(caches, monkeypatch, switch):
     for name in ("TITOKCTL_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(switch, "1")

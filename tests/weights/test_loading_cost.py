@@ -1,4 +1,4 @@
-"""What loading costs: no second copy of the weights, and no compiler."""
+"""The cost of loading: no second copy of the weights, and no compiler."""
 
 import json
 import subprocess

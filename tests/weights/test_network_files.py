@@ -1,4 +1,4 @@
-"""Published weight files: found where people have them, fetched whole or not at all, never taken for another."""
+"""Published weight files: found in the usual folders, downloaded completely or not at all, checked by their hash."""
 
 import hashlib
 import sys
@@ -59,7 +59,7 @@ def put(path: Path, content: bytes = CONTENT) -> Path:
     return path
 
 
-def test_what_is_named_comes_before_what_is_found(tmp_path, cache, monkeypatch):
+def test_named_files_come_before_found_ones(tmp_path, cache, monkeypatch):
     in_cache = put(cache / "other.pth")
     assert find(published()) == in_cache
     in_cache = put(cache / NAME)
@@ -148,7 +148,7 @@ def test_download_that_breaks_off_is_tried_again(cache, server, lengths):
     if lengths:
         assert find(wanted) == cache / NAME
         assert len(server.asked) == 2
-    else:  # nobody said how long it is: the hash tells
+    else:  # without a length, the hash shows the truncation
         with pytest.raises(UserError, match="not the published file"):
             find(wanted)
         assert list(cache.iterdir()) == []

@@ -57,6 +57,11 @@ class DecodeProcesses:
         self._idle.put(process)
         return bad
 
+    @property
+    def ids(self) -> list[int]:
+        """Process ids of the processes that were started."""
+        return [process.id for process in self._all]
+
     def close(self) -> None:
         """End all processes."""
         for process in self._all:
@@ -78,6 +83,11 @@ class _Process:
             env=os.environ | _SETTINGS,
             start_new_session=True,
         )
+
+    @property
+    def id(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def _grow(self, file_bytes: int) -> None:
         size = SharedTask.size_for(self._configs, file_bytes)

@@ -62,6 +62,11 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self._processes.close()
 
+    @property
+    def process_ids(self) -> list[int]:
+        """Ids of the decoding processes that were started."""
+        return self._processes.ids
+
     def unit(self, unit: Unit) -> DecodedUnit:
         """Decode one unit. Raises UserError when it can't be read, or a decoding process dies."""
         opened = self._source.open_unit(unit)

@@ -1,4 +1,4 @@
-"""How ImageNet is recognised: its classes have synset names (n01440764, ...), its files are called ILSVRC2012_....
+"""ImageNet, recognised by its synset names of classes (n01440764, ...) or its file names (ILSVRC2012_...).
 
 Models index the classes by their synset names in sorted order. Ids decode to pictures, so a token cache of ImageNet
 carries ImageNet's terms.

@@ -112,7 +112,9 @@ def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, keep_index:
         return open_shards([path / _IMAGENET_TRAIN], accept_cut, keep_index)
     shards = shards_in(path)
     if shards and kind is None and recognises(path):
-        raise UserError(f"{path} holds both tar shards and images", "say which with --source shards or --source folder")
+        raise UserError(
+            f"{path} contains both tar shards and images", "say which with --source shards or --source folder"
+        )
     if kind in (SHARDS, CLASS_TARS) or (shards and kind is None):
         if not shards:
             raise UserError(f"no .tar shards in {path}")

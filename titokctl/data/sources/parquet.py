@@ -116,7 +116,7 @@ def open_parquet(paths: Sequence[Path]) -> ParquetSource:
     labels = np.concatenate([head.labels for head in heads])
     class_names = heads[0].class_names
     if class_names and labels.max() >= len(class_names):
-        raise UserError(f"the files hold the label {labels.max()}, but there are {len(class_names):,} class names")
+        raise UserError(f"the files contain the label {labels.max()}, but there are {len(class_names):,} class names")
     units = units_of([(path.name, sum(head.rows)) for path, head in zip(paths, heads, strict=True)])
     resolved = [str(path.resolve()) for path in paths]
     return ParquetSource(

@@ -34,7 +34,7 @@ KIND = "shards"
 _MAX_OPEN = 256
 _MAX_SHARDS = 1_000_000
 _NAMED = 20  # of cut shards, in a message
-_CUT_HINT = "copy or download it again; `titokctl tokenize --accept-cut` takes what it still holds"
+_CUT_HINT = "copy or download it again; `titokctl tokenize --accept-cut` reads its whole members"
 
 
 class _OpenShards:

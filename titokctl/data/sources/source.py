@@ -62,7 +62,7 @@ class OpenUnit:
 
     Args:
         count: number of samples that can be read. A source without positions may have fewer than `Unit.count`, or more
-            where a shard holds what its count leaves out, such as a second image of a key.
+            if a shard has samples that its count leaves out, such as a second image of a key.
         read: `read(begin, end)` returns samples `begin` to `end` of the unit. Threads may call it at once.
         rejected: samples that turned out unusable when the unit was opened.
     """
