@@ -13,7 +13,7 @@ import pytest
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import CacheHeader, TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
-from titokctl.formats.token_checksums import ContentsChecksums, damaged_places
+from titokctl.formats.token_header import ContentsChecksums
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "archives" / "token-cache-v1.h5"
 
@@ -213,12 +213,12 @@ def test_files_of_version_1_are_read_for_ever() -> None:
 def test_a_changed_bit_is_found_where_it_is(tmp_path: Path) -> None:
     write(tmp_path / "tokens.h5", n=90_000, block=50_000)
     seen: list[int] = []
-    assert damaged_places(tmp_path / "tokens.h5", seen.append) == []
+    assert TokenCache.open(tmp_path / "tokens.h5", check_ids=False).damage(seen.append) == []
     assert sum(seen) == 2 * 90_000
     with h5py.File(tmp_path / "tokens.h5", "r+") as f:
         f["tokens"][70_000, 2] ^= 1
         f["views/flip"][0, 0] ^= 1
-    assert damaged_places(tmp_path / "tokens.h5", seen.append) == [
+    assert TokenCache.open(tmp_path / "tokens.h5", check_ids=False).damage(seen.append) == [
         "/tokens: rows 65,536 to 89,999 changed",
         "/views/flip: rows 0 to 65,535 changed",
     ]
@@ -229,7 +229,7 @@ def test_a_change_beside_the_ids_is_found(tmp_path: Path, name: str) -> None:
     write(tmp_path / "tokens.h5")
     with h5py.File(tmp_path / "tokens.h5", "r+") as f:
         f[name][0] = f[name][1]
-    (problem,) = damaged_places(tmp_path / "tokens.h5", lambda n: None)
+    (problem,) = TokenCache.open(tmp_path / "tokens.h5", check_ids=False).damage(lambda n: None)
     assert "changed" in problem
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[2])
 from test_token_cache import header
-from titokctl.formats.token_checksums import damaged_places
+from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_parts import Tally, merge, summaries
 from titokctl.formats.token_parts import PartsFolder, TokenPart
 
@@ -26,7 +26,7 @@ for unit in range(units):
 for summary in summaries(parts, units):
     tally.add(summary)
 merge(parts, header(), units, tally, lambda n: None)
-assert damaged_places(parts.output, lambda n: None) == []
+assert TokenCache.open(parts.output, check_ids=False).damage(lambda n: None) == []
 print(json.dumps([tally.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 """
 

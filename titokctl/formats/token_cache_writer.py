@@ -18,9 +18,8 @@ import numpy as np
 
 from titokctl import __version__
 from titokctl.formats.atomic import atomic_path, claim
-from titokctl.formats.token_checksums import ROWS_PER_CRC, ContentsChecksums
 from titokctl.formats.token_file import FORMAT, FORMAT_VERSION
-from titokctl.formats.token_header import CacheHeader
+from titokctl.formats.token_header import ROWS_PER_CRC, CacheHeader, ContentsChecksums
 
 _CHUNK_ROWS = 8192
 _CHUNK_BYTES = 1 << 19

@@ -21,7 +21,8 @@ A writer (`token_cache_writer`) works under a temporary name and renames the fin
 opened for writing.
 """
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,23 @@ import numpy as np
 from pydantic import Json, TypeAdapter
 
 from titokctl.errors import UserError
-from titokctl.formats import hdf5_checks, token_checksums
+from titokctl.formats import hdf5_checks
 from titokctl.formats.atomic import check_version
-from titokctl.formats.token_header import CacheHeader, StoredCache, check_labels, checked, checked_header
+from titokctl.formats.token_header import (
+    ROWS_PER_CRC,
+    CacheHeader,
+    ContentsChecksums,
+    StoredCache,
+    bytes_of,
+    check_labels,
+    checked,
+    checked_header,
+)
 
 FORMAT = "titokctl/token-cache"
 FORMAT_VERSION = 1
 _JSON: TypeAdapter[dict[str, Any]] = TypeAdapter(Json[dict[str, Any]])
+_TEXT = ("class_names", "keys")
 _JSON_NAMES = ("tokenizer", "preprocessing", "source", "made_with")
 
 
@@ -77,10 +88,10 @@ class TokenFile(StoredCache):
         return self.path.stat().st_size
 
     def damage(self, advance: Callable[[int], None]) -> list[str]:
-        return token_checksums.damaged_places(self.path, advance)
+        return _damage(self.path, advance)
 
     def check_rows(self) -> None:
-        token_checksums.check_rows(self.path)
+        _check_rows(self.path)
 
     def _rows(self, group: h5py.Group, name: str) -> np.ndarray:
         found, header = hdf5_checks.dataset(group, name), self.header
@@ -160,3 +171,59 @@ def text_dataset(group: h5py.Group, name: str, num_rows: int | None) -> h5py.Dat
         got = f"{found.dtype.str} {found.shape}"
         raise UserError(f"/{name} of {group.file.filename} is {got}, expected fixed-length text ({rows},)")
     return found
+
+
+def _damage(path: Path, advance: Callable[[int], None]) -> list[str]:
+    """Compare everything with the checksums, block by block, as `StoredCache.damage`."""
+    with hdf5_checks.opened(path) as file:
+        checksums, ids = file["checksums"], _datasets_of_rows(file)
+        problems: list[str] = []
+        found = ContentsChecksums()
+        for name in (*ids, "labels", *(name for name in _TEXT if name in file)):
+            for block in _blocks(file[name]):
+                found.update(name, block)
+                advance(len(block) if name in ids else 0)
+            if name in ids:
+                problems += _wrong_blocks(checksums, name, found.crcs(name), len(file[name]))
+        if found.sha256() != hdf5_checks.attribute(checksums, "sha256", str) and not problems:
+            problems.append("labels, keys, class names or the checksum itself changed since the file was written")
+        return problems
+
+
+def _check_rows(path: Path) -> None:
+    """Compare the rows of all views with their CRC-32s, as `StoredCache.check_rows`."""
+    with hdf5_checks.opened(path) as file:
+        for name in _datasets_of_rows(file):
+            found = [zlib.crc32(bytes_of(block)) for block in _blocks(file[name])]
+            wrong = _wrong_blocks(file["checksums"], name, found, len(file[name]))
+            if wrong:
+                raise UserError(
+                    f"{path} is damaged: {wrong[0]} since the file was written",
+                    "fetch or make it again; `titokctl verify` lists all changes",
+                )
+
+
+def _datasets_of_rows(file: h5py.File) -> list[str]:
+    views = hdf5_checks.subgroup(file, "views")
+    names = hdf5_checks.names_of(views) if views else ()
+    return ["latents" if "latents" in file else "tokens", *(f"views/{name}" for name in names)]
+
+
+def _blocks(found: h5py.Dataset) -> Iterator[np.ndarray]:
+    for first in range(0, max(len(found), 1), ROWS_PER_CRC):
+        yield found[first : first + ROWS_PER_CRC]
+
+
+def _wrong_blocks(checksums: h5py.Group, name: str, found: list[int], num_rows: int) -> list[str]:
+    group = checksums
+    for part in name.split("/")[:-1]:
+        inner = hdf5_checks.subgroup(group, part)
+        if inner is None:
+            return [f"/checksums/{name} is missing"]
+        group = inner
+    recorded = hdf5_checks.dataset(group, name.split("/")[-1])
+    if recorded.shape != (len(found),) or recorded.dtype != np.dtype("<u4"):
+        raise UserError(f"/checksums/{name} of {checksums.file.filename} is not {len(found)} CRC-32 numbers")
+    wrong = np.flatnonzero(recorded[:] != np.array(found, np.uint32))
+    ranges = [(i * ROWS_PER_CRC, min((i + 1) * ROWS_PER_CRC, num_rows) - 1) for i in wrong.tolist()]
+    return [f"/{name}: rows {first:,} to {last:,} changed" for first, last in ranges]

@@ -14,8 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from titokctl.errors import UserError
-from titokctl.formats.token_checksums import ContentsChecksums
-from titokctl.formats.token_header import CacheHeader, StoredCache, check_labels, checked_header
+from titokctl.formats.token_header import CacheHeader, ContentsChecksums, StoredCache, check_labels, checked_header
 from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, all_parts
 
 _PARTS_KEPT = 64

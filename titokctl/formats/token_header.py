@@ -1,5 +1,7 @@
-"""The header of a token cache, and what its two forms on disk have in common: a file and a folder of parts."""
+"""Header and checksums of a token cache, for both of its forms on disk: a file and a folder of parts."""
 
+import hashlib
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from titokctl.errors import UserError
 
+ROWS_PER_CRC = 65_536
 _Text = Annotated[str, Field(strict=True)]
 _Count = Annotated[int, Field(strict=True, ge=0)]
 _Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -180,3 +183,53 @@ class StoredCache(ABC):
     @abstractmethod
     def check_rows(self) -> None:
         """Compare the rows with their checksums as quickly as possible. Raises UserError when some changed."""
+
+
+class ContentsChecksums:
+    """The checksums of a cache (`token_file` specifies them), over blocks of rows of its datasets."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, _Dataset] = {}
+
+    def update(self, path: str, block: np.ndarray) -> None:
+        """Add the next rows of the dataset /path (little-endian)."""
+        if path not in self._of:
+            self._of[path] = _Dataset(block)
+        self._of[path].update(block)
+
+    def crcs(self, path: str) -> list[int]:
+        """Return one CRC-32 for every 65,536 rows of a dataset; the last one covers the remaining rows."""
+        return self._of[path].crcs
+
+    def sha256(self) -> str:
+        """Return the hex digest of all contents so far."""
+        total = hashlib.sha256()
+        for path, one in sorted(self._of.items()):
+            shape = ",".join(map(str, (one.rows, *one.row_shape)))
+            total.update(f"/{path} {one.dtype.str} {shape} {one.sha.hexdigest()}\n".encode())
+        return total.hexdigest()
+
+
+class _Dataset:
+    def __init__(self, block: np.ndarray) -> None:
+        self.dtype, self.row_shape = block.dtype, block.shape[1:]
+        self.sha = hashlib.sha256()
+        self.crcs: list[int] = []
+        self.rows = 0
+
+    def update(self, block: np.ndarray) -> None:
+        data, row = bytes_of(block), block.itemsize * int(np.prod(self.row_shape))
+        self.sha.update(data)
+        first = 0
+        while first < len(block):
+            begun = self.rows % ROWS_PER_CRC
+            n = min(ROWS_PER_CRC - begun, len(block) - first)
+            crc = zlib.crc32(data[first * row : (first + n) * row], self.crcs.pop() if begun else 0)
+            self.crcs.append(crc)
+            self.rows += n
+            first += n
+
+
+def bytes_of(block: np.ndarray) -> memoryview:
+    """Return the bytes of an array, without a copy if it is contiguous."""
+    return memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
