@@ -3,8 +3,8 @@
     python -m benchmarks.cache [--rows 1281167] [--folder DIR] [--quick] [--json out.json]
 
 Random ids in 2 views and in parts of 1,024 rows, as `titokctl tokenize` writes them. `np.save` of the same arrays with
-fsync is the baseline of writing and merging, `np.load` that of opening. The peak memory is that of a process which does
-nothing else (pages of memory-mapped files included).
+fsync is the baseline of writing and merging, `np.load` that of opening. The peak memory is that of a process that does
+nothing else, with the pages of memory-mapped files.
 """
 
 import os
@@ -71,7 +71,7 @@ cache.{0}(folder / ("alone" if "{0}" == "write" else "tokens.h5"), int(sys.argv[
 
 
 def header() -> CacheHeader:
-    """The header of a cache with one further view."""
+    """Return the header of a cache with one further view."""
     return CacheHeader(
         tokenizer={},
         encoder_sha256="e" * 64,
@@ -87,7 +87,7 @@ def header() -> CacheHeader:
 
 
 def write(folder: Path, rows: int) -> Parts:
-    """A part for every 1,024 rows, each flushed to the disk, then one file of them."""
+    """Write a part for every 1,024 rows, each flushed to the disk, then merge them."""
     folder.mkdir(exist_ok=True)
     parts, found = PartsFolder(folder / "tokens.h5"), Parts()
     parts.path.mkdir()
@@ -98,7 +98,7 @@ def write(folder: Path, rows: int) -> Parts:
 
 
 def part(ids: np.ndarray, first: int, rows: int) -> TokenPart:
-    """The part that begins at row `first`."""
+    """Return the part that begins at row `first`."""
     n = min(UNIT, rows - first)
     numbers = np.arange(first, first + n)
     keys, labels = np.char.mod(b"n00000000/n00000000_%08d", numbers), (numbers // 1300 % 1000).astype(np.int32)
@@ -107,7 +107,7 @@ def part(ids: np.ndarray, first: int, rows: int) -> TokenPart:
 
 
 def merged(parts: PartsFolder, units: int) -> None:
-    """The parts as one file."""
+    """Merge the parts into one file."""
     tally = Tally()
     for summary in summaries(parts, units):
         tally.add(summary)
@@ -115,7 +115,7 @@ def merged(parts: PartsFolder, units: int) -> None:
 
 
 def save_plain(folder: Path, rows: int) -> None:
-    """The same numbers of bytes by np.save, flushed."""
+    """Write as many bytes with np.save, flushed."""
     for name in ("plain", "flip"):
         with (folder / f"{name}.npy").open("wb") as file:
             np.save(file, np.zeros((rows, TOKENS), np.uint16))
@@ -131,7 +131,7 @@ def open_cache(path: Path, rows: int) -> None:
 
 
 def load_plain(folder: Path, rows: int) -> None:
-    """The ids by np.load."""
+    """Read the ids with np.load."""
     assert np.load(folder / "plain.npy", allow_pickle=False).shape == (rows, TOKENS)
 
 

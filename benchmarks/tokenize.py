@@ -4,12 +4,11 @@
         [--quick] [--json out.json]
     python -m benchmarks.tokenize --memory 10000 200000
 
-The first gives the command's job a shard of JPEGs of ImageNet's usual sizes (load weights, read, decode, encode, write,
-merge; without starting Python). The baseline: a DataLoader with Pillow, a float32 encoder around nn.MultiheadAttention,
-a .npy file for each image. The bare encoder gets ready tensors in the command's tiles, so what the command takes longer
-is everything else.
-Encoder widths and layers are those of TiTok; weights are random. The second tokenizes tiny pictures with a tiny encoder
-and prints the peak memory of the whole command for each count.
+The first form runs the command's job on a shard of JPEGs of ImageNet's usual sizes (load weights, read, decode, encode,
+write, merge; without starting Python). The baseline is a DataLoader with Pillow, a float32 encoder around
+nn.MultiheadAttention, and a .npy file for each image. The bare encoder gets decoded tensors in the command's tiles: the
+difference is the time of everything but encoding. Encoder widths and layers are those of TiTok; weights are random.
+The second form tokenizes tiny pictures with a tiny encoder and prints the peak memory of the command for each count.
 """
 
 import io
@@ -66,7 +65,7 @@ def main() -> None:
 
 
 def speed(given: Namespace, count: int) -> dict[str, Figures]:
-    """All ways, in turns."""
+    """Measure all ways, in turns."""
     device, tile = given.device, default_batch_size(given.device, "encode")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -105,7 +104,7 @@ def speed(given: Namespace, count: int) -> dict[str, Figures]:
 
 
 def tokenizer(path: Path, size: int, patch: int, encoder: tuple[int, int, int], tokens: int) -> TiTok:
-    """A tokenizer of random weights with a small decoder, also written to `path`."""
+    """Return a tokenizer of random weights with a small decoder, also written to `path`."""
     width, layers, heads = encoder
     vit = TransformerConfig(patch_size=patch, width=width, num_layers=layers, num_heads=heads)
     decoder = TransformerConfig(patch_size=patch, width=32, num_layers=1, num_heads=2)
@@ -119,7 +118,7 @@ def tokenizer(path: Path, size: int, patch: int, encoder: tuple[int, int, int], 
 
 
 def write_shard(path: Path, images: list[bytes], numbers: range, ending: str) -> None:
-    """A shard of images with these numbers, taken in turns from `images`."""
+    """Write a shard of images with these numbers, taken in turns from `images`."""
     with tarfile.open(path, "w") as tar:
         for i in numbers:
             data = images[i % len(images)]
@@ -129,7 +128,7 @@ def write_shard(path: Path, images: list[bytes], numbers: range, ending: str) ->
 
 
 def peak_memory(count: int) -> int:
-    """Bytes that the command's process holds at most for `count` tiny pictures."""
+    """Return the peak memory in bytes of the command's process for `count` tiny pictures."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         tokenizer(root / "tok.safetensors", 16, 8, (32, 1, 2), 8)

@@ -1,4 +1,4 @@
-"""A token cache that stays a folder of parts: read like the file of the same rows, and refused like it."""
+"""A token cache in a folder of parts: it reads like the file of the same rows, and damage is refused."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def write(folder: PartsFolder, head: CacheHeader, rows: np.ndarray) -> Tally:
 
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[TokenCache, TokenCache]:
-    """The same rows as a file and as a folder."""
+    """Write the same rows as a file and as a folder."""
     head, rows = header(), ids_for(sum(SIZES)).astype("<u2")
     file, folder = PartsFolder(tmp_path / "tokens.h5"), PartsFolder(tmp_path / "tokens", keep=True)
     merge(file, head, len(SIZES), write(file, head, rows), lambda n: None)

@@ -1,4 +1,4 @@
-"""Parts of a token cache: what a killed or changed run leaves, and the merge."""
+"""Parts of a token cache: reading and writing, resuming, refusals, and the merge."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def test_a_part_comes_back_as_it_was(tmp_path: Path) -> None:
     assert parts.read(3) is None
 
 
-def test_every_flipped_byte_of_a_part_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_byte_of_a_part_is_detected(tmp_path: Path) -> None:
     parts = begun(tmp_path)
     place = tmp_path / "tokens.h5.parts" / "unit-00000000.safetensors"
     whole = place.read_bytes()
@@ -88,7 +88,7 @@ def test_a_missing_or_damaged_part_leaves_no_output(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5.parts"]
 
 
-def test_going_on_with_other_settings_is_refused_with_the_differences(tmp_path: Path) -> None:
+def test_resuming_with_other_settings_is_refused_with_the_differences(tmp_path: Path) -> None:
     parts = begun(tmp_path)
     with parts.locked():
         assert parts.begin(header(), 3) is True
@@ -105,7 +105,7 @@ def test_going_on_with_other_settings_is_refused_with_the_differences(tmp_path: 
     assert "--overwrite" in hint
 
 
-def test_someone_elses_manifest_is_left_alone(tmp_path: Path) -> None:
+def test_a_manifest_of_another_program_is_not_modified(tmp_path: Path) -> None:
     parts = PartsFolder(tmp_path / "tokens.h5")
     parts.path.mkdir()
     (parts.path / "manifest.json").write_text(json.dumps({"format": "other"}))
@@ -135,7 +135,7 @@ except UserError as error:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "got it\n"
 
 
-def test_rejected_samples_are_listed_and_an_old_list_goes(tmp_path: Path) -> None:
+def test_rejected_samples_are_listed_and_an_old_list_is_deleted(tmp_path: Path) -> None:
     target = tmp_path / "tokens.h5.rejected.jsonl"
     write_rejected(target, [BAD, BAD | {"key": "größer"}])
     assert [json.loads(line) for line in target.read_text().splitlines()] == [BAD, BAD | {"key": "größer"}]

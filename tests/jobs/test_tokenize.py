@@ -14,9 +14,11 @@ import torch
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.images import preprocess, to_float
+from titokctl.data.sources import open_source
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_parts import PartsFolder, all_parts
+from titokctl.jobs.tokenize.encode import TileEncoder, tokenize_unit
 from titokctl.jobs.tokenize.output import allowed_share
 from titokctl.jobs.tokenize.request import Tokenize, TokenizeResult
 from titokctl.progress import Progress, SilentProgress
@@ -135,12 +137,12 @@ def test_unusable_images_are_named_and_fail_at_the_end(place: Place) -> None:
     assert all(line["reason"] for line in lines)
 
 
-def test_few_of_a_small_set_are_left_out_and_named() -> None:
+def test_a_few_unusable_images_of_a_small_set_are_accepted() -> None:
     fails_from = {count: int(allowed_share(count) * count) + 1 for count in (19, 40, 300, 20_000, 1_281_167)}
     assert fails_from == {19: 1, 40: 3, 300: 11, 20_000: 21, 1_281_167: 1_282}
 
 
-def test_a_higher_limit_goes_on_without_encoding_again(place: Place) -> None:
+def test_a_higher_limit_resumes_without_encoding_again(place: Place) -> None:
     good = place.run(output=place.root / "good.h5")
     plant_bad_images(place)
     with pytest.raises(UserError):
@@ -162,7 +164,7 @@ def test_a_source_without_one_usable_image_makes_no_cache(place: Place) -> None:
     assert not place.output.exists()
 
 
-def test_samples_the_source_cannot_give_count_as_rejected(place: Place) -> None:
+def test_samples_that_the_source_leaves_out_count_as_rejected(place: Place) -> None:
     import io
     import tarfile
 
@@ -180,7 +182,7 @@ def test_samples_the_source_cannot_give_count_as_rejected(place: Place) -> None:
     assert result.rejected == len(place.rejected.read_text().splitlines()) > 0
 
 
-def test_an_existing_output_is_kept_unless_told(place: Place) -> None:
+def test_an_existing_output_is_replaced_only_on_request(place: Place) -> None:
     place.run()
     before = place.output.read_bytes()
     with pytest.raises(UserError, match="exists already") as caught:
@@ -371,7 +373,7 @@ def test_changed_settings_are_refused_with_the_differences(place: Place) -> None
     assert place.run(max_rejected=0.5, overwrite=True).units_reused == 0
 
 
-def test_overwrite_goes_on_with_its_own_unfinished_run(place: Place) -> None:
+def test_overwrite_resumes_its_own_unfinished_run(place: Place) -> None:
     begun(place)
     assert place.run(max_rejected=0.5, overwrite=True).units_reused == 1
 
@@ -401,7 +403,7 @@ def test_a_damaged_part_is_made_again(place: Place) -> None:
         ({"tokenizer": "nothing.safetensors"}, UserError, "nothing.safetensors"),
     ],
 )
-def test_mistakes_are_named_before_any_work(place: Place, settings: dict, error: type, message: str) -> None:
+def test_mistakes_are_refused_before_any_work(place: Place, settings: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         place.run(**settings)
     assert not place.output.parent.exists()
@@ -421,12 +423,12 @@ def test_gaussian_tokenizers_are_cached_as_latents(place: Place) -> None:
 
 
 def pictures(place: Place, config: PreprocessingConfig | None = None) -> np.ndarray:
-    """All pictures in the order of the source, (n, S, S, 3) uint8."""
+    """Return all pictures in the order of the source, (n, S, S, 3) uint8."""
     config = config or PreprocessingConfig(size=tiny.SIZE)
     return np.stack([preprocess(f.read_bytes(), config) for f in sorted(place.images.rglob("*.jpg"))])
 
 
-def test_ten_crops_are_corners_and_middle_of_a_larger_square_and_their_mirror_images(place: Place) -> None:
+def test_ten_crops_are_corners_and_center_of_a_larger_square_and_their_mirror_images(place: Place) -> None:
     place.run(views=("flip", "ten-crop"))
     cache = TokenCache.open(place.output)
     assert len(cache.views) == 12
@@ -462,7 +464,7 @@ def test_a_folder_keeps_the_parts_and_reads_like_the_file(place: Place) -> None:
     assert (file.sha256, file.header) == (folder.sha256, folder.header)
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(place: Place) -> None:
+def test_a_folder_with_other_files_is_not_modified(place: Place) -> None:
     (place.root / "kept").mkdir()
     (place.root / "kept" / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="is not empty"):
@@ -477,10 +479,24 @@ def test_compressed_rows_are_the_same(place: Place) -> None:
         place.run(output=place.root / "kept", keep_parts=True, compress=True)
 
 
-def test_a_damaged_part_that_is_met_while_merging_is_deleted(place: Place) -> None:
+def test_a_damaged_part_is_deleted_when_the_merge_finds_it(place: Place) -> None:
     begun(place)
     part = next(place.parts.glob("unit-*"))
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"damaged.*deleted"):
         list(all_parts(PartsFolder(place.output), 1))
     assert not part.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_unit_becomes_the_part_that_the_command_writes(place: Place, shards: dict, workers: int) -> None:
+    """`tokenize_unit` depends on source, unit and encoder alone, so that any scheduler may call it anywhere."""
+    place.run(part="1/2", **shards)
+    whole = place.run(output=place.root / "whole.h5", **shards)
+    source, encoder = open_source(**shards), TileEncoder(place.model, TokenCache.open(whole.output).header, "cpu")
+    ours, elsewhere = PartsFolder(place.output), PartsFolder(place.root / "elsewhere.h5")
+    elsewhere.path.mkdir()
+    seen: list[int] = []
+    elsewhere.write(tokenize_unit(source, source.units[3], encoder, workers, advance=seen.append))
+    assert elsewhere.file(3).read_bytes() == ours.file(3).read_bytes()
+    assert sum(seen) == 3

@@ -1,6 +1,6 @@
-"""Views: which crops of an image are cached beside the plain one, and what is written about each.
+"""Views: the crops of an image that are cached beside the plain one, and the record of each.
 
-A view is made from a square that the decoder cuts (the plain crop, or a larger one), by cutting and flipping tensors.
+A view is cut from a square that the decoder makes (the plain crop, or a larger one), by slicing and flipping tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from titokctl.formats.token_cache import PLAIN
 _TEN_CROP_SCALE = 1.1
 _CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
 TEN_CROP = tuple(f"ten-{corner}{flip}" for flip in ("", "-flip") for corner in _CORNERS)
-# What --views takes -> the views that are made.
+# A value of --views -> the views that it stands for.
 GROUPS = {"flip": ("flip",), "ten-crop": TEN_CROP} | {name: (name,) for name in TEN_CROP}
 
 
@@ -36,7 +36,7 @@ class View:
 
 
 def names_of(wanted: Sequence[str]) -> tuple[str, ...]:
-    """The names of the views that `wanted` (names and groups) stands for. Raises UsageError for one nobody knows."""
+    """Return the names of the views that `wanted` (names and groups) stands for. Raises UsageError for unknown ones."""
     unknown = [name for name in wanted if name not in GROUPS]
     if unknown:
         raise UsageError(f"there is no view named {unknown[0]!r}", f"one of: {', '.join(GROUPS)}, or none")
@@ -44,20 +44,20 @@ def names_of(wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def view(name: str, plain: PreprocessingConfig) -> View:
-    """The view `name`, or "plain", of images whose plain crop is `plain`."""
+    """Return the view `name`, or "plain", of images whose plain crop is `plain`."""
     if name == PLAIN:
         return View(plain, plain.model_dump(mode="json"), lambda images: images)
     if name == "flip":
         return View(plain, plain.model_dump(mode="json") | {"flip": True}, lambda images: images.flip(-1))
     size = plain.size
     square = plain.model_copy(update={"crop": "adm", "size": int(_TEN_CROP_SCALE * size)})
-    place, flip = name.removeprefix("ten-").removesuffix("-flip"), name.endswith("-flip")
-    record = square.model_dump(mode="json") | {"size": size, "square": square.size, "ten_crop": place, "flip": flip}
-    return View(square, record, lambda images: _ten_crop(images, size, place, flip))
+    position, flip = name.removeprefix("ten-").removesuffix("-flip"), name.endswith("-flip")
+    record = square.model_dump(mode="json") | {"size": size, "square": square.size, "ten_crop": position, "flip": flip}
+    return View(square, record, lambda images: _ten_crop(images, size, position, flip))
 
 
-def _ten_crop(images: torch.Tensor, size: int, place: str, flip: bool) -> torch.Tensor:
-    """(B, 3, S', S') -> (B, 3, S, S): a corner or the middle, and its mirror image."""
+def _ten_crop(images: torch.Tensor, size: int, position: str, flip: bool) -> torch.Tensor:
+    """Cut a corner or the center out of (B, 3, S', S'), perhaps flipped: (B, 3, S, S)."""
     free = images.shape[-1] - size
     top, left = {
         "top-left": (0, 0),
@@ -65,6 +65,6 @@ def _ten_crop(images: torch.Tensor, size: int, place: str, flip: bool) -> torch.
         "bottom-left": (free, 0),
         "bottom-right": (free, free),
         "center": (round(free / 2), round(free / 2)),
-    }[place]
+    }[position]
     cut = images[..., top : top + size, left : left + size]
     return cut.flip(-1) if flip else cut.contiguous()

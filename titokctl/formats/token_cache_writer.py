@@ -3,7 +3,7 @@
     with TokenCacheWriter(path, header, num_rows=50_000, key_bytes=16) as writer:
         writer.append(ids, labels, keys, {"flip": flipped_ids})     # as often as needed, in row order
 
-The file appears under `path` when the block ends well and every row was written; otherwise nothing does.
+The file appears under `path` when the block ends without an error and every row was written; otherwise not at all.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ class TokenCacheWriter:
     """A context manager that writes a token cache of `num_rows` rows and renames it into place at the end.
 
     Args:
-        path: the final name; whatever is there is replaced at the end, and only then.
-        header: what the file says about itself; its `views` are the views every append must bring.
+        path: the final name; an existing file is replaced at the end, and not before.
+        header: the header of the file; every `append` must have exactly its `views`.
         num_rows: N, at least 1.
         key_bytes: length of the longest key in UTF-8 bytes.
-        compress: store rows in chunks, shuffled and deflated; smaller, but read into memory instead of mapped.
+        compress: store rows in chunks, shuffled and deflated: smaller, but readers can't map them.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TokenCacheWriter:
     def __enter__(self) -> "TokenCacheWriter":
         with contextlib.ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self._path))
-            claim(temporary, self._bytes_at_most())  # is there room?
+            claim(temporary, self._bytes_at_most())  # fails where the disk is too full
             # Large datasets start on a page, so that every reader can map them.
             self._file = h5py.File(temporary, "w", alignment_threshold=_PAGE, alignment_interval=_PAGE)
             stack.callback(self._close, temporary)
@@ -85,7 +85,7 @@ class TokenCacheWriter:
             keys: n names, text or UTF-8 bytes.
             views: the same of every view of the header.
 
-        Raises ValueError when shapes, views, ids or keys do not fit.
+        Raises ValueError when shapes, views, ids or keys don't fit the header.
         """
         views = views or {}
         if set(views) != set(self._header.views):
@@ -175,7 +175,7 @@ class TokenCacheWriter:
         return np.ascontiguousarray(block, dtype=header.row_dtype)
 
     def _write(self, name: str, block: np.ndarray) -> None:
-        # A dataset that is let go of drops its chunks, half-filled ones too, to be deflated anew with the next block.
+        # Closing a dataset flushes its chunks, half-filled ones too, which are deflated again with the next block.
         if name not in self._open:
             self._open[name] = self._file[name]
         self._open[name][self._done : self._done + len(block)] = block
@@ -206,7 +206,7 @@ class TokenCacheWriter:
 
 
 def _as_bytes(keys: Sequence[str | bytes] | np.ndarray, width: int) -> np.ndarray:
-    """Keys as (n,) fixed-length UTF-8 of `width` bytes. Raises ValueError for one that is empty or does not fit."""
+    """Return keys as (n,) UTF-8 of `width` bytes. Raises ValueError for one that is empty or too long."""
     if not isinstance(keys, np.ndarray) or keys.dtype.kind != "S":
         encoded = [key.encode() if isinstance(key, str) else bytes(key) for key in keys]
         keys = np.array(encoded, dtype=f"S{max([width, *map(len, encoded)])}")

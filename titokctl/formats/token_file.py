@@ -55,7 +55,7 @@ _JSON_NAMES = ("tokenizer", "preprocessing", "source", "made_with")
 class TokenFile(StoredCache):
     """A token cache in one HDF5 file, with its rows memory-mapped.
 
-    Raises UserError with one sentence for anything but a whole, well-formed file of a known version.
+    Raises UserError, with one sentence, unless the file is whole, well-formed and of a known version.
     """
 
     form = "token cache"

@@ -69,11 +69,11 @@ class TokenPart:
         unit: number of the unit in the source.
         first: position of its first sample in the source.
         count: samples in the unit; rows + rejected.
-        name: what the unit is called in messages.
+        name: the unit's name in messages.
         ids: (n, K) of the cache's id type; of a Gaussian tokenizer latents (n, K, C) float16.
         labels: (n,) int32.
         keys: (n,) UTF-8 bytes, numpy type S.
-        views: the same of each further view.
+        views: like `ids`, for each further view.
         rejected: {"key", "kind", "reason"} of each sample without a row.
     """
 
@@ -93,7 +93,7 @@ class TokenPart:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """The first bytes of a part: its number of rows, their longest key, and the rejected samples; unchecked."""
+    """The contents of a part's header: rows, bytes of the longest key, and samples without a row. Not checked."""
 
     rows: int
     key_bytes: int
@@ -308,7 +308,7 @@ def _digest(tensors: dict[str, np.ndarray], about: dict[str, str]) -> str:
 
 @dataclass
 class Tally:
-    """Totals over all parts; small enough to keep for any number of parts."""
+    """The totals of all parts; small for any number of parts."""
 
     units: int = 0
     rows: int = 0
@@ -351,11 +351,11 @@ def merge(
     Args:
         folder: holds a part for each of `num_units` units.
         header: of the output; the number of rejected images is filled in.
-        tally: of exactly these parts.
+        tally: the totals of these parts.
         advance: called with the number of rows written since.
         compress: as `TokenCacheWriter`.
 
-    Raises UserError when a part is missing or damaged; the output is then untouched.
+    Raises UserError when a part is missing or damaged; the output is then not modified.
     """
     header = replace(header, num_rejected=tally.rejected)
     size = {"num_rows": tally.rows, "key_bytes": tally.key_bytes}
@@ -370,7 +370,7 @@ def merge(
 
 
 def _blocks(parts: Iterable[TokenPart]) -> Iterator[list[TokenPart]]:
-    """Several parts at once: HDF5 takes its time with every write, however small."""
+    """Yield several parts at once, because every write to HDF5 is slow, however small."""
     block: list[TokenPart] = []
     for part in parts:
         block.append(part)
@@ -382,15 +382,15 @@ def _blocks(parts: Iterable[TokenPart]) -> Iterator[list[TokenPart]]:
 
 
 def all_parts(folder: PartsFolder, num_units: int) -> Iterator[TokenPart]:
-    """Every part in the order of the source, checked.
+    """Yield every part in the order of the source, checked.
 
-    Raises UserError when one is missing, or damaged; a damaged one is deleted, so that it is made again.
+    Raises UserError when a part is missing or damaged; a damaged one is deleted, so that it is made again.
     """
     return _of_all(folder, num_units, folder.read)
 
 
 def summaries(folder: PartsFolder, num_units: int) -> Iterator[PartSummary]:
-    """Yield the summary of every part, in the order of the source. Raises UserError as `all_parts` does."""
+    """Yield the summary of every part in the order of the source. Raises UserError as `all_parts` does."""
     return _of_all(folder, num_units, folder.summary)
 
 
@@ -400,14 +400,14 @@ def _of_all(folder: PartsFolder, num_units: int, look: Callable[[int], T | None]
             found = look(unit)
         except UserError as error:
             folder.discard(unit)
-            raise UserError(f"{error.message}; it was deleted", "run the same command again to make it anew") from error
+            raise UserError(f"{error.message}; it was deleted", "run the same command again to make it") from error
         if found is None:
             raise UserError(f"the part of unit {unit} is missing from {folder.path}", "run the same command again")
         yield found
 
 
 def write_rejected(target: Path, rejected: Iterable[Mapping[str, str]]) -> None:
-    """One JSON line a rejected sample. Without any there is no file; one of an earlier run is removed."""
+    """Write one JSON line per rejected sample. Without any, no file remains, not even that of an earlier run."""
     with atomic_path(target) as temporary:
         count = 0
         with temporary.open("w", encoding="utf-8") as out:
