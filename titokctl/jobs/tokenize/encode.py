@@ -112,8 +112,8 @@ def tokenize_unit(
 ) -> TokenPart:
     """Return the part of a token cache that belongs to one unit of a source.
 
-    The part depends on the arguments `source`, `unit` and `encoder` alone: any process on any machine with the same
-    files makes the same bytes. Nothing is written; `PartsFolder.write` does that.
+    The part depends on the arguments `source`, `unit` and `encoder` alone: any process that sees the same files makes
+    the same part. Nothing is written; `PartsFolder.write` does that.
 
     Args:
         source: the images, as `open_source` returns them.
