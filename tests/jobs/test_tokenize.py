@@ -506,6 +506,7 @@ def test_a_unit_becomes_the_part_that_the_command_writes(workspace: Workspace, s
     seen: list[int] = []
     elsewhere.write(tokenize_unit(source, source.units[3], encoder, workers, advance=seen.append))
     made, expected = elsewhere.read(3), ours.read(3)
-    assert made and expected
+    assert made is not None
+    assert expected is not None
     np.testing.assert_equal(vars(made), vars(expected))
     assert sum(seen) == 3
