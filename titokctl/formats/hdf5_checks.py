@@ -1,4 +1,4 @@
-"""Reading HDF5 files of unknown origin: everything that is refused before a single value is used.
+"""Checks of untrusted HDF5 files, made before any value is used.
 
 An HDF5 file may point to other files (soft and external links, external storage, virtual datasets), name filters that
 load code, or declare terabytes in a kilobyte. Our files need none of this, so each is refused. Whatever a file
@@ -16,7 +16,7 @@ import numpy as np
 
 from titokctl.errors import UserError
 
-# Deflate compresses at most about 1 to 1,032; a dataset that claims more has a false size.
+# Deflate compresses to about 1/1,032 at best; a higher ratio means that the declared size is wrong.
 _MAX_RATIO = 1100
 _SMALL_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = 64 << 20
@@ -27,7 +27,7 @@ _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FL
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Open `path`, which should be a token cache, for reading. Errors of the library become a UserError."""
+    """Open `path`, which should be a token cache, for reading. Raises UserError in place of all errors of h5py."""
     if not path.exists():
         raise UserError(f"file not found: {path}", f"check the path; {_MAKES}")
     if not path.is_file():
@@ -55,7 +55,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def names_of(group: h5py.Group) -> list[str]:
-    """Return the names in `group`, sorted. Raises UserError when one of them is a soft or external link."""
+    """Return the names in `group`, sorted. Raises UserError for a soft or external link."""
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
@@ -65,7 +65,7 @@ def names_of(group: h5py.Group) -> list[str]:
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group | None:
-    """Return the group `name` in `group`; None when that name is absent."""
+    """Return the group `name` in `group`, or None when it doesn't exist."""
     if name not in names_of(group):
         return None
     found = group[name]
@@ -75,7 +75,7 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group | None:
 
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
-    """Return the dataset `name` in `group`. Raises UserError when its storage or size is not allowed."""
+    """Return the dataset `name` in `group`. Raises UserError when it is missing, or its storage or size is refused."""
     if name not in names_of(group):
         raise UserError(f"{_where(group, name)} is missing")
     found = group[name]
@@ -86,7 +86,7 @@ def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 def attribute(owner: h5py.Group | h5py.Dataset, name: str, kind: type[int] | type[str]) -> int | str:
-    """Return the scalar attribute `name` of `owner`. Raises UserError when it is missing or of another type."""
+    """Return the scalar attribute `name` of `owner`. Raises UserError when it is missing or has another type."""
     where = f"attribute {name} of {owner.file.filename}{'' if owner.name == '/' else owner.name}"
     if name not in owner.attrs:
         raise UserError(f"{where} is missing")
@@ -117,7 +117,7 @@ def attributes(owner: h5py.Group, names: Collection[str]) -> dict[str, Any]:
 
 
 def rows(path: Path, found: h5py.Dataset) -> np.ndarray:
-    """Return all of a checked dataset: memory-mapped when contiguous, read into memory otherwise.
+    """Return all of a checked dataset: memory-mapped if contiguous, otherwise read into memory.
 
     The map is copy-on-write: pages are shared, the file never changes, and torch accepts the array without a warning.
     """
