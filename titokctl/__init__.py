@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "TrainGenerator": "titokctl.jobs.train.generator",
+    "TrainTokenizer": "titokctl.jobs.train.tokenizer",
     "Context": "titokctl.context",
     "Tokenize": "titokctl.jobs.tokenize.request",
     "Sample": "titokctl.jobs.sample.request",
@@ -34,6 +36,8 @@ __all__ = [
     "TokenCache",
     "Tokenize",
     "TokenizerConfig",
+    "TrainGenerator",
+    "TrainTokenizer",
     "UserError",
     "__version__",
     "load_generator",
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     from titokctl.formats.token_cache import TokenCache
     from titokctl.jobs.sample.request import Sample
     from titokctl.jobs.tokenize.request import Tokenize
+    from titokctl.jobs.train.generator import TrainGenerator
+    from titokctl.jobs.train.tokenizer import TrainTokenizer
     from titokctl.models.maskgit.generator import MaskGit
     from titokctl.models.titok.tokenizer import TiTok
     from titokctl.sampling.decoding import sample_ids
