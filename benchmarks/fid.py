@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import BASELINE, Figures, Way, compare, parser, report, report_numbers
+from titokctl.context import Context
 from titokctl.data.earth import earth_tiles
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
@@ -29,11 +30,10 @@ from titokctl.evaluation.extractors import Extractor, ExtractorOptions, inceptio
 from titokctl.evaluation.feature_pass import KEEP_OF_SAMPLES, FeaturePass, measure
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import GaussianSums, frechet_distance, gaussian_of, trace_of_root
-from titokctl.evaluation.image_sets import from_npz
+from titokctl.evaluation.image_sets import NpzImages
 from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.models import inception
 from titokctl.models.inception import Inception
-from titokctl.progress import SilentProgress
 from titokctl.weights.feature_networks import inception_from
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,8 +59,9 @@ def speed(device: str, quick: bool) -> dict[str, Figures]:
     pixels = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
     batches = [torch.from_numpy(pixels[i : i + extractor.batch_size]) for i in range(0, count, extractor.batch_size)]
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
+        context = Context(device=device, stop=stop)
         np.savez(Path(folder) / "images.npz", pixels)
-        images = from_npz(Path(folder) / "images.npz")
+        images = NpzImages(Path(folder) / "images.npz")
 
         def one(batch: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode():
@@ -75,7 +76,7 @@ def speed(device: str, quick: bool) -> dict[str, Figures]:
                 list(pool.map(one, batches))
 
         def whole() -> None:
-            measure(images, KEEP_OF_SAMPLES, "images", FeaturePass(extractor, SilentProgress(), stop))
+            measure(images, KEEP_OF_SAMPLES, "images", FeaturePass(extractor, context))
 
         ways = {BASELINE: Way(bare, items=count), "ours": Way(whole, items=count)}
         return compare(ways | statistics_ways(), device, 1 if quick else 3)

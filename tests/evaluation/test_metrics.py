@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from titokctl.evaluation.extractors import Extractor
-from titokctl.evaluation.feature_set import FeatureCollector, FeatureSet
+from titokctl.evaluation.features import FeatureCollector, FeatureSet
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.inception_score import ScoreSums, score_of
 from titokctl.evaluation.kernel_distance import kernel_distance

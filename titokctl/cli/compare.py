@@ -8,7 +8,7 @@ import typer
 from titokctl.cli import console, features, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 
 if TYPE_CHECKING:
     from titokctl.jobs.evaluate.compare import Comparison, PairTested
@@ -22,7 +22,7 @@ def compare(
         list[str], typer.Argument(metavar="SET", help="Sets of images as fid takes them, or its kept results.")
     ],
     reference: Annotated[
-        str | None, option("--ref", "For sets that were not judged before, as fid takes it.", "REF")
+        Path | None, option("--ref", "For sets without a kept result, as fid takes it.", "REF")
     ] = None,
     network: features.Features = "inception",
     inception_weights: features.InceptionWeights = None,
@@ -34,26 +34,15 @@ def compare(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Print results side by side, and test whether their FIDs differ by more than luck.
+    """Print results side by side, and test whether their FIDs differ by more than chance.
 
     The test is paired: image i of one set is compared with image i of the other.
     """
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.evaluate.compare import compare as job
-    from titokctl.models.device import device_named
+    from titokctl.jobs.evaluate.compare import Compare
 
-    with alone(quiet) as (progress, stop):
-        found = job(
-            sets,
-            reference,
-            runs_root(runs_dir),
-            features=network,
-            options=features.extractor_options(network, inception_weights, fast, device_named(device)),
-            tokenizer=tokenizer,
-            save_features=save_features,
-            progress=progress,
-            stop=stop,
-        )
+    extractor = features.network(network, inception_weights, fast)
+    job = Compare(sets, reference, extractor, tokenizer, save_features)
+    found = perform(job, Surroundings(quiet, as_json, runs_dir=runs_dir, device=device))
     if as_json:
         console.emit_json(found)
     else:
@@ -74,7 +63,7 @@ def _show(found: "Comparison") -> None:
     if found.tests:
         tested = [_row(test, labels) for test in found.tests]
         columns = ["pair", "difference", "standard error", "p", "reads"]
-        note = "p: the chance of such a difference between equals, corrected for the number of pairs"
+        note = "p: p-value, corrected for the number of pairs"
         console.table("differences of FID", columns, tested, note)
     for remark in found.remarks:
         console.say(remark)
@@ -93,6 +82,6 @@ def _row(test: "PairTested", labels: dict[str, str]) -> list[str]:
 
 
 def _labels(names: list[str]) -> dict[str, str]:
-    """The last part of each path, or the whole of it where two would be alike."""
+    """Return the last part of each path, or all of it if two would be the same."""
     short = {name: Path(name).name for name in names}
     return short if len(set(short.values())) == len(set(names)) else {name: name for name in names}

@@ -1,13 +1,13 @@
-"""Options of the commands that look at images through a feature network."""
+"""Options of the commands that compare images by the features of a network."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from titokctl.cli.options import option, tokenizer
-from titokctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from titokctl.evaluation.extractors import ExtractorOptions
+    from titokctl.config.preprocessing import PreprocessingConfig
+    from titokctl.evaluation.extractors import FeatureNetwork
 
 Features = Annotated[
     str, option("--features", "lite0 works offline, and is never called FID.", metavar="inception|lite0")
@@ -22,10 +22,17 @@ SaveFeatures = Annotated[bool, option("--save-features", "Keep the features besi
 Fast = Annotated[bool, option("--fast", "The feature network in bf16; recorded.")]
 
 
-def extractor_options(features: str, weights: Path | None, fast: bool, device: str) -> "ExtractorOptions":
-    """What the options say about the feature network."""
-    if weights is not None and features != "inception":
-        raise UsageError(f"--inception-weights was given with --features {features}", "leave one of them out")
-    from titokctl.evaluation.extractors import ExtractorOptions
+def network(name: str, weights: Path | None, fast: bool = False) -> "FeatureNetwork":
+    """Return the feature network that the options name."""
+    from titokctl.evaluation.extractors import FeatureNetwork
 
-    return ExtractorOptions(device, weights, "bf16" if fast else "float32")
+    return FeatureNetwork(name, weights, fast)
+
+
+def preprocessing(size: int | None, crop: str) -> "PreprocessingConfig | None":
+    """Return how --size and --crop make squares of image files; None without --size."""
+    if size is None:
+        return None
+    from titokctl.config.preprocessing import PreprocessingConfig
+
+    return PreprocessingConfig.model_validate({"size": size, "crop": crop})

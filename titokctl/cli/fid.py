@@ -1,29 +1,33 @@
 """`titokctl fid`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from titokctl.cli import console, features, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Machine, together
+from titokctl.cli.work import Machine, Surroundings, perform
+from titokctl.distributed.place import place
 from titokctl.errors import UsageError
 
 if TYPE_CHECKING:
     from titokctl.jobs.evaluate.fid import FidResult
     from titokctl.jobs.evaluate.selftest import SelftestResult
 
+ResultT = TypeVar("ResultT")
+
 
 @app.command(epilog="Example: titokctl fid samples/ --ref VIRTUAL_imagenet256_labeled.npz")
 def fid(
     samples: Annotated[
-        str | None,
+        Path | None,
         typer.Argument(metavar="SAMPLES", help="An .npz, images, a token cache or a sample set; else the newest."),
     ] = None,
     reference: Annotated[
-        str | None, option("--ref", "Statistics or images; by default what the token cache was made of.", "REF")
+        Path | None, option("--ref", "Statistics or images; by default what the token cache was made of.", "REF")
     ] = None,
     size: Annotated[
         int | None, option("--size", "Bring image files of both sets to this edge, e.g. photos of mixed sizes.", min=1)
@@ -52,47 +56,27 @@ def fid(
     """Compare samples with a reference: FID, sFID, Inception score, precision and recall, KID."""
     if selftest is not None and any(given is not None for given in (samples, reference, size, metrics, tokenizer)):
         raise UsageError("--selftest names its own samples and reference", "leave out the others, and --metrics")
-    with together(Machine(device, gpus, procs), quiet) as work:
-        from titokctl.config.preprocessing import PreprocessingConfig
-        from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.evaluate.fid import fid as job
-        from titokctl.jobs.evaluate.selftest import selftest as test
+    from titokctl.jobs.evaluate.fid import Fid
+    from titokctl.jobs.evaluate.selftest import Selftest
 
-        extractor = features.extractor_options(network, inception_weights, fast, work.device)
-        if selftest is not None:
-            tested = test(
-                *selftest,
-                runs_root(runs_dir),
-                features=network,
-                options=extractor,
-                progress=work.progress,
-                stop=work.stop,
-                group=work.group,
-            )
-        else:
-            result = job(
-                samples,
-                reference,
-                runs_root(runs_dir),
-                metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
-                features=network,
-                options=extractor,
-                preprocessing=PreprocessingConfig.model_validate({"size": size, "crop": crop}) if size else None,
-                tokenizer=tokenizer,
-                save_features=save_features,
-                skip_bad=skip_bad,
-                progress=work.progress,
-                stop=work.stop,
-                group=work.group,
-            )
-    if work.group.is_main and as_json:
-        console.emit_json(result if selftest is None else tested)
-    elif work.group.is_main and selftest is None:
-        _show(result)
-    elif work.group.is_main:
-        _show_test(tested)
-    if selftest is not None and not tested.passed:
-        raise typer.Exit(1)
+    extractor = features.network(network, inception_weights, fast)
+    around = Surroundings(quiet, as_json, runs_dir=runs_dir, machine=Machine(device, gpus, procs))
+    if selftest is not None:
+        tested = perform(Selftest(*selftest, extractor), around)
+        _show_result(tested, as_json, _show_test)
+        raise typer.Exit(0 if tested.passed else 1)
+    names = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    preprocessing = features.preprocessing(size, crop)
+    job = Fid(samples, reference, names, extractor, preprocessing, tokenizer, skip_bad, save_features)
+    _show_result(perform(job, around), as_json, _show)
+
+
+def _show_result(result: ResultT, as_json: bool, show: Callable[[ResultT], None]) -> None:
+    """Show a result on stdout; of several processes only rank 0 does."""
+    if place().is_main and as_json:
+        console.emit_json(result)
+    elif place().is_main:
+        show(result)
 
 
 def _show_test(found: "SelftestResult") -> None:

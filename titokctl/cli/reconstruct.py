@@ -8,15 +8,17 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import alone
+from titokctl.cli.work import Surroundings, perform
 
 
 @app.command(epilog="Example: titokctl reconstruct imagenet/val/ -n 1000 -o reconstructed/")
 def reconstruct(
     data: Annotated[list[str], typer.Argument(metavar="DATA", help="A folder of images, or tar shards.")],
     tokenizer: options.Tokenizer = None,
-    output: Annotated[Path, option("--output -o", "Where picture and numbers go.", "DIR")] = Path("reconstructed"),
-    num_images: Annotated[int | None, option("-n --num-images", "So many, spread over DATA; all by default.")] = None,
+    output: Annotated[Path, option("--output -o", "The folder for picture and numbers.", "DIR")] = Path(
+        "reconstructed"
+    ),
+    num_images: Annotated[int | None, option("-n --num-images", "How many, spread over DATA; all by default.")] = None,
     features: Annotated[
         str,
         option(
@@ -28,7 +30,7 @@ def reconstruct(
     lpips: Annotated[
         bool | None, option("--lpips/--no-lpips", "By default if its weights are here.", show_default=False)
     ] = None,
-    skip_bad: Annotated[bool, option("--skip-bad", "Go on without images that can't be read.")] = False,
+    skip_bad: Annotated[bool, option("--skip-bad", "Leave out images that can't be read.")] = False,
     device: options.Device = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
@@ -37,23 +39,8 @@ def reconstruct(
     as_json: options.Json = False,
 ) -> None:
     """Show images above their reconstructions, and measure them: PSNR, SSIM, LPIPS, rFID, codebook use."""
-    from titokctl.formats.run_folder import runs_root
-    from titokctl.jobs.evaluate.reconstruct import reconstruct as job
-    from titokctl.models.device import device_named
+    from titokctl.jobs.evaluate.reconstruct import Reconstruct
 
-    with alone(quiet, dry_run, as_json) as (progress, stop):
-        result = job(
-            data,
-            tokenizer,
-            output,
-            runs_root(runs_dir),
-            num_images=num_images,
-            features=features,
-            lpips=lpips,
-            skip_bad=skip_bad,
-            overwrite=overwrite,
-            device=device_named(device),
-            progress=progress,
-            stop=stop,
-        )
+    job = Reconstruct(data, tokenizer, output, num_images, features, lpips, skip_bad, overwrite)
+    result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, device))
     console.result(result, as_json, "reconstructions")

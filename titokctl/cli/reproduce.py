@@ -8,7 +8,8 @@ import typer
 from titokctl.cli import completion, console, features, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Machine, together
+from titokctl.cli.work import Machine, Surroundings, perform
+from titokctl.distributed.place import place
 
 if TYPE_CHECKING:
     from titokctl.jobs.evaluate.reproduce import Reproduction
@@ -40,26 +41,15 @@ def reproduce(
 ) -> None:
     """Sample with released weights and their published settings, and compare the FID with the published one.
 
-    Run the same command again to go on with what was stopped. The exit code is 1 when the FID is outside the interval.
+    Run the same command again to resume it. The exit code is 1 when the FID is outside the interval.
     """
-    with together(Machine(device, gpus, procs), quiet, dry_run, as_json) as work:
-        from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.evaluate.reproduce import reproduce as job
+    from titokctl.jobs.evaluate.reproduce import Reproduce
 
-        found = job(
-            name,
-            reference,
-            runs_root(runs_dir),
-            num_images=num_images,
-            features=network,
-            options=features.extractor_options(network, inception_weights, False, work.device),
-            progress=work.progress,
-            stop=work.stop,
-            group=work.group,
-        )
-    if work.group.is_main and as_json:
+    job = Reproduce(name, reference, num_images, features.network(network, inception_weights))
+    found = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
+    if place().is_main and as_json:
         console.emit_json(found)
-    elif work.group.is_main:
+    elif place().is_main:
         _show(found)
     if found.agrees is False:
         raise typer.Exit(1)

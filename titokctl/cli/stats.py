@@ -8,12 +8,13 @@ import typer
 from titokctl.cli import console, features, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Machine, together
+from titokctl.cli.work import Machine, Surroundings, perform
+from titokctl.distributed.place import place
 
 
 @app.command(epilog="Example: titokctl stats imagenet/ --size 256 --crop adm -o ref.npz")
 def stats(
-    data: Annotated[list[str], typer.Argument(metavar="DATA", help="A folder of images, shards, an .npz, ...")],
+    data: Annotated[list[Path], typer.Argument(metavar="DATA", help="A folder of images, shards, an .npz, ...")],
     output: Annotated[Path, option("--output -o", "The statistics to make.", "FILE")],
     size: Annotated[
         int | None, option("--size", "Bring images to this edge; by default they are taken as is.", min=1)
@@ -34,24 +35,10 @@ def stats(
     as_json: options.Json = False,
 ) -> None:
     """Write the statistics of a set of images, to be named as --ref of `titokctl fid`."""
-    with together(Machine(device, gpus, procs), quiet, dry_run, as_json) as work:
-        from titokctl.config.preprocessing import PreprocessingConfig
-        from titokctl.formats.run_folder import runs_root
-        from titokctl.jobs.evaluate.stats import stats as job
+    from titokctl.jobs.evaluate.stats import Stats
 
-        result = job(
-            data,
-            output,
-            runs_root(runs_dir),
-            features=network,
-            options=features.extractor_options(network, inception_weights, fast, work.device),
-            preprocessing=PreprocessingConfig.model_validate({"size": size, "crop": crop}) if size else None,
-            tokenizer=tokenizer,
-            skip_bad=skip_bad,
-            overwrite=overwrite,
-            progress=work.progress,
-            stop=work.stop,
-            group=work.group,
-        )
-    if work.group.is_main:
+    extractor = features.network(network, inception_weights, fast)
+    job = Stats(data, output, extractor, features.preprocessing(size, crop), tokenizer, skip_bad, overwrite)
+    result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
+    if place().is_main:
         console.result(result, as_json, "statistics")

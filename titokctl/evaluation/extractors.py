@@ -1,4 +1,4 @@
-"""The networks whose features sets of images are compared by, found by name.
+"""Feature networks, by whose features sets of images are compared, found by name.
 
 A network outside this package joins through an entry point of the group "titokctl.features", whose object is a
 factory `(options: ExtractorOptions) -> Extractor`.
@@ -7,7 +7,7 @@ Letters: B batch, H and W height and width, D feature width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titokctl.config import registry
-from titokctl.dry_run import is_dry_run
+from titokctl.context import Context
 from titokctl.errors import UsageError
 from titokctl.models import efficientnet_lite0, inception
 from titokctl.models.device import default_batch_size
@@ -37,21 +37,26 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ExtractorOptions:
-    """What a factory is told.
+    """The arguments of a factory.
 
-    `weights` is a file to read instead of the usual place; `precision` "bf16" trades exactness for speed; `progress`
-    shows a download.
+    Args:
+        device: where the network runs.
+        weights: a file to read instead of the usual place.
+        precision: "bf16" trades exactness for speed.
+        progress: shows a download.
+        fetch: download weights that are not on this machine.
     """
 
     device: str = "cpu"
     weights: Path | None = None
     precision: Literal["float32", "bf16"] = "float32"
     progress: Progress | None = None
+    fetch: bool = True
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network with all that must be said about its numbers.
+    """A feature network, and what a record says of it.
 
     Args:
         name: "inception", "lite0", or an entry point's name.
@@ -75,15 +80,59 @@ class Extractor:
         return self.name == "inception"
 
     def metric_name(self, metric: str) -> str:
-        """What a number is called: fid, kid_deviation for Inception; fd-lite0, kid-lite0_deviation for lite0."""
+        """Return the name of a number: fid, kid_deviation for Inception; fd-lite0, kid-lite0_deviation for lite0."""
         if self.is_fid:
             return metric
         first, _, rest = metric.partition("_")
         return f"{'fd' if first == 'fid' else first}-{self.name}" + (f"_{rest}" if rest else "")
 
 
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """The feature network that a request names.
+
+    Args:
+        name: "inception", "lite0", or an entry point's name.
+        weights: a file to read instead of the usual place, for Inception.
+        fast: run it in bf16; results record it.
+    """
+
+    name: str = "inception"
+    weights: Path | None = None
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.name != "inception":
+            raise UsageError(f"--inception-weights was given with --features {self.name}", "leave one of them out")
+
+    @property
+    def precision(self) -> Literal["float32", "bf16"]:
+        """The precision in which it runs."""
+        return "bf16" if self.fast else "float32"
+
+    def open(self, context: Context, fetch: bool = True) -> Extractor:
+        """Return the extractor, on every process of the group; rank 0 fetches missing weights for all.
+
+        Args:
+            fetch: download weights that are not on this machine; a plan passes False.
+
+        Raises UsageError for an unknown name and UserError when its weights are not here and can't be fetched.
+        """
+        if not context.group.is_main:
+            context.group.barrier()
+        options = ExtractorOptions(context.device, self.weights, self.precision, context.progress, fetch)
+        extractor = open_extractor(self.name, options)
+        if context.group.is_main:
+            context.group.barrier()
+        return extractor
+
+    def called(self, name: str) -> "FeatureNetwork":
+        """Return the same with another name; weights are only those of the network they were named for."""
+        return self if name == self.name else replace(self, name=name, weights=None)
+
+
 def open_extractor(name: str, options: ExtractorOptions | None = None) -> Extractor:
-    """The extractor `name`. Raises UsageError for an unknown name and UserError when its weights are not there."""
+    """Return the extractor `name`. Raises UsageError for an unknown name, and UserError if its weights are missing."""
     options = options or ExtractorOptions()
     factory: Callable[[ExtractorOptions], Extractor] = registry.find(
         "feature network", name, _BUILT_IN, ENTRY_POINT_GROUP, UsageError
@@ -107,13 +156,12 @@ def _lite0(options: ExtractorOptions) -> Extractor:
 
 
 def _inception(options: ExtractorOptions) -> Extractor:
-    return inception_extractor(
-        load_inception(find(INCEPTION, options.weights, options.progress, not is_dry_run())), options
-    )
+    path = find(INCEPTION, options.weights, options.progress, options.fetch)
+    return inception_extractor(load_inception(path), options)
 
 
 def inception_extractor(network: Inception, options: ExtractorOptions) -> Extractor:
-    """The extractor around an Inception that was loaded already."""
+    """Return the extractor around an Inception that was loaded already."""
 
     def features(images: Tensor) -> dict[str, Tensor]:
         out = network(images.permute(0, 3, 1, 2).float())
@@ -136,7 +184,7 @@ def _ready(
     widths: dict[str, int],
     about: dict[str, str],
 ) -> Extractor:
-    """The extractor of `features`, which calls `network`, with that where and in the precision that the options say."""
+    """Move `network` to the device and precision of the options; return the extractor of `features`, which calls it."""
     network.to(options.device, _DTYPES[options.precision])
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
     batch_size = default_batch_size(options.device, name)
@@ -144,7 +192,7 @@ def _ready(
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """(B, H, W, 3) uint8 as (B, 3, size, size) float32 in [0, 255], bilinear, antialiased when shrinking."""
+    """Return (B, H, W, 3) uint8 as (B, 3, size, size) float32 in [0, 255], bilinear, antialiased when shrinking."""
     x = images.permute(0, 3, 1, 2).float()
     if x.shape[2:] == (size, size):
         return x

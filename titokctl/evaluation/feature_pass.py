@@ -1,66 +1,76 @@
-"""One pass over a set of images: pixels -> features -> what metrics need; and the statistics kept of reference sets."""
+"""One pass over a set of images, from pixels to what metrics need, and what is kept of it.
+
+Two kinds of files are kept, both in the format of `formats.statistics`. Statistics of a reference set lie in the runs
+folder, as statistics/<key>.npz. Features of samples lie beside the samples (--save-features) and have a `key` inside. A
+key is a hash of the images, the network and the decoders: a file with another key is never used.
+"""
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from titokctl.context import Context
 from titokctl.data.sources import Rejected
-from titokctl.distributed.group import Group, single_group
+from titokctl.distributed.group import Group
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
-from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
-from titokctl.evaluation.feature_set import FeatureCollector, FeatureSet
-from titokctl.evaluation.features import extract
+from titokctl.evaluation.extractors import Extractor
+from titokctl.evaluation.features import FeatureCollector, FeatureSet, extract
 from titokctl.evaluation.frechet import Gaussian
-from titokctl.evaluation.image_set import ImageSet, unreadable
+from titokctl.evaluation.image_sets import Batch, ImageSet, unreadable
+from titokctl.evaluation.metrics import FID_IMAGES
 from titokctl.evaluation.precision_recall import MAX_REFERENCE_IMAGES
 from titokctl.formats.run_folder import versions
 from titokctl.formats.statistics import Statistics, read_statistics, write_statistics
-from titokctl.progress import Progress
 
-KEEP_OF_SAMPLES = 50_000
+KEEP_OF_SAMPLES = FID_IMAGES
 KEEP_OF_REFERENCE = MAX_REFERENCE_IMAGES
-# What changes pixels when files are decoded.
+_STATISTICS_FOLDER = "statistics"
+# Packages that change pixels when files are decoded.
 _DECODERS = ("pillow", "titokctl")
-
-
-def extractor_for(
-    features: str, options: ExtractorOptions | None, progress: Progress, group: Group | None = None
-) -> Extractor:
-    """The feature network called `features`, on every process; what has to be fetched rank 0 fetches for all.
-
-    Raises UsageError for an unknown name and UserError when its weights are not there.
-    """
-    group = group or single_group()
-    if not group.is_main:
-        group.barrier()
-    extractor = open_extractor(features, replace(options or ExtractorOptions(), progress=progress))
-    if group.is_main:
-        group.barrier()
-    return extractor
 
 
 @dataclass(frozen=True)
 class FeaturePass:
-    """How sets are looked at: by which network, and by which processes together.
+    """How sets are measured.
 
-    With `skip_bad` images that can't be read are left out, else they are refused.
+    Args:
+        extractor: the feature network.
+        context: the processes of its group share each set; its runs folder keeps statistics of references.
+        skip_bad: leave out images that can't be read; without it they are an error.
     """
 
     extractor: Extractor
-    progress: Progress
-    stop: StopRequest
-    group: Group = field(default_factory=single_group)
+    context: Context
     skip_bad: bool = False
 
 
-def measure(images: ImageSet, keep: int, what: str, work: FeaturePass) -> FeatureSet:
-    """The features of a set; those that are kept are on rank 0 alone.
+@dataclass(frozen=True)
+class Measured:
+    """The features of a set, and what reading it found.
+
+    Args:
+        features: the features that are kept one by one are on rank 0 alone.
+        image_size: edge in pixels; None if it isn't known.
+        rejected: images that can't be read; empty if the features come from a file.
+        unexpected: those of them that weren't known to be bad.
+        lossy: number of images from files with lossy compression.
+    """
+
+    features: FeatureSet
+    image_size: int | None = None
+    rejected: tuple[Rejected, ...] = ()
+    unexpected: tuple[Rejected, ...] = ()
+    lossy: int = 0
+
+
+def measure(images: ImageSet, keep: int, what: str, work: FeaturePass) -> Measured:
+    """Compute the features of a set, by all processes of the group together.
 
     Args:
         keep: at most so many rows of features are kept, spread over the set.
@@ -68,44 +78,190 @@ def measure(images: ImageSet, keep: int, what: str, work: FeaturePass) -> Featur
 
     Raises: UserError for unreadable images that were not known to be bad, or fewer than two; Stopped after a signal.
     """
+    progress, stop, group = work.context.progress, work.context.stop, work.context.group
+    share = share_of(images.count, work.extractor.batch_size, group)
     collector = FeatureCollector(work.extractor.widths, images.count, keep)
-    share = share_of(images.count, work.extractor.batch_size, work.group)
-    seen = _Seen()
-    done = 0
-    work.progress.start(f"features of {what}", len(share))
+    reading = _Reading()
+    progress.start(f"features of {what}", len(share))
     try:
-        for features in extract(work.extractor, _watched(images, share, seen, work.stop)):
+        for features in extract(work.extractor, reading.pixels(images.read(share), stop)):
             count = len(features["pool"])
-            collector.add(features, seen.take(count))
-            work.progress.advance(count)
-            done += count
-        if not work.stop.requested:
-            work.progress.advance(len(share) - done)
+            collector.add(features, reading.positions_of(count))
+            progress.advance(count)
+        if not stop.requested:
+            progress.advance(len(share) - collector.seen)
     finally:
-        work.progress.close()
-    _share_findings(images, seen, work.stop, work.group)
+        progress.close()
+    found = reading.shared(images, stop, group)
+    rejected = (*images.problems, *found.rejected)
+    unexpected = tuple(bad for bad in rejected if bad.key not in images.known_bad)
     of = f"of {images.count:,} images in {images.path}"
-    unexpected = images.unexpected()
     if unexpected and not work.skip_bad:
-        raise UserError(unreadable(unexpected, of), "mend or remove them, or judge the others with --skip-bad")
-    if images.rejected:
+        raise UserError(unreadable(unexpected, of), "repair or delete them, or leave them out with --skip-bad")
+    if rejected:
         known = "" if unexpected else "; the token cache was made without them, too"
-        work.progress.warn(unreadable(images.rejected, of) + known)
-    good = images.count - len(images.rejected)
+        work.context.progress.warn(unreadable(rejected, of) + known)
+    good = images.count - len(rejected)
     if good < 2:
         raise UserError(f"{images.path} holds {good} usable images; features need at least 2")
-    return collector.result(work.group)
+    size = images.image_size or (found.shape[0] if found.shape else None)
+    return Measured(collector.result(group), size, rejected, unexpected, found.lossy)
 
 
 def share_of(count: int, batch_size: int, group: Group) -> range:
-    """The places that this process looks at: whole batches, so that each holds the same images in any group."""
+    """Return the positions that this process measures: whole batches, which hold the same images in any group."""
     batches = -(-count // batch_size)
     first, last = (batches * rank // group.world_size * batch_size for rank in (group.rank, group.rank + 1))
     return range(min(first, count), min(last, count))
 
 
-def to_statistics(found: FeatureSet, about: dict[str, Any]) -> Statistics:
-    """A feature set as a statistics file holds it."""
+@dataclass
+class _Reading:
+    """What reading finds: positions of images whose features are still to come, bad images, and the size of all."""
+
+    positions: list[int] = field(default_factory=list)
+    shape: list[int] | None = None
+    rejected: list[Rejected] = field(default_factory=list)
+    lossy: int = 0
+
+    def pixels(self, batches: Iterator[Batch], stop: StopRequest) -> Iterator[np.ndarray]:
+        """Yield the pixels of all batches until a signal comes."""
+        for batch in batches:
+            self.rejected += batch.rejected
+            if stop.requested:
+                return
+            if len(batch.positions):
+                self.positions += batch.positions
+                self.lossy += batch.lossy
+                self.shape = list(batch.pixels.shape[1:3])
+                yield batch.pixels
+
+    def positions_of(self, count: int) -> np.ndarray:
+        """Return the positions of the next `count` images."""
+        taken = np.array(self.positions[:count], np.int64)
+        del self.positions[:count]
+        return taken
+
+    def shared(self, images: ImageSet, stop: StopRequest, group: Group) -> "_Reading":
+        """Return what all processes found; leave together with them when one got a signal.
+
+        Raises: Stopped; UserError when their shares hold images of different sizes.
+        """
+        mine = {"stop": stop.exit_code, "rejected": [asdict(bad) for bad in self.rejected]}
+        found = group.from_all(mine | {"lossy": self.lossy, "shape": self.shape})
+        if code := max(each["stop"] for each in found):
+            stop.adopt(code)
+            stop.check("Nothing was written.")
+        shapes = [each["shape"] for each in found if each["shape"] is not None]
+        if any(shape != shapes[0] for shape in shapes):
+            sizes = " and ".join(sorted({f"{width} x {height}" for height, width in shapes}))
+            raise UserError(
+                f"{images.path} holds images of different sizes: {sizes}", "bring them to one size with --size N"
+            )
+        rejected = [Rejected(**bad) for each in found for bad in each["rejected"]]
+        return _Reading([], shapes[0] if shapes else None, rejected, sum(each["lossy"] for each in found))
+
+
+def measured_reference(images: ImageSet, work: FeaturePass) -> tuple[Measured, Path]:
+    """Return the features of a reference set, and the file with its statistics.
+
+    They are computed once for each set and network, and kept in the runs folder.
+    """
+    extractor, context = work.extractor, work.context
+    group = context.group
+    key = group.from_main(group.is_main and statistics_key(images, extractor.name, extractor.description))
+    path = context.runs / _STATISTICS_FOLDER / f"{key}.npz"
+    if group.from_main(path.is_file()):
+        context.say(f"statistics of {images.path}: {path}")
+        return _measured(read_statistics(path)), path
+    found = measure(images, KEEP_OF_REFERENCE, f"the reference {images.path}", work)
+    # Not kept if images are missing: repaired files have the same names, and perhaps the same sizes. Images that a
+    # token cache lists as bad are in the key.
+    if not found.unexpected and group.is_main:
+        write_statistics(path, to_statistics(found, statistics_about(images, found, extractor)))
+        context.say(f"statistics of {images.path} ({found.features.count:,} images) are kept in {path}")
+    group.barrier()
+    return found, path
+
+
+def measured_samples(images: ImageSet, save: bool, work: FeaturePass) -> Measured | None:
+    """Return the features of samples: kept ones if they are current, else computed. None on ranks that need not know.
+
+    Args:
+        save: keep them for the next time.
+    """
+    extractor, group = work.extractor, work.context.group
+    kept = kept_features(images, extractor.name, extractor.description, work.context) if group.is_main else None
+    if group.from_main(kept is not None):
+        return kept
+    measured = measure(images, KEEP_OF_SAMPLES, str(images.path), work)
+    if save and group.is_main:
+        save_features(images, extractor, measured, work.context)
+    return measured
+
+
+def kept_features(images: ImageSet, network: str, description: dict[str, Any], context: Context) -> Measured | None:
+    """Return the features that are kept beside a set; None if there are none, or they are of other images.
+
+    Args:
+        network, description: of the extractor.
+    """
+    path = images.beside(f"{network}.npz")
+    if path is None or not path.is_file():
+        return None
+    statistics = read_statistics(path)
+    if statistics.about.get("key") != statistics_key(images, network, description, exact=True):
+        context.say(f"{path} is of other images or of another network, and is not used")
+        return None
+    context.say(f"features of {images.path}: {path}")
+    return _measured(statistics)
+
+
+def save_features(images: ImageSet, extractor: Extractor, measured: Measured, context: Context) -> None:
+    """Keep the features of a set beside it, or say why not. Raises UserError when they can't be written."""
+    path = images.beside(f"{extractor.name}.npz")
+    if path is None or measured.rejected:
+        why = "some images could not be read" if measured.rejected else f"{images.path} has no folder for them"
+        context.say(f"the features are not kept: {why}")
+        return
+    about = statistics_about(images, measured, extractor)
+    key = statistics_key(images, extractor.name, extractor.description, exact=True)
+    try:
+        write_statistics(path, to_statistics(measured, about | {"key": key}))
+    except OSError as error:
+        raise UserError(
+            f"the features can't be kept in {path}: {error.strerror}", "leave out --save-features"
+        ) from error
+    context.say(f"features of {images.path} are kept in {path}")
+
+
+def statistics_key(images: ImageSet, network: str, description: dict[str, Any], exact: bool = False) -> str:
+    """Return a key that changes whenever the statistics could: images, preprocessing, network, decoders.
+
+    Args:
+        network, description: of the extractor.
+        exact: tell image files apart by every byte, not only by names and sizes.
+    """
+    decoders = {package: version for package, version in versions().items() if package in _DECODERS}
+    record = [images.identity(exact), network, description, decoders, KEEP_OF_REFERENCE]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def statistics_about(images: ImageSet, measured: Measured, extractor: Extractor) -> dict[str, Any]:
+    """Return what a statistics file records of the set and of the network."""
+    return {
+        "features": extractor.name,
+        "extractor": extractor.description,
+        "source": {"path": str(images.path.absolute())} | images.about,
+        "image_size": measured.image_size,
+        "lossy": measured.lossy,
+        "versions": versions(),
+    }
+
+
+def to_statistics(measured: Measured, about: dict[str, Any]) -> Statistics:
+    """Return the features of a set as a statistics file holds them."""
+    found = measured.features
     spatial = found.spatial
     return Statistics(
         found.pool.mean,
@@ -120,7 +276,7 @@ def to_statistics(found: FeatureSet, about: dict[str, Any]) -> Statistics:
 
 
 def from_statistics(found: Statistics) -> FeatureSet:
-    """What a statistics file says, as a feature set."""
+    """Return what a statistics file holds as a feature set."""
     spatial = None
     if found.spatial_mean is not None and found.spatial_covariance is not None:
         spatial = Gaussian(found.spatial_mean, found.spatial_covariance, found.count)
@@ -128,88 +284,6 @@ def from_statistics(found: Statistics) -> FeatureSet:
     return FeatureSet(found.count, pool, spatial, found.features, found.score_sums)
 
 
-def statistics_about(images: ImageSet, extractor: Extractor) -> dict[str, Any]:
-    """What a statistics file records of the set and of the network."""
-    return {
-        "features": extractor.name,
-        "extractor": extractor.description,
-        "source": {"path": str(images.path.absolute())} | images.about,
-        "image_size": images.image_size,
-        "lossy": images.lossy,
-        "versions": versions(),
-    }
-
-
-def kept_statistics(images: ImageSet, folder: Path, work: FeaturePass) -> tuple[FeatureSet, Path]:
-    """The features of a reference set: from `folder` when they were computed before, else computed and kept there."""
-    extractor, group = work.extractor, work.group
-    key = group.from_main(group.is_main and statistics_key(images, extractor.name, extractor.description))
-    path = folder / f"{key}.npz"
-    if group.from_main(path.is_file()):
-        work.progress.say(f"statistics of {images.path}: {path}")
-        return from_statistics(read_statistics(path)), path
-    found = measure(images, KEEP_OF_REFERENCE, f"the reference {images.path}", work)
-    # Not kept where images are missing: mended files have the same names, and perhaps the same sizes. Images that a
-    # token cache lists as bad are in the key.
-    if not images.unexpected() and group.is_main:
-        write_statistics(path, to_statistics(found, statistics_about(images, extractor)))
-        work.progress.say(f"statistics of {images.path} ({found.count:,} images) are kept in {path}")
-    group.barrier()
-    return found, path
-
-
-def statistics_key(images: ImageSet, name: str, description: dict[str, Any], exact: bool = False) -> str:
-    """A name that changes whenever the statistics could: images, preprocessing, network, decoder.
-
-    Args:
-        name, description: of the extractor.
-        exact: tell image files apart by every byte, not only by names and sizes.
-    """
-    decoders = {package: version for package, version in versions().items() if package in _DECODERS}
-    record = [images.identified(exact), name, description, decoders, KEEP_OF_REFERENCE]
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@dataclass
-class _Seen:
-    """What reading tells: places of images whose features are still to come, and the images' height and width."""
-
-    places: list[int] = field(default_factory=list)
-    shape: list[int] | None = None
-
-    def take(self, count: int) -> np.ndarray:
-        """The next `count` places."""
-        taken = np.array(self.places[:count], np.int64)
-        del self.places[:count]
-        return taken
-
-
-def _watched(images: ImageSet, share: range, seen: _Seen, stop: StopRequest) -> Iterator[np.ndarray]:
-    """The pixels of the share, until a signal comes."""
-    for places, batch in images.numbered(share):
-        if stop.requested:
-            return
-        seen.places += places
-        seen.shape = list(batch.shape[1:3])
-        yield batch
-
-
-def _share_findings(images: ImageSet, seen: _Seen, stop: StopRequest, group: Group) -> None:
-    """Let every process know what each found in its share, and leave together when one was asked to.
-
-    Raises: Stopped; UserError when shares hold images of different sizes.
-    """
-    mine = {"stop": stop.exit_code, "rejected": [asdict(bad) for bad in images.rejected]}
-    found = group.from_all(mine | {"lossy": images.lossy, "shape": seen.shape})
-    if code := max(each["stop"] for each in found):
-        stop.adopt(code)
-        stop.check("Nothing was written.")
-    images.rejected = [Rejected(**bad) for each in found for bad in each["rejected"]]
-    images.lossy = sum(each["lossy"] for each in found)
-    shapes = [each["shape"] for each in found if each["shape"] is not None]
-    if any(shape != shapes[0] for shape in shapes):
-        sizes = " and ".join(sorted({f"{width} x {height}" for height, width in shapes}))
-        raise UserError(
-            f"{images.path} holds images of different sizes: {sizes}", "bring them to one size with --size N"
-        )
-    images.image_size = images.image_size or (shapes[0][0] if shapes else None)
+def _measured(statistics: Statistics) -> Measured:
+    about = statistics.about
+    return Measured(from_statistics(statistics), about.get("image_size"), lossy=about.get("lossy", 0))

@@ -1,7 +1,14 @@
-"""Sets of images to be judged, whatever they are kept in: an .npz, files, shards, a token cache, a sample set."""
+"""Sets of images to be judged: one class for each kind of file or folder that holds images.
 
+`open_images` opens any path. A set does not change after it was opened: what reading finds is in the batches.
+"""
+
+import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +16,13 @@ import numpy as np
 import torch
 
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder, recorded_precision
-from titokctl.data.images import to_bytes
-from titokctl.data.sources import Rejected, Source, open_source, reopen_source
-from titokctl.dry_run import is_dry_run
+from titokctl.data.images import BadImage, decode, preprocess, to_bytes
+from titokctl.data.sources import Rejected, SeekableSource, Source, open_source, reopen_source
+from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
-from titokctl.evaluation.image_set import ImageSet, Numbered, Opening, edge_of_first, read_files, sha256_of_all
+from titokctl.formats.atomic import file_sha256
 from titokctl.formats.npz_reader import NpzReader
 from titokctl.formats.sample_set import SampleSet, state_of
 from titokctl.formats.statistics import IMAGES
@@ -23,157 +31,337 @@ from titokctl.weights.chain import tokenizer_with
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
 
-ROWS_AT_ONCE = 64
-_ROUNDING = "clipped to [0, 1], times 255, rounded"
+_ROWS_AT_ONCE = 64
+_FILES_AT_ONCE = 16
 _DECODE_AT_ONCE = 8
+_NAMED_BAD = 5
+_ROUNDING = "clipped to [0, 1], times 255, rounded"
 _HDF5 = (".h5", ".hdf5")
+_JPEG = b"\xff\xd8\xff"
+_NO_PIXELS = np.empty((0, 0, 0, 3), np.uint8)
 
 
-def open_images(path: Path, opening: Opening, shards: Sequence[str] = ()) -> ImageSet:
-    """The set of images at `path`, or of several `shards` of which it is the first.
+@dataclass(frozen=True)
+class Batch:
+    """Some images of a set, in order.
+
+    Args:
+        positions: (n,), where the readable images are in the set.
+        pixels: (n, H, W, 3) uint8; without meaning when n is 0.
+        rejected: the images between them that can't be read.
+        lossy: how many of the n come from files with lossy compression.
+    """
+
+    positions: Sequence[int]
+    pixels: np.ndarray
+    rejected: Sequence[Rejected] = ()
+    lossy: int = 0
+
+
+class ImageSet(ABC):
+    """Images of one size, and where they come from.
+
+    Attributes:
+        path: the file or folder, which names the set for people.
+        count: number of images, with those that can't be read.
+        about: JSON for the record of a result.
+        image_size: edge in pixels; None if it is known only after reading.
+        labels: (count,) int32, -1 for an image without one; None for a set without labels.
+        origin: what the images were made from, if that was recorded: {"source", "preprocessing", "cache"}.
+        problems: what was left out when the set was opened; not in `count`.
+        known_bad: keys of images that are known to be unreadable.
+        results: what is kept of the set is in files `<results>-<name>`; None if there is no folder for them.
+    """
+
+    path: Path
+    count: int
+    about: dict[str, Any]
+    image_size: int | None = None
+    labels: np.ndarray | None = None
+    origin: dict[str, Any] = {}  # noqa: RUF012  # never changed, only replaced
+    problems: Sequence[Rejected] = ()
+    known_bad: frozenset[str] = frozenset()
+    results: Path | None = None
+
+    @abstractmethod
+    def read(self, wanted: range) -> Iterator[Batch]:
+        """Yield the images at the positions `wanted`, in order. Raises UserError when sizes differ."""
+
+    @abstractmethod
+    def identity(self, exact: bool = False) -> dict[str, Any]:
+        """Return JSON that changes with the images.
+
+        Image files are told apart by names and sizes; with `exact` by every byte, which means reading all of them.
+        """
+
+    def pixels(self) -> Iterator[np.ndarray]:
+        """Yield the readable images, (n, H, W, 3) uint8 in order. Raises UserError when sizes differ."""
+        return (batch.pixels for batch in self.read(range(self.count)) if len(batch.positions))
+
+    def beside(self, name: str) -> Path | None:
+        """Return the file in which something called `name` is kept of the set; None if there is no folder for it."""
+        return None if self.results is None else self.results.with_name(f"{self.results.name}-{name}")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How sets of images are opened.
+
+    Args:
+        context: its runs folder is searched for tokenizers; token caches are decoded on its device.
+        tokenizer: decodes token caches; None for the one that each records.
+        preprocessing: of image files; None takes them as they are.
+        keep_index: keep the index of shards that have none; a plan passes False.
+    """
+
+    context: Context
+    tokenizer: str | None = None
+    preprocessing: PreprocessingConfig | None = None
+    keep_index: bool = True
+
+
+class NpzImages(ImageSet):
+    """Images in `arr_0` of an .npz: uint8, or float in [0, 1], (n, S, S, 3)."""
+
+    def __init__(self, path: Path) -> None:
+        with NpzReader(path) as npz:
+            if IMAGES not in npz.names:
+                raise UserError(
+                    f"{path} holds no images: arr_0 is missing, found {', '.join(npz.names) or 'nothing'}",
+                    "samples are an .npz with arr_0 (n, height, width, 3) uint8; statistics belong to --ref",
+                )
+            member = npz.member(IMAGES)
+        shape, dtype = member.shape, member.dtype
+        if len(shape) != 4 or shape[3] != 3 or 0 in shape or (dtype != np.uint8 and dtype.kind != "f"):
+            raise UserError(
+                f"arr_0 of {path} is {shape} {dtype}; expected (n, height, width, 3) uint8",
+                "save pixels from 0 to 255 as uint8, colours last",
+            )
+        self._is_bytes = dtype == np.uint8
+        self.path, self.count, self.image_size = path, shape[0], shape[1]
+        self.about = {"kind": "npz", "rounding": "none" if self._is_bytes else _ROUNDING}
+        self.results = path.with_suffix(".evaluation")
+
+    def read(self, wanted: range) -> Iterator[Batch]:
+        """Yield the rows at `wanted`. Raises UserError for floats outside [0, 1]."""
+        first = wanted.start
+        with NpzReader(self.path) as npz:
+            for rows in npz.rows(IMAGES, _ROWS_AT_ONCE, wanted):
+                pixels = rows if self._is_bytes else _from_floats(rows, self.path)
+                yield Batch(range(first, first + len(rows)), pixels)
+                first += len(rows)
+
+    def identity(self, exact: bool = False) -> dict[str, Any]:
+        """Return the SHA-256 of the file."""
+        return {"file": self._sha256}
+
+    @cached_property
+    def _sha256(self) -> str:
+        return file_sha256(self.path)
+
+
+class TokenCacheImages(ImageSet):
+    """Images decoded from a token cache while they are read.
+
+    Raises UserError when there is no token cache at `path`, or its tokenizer isn't found.
+    """
+
+    def __init__(self, path: Path, opening: Opening) -> None:
+        context = opening.context
+        self._cache, self._device = TokenCache.open(path), context.device
+        header = self._cache.header
+        self._tokenizer = tokenizer_with(
+            header.encoder_sha256, header.weights_sha256, opening.tokenizer, context.runs, context.say
+        )
+        is_reconstruction = header.source.get("kind") != "samples"
+        self.path, self.count, self.image_size = path, len(self._cache), header.image_size
+        self.about = {
+            "kind": "reconstructions" if is_reconstruction else "samples",
+            "tokenizer": str(self._tokenizer),
+            "cache_sha256": self._cache.sha256,
+            "rounding": _ROUNDING,
+        }
+        self.labels = self._cache.labels
+        if is_reconstruction:
+            made_from = {"source": header.source, "preprocessing": header.preprocessing}
+            self.origin = made_from | {"cache": str(path.absolute())}
+        self.results = path.with_suffix(".evaluation")
+
+    def read(self, wanted: range) -> Iterator[Batch]:
+        """Yield the decoded rows at `wanted`."""
+        precision = recorded_precision(self._cache.header, self._device) or "float32"
+        decoder = ImageDecoder(load_tokenizer(self._tokenizer, self._device), self._device, precision)
+        for first in range(wanted.start, wanted.stop, _DECODE_AT_ONCE):
+            rows = range(first, min(first + _DECODE_AT_ONCE, wanted.stop))
+            ids = torch.from_numpy(self._cache.ids[rows.start : rows.stop].astype(np.int64))
+            yield Batch(rows, decoder.images(ids.to(self._device)).cpu().numpy())
+
+    def identity(self, exact: bool = False) -> dict[str, Any]:
+        """Return the hashes of the ids and of the weights that made them; with `exact` also that of the decoder."""
+        weights = self._cache.header.weights_sha256
+        found = {"cache": self._cache.sha256, "weights": weights, "tokenizer": str(self._tokenizer)}
+        return found | ({"decoder": self._decoder_sha256} if exact else {})
+
+    @cached_property
+    def _decoder_sha256(self) -> str:
+        return weights_sha256(load_tokenizer(self._tokenizer))
+
+
+@dataclass(frozen=True)
+class _File:
+    key: str
+    is_lossy: bool
+    pixels: np.ndarray | BadImage
+
+
+class SourceImages(ImageSet):
+    """Image files of a folder or of shards.
+
+    Args:
+        source: the files.
+        path: names the set.
+        preprocessing: makes squares of them; None takes them as they are, which then are of one size.
+    """
+
+    def __init__(self, source: Source, path: Path, preprocessing: PreprocessingConfig | None) -> None:
+        self._source, self._preprocessing = source.by_position(), preprocessing
+        self._record = None if preprocessing is None else preprocessing.model_dump(mode="json")
+        about = {"kind": source.description["kind"], "fingerprint": source.description["fingerprint"]}
+        self.path, self.count = path, len(source)
+        self.image_size = preprocessing.size if preprocessing else _edge_of_first(self._source)
+        self.about = about | {"preprocessing": self._record, "rounding": "none"}
+        self.labels, self.problems = self._source.labels(), tuple(source.problems)
+        self.results = path / "evaluation" if path.is_dir() else None
+
+    def read(self, wanted: range) -> Iterator[Batch]:
+        """Yield the decoded files at `wanted`. Raises UserError when sizes differ."""
+
+        def make(task: range) -> list[_File]:
+            return [_File(s.key, _is_lossy(s.data), self._decoded(s.data)) for s in self._source.read_many(task)]
+
+        tasks = (wanted[i : i + _FILES_AT_ONCE] for i in range(0, len(wanted), _FILES_AT_ONCE))
+        first: tuple[str, str] | None = None
+        for task, files in in_order(make, tasks, available_cores()):
+            positions, pixels, rejected, lossy = [], [], [], 0
+            for position, file in zip(task, files, strict=True):
+                if isinstance(file.pixels, BadImage):
+                    rejected.append(Rejected(file.key, file.pixels.kind, file.pixels.text))
+                    continue
+                size = f"{file.pixels.shape[1]} x {file.pixels.shape[0]}"
+                first = first or (file.key, size)
+                if size != first[1]:
+                    raise UserError(
+                        f"{self.path} holds images of different sizes: {first[0]} is {first[1]}, {file.key} is {size}",
+                        "bring them to one size with --size N",
+                    )
+                positions.append(position)
+                pixels.append(file.pixels)
+                lossy += file.is_lossy
+            yield Batch(positions, np.stack(pixels) if pixels else _NO_PIXELS, rejected, lossy)
+
+    def identity(self, exact: bool = False) -> dict[str, Any]:
+        """Return the fingerprint of the files; with `exact` also a SHA-256 over names and bytes of all of them."""
+        found = {"source": self._source.description["fingerprint"], "preprocessing": self._record}
+        return found | ({"bytes": self._sha256_of_all} if exact else {})
+
+    def _decoded(self, data: bytes) -> np.ndarray | BadImage:
+        try:
+            return preprocess(data, self._preprocessing) if self._preprocessing else decode(data)
+        except BadImage as error:
+            return error
+
+    @cached_property
+    def _sha256_of_all(self) -> str:
+        digest = hashlib.sha256()
+        for first in range(0, self.count, _FILES_AT_ONCE):
+            for sample in self._source.read_many(range(first, min(first + _FILES_AT_ONCE, self.count))):
+                digest.update(f"{sample.key}\0{len(sample.data)}\0".encode() + sample.data)
+        return digest.hexdigest()
+
+
+class OriginalImages(SourceImages):
+    """The images that something was made from, as its `origin` records them.
+
+    Those without a row in the token cache are known to be bad. Raises UserError when the files changed or are gone.
+    """
+
+    def __init__(self, origin: dict[str, Any], keep_index: bool = True) -> None:
+        source, preprocessing = origin["source"], PreprocessingConfig.model_validate(origin["preprocessing"])
+        try:
+            found = reopen_source(source, keep_index)
+        except UserError as error:
+            raise UserError(
+                f"the images to compare with were moved or deleted: {error.message}", "name the reference with --ref"
+            ) from error
+        if found.description["fingerprint"] != source.get("fingerprint"):
+            raise UserError(
+                f"the images in {source['paths'][0]} are not those that were tokenized: names or sizes changed",
+                "name the reference with --ref",
+            )
+        super().__init__(found, Path(source["paths"][0]), preprocessing)
+        self.known_bad = _listed_as_rejected(origin.get("cache"))
+
+    def identity(self, exact: bool = False) -> dict[str, Any]:
+        """Return the identity of the files, and the keys of those that are known to be bad."""
+        return super().identity(exact) | ({"known_bad": sorted(self.known_bad)} if self.known_bad else {})
+
+
+class SampleSetImages(ImageSet):
+    """The images of a sample set, decoded from its ids if no images were kept."""
+
+    def __init__(self, path: Path, opening: Opening) -> None:
+        found = SampleSet.open(path)
+        self._images: ImageSet
+        if found.images == found.ids:
+            self._images = TokenCacheImages(found.ids, opening)
+        elif found.images.is_dir():
+            self._images = SourceImages(open_source([found.images], keep_index=opening.keep_index), found.images, None)
+        else:
+            self._images = NpzImages(found.images)
+        inputs = found.manifest.get("inputs", {})
+        self.path, self.count, self.image_size = found.folder, self._images.count, self._images.image_size
+        guidance = {"guidance": found.manifest["guidance"]} if "guidance" in found.manifest else {}
+        self.about = self._images.about | {"kind": "sample set", "rounding": _ROUNDING} | guidance
+        self.labels = TokenCache.open(found.ids, check_ids=False).labels if found.ids.is_file() else None
+        self.origin = {name: inputs[name] for name in ("source", "preprocessing", "cache") if name in inputs}
+        self.problems = self._images.problems
+        self.results = found.folder / "evaluation"
+
+    def read(self, wanted: range) -> Iterator[Batch]:
+        """Yield the images at `wanted`. Raises UserError when sizes differ."""
+        return self._images.read(wanted)
+
+    def identity(self, exact: bool = False) -> dict[str, Any]:
+        """Return the identity of the file or folder that holds the images."""
+        return self._images.identity(exact)
+
+
+def open_images(path: Path, opening: Opening, shards: Sequence[Path] = ()) -> ImageSet:
+    """Open the set of images at `path`, or that of several `shards`, of which `path` is the first.
 
     Raises UserError when there is none.
     """
     if not path.exists() and "{" not in str(path):
         raise UserError(f"no such file or folder: {path}", "check the path")
     if path.suffix == ".npz":
-        return from_npz(path)
+        return NpzImages(path)
     if path.suffix in _HDF5:
-        return from_token_cache(path, opening)
+        return TokenCacheImages(path, opening)
     if state_of(path) in ("finished", "unfinished") or (path / "run.json").is_file():
-        return from_sample_set(path, opening)
-    return from_source(open_source(shards or [path], keep_index=not is_dry_run()), path, opening.preprocessing)
+        return SampleSetImages(path, opening)
+    source = open_source(shards or [path], keep_index=opening.keep_index)
+    return SourceImages(source, path, opening.preprocessing)
 
 
-def from_npz(path: Path) -> ImageSet:
-    """Images in `arr_0` of an .npz: uint8, or float in [0, 1], (n, S, S, 3)."""
-    with NpzReader(path) as npz:
-        if IMAGES not in npz.names:
-            raise UserError(
-                f"{path} holds no images: arr_0 is missing, found {', '.join(npz.names) or 'nothing'}",
-                "samples are an .npz with arr_0 (n, height, width, 3) uint8; statistics belong to --ref",
-            )
-        member = npz.member(IMAGES)
-    shape, dtype = member.shape, member.dtype
-    if len(shape) != 4 or shape[3] != 3 or 0 in shape or (dtype != np.uint8 and dtype.kind != "f"):
-        raise UserError(
-            f"arr_0 of {path} is {shape} {dtype}; expected (n, height, width, 3) uint8",
-            "save pixels from 0 to 255 as uint8, colours last",
-        )
-    about = {"kind": "npz", "rounding": "none" if dtype == np.uint8 else _ROUNDING}
-
-    def read(images: ImageSet, wanted: range) -> Iterator[Numbered]:
-        first = wanted.start
-        with NpzReader(path) as npz:
-            for rows in npz.rows(IMAGES, ROWS_AT_ONCE, wanted):
-                yield range(first, first + len(rows)), rows if dtype == np.uint8 else _from_floats(rows, path)
-                first += len(rows)
-
-    results = path.with_suffix(".evaluation")
-    identity = {"sha256_of": str(path)}
-    return ImageSet(path, shape[0], about, identity, results, read, image_size=shape[1])
-
-
-def from_token_cache(path: Path, opening: Opening) -> ImageSet:
-    """Images decoded from a token cache while they are read."""
-    cache = TokenCache.open(path)
-    header = cache.header
-    name = tokenizer_with(header.encoder_sha256, header.weights_sha256, opening.tokenizer, opening.root, opening.say)
-
-    def read(images: ImageSet, wanted: range) -> Iterator[Numbered]:
-        made_in = recorded_precision(header, opening.device) or "float32"
-        decoder = ImageDecoder(load_tokenizer(name, opening.device, fetch=not is_dry_run()), opening.device, made_in)
-        for first in range(wanted.start, wanted.stop, _DECODE_AT_ONCE):
-            places = range(first, min(first + _DECODE_AT_ONCE, wanted.stop))
-            ids = torch.from_numpy(cache.ids[places.start : places.stop].astype(np.int64))
-            yield places, decoder.images(ids.to(opening.device)).cpu().numpy()
-
-    is_reconstruction = header.source.get("kind") != "samples"
-    about = {
-        "kind": "reconstructions" if is_reconstruction else "samples",
-        "tokenizer": str(name),
-        "cache_sha256": cache.sha256,
-        "rounding": _ROUNDING,
-    }
-    return ImageSet(
-        path,
-        len(cache),
-        about,
-        {"cache": cache.sha256, "weights": header.weights_sha256, "tokenizer": str(name)},
-        path.with_suffix(".evaluation"),
-        read,
-        image_size=header.image_size,
-        labels=cache.labels,
-        origin={"source": header.source, "preprocessing": header.preprocessing, "cache": str(path.absolute())}
-        if is_reconstruction
-        else {},
-        exact=lambda: {"decoder": weights_sha256(load_tokenizer(name))},
-    )
-
-
-def from_sample_set(path: Path, opening: Opening) -> ImageSet:
-    """The images of a sample set, decoded where none were kept; its labels come from its ids."""
-    found = SampleSet.open(path)
-    if found.images == found.ids:
-        images = from_token_cache(found.ids, opening)
-    elif found.images.is_dir():
-        images = from_source(open_source([found.images], keep_index=not is_dry_run()), found.images, None)
-    else:
-        images = from_npz(found.images)
-    images.path, images.results = found.folder, found.folder / "evaluation"
-    images.labels = TokenCache.open(found.ids, check_ids=False).labels if found.ids.is_file() else None
-    recorded = found.manifest.get("inputs", {})
-    images.origin = {name: recorded[name] for name in ("source", "preprocessing", "cache") if name in recorded}
-    images.about |= {"kind": "sample set", "rounding": _ROUNDING}
-    if "guidance" in found.manifest:
-        images.about["guidance"] = found.manifest["guidance"]
-    return images
-
-
-def from_source(source: Source, path: Path, preprocessing: PreprocessingConfig | None) -> ImageSet:
-    """Image files of a folder or of shards, preprocessed, or as they are (then all of one size)."""
-    files = source.by_position()
-    record = None if preprocessing is None else preprocessing.model_dump(mode="json")
-    about = {"kind": source.description["kind"], "fingerprint": source.description["fingerprint"]}
-    return ImageSet(
-        path,
-        len(source),
-        about | {"preprocessing": record, "rounding": "none"},
-        {"source": source.description["fingerprint"], "preprocessing": record},
-        path / "evaluation" if path.is_dir() else None,
-        lambda images, wanted: read_files(files, preprocessing, images, wanted),
-        image_size=preprocessing.size if preprocessing else edge_of_first(files),
-        labels=files.labels(),
-        exact=lambda: {"bytes": sha256_of_all(files)},
-    )
-
-
-def from_origin(origin: dict[str, Any]) -> ImageSet:
-    """The images that something was made from, as it recorded them; those without a row in its cache are known as bad.
-
-    Raises UserError when they changed or are gone.
-    """
-    source, preprocessing = origin["source"], PreprocessingConfig.model_validate(origin["preprocessing"])
-    try:
-        found = reopen_source(source, not is_dry_run())
-    except UserError as error:
-        raise UserError(
-            f"the images to compare with are not where they were: {error.message}", "name the reference with --ref"
-        ) from error
-    if found.description["fingerprint"] != source.get("fingerprint"):
-        raise UserError(
-            f"the images in {source['paths'][0]} are not those that were tokenized: names or sizes changed",
-            "name the reference with --ref",
-        )
-    images = from_source(found, Path(source["paths"][0]), preprocessing)
-    if known := _listed_as_rejected(origin.get("cache")):
-        images.known_bad = known
-        images.identity |= {"known_bad": sorted(known)}
-    return images
+def unreadable(rejected: Sequence[Rejected], of: str = "images") -> str:
+    """Return a sentence about images that can't be read: how many `of` them, and the first few with their reasons."""
+    named = "; ".join(f"{bad.key} ({bad.reason})" for bad in rejected[:_NAMED_BAD])
+    more = len(rejected) - _NAMED_BAD
+    return f"{len(rejected):,} {of} can't be read: {named}" + (f"; and {more:,} more" if more > 0 else "")
 
 
 def _listed_as_rejected(cache: str | None) -> frozenset[str]:
-    """Keys of the images that have no row in the token cache; none where its list is gone or can't be read."""
+    """Return the keys of images without a row in the token cache; none if the list is missing or damaged."""
     if cache is None:
         return frozenset()
     try:
@@ -186,8 +374,20 @@ def _listed_as_rejected(cache: str | None) -> frozenset[str]:
 def _from_floats(rows: np.ndarray, path: Path) -> np.ndarray:
     low, high = float(rows.min()), float(rows.max())
     if not (low >= 0 and high <= 1):
-        found = "values that are no numbers (NaN)" if np.isnan(low) else f"floats from {low:g} to {high:g}"
+        found = "NaN" if np.isnan(low) else f"floats from {low:g} to {high:g}"
         raise UserError(
             f"arr_0 of {path} holds {found}; expected uint8, or floats in [0, 1]", "save pixels from 0 to 255 as uint8"
         )
     return to_bytes(torch.from_numpy(rows.astype(np.float32)).permute(0, 3, 1, 2)).numpy()
+
+
+def _edge_of_first(source: SeekableSource) -> int | None:
+    """Return the height of the first image; None if it can't be read."""
+    try:
+        return decode(source.sample(0).data).shape[0]
+    except BadImage:
+        return None
+
+
+def _is_lossy(data: bytes) -> bool:
+    return data.startswith(_JPEG) or (data[8:12] == b"WEBP" and data[12:16] == b"VP8 ")

@@ -1,30 +1,44 @@
-"""Reconstructions, and how near they are to their originals: PSNR and SSIM.
+"""Reconstructions beside their originals: PSNR, SSIM, LPIPS, the distance between the two sets, and codebook use.
 
-Letters: n images, H and W height and width.
+Letters: n images, S their edge, H and W height and width, K tokens of an image.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from titokctl.context import Context
 from titokctl.data.images import to_bytes, to_float
+from titokctl.evaluation.codebook_usage import usage_of
+from titokctl.evaluation.extractors import Extractor, FeatureNetwork
+from titokctl.evaluation.features import FeatureCollector, extract
+from titokctl.evaluation.metrics import compute, metrics_named
+from titokctl.models.lpips import Lpips
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
+from titokctl.weights.network_files import INCEPTION, LITE0, LPIPS_LINEAR, VGG16, here
+from titokctl.weights.perceptual import load_lpips
+
+AUTO, NONE = "auto", "none"
 
 _PEAK = 255.0
 _EXACT_PSNR_DB = 100.0
 _WINDOW = 11
 _SIGMA = 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+_FEATURES_KEPT = 10_000
+# VGG16's maps are large.
+_LPIPS_AT_ONCE = 4
 
 
 @torch.inference_mode()
 def reconstructed(tokenizer: TiTok | MaskGitVqgan, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, S, S, 3) uint8 through a tokenizer: what its `tokenize` gives, and the pixels made of it, likewise."""
+    """Encode and decode images (n, S, S, 3) uint8; return their tokens and the new pixels, of the same shape."""
     images = to_float(torch.from_numpy(pixels).to(next(tokenizer.parameters()).device))
     tokens = tokenizer.tokenize(images)
     return tokens.cpu().numpy(), to_bytes(tokenizer.detokenize(tokens)).cpu().numpy()
@@ -62,7 +76,7 @@ class ReconstructionSums:
         similarity = math.nan
         if min(originals.shape[1:3]) >= _WINDOW:
             similarity = float(ssim(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2)).sum())
-        in_db = sum(psnr(float(error) / values) for error in errors)
+        in_db = sum(_finite_psnr(float(error) / values) for error in errors)
         self.totals += (len(a), len(a) * values, float(errors.sum()), in_db, similarity)
 
     def score(self) -> ReconstructionScore:
@@ -71,18 +85,126 @@ class ReconstructionSums:
         if not images:
             raise ValueError("no images were compared")
         mean_ssim = None if math.isnan(similarity) else similarity / images
-        return ReconstructionScore(int(images), psnr(squared_error / values), in_db / images, mean_ssim)
+        return ReconstructionScore(int(images), _finite_psnr(squared_error / values), in_db / images, mean_ssim)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks that compare reconstructions with originals; None for one that is left out."""
+
+    lpips: Lpips | None = None
+    extractor: Extractor | None = None
+
+    @property
+    def distance(self) -> str:
+        """The name of the distance between the sets; "" without a feature network."""
+        if self.extractor is None:
+            return ""
+        return "rFID" if self.extractor.is_fid else self.extractor.metric_name("fid")
+
+
+def find_judges(features: str, lpips: bool | None, context: Context, fetch: bool = True) -> Judges:
+    """Return the networks that were asked for.
+
+    Args:
+        features: name of the feature network; "auto" for Inception or else lite0, if its weights are on this machine;
+            "none" for none.
+        lpips: None takes it if its weights are on this machine.
+        fetch: download weights of a network that was asked for.
+
+    Raises: UserError or UsageError when a network that was asked for is not there.
+    """
+    if lpips is None:
+        lpips = bool(here(VGG16) and here(LPIPS_LINEAR))
+        if not lpips:
+            context.say("no LPIPS: its weights are not on this machine (--lpips fetches them)")
+    if features == AUTO:
+        features = next((name for name, file in (("inception", INCEPTION), ("lite0", LITE0)) if here(file)), NONE)
+        if features != "inception":
+            context.say(
+                "no rFID: Inception's weights are not on this machine (--features inception fetches them)"
+                + ("; fd-lite0 instead, which is not comparable with it" if features == "lite0" else "")
+            )
+    network = load_lpips(fetch=fetch).to(context.device) if lpips else None
+    extractor = None if features == NONE else FeatureNetwork(features).open(context, fetch)
+    return Judges(network, extractor)
+
+
+class ReconstructScores:
+    """Running sums over pairs of originals and reconstructions, (n, S, S, 3) uint8, and the codes between them.
+
+    `codebook_size` is None for a tokenizer without codes.
+    """
+
+    def __init__(self, judges: Judges, images: int, device: str, codebook_size: int | None) -> None:
+        self._judges, self._device = judges, device
+        self._pairs = ReconstructionSums()
+        self._lpips, self._count = 0.0, 0
+        self._codes = np.zeros(codebook_size, np.int64) if codebook_size else None
+        network = judges.extractor
+        self._sets = [FeatureCollector(network.widths, images, _FEATURES_KEPT) for _ in range(2)] if network else []
+
+    def add(self, originals: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray) -> None:
+        """Take in a batch of pairs with what lies between them, ids (n, K) or latents."""
+        if self._codes is not None:
+            self._codes += np.bincount(tokens.ravel(), minlength=len(self._codes))
+        self._pairs.add(originals, reconstructions)
+        self._count += len(originals)
+        if self._judges.extractor is not None:
+            for collector, images in zip(self._sets, (originals, reconstructions), strict=True):
+                for features in extract(self._judges.extractor, [images]):
+                    collector.add(features)
+        if self._judges.lpips is not None:
+            self._lpips += self._sum_of_lpips(self._judges.lpips, originals, reconstructions)
+
+    def result(self) -> dict[str, Any]:
+        """Return the numbers of all pairs so far, the fields of `titokctl reconstruct`'s result.
+
+        They are those of `ReconstructionScore`; `lpips`, the mean; `distances` between the sets by name (rfid or
+        fd-lite0, and kid); and how much of the codebook is used. Raises ValueError when there were no pairs.
+        """
+        usage = None if self._codes is None else usage_of(self._codes)
+        return asdict(self._pairs.score()) | {
+            "lpips": None if self._judges.lpips is None else self._lpips / self._count,
+            "distances": self._distances(),
+            "codes_used": usage and usage.used,
+            "codebook_size": usage and usage.size,
+            "codebook_share": usage and usage.share,
+            "codebook_perplexity": usage and usage.perplexity,
+        }
+
+    @torch.inference_mode()
+    def _sum_of_lpips(self, network: Lpips, originals: np.ndarray, reconstructions: np.ndarray) -> float:
+        total = 0.0
+        for first in range(0, len(originals), _LPIPS_AT_ONCE):
+            rows = slice(first, first + _LPIPS_AT_ONCE)
+            a, b = (to_float(torch.from_numpy(x[rows]).to(self._device)) for x in (originals, reconstructions))
+            total += float(network(a, b).double().sum())
+        return total
+
+    def _distances(self) -> dict[str, float]:
+        if self._judges.extractor is None or self._count < 2:
+            return {}
+        originals, reconstructions = (collector.result() for collector in self._sets)
+        metrics = metrics_named(["fid", "kid"])
+        found = compute(metrics, reconstructions, originals, self._judges.extractor.metric_name)
+        return {f"r{name}" if name.startswith("fid") else name: value for name, value in found.items()}
 
 
 def psnr(mean_squared_error: float) -> float:
-    """Peak signal to noise in dB for values in [0, 255]; an exact copy counts as 100 dB, so that means stay finite."""
-    if mean_squared_error <= 0:
-        return _EXACT_PSNR_DB
-    return min(10 * math.log10(_PEAK**2 / mean_squared_error), _EXACT_PSNR_DB)
+    """Return the peak signal-to-noise ratio in dB for values in [0, 255]; infinity for an exact copy."""
+    return 10 * math.log10(_PEAK**2 / mean_squared_error) if mean_squared_error > 0 else math.inf
+
+
+def _finite_psnr(mean_squared_error: float) -> float:
+    """Return the PSNR with an exact copy as 100 dB, so that means stay finite."""
+    return min(psnr(mean_squared_error), _EXACT_PSNR_DB)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004): Gaussian window of 11 x 11, sigma 1.5, inside the image, mean of RGB.
+    """Return the structural similarity (Wang et al. 2004), the mean of RGB.
+
+    The window is a Gaussian of 11 x 11 pixels with sigma 1.5, and lies inside the image.
 
     Args:
         a, b: (n, 3, H, W) float in [0, 255], H and W at least 11.

@@ -1,4 +1,4 @@
-"""What a reader of the numbers must know: too few images, mixed-up references, sizes and files that shift them."""
+"""Warnings about results: too few images, mixed-up references, sizes and files that shift the numbers."""
 
 import re
 from pathlib import Path
@@ -7,27 +7,29 @@ from typing import Any
 import numpy as np
 
 from titokctl.evaluation.extractors import Extractor
-from titokctl.evaluation.feature_set import FeatureSet
-from titokctl.evaluation.image_set import ImageSet
+from titokctl.evaluation.feature_pass import Measured
+from titokctl.evaluation.image_sets import ImageSet
+from titokctl.evaluation.metrics import FID_IMAGES
 from titokctl.evaluation.reference import Reference
 
-USUAL_COUNT = 50_000
 _TRAINING_SET = re.compile(r"^VIRTUAL_imagenet|train", re.IGNORECASE)
 _VALIDATION_SET = re.compile(r"(^|[^a-z])val(id|idation)?([^a-z]|$)", re.IGNORECASE)
 _RECONSTRUCTED = re.compile(r"recon", re.IGNORECASE)
 _ARE_RECONSTRUCTIONS = "these are reconstructions: rFID compares them with their own originals, not with training data"
 
 
-def warnings_about(images: ImageSet, measured: FeatureSet, reference: Reference, extractor: Extractor) -> list[str]:
-    """A sentence for everything that keeps the numbers from being what their names promise."""
-    found = _of_counts(images, measured, extractor)
+def warnings_about(images: ImageSet, measured: Measured, reference: Reference, extractor: Extractor) -> list[str]:
+    """Return a sentence for everything that keeps the numbers from meaning what their names say."""
+    found = count_warnings(measured.features.count, extractor)
+    if images.labels is not None and _unbalanced(images.labels):
+        found.append("the classes are not equally frequent among the samples")
     few = extractor.widths["pool"]
     if 0 < reference.features.count <= few:
         found.append(f"the reference has {reference.features.count:,} images, fewer than the {few:,} features need")
-    if images.lossy:
-        found.append(f"{images.lossy:,} images come from lossy files (JPEG or WebP), which shifts every metric")
-    if reference.image_size and images.image_size and reference.image_size != images.image_size:
-        found.append(f"the samples are of {images.image_size} px, the reference of {reference.image_size} px")
+    if measured.lossy:
+        found.append(f"{measured.lossy:,} images come from lossy files (JPEG or WebP), which shifts every metric")
+    if reference.image_size and measured.image_size and reference.image_size != measured.image_size:
+        found.append(f"the samples are of {measured.image_size} px, the reference of {reference.image_size} px")
     found += _of_kinds(images, reference)
     recorded = reference.about.get("extractor")
     if recorded and recorded != extractor.description:
@@ -35,23 +37,24 @@ def warnings_about(images: ImageSet, measured: FeatureSet, reference: Reference,
     return found
 
 
-def _of_counts(images: ImageSet, measured: FeatureSet, extractor: Extractor) -> list[str]:
-    name, width = extractor.metric_name("fid"), extractor.widths["pool"]
-    found = []
-    if measured.count <= width:
-        found.append(
-            f"{measured.count:,} images are fewer than the {width:,} features: {name} says little, look at "
-            f"{extractor.metric_name('kid')}"
-        )
-    elif measured.count < USUAL_COUNT:
-        found.append(f"{measured.count:,} images: {name} is larger than it would be for {USUAL_COUNT:,}")
-    if images.labels is not None and _unbalanced(images.labels):
-        found.append("the classes are not equally frequent among the samples")
-    return found
+def count_warnings(count: int, extractor: Extractor, distance: str = "", instead: bool = True) -> list[str]:
+    """Return a warning if the Fréchet distance of so many images means little, or is too large; else none.
+
+    Args:
+        distance: its name; by default the network's.
+        instead: name the kernel distance as the better one for few images.
+    """
+    name, width = distance or extractor.metric_name("fid"), extractor.widths["pool"]
+    if count <= width:
+        better = f", look at {extractor.metric_name('kid')}" if instead else ""
+        return [f"{count:,} images are fewer than the {width:,} features: {name} says little{better}"]
+    if count < FID_IMAGES:
+        return [f"{count:,} images: {name} is larger than it would be for {FID_IMAGES:,}"]
+    return []
 
 
 def _of_kinds(images: ImageSet, reference: Reference) -> list[str]:
-    """Reconstructions belong to their originals (rFID), samples to the training set (gFID)."""
+    """Warn if reconstructions aren't compared with their originals (rFID), or samples not with training data (gFID)."""
     kind, name = images.about.get("kind"), Path(str(reference.about.get("path", ""))).name
     theirs = _fingerprint(reference.about)
     if kind == "reconstructions" and images.origin:

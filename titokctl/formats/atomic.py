@@ -9,6 +9,7 @@ offers no system call that exchanges two folders.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -84,6 +85,12 @@ def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
         raise UserError(f"{path} is not valid JSON ({error})") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_version(found: Any, newest: int, where: Path | str, what: str = "") -> None:

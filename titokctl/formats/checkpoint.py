@@ -8,7 +8,6 @@ flushed and renamed, so a folder with a final name is whole; a damaged one (a di
 and the one before is used. In format_version 1 there was one file, tensors.safetensors.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path, check_version, read_json, remove_leftovers
+from titokctl.formats.atomic import atomic_path, check_version, file_sha256, read_json, remove_leftovers
 from titokctl.formats.weights_file import write_tensors
 
 FORMAT = "titokctl/checkpoint"
@@ -187,8 +186,7 @@ def _fingerprint(path: Path) -> dict[str, Any] | None:
     """Size and SHA-256 of a file; None when there is none."""
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _step_of(path: Path) -> int:

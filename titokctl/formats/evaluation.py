@@ -1,14 +1,21 @@
-"""The results of judging a set of images, kept beside it.
+"""Results of commands that judge images: `fid`, `reconstruct` and `reproduce`.
 
-Specification: JSON with format "titokctl/evaluation", format_version 1, `metrics` (names to numbers), `samples`,
-`reference` and `extractor` (what was compared, by what), `warnings`, `versions`; `key`, which changes with the images
-and with what looks at them, and `earlier`: a list of results for the same images, the newest first, with the fields
-from `metrics` to `versions`. Metrics of one reference and the same versions stand together. Files without the last two
-are read, too.
+Specification: each is JSON with a format, format_version 1 and `versions` of packages.
+
+- `<set>.evaluation-<network>.json` beside a set of images, format "titokctl/evaluation": `metrics` (names to numbers),
+  `samples`, `reference` and `extractor` (what was compared, by what), `warnings`; `key`, which changes with the images
+  and with the network; and `earlier`, a list of results for the same images, the newest first, with the fields from
+  `metrics` to `versions`. Metrics of one reference and the same versions are in one result. `key` and `earlier` may be
+  missing.
+- `reconstruction.json`, format "titokctl/reconstruction": the fields of `ReconstructResult`. Beside it
+  `reconstructions.png` shows images above their reconstructions.
+- `reproduction.json` in the folder of a sample set, format "titokctl/reproduction": the fields of `Reproduction`.
 """
 
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import check_version, read_json, write_json
@@ -16,7 +23,25 @@ from titokctl.formats.run_folder import versions
 
 FORMAT = "titokctl/evaluation"
 FORMAT_VERSION = 1
-_FIELDS: dict[str, type] = {"metrics": dict, "samples": dict, "reference": dict, "extractor": dict, "warnings": list}
+RECONSTRUCTION, RECONSTRUCTION_PICTURE = "reconstruction.json", "reconstructions.png"
+REPRODUCTION = "reproduction.json"
+
+
+class _Result(BaseModel, strict=True):
+    metrics: dict[str, float]
+    samples: dict[str, Any]
+    reference: dict[str, Any]
+    extractor: dict[str, Any]
+    warnings: list[str]
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class _File(_Result):
+    key: str = ""
+    earlier: list[_Result] = Field(default_factory=list)
+
+
+_FIELDS = [name for name in _Result.model_fields if name != "versions"]
 
 
 def keep_evaluation(path: Path, fields: dict[str, Any], key: str) -> None:
@@ -38,28 +63,38 @@ def keep_evaluation(path: Path, fields: dict[str, Any], key: str) -> None:
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
-    """The kept results in `path`, the newest first, each with the `key` of its images ("" where none was recorded).
+    """Return the kept results in `path`, the newest first, each with the `key` of its images, "" without one.
 
     Raises UserError for anything else, or results of a newer titokctl.
     """
     found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{path} is no result of `titokctl fid`")
+        raise UserError(f"{path} is not a result of `titokctl fid`")
     check_version(found.get("format_version", 0), FORMAT_VERSION, path, "evaluation")
-    earlier = found.get("earlier", [])
-    wrong = [] if isinstance(earlier, list) and all(isinstance(old, dict) for old in earlier) else ["earlier"]
-    results = [found] if wrong else [found, *earlier]
-    for result in results:
-        wrong += [name for name, kind in _FIELDS.items() if not isinstance(result.get(name), kind)]
-        if isinstance(numbers := result.get("metrics"), dict):
-            wrong += [name for name, value in numbers.items() if not isinstance(value, int | float)]
-    if wrong:
-        raise UserError(f"{path} is damaged: {', '.join(wrong)}", "judge the samples again with `titokctl fid`")
-    return [{"versions": {}, **result, "key": found.get("key", "")} for result in results]
+    try:
+        file = _File.model_validate(found)
+    except ValidationError as error:
+        wrong = ", ".join(dict.fromkeys(".".join(map(str, one["loc"])) for one in error.errors()))
+        raise UserError(f"{path} is damaged: {wrong}", "judge the samples again with `titokctl fid`") from error
+    return [result.model_dump(exclude={"earlier"}) | {"key": file.key} for result in (file, *file.earlier)]
+
+
+def write_reconstruction(folder: Path, fields: dict[str, Any]) -> None:
+    """Write the result of `titokctl reconstruct` into `folder`."""
+    _write(folder / RECONSTRUCTION, "titokctl/reconstruction", fields)
+
+
+def write_reproduction(folder: Path, fields: dict[str, Any]) -> None:
+    """Write the result of `titokctl reproduce` into the folder of its sample set."""
+    _write(folder / REPRODUCTION, "titokctl/reproduction", fields)
+
+
+def _write(path: Path, kind: str, fields: dict[str, Any]) -> None:
+    write_json(path, {"format": kind, "format_version": FORMAT_VERSION, "versions": versions()} | fields)
 
 
 def _kept(path: Path, key: str) -> list[dict[str, Any]]:
-    """The results in `path` that are of the images with `key`; none of a file that is damaged or not there.
+    """Return the results in `path` that are of the images with `key`; none if the file is damaged or missing.
 
     Raises UserError for results of a newer titokctl.
     """

@@ -14,7 +14,6 @@ Files of others are read as far as they go: ADM's (mu, sigma, mu_s, sigma_s, and
 (mu, sigma); they have no `about` and no `count`.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,12 +96,6 @@ def read_statistics(path: Path) -> Statistics:
         features = _floats(npz, "features", len(mean)) if "features" in npz.names else None
         scores = _floats(npz, "score_sums", None) if "score_sums" in npz.names else None
     return Statistics(mean, covariance, spatial_mean, spatial_covariance, features, int(count), about, scores)
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _gaussian(npz: NpzReader, mean_name: str, covariance_name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
-"""How commands find each other's products when none is named.
+"""Products of other commands, found when none is named.
 
-Only the first link is looked up by age (the newest finished run that fits); every further one follows the hashes that
-were recorded when it was made. Each finding is said aloud through `say`.
+Only the first link is chosen by age (the newest finished run that fits); every further one follows the hashes that
+were recorded when it was made. Every choice is reported through `say`.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,12 @@ DEFAULT_TOKENIZER = "titok-l-32"
 
 
 def pick_tokenizer(given: str | None, root: Path, say: Say, pixels: bool = False) -> str:
-    """What to hand to load_tokenizer: `given`, else the newest trained one under `root`, else titok-l-32.
+    """Return an argument for `load_tokenizer`: `given`, else the newest trained one under `root`, else titok-l-32.
 
-    With `pixels` only one that can decode is taken; after stage proxy alone a tokenizer makes ids and no pixels.
+    Args:
+        pixels: take only one that can decode; after stage proxy alone a tokenizer makes ids but no pixels.
 
-    Raises UserError when there is none of them, with how to train or get one.
+    Raises UserError, which says how to train or get one, if there is none.
     """
     if given is not None:
         return given
@@ -40,9 +41,9 @@ def pick_tokenizer(given: str | None, root: Path, say: Say, pixels: bool = False
 
 
 def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, root: Path, say: Say) -> str:
-    """The tokenizer that decodes ids of the encoder with `encoder_sha256`: `given`, or one under `root`.
+    """Return the tokenizer that decodes ids of the encoder with `encoder_sha256`: `given`, or one under `root`.
 
-    The one with exactly `weights_sha256` is preferred; another decoder of the same encoder fits too.
+    One with exactly `weights_sha256` is preferred; another decoder of the same encoder fits too.
     """
     if given is not None:
         return given
@@ -76,16 +77,16 @@ def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, 
 
 
 def pick_generator(given: str | None, root: Path, say: Say) -> str:
-    """What to hand to load_generator: `given`, else the newest trained one under `root`."""
+    """Return an argument for `load_generator`: `given`, else the newest trained one under `root`."""
     if given is not None:
         return given
     return str(_newest(root, "generator", "train one with `titokctl train-gen tokens.h5`", say).path)
 
 
-def pick_samples(given: str | None, root: Path, say: Say) -> Path:
-    """The samples to judge: `given`, else the newest sample set under `root`."""
+def pick_samples(given: Path | None, root: Path, say: Say) -> Path:
+    """Return the samples to judge: `given`, else the newest sample set under `root`."""
     if given is not None:
-        return Path(given)
+        return given
     return _newest(root, "samples", "draw some with `titokctl sample --cfg 4.0 -n 50000`", say).path
 
 

@@ -5,7 +5,6 @@ package that contains the file, and a download into the hub cache (not if TITOKC
 names a folder on another server to download from. A file is accepted only if it has the published SHA-256.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path
+from titokctl.formats.atomic import atomic_path, file_sha256
 from titokctl.formats.remote_file import Gone, RemoteStream
 from titokctl.progress import Progress, SilentProgress
 from titokctl.weights.hub import no_downloads
@@ -129,8 +128,7 @@ def here(file: NetworkFile) -> Path | None:
 
 def check_sha256(path: Path, expected: str, origin: str = "") -> None:
     """Raise UserError, which calls the file `origin`, unless its SHA-256 is `expected` or begins so."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if not found.startswith(expected):
         raise UserError(
             f"{origin or path} is not the published file: its SHA-256 starts with {found[:16]}, not {expected[:16]}",

@@ -22,8 +22,7 @@ from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.data.workers import available_cores
 from titokctl.distributed.launch import run_workers
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
-from titokctl.evaluation.image_set import Opening
-from titokctl.evaluation.image_sets import open_images
+from titokctl.evaluation.image_sets import Opening, open_images
 from titokctl.formats.demo_folder import claim, write_results
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.run_folder import open_run
@@ -178,11 +177,11 @@ class _Steps:
         tokenizer = load_tokenizer(trained.run)
         assert encoder_sha256(tokenizer) == cache.header.encoder_sha256
         count, codes = len(compared), cache.codebook_size
-        drawn = open_images(samples, Opening(self.context.runs, self.context.say))
+        drawn = open_images(samples, Opening(self.context))
         pixels = {
             scores.HELD_OUT: held_out[compared],
             scores.RECONSTRUCTIONS: scores.decoded(tokenizer, judged.ids[compared]),
-            scores.SAMPLES: np.concatenate(list(drawn.batches())),
+            scores.SAMPLES: np.concatenate(list(drawn.pixels())),
             scores.SHUFFLED: scores.decoded(tokenizer, scores.shuffled_ids(cache.ids, count)),
             scores.NOISE: scores.decoded(tokenizer, scores.noise_ids(count, cache.num_latent_tokens, codes)),
         }

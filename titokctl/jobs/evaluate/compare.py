@@ -1,8 +1,7 @@
-"""`titokctl compare`: kept results side by side, and whether their distances differ by more than luck."""
+"""`titokctl compare`: kept results side by side, and whether their distances differ by more than chance."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,32 @@ from typing import Any
 import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.distributed.stop import StopRequest
+from titokctl.context import Context
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.extractors import ExtractorOptions
-from titokctl.evaluation.feature_pass import FeaturePass, extractor_for, from_statistics, statistics_key
-from titokctl.evaluation.feature_set import FeatureSet
+from titokctl.evaluation.extractors import FeatureNetwork
+from titokctl.evaluation.feature_pass import (
+    FeaturePass,
+    from_statistics,
+    kept_features,
+    measured_samples,
+    statistics_key,
+)
+from titokctl.evaluation.features import FeatureSet
 from titokctl.evaluation.frechet import Gaussian, frechet_distance
 from titokctl.evaluation.frechet_error import IMAGES_PER_FEATURE, influences, paired_test
-from titokctl.evaluation.image_set import ImageSet, Opening
-from titokctl.evaluation.image_sets import open_images
-from titokctl.evaluation.kept_features import features_of, kept_features
+from titokctl.evaluation.image_sets import ImageSet, Opening, open_images
+from titokctl.formats.atomic import file_sha256
 from titokctl.formats.evaluation import read_evaluations
-from titokctl.formats.statistics import file_sha256, read_statistics
-from titokctl.jobs.evaluate.fid import fid
-from titokctl.progress import Progress
+from titokctl.formats.statistics import read_statistics
+from titokctl.jobs.evaluate.fid import Fid
 
-# A kept distance and the one of the images as they are now agree to this share, or the images have changed.
+# The images changed if a kept distance and that of the images as they are now differ by more than this share.
 _SAME = 1e-3
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One kept result: the set's name and place, and the fields of `titokctl fid`'s result."""
+    """One kept result: the name of the set, and the fields of the result of `titokctl fid`."""
 
     name: str
     metrics: dict[str, float]
@@ -43,10 +46,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class PairTested:
-    """The difference of two Fréchet distances (`first` minus `second`) and how much of it is luck.
+    """The difference of two Fréchet distances (`first` minus `second`), tested.
 
-    `p` is the chance of a difference as large between equals, `p_of_all` the same when the best of all pairs is picked
-    (Holm's correction); `is_paired` tells whether images were compared one to one.
+    `p` is the p-value, `p_of_all` the one corrected for the number of pairs (Holm); `is_paired` is True if images were
+    compared one to one.
     """
 
     first: str
@@ -60,7 +63,7 @@ class PairTested:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results, the tests of all pairs, and why there are none."""
+    """All results, and the tests of all pairs; `remarks` say why there are none."""
 
     results: list[Judged]
     tests: list[PairTested]
@@ -68,70 +71,116 @@ class Comparison:
 
 
 class _NoTest(Exception):
-    """Why distances can't be tested."""
+    """The reason why distances can't be tested."""
 
 
-def compare(
-    sets: Sequence[str],
-    reference: str | None,
-    runs: Path,
-    *,
-    features: str = "inception",
-    options: ExtractorOptions | None = None,
-    tokenizer: str | None = None,
-    save_features: bool = False,
-    progress: Progress,
-    stop: StopRequest,
-) -> Comparison:
+@dataclass(frozen=True)
+class Compare:
     """Put results side by side and test each pair of distances to the same reference.
 
+    Making one raises UsageError for fewer than two sets.
+
     Args:
-        sets: sets of images as `fid` takes them, or kept results (.json).
-        reference: what sets without a kept result are compared with, as `fid` takes it.
-        features: whose results are meant.
+        sets: sets of images as `Fid` takes them, or kept results (.json).
+        reference: what sets without a kept result are compared with, as `Fid` takes it.
+        network: whose results are compared.
+        tokenizer: for token caches whose tokenizer is not in the runs folder.
         save_features: keep features that have to be computed.
-
-    Raises: UserError or UsageError as `fid` does, or for a kept result of other images; Stopped after a signal.
     """
-    if len(set(sets)) < 2:
-        raise UsageError("a comparison needs two different sets", "e.g. titokctl compare samples-a/ samples-b/")
-    opening = Opening(runs, progress.say, tokenizer, None, (options or ExtractorOptions()).device)
-    results, keys = [], []
-    for given in sets:
-        record = _kept_result(Path(given), features, reference, opening)
-        if record is None:
-            against = "" if reference is None else " against this reference"
-            progress.say(f"{given} was not judged on these features{against} before")
-            record = asdict(
-                fid(
-                    given, reference, runs, features=features, options=options, tokenizer=tokenizer,
-                    save_features=save_features, progress=progress, stop=stop,
-                )
-            )  # fmt: skip
+
+    sets: Sequence[str]
+    reference: Path | None = None
+    network: FeatureNetwork = field(default_factory=FeatureNetwork)
+    tokenizer: str | None = None
+    save_features: bool = False
+
+    def __post_init__(self) -> None:
+        if len(set(self.sets)) < 2:
+            raise UsageError("a comparison needs two different sets", "e.g. titokctl compare samples-a/ samples-b/")
+
+    def run(self, context: Context) -> Comparison:
+        """Return results and tests; sets without a kept result are judged first.
+
+        Raises: UserError or UsageError as `Fid` does, or for a kept result of other images; Stopped after a signal.
+        """
+        opening = Opening(context, self.tokenizer)
+        records = [self._record(given, opening) for given in self.sets]
         fields = ("metrics", "samples", "reference", "extractor", "warnings")
-        results.append(Judged(given, *(record[field] for field in fields)))
-        keys.append(record.get("key", ""))
-    try:
-        tests = _tests(results, partial(_features, options, opening, save_features, progress, stop))
-    except _NoTest as why:
-        old = [judged.name for judged, key in zip(results, keys, strict=True) if _is_outdated(judged, key, opening)]
-        remarks = [f"warning: {name} has changed since; judge it again with `titokctl fid`" for name in old]
-        return Comparison(results, [], [f"no test: {why}", *remarks])
-    return Comparison(results, tests, [])
+        results = [
+            Judged(given, *(record[name] for name in fields)) for given, record in zip(self.sets, records, strict=True)
+        ]
+        try:
+            return Comparison(results, self._tests(results, opening), [])
+        except _NoTest as why:
+            keys = [record.get("key", "") for record in records]
+            old = [judged.name for judged, key in zip(results, keys, strict=True) if _is_outdated(judged, key, opening)]
+            remarks = [f"warning: {name} has changed since; judge it again with `titokctl fid`" for name in old]
+            return Comparison(results, [], [f"no test: {why}", *remarks])
 
+    def _record(self, given: str, opening: Opening) -> dict[str, Any]:
+        """Return the kept result of a set, else judge it."""
+        path, context = Path(given), opening.context
+        kept = self._kept(path, opening)
+        if kept is not None:
+            return kept
+        against = "" if self.reference is None else " against this reference"
+        context.say(f"{given} has no kept result on these features{against}; it is judged now")
+        judge = Fid(
+            path, self.reference, network=self.network, tokenizer=self.tokenizer, save_features=self.save_features
+        )
+        return asdict(judge.run(context))
 
-def _kept_result(path: Path, features: str, reference: str | None, opening: Opening) -> dict[str, Any] | None:
-    """What was kept of an earlier `fid`; None when there is nothing, or it is on another reference than the given."""
-    if path.suffix == ".json":
-        return read_evaluations(path)[0]
-    file = open_images(path, opening).beside(f"{features}.json")
-    kept = read_evaluations(file) if file is not None and file.is_file() else []
-    wanted = None if reference is None else str(Path(reference).absolute())
-    return next((record for record in kept if wanted in (None, record["reference"].get("path"))), None)
+    def _kept(self, path: Path, opening: Opening) -> dict[str, Any] | None:
+        """Return what was kept of an earlier `fid`, on the reference if one is given; None if there is nothing."""
+        if path.suffix == ".json":
+            return read_evaluations(path)[0]
+        file = open_images(path, opening).beside(f"{self.network.name}.json")
+        kept = read_evaluations(file) if file is not None and file.is_file() else []
+        wanted = None if self.reference is None else str(self.reference.absolute())
+        return next((record for record in kept if wanted in (None, record["reference"].get("path"))), None)
+
+    def _tests(self, results: Sequence[Judged], opening: Opening) -> list[PairTested]:
+        metric = _distance_of_all(results)
+        reference = _reference_of_all(results)
+        found = []
+        for judged in results:
+            features = self._features(judged, opening)
+            distance = frechet_distance(features.pool, reference)
+            if abs(distance - judged.metrics[metric]) > _SAME * abs(distance) + 1e-6:
+                raise UserError(
+                    f"the images of {judged.name} changed since they were scored: {metric} is {distance:.5g} now and "
+                    f"was {judged.metrics[metric]:.5g}",
+                    "judge them again with `titokctl fid`",
+                )
+            if not features.has_all_features or features.features is None:
+                raise _NoTest(f"{judged.name} has more images than features are kept of")
+            width = len(reference.mean)
+            if features.count < IMAGES_PER_FEATURE * width:
+                needed = IMAGES_PER_FEATURE * width
+                raise _NoTest(f"{judged.name} has {features.count:,} images, at least {needed:,} needed")
+            found.append((judged.name, distance, influences(features.features, features.pool, reference)))
+        return _of_all_pairs(found)
+
+    def _features(self, judged: Judged, opening: Opening) -> FeatureSet:
+        """Return the features of a set: current ones that are kept, for which no network is needed, else computed."""
+        images, (name, description) = _images_of(judged, opening), _network(judged)
+        kept = kept_features(images, name, description, opening.context)
+        if kept is not None:
+            return kept.features
+        try:
+            extractor = self.network.called(name).open(opening.context)
+        except UserError as error:
+            raise _NoTest(f"the features of {judged.name} are not kept, and {error.message}") from error
+        if extractor.description != description:
+            raise _NoTest(f"{judged.name} was judged with other settings of the feature network")
+        work = FeaturePass(extractor, opening.context, skip_bad=bool(judged.samples.get("skipped")))
+        found = measured_samples(images, self.save_features, work)
+        assert found is not None
+        return found.features
 
 
 def _is_outdated(judged: Judged, key: str, opening: Opening) -> bool:
-    """Whether a result that was kept with `key` is of other images than those that are there now."""
+    """Return True if a result that was kept with `key` is of other images than those that are there now."""
     if not key or not Path(str(judged.samples["path"])).exists():
         return False
     images = _images_of(judged, opening)
@@ -139,39 +188,15 @@ def _is_outdated(judged: Judged, key: str, opening: Opening) -> bool:
 
 
 def _images_of(judged: Judged, opening: Opening) -> ImageSet:
-    """The images that were judged, brought to the size that they were judged at."""
+    """Open the images that were judged, at the size at which they were judged."""
     record = judged.samples.get("preprocessing")
     own = None if record is None else PreprocessingConfig.model_validate(record)
     return open_images(Path(str(judged.samples["path"])), replace(opening, preprocessing=own))
 
 
 def _network(judged: Judged) -> tuple[str, dict[str, Any]]:
-    """Name and description of the feature network."""
+    """Return name and description of the feature network."""
     return judged.extractor["name"], {key: value for key, value in judged.extractor.items() if key != "name"}
-
-
-def _tests(results: Sequence[Judged], features_of_set: Callable[[Judged], FeatureSet]) -> list[PairTested]:
-    metric = _distance_of_all(results)
-    reference = _reference_of_all(results)
-    found = []
-    for judged in results:
-        features = features_of_set(judged)
-        distance = frechet_distance(features.pool, reference)
-        if abs(distance - judged.metrics[metric]) > _SAME * abs(distance) + 1e-6:
-            raise UserError(
-                f"{judged.name} holds other images than its kept result is of: {metric} is {distance:.5g} now and was "
-                f"{judged.metrics[metric]:.5g}",
-                "judge it again with `titokctl fid`",
-            )
-        if not features.has_all_features or features.features is None:
-            raise _NoTest(f"{judged.name} has more images than features are kept of")
-        width = len(reference.mean)
-        if features.count < IMAGES_PER_FEATURE * width:
-            raise _NoTest(
-                f"{judged.name} has {features.count:,} images, at least {IMAGES_PER_FEATURE * width:,} needed"
-            )
-        found.append((judged.name, distance, influences(features.features, features.pool, reference)))
-    return _of_all_pairs(found)
 
 
 def _of_all_pairs(found: Sequence[tuple[str, float, np.ndarray]]) -> list[PairTested]:
@@ -185,7 +210,7 @@ def _of_all_pairs(found: Sequence[tuple[str, float, np.ndarray]]) -> list[PairTe
 
 
 def _distance_of_all(results: Sequence[Judged]) -> str:
-    """The name of the Fréchet distance that all results have."""
+    """Return the name of the Fréchet distance that all results have."""
     if any(judged.extractor != results[0].extractor for judged in results):
         raise _NoTest("the results are on other features, or on features computed with other settings")
     name = results[0].extractor["name"]
@@ -201,32 +226,7 @@ def _reference_of_all(results: Sequence[Judged]) -> Gaussian:
         raise _NoTest("the results are on different references")
     file = Path(str(references[0].get("statistics") or references[0].get("path")))
     if not references[0].get("sha256") or not file.is_file():
-        raise _NoTest(f"the statistics of the reference are gone ({file})")
+        raise _NoTest(f"the statistics of the reference were moved or deleted ({file})")
     if file_sha256(file) != references[0]["sha256"]:
         raise _NoTest(f"the reference {file} has changed since")
     return from_statistics(read_statistics(file)).pool
-
-
-def _features(
-    options: ExtractorOptions | None,
-    opening: Opening,
-    save: bool,
-    progress: Progress,
-    stop: StopRequest,
-    judged: Judged,
-) -> FeatureSet:
-    """The features of a set: kept ones where they fit, for which no network is needed, else computed."""
-    images, (name, description) = _images_of(judged, opening), _network(judged)
-    kept = kept_features(images, name, description, progress)
-    if kept is not None:
-        return kept
-    try:
-        extractor = extractor_for(name, options, progress)
-    except UserError as error:
-        raise _NoTest(f"the features of {judged.name} are not kept, and {error.message}") from error
-    if extractor.description != description:
-        raise _NoTest(f"{judged.name} was judged with other settings of the feature network")
-    work = FeaturePass(extractor, progress, stop, skip_bad=bool(judged.samples.get("skipped")))
-    found = features_of(images, save, work)
-    assert found is not None
-    return found

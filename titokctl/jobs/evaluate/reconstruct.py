@@ -1,4 +1,4 @@
-"""`titokctl reconstruct`: images through a tokenizer and back, looked at and measured."""
+"""`titokctl reconstruct`: images through a tokenizer and back, shown and measured."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -9,32 +9,29 @@ from typing import Any
 import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.pipeline import DecodedUnit, decode_units
 from titokctl.data.sources import Rejected, Source, Unit, open_source
 from titokctl.data.workers import available_cores
-from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import about_to_write, is_dry_run
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.features import fixed_batches
-from titokctl.evaluation.image_set import unreadable
-from titokctl.evaluation.reconstruction import reconstructed
-from titokctl.formats.atomic import make_folder, write_json
+from titokctl.evaluation.image_sets import unreadable
+from titokctl.evaluation.reconstruction import AUTO, Judges, ReconstructScores, find_judges, reconstructed
+from titokctl.evaluation.warnings import count_warnings
+from titokctl.formats.atomic import make_folder
+from titokctl.formats.evaluation import RECONSTRUCTION, RECONSTRUCTION_PICTURE, write_reconstruction
 from titokctl.formats.picture import grid, save_png
-from titokctl.formats.run_folder import versions
 from titokctl.formats.sample_set import IDS, MANIFEST, SampleSet
-from titokctl.jobs.evaluate.reconstruct_scores import AUTO, Judges, ReconstructScores, check_count, find_judges
+from titokctl.formats.unfinished import check_free
 from titokctl.jobs.plan import WritePlan, source_read
 from titokctl.models.device import default_batch_size
 from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.progress import Progress
 from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
 
-FORMAT = "titokctl/reconstruction"
-FORMAT_VERSION = 1
-PICTURE, RESULT = "reconstructions.png", "reconstruction.json"
+_PRODUCTS = (RECONSTRUCTION_PICTURE, RECONSTRUCTION)
 _SHOWN = 16
 _COLUMNS = 8
 Pair = tuple[np.ndarray, np.ndarray]  # original and reconstruction, each (S, S, 3) uint8
@@ -42,7 +39,7 @@ Pair = tuple[np.ndarray, np.ndarray]  # original and reconstruction, each (S, S,
 
 @dataclass(frozen=True)
 class ReconstructResult:
-    """Errors over all images, how much of the codebook they use (None without one), what was compared.
+    """Errors over all images, how much of the codebook they use (None without one), and what was compared.
 
     `psnr_pooled` (dB) follows from the squared error of all images together, `psnr_mean` averages over images; `lpips`
     is the mean, None without its weights. `distances` between originals and reconstructions: rfid on Inception's
@@ -64,78 +61,129 @@ class ReconstructResult:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def reconstruct(
-    data: Sequence[str],
-    tokenizer: str | None,
-    output: Path,
-    runs: Path,
-    *,
-    num_images: int | None = None,
-    features: str = AUTO,
-    lpips: bool | None = None,
-    skip_bad: bool = False,
-    overwrite: bool = False,
-    device: str = "cpu",
-    progress: Progress,
-    stop: StopRequest,
-) -> ReconstructResult:
-    """Encode and decode images; write the picture and the numbers into the folder `output`.
+@dataclass(frozen=True)
+class Reconstruct:
+    """Encode and decode images; write a picture and the numbers into the folder `output`.
+
+    Making one raises UsageError for fewer than one image.
 
     Args:
-        data: what `open_source` takes.
-        tokenizer: what `load_tokenizer` takes; None for the newest in the runs folder.
+        data: images, as `open_source` takes them, or a sample set with image files.
+        tokenizer: as `load_tokenizer` takes it; None for the newest in the runs folder.
+        output: the folder.
         num_images: how many, spread evenly over the source; None for all.
         features: network for the distance between the sets; "auto" takes Inception, else lite0, if its weights are
             here; "none" does without.
-        lpips: whether to compute it; None where its weights are here.
-        skip_bad: go on without images that can't be read.
-
-    Raises: UserError for unreadable images or an output that exists; Stopped after a signal.
+        lpips: whether to compute it; None if its weights are here.
+        skip_bad: leave out images that can't be read.
+        overwrite: replace results in `output`.
     """
-    if num_images is not None and num_images < 1:
-        raise UsageError(f"-n must be at least 1, not {num_images}")
-    _check_output(output, overwrite)
-    name = pick_tokenizer(tokenizer, runs, progress.say, pixels=True)
-    data = _images_of(data)
-    source = open_source(data, keep_index=not is_dry_run())
-    model = load_tokenizer(name, device, fetch=not is_dry_run())
-    if not model.config.pixel_decoder:
-        raise UserError(f"{name} was trained in stage proxy only and makes no pixels", "train its decoder (--init)")
-    preprocessing = PreprocessingConfig(size=model.config.image_size)
-    units = _spread(source, num_images)
-    judges, total = find_judges(features, lpips, device, progress), sum(unit.count for unit in units)
-    check_count(judges, total, progress)
-    about_to_write(lambda: _plan(source_read(data, source) | {"tokenizer": name}, output, total, judges, device))
-    make_folder(output)  # before hours are spent on what goes into it
-    scores = ReconstructScores(judges, total, device, model.config.codebook_size)
-    progress.start("reconstruct", total)
-    decoded = decode_units(source, units, preprocessing, available_cores())
-    with precision("float32", device), closing(decoded):  # type: ignore[type-var]
-        shown, rejected = _through(model, decoded, scores, progress, stop)
-    progress.close()
-    if rejected:
-        if not skip_bad or not shown:
-            raise UserError(unreadable(rejected), "mend or remove them, or do without them with --skip-bad")
-        progress.warn(unreadable(rejected))
-    about = {
-        "tokenizer": name,
-        "weights_sha256": weights_sha256(model),
-        "source": source.description,
-        "preprocessing": preprocessing.model_dump(mode="json"),
-        "rounding": "clipped to [0, 1], times 255, rounded",
-        "features": judges.extractor and {"name": judges.extractor.name, **judges.extractor.description},
-    }
-    result = ReconstructResult(output=str(output), **scores.result(), skipped=len(rejected), about=about)
-    save_png(output / PICTURE, picture(shown))
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions()}
-    write_json(output / RESULT, header | asdict(result))
-    return result
+
+    data: Sequence[Path | str]
+    tokenizer: str | None = None
+    output: Path = Path("reconstructed")
+    num_images: int | None = None
+    features: str = AUTO
+    lpips: bool | None = None
+    skip_bad: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_images is not None and self.num_images < 1:
+            raise UsageError(f"-n must be at least 1, not {self.num_images}")
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be written. Raises UserError or UsageError as `run` does before it decodes images."""
+        opened = self._open(context, is_plan=True)
+        network, device = opened.judges.extractor, context.device
+        settings = {"features": network.name if network else None, "lpips": opened.judges.lpips is not None}
+        return WritePlan(
+            reads=source_read(opened.data, opened.source) | {"tokenizer": opened.tokenizer},
+            output=self.output,
+            count=opened.count,
+            settings=settings | {"device": device, "files": list(_PRODUCTS)},
+            replaces=any((self.output / name).exists() for name in _PRODUCTS),
+        )
+
+    def run(self, context: Context) -> ReconstructResult:
+        """Write picture and numbers. Raises UserError for unreadable images too, and Stopped after a signal."""
+        opened, progress = self._open(context, is_plan=False), context.progress
+        make_folder(self.output)  # before hours are spent on what goes into it
+        scores = ReconstructScores(opened.judges, opened.count, context.device, opened.model.config.codebook_size)
+        progress.start("reconstruct", opened.count)
+        decoded = decode_units(opened.source, opened.units, opened.preprocessing, available_cores())
+        with precision("float32", context.device), closing(decoded):  # type: ignore[type-var]
+            shown, rejected = _through(opened.model, decoded, scores, context)
+        progress.close()
+        if rejected:
+            if not self.skip_bad or not shown:
+                raise UserError(unreadable(rejected), "repair or delete them, or leave them out with --skip-bad")
+            progress.warn(unreadable(rejected))
+        result = ReconstructResult(
+            output=str(self.output), **scores.result(), skipped=len(rejected), about=opened.about()
+        )
+        save_png(self.output / RECONSTRUCTION_PICTURE, picture(shown))
+        write_reconstruction(self.output, asdict(result))
+        return result
+
+    def _open(self, context: Context, is_plan: bool) -> "_Opened":
+        """Open everything that `run` reads; a plan downloads and keeps nothing. Raises as `plan`."""
+        if self.output.is_file():
+            raise UsageError(f"-o {self.output} is a file; the result is a folder")
+        for name in _PRODUCTS:
+            check_free(self.output / name, self.overwrite)
+        name = pick_tokenizer(self.tokenizer, context.runs, context.say, pixels=True)
+        data = _files_of(self.data)
+        source = open_source(data, keep_index=not is_plan)
+        model = load_tokenizer(name, context.device, fetch=not is_plan)
+        if not model.config.pixel_decoder:
+            raise UserError(f"{name} was trained in stage proxy only and makes no pixels", "train its decoder (--init)")
+        judges = find_judges(self.features, self.lpips, context, fetch=not is_plan)
+        opened = _Opened(name, model, data, source, _spread(source, self.num_images), judges)
+        if judges.extractor is not None:
+            if opened.count < 2:
+                raise UserError("a distance between sets needs at least 2 images", "give more, or --features none")
+            for warning in count_warnings(opened.count, judges.extractor, judges.distance, instead=False):
+                context.progress.warn(warning)
+        return opened
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The tokenizer, the images, and the networks that compare."""
+
+    tokenizer: str
+    model: TiTok
+    data: Sequence[Path | str]
+    source: Source
+    units: list[Unit]
+    judges: Judges
+
+    @property
+    def count(self) -> int:
+        return sum(unit.count for unit in self.units)
+
+    @property
+    def preprocessing(self) -> PreprocessingConfig:
+        return PreprocessingConfig(size=self.model.config.image_size)
+
+    def about(self) -> dict[str, Any]:
+        """Return JSON about what was compared."""
+        network = self.judges.extractor
+        return {
+            "tokenizer": self.tokenizer,
+            "weights_sha256": weights_sha256(self.model),
+            "source": self.source.description,
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "rounding": "clipped to [0, 1], times 255, rounded",
+            "features": network and {"name": network.name, **network.description},
+        }
 
 
 def _through(
-    model: TiTok, decoded: Iterable[DecodedUnit], scores: ReconstructScores, progress: Progress, stop: StopRequest
+    model: TiTok, decoded: Iterable[DecodedUnit], scores: ReconstructScores, context: Context
 ) -> tuple[list[Pair], list[Rejected]]:
-    """All images through the tokenizer into `scores`; returns the first pairs, and images that gave no pixels."""
+    """Take all images through the tokenizer into `scores`; return the first pairs, and images that gave no pixels."""
     batch_size = default_batch_size(model.latent_tokens.device, "reconstruct")
     shown: list[Pair] = []
     rejected: list[Rejected] = []
@@ -143,20 +191,20 @@ def _through(
     def pieces() -> Iterator[np.ndarray]:
         for unit in decoded:
             rejected.extend(unit.rejected)
-            progress.advance(len(unit.rejected))
+            context.progress.advance(len(unit.rejected))
             yield from (unit.pixels[i : i + batch_size] for i in range(0, len(unit.pixels), batch_size))
 
     for originals in fixed_batches(pieces(), batch_size):
-        stop.check("Nothing was written.")
+        context.stop.check("Nothing was written.")
         tokens, made = reconstructed(model, originals)
         scores.add(originals, made, tokens)
         shown += list(zip(originals, made, strict=True))[: _SHOWN - len(shown)]
-        progress.advance(len(originals))
+        context.progress.advance(len(originals))
     return shown, rejected
 
 
-def _images_of(data: Sequence[str]) -> Sequence[str]:
-    """`data`, or the image files of the sample set that it is, whose grid is none of them."""
+def _files_of(data: Sequence[Path | str]) -> Sequence[Path | str]:
+    """Return `data`, or the image files of the sample set that it is, without its grid."""
     folder = Path(data[0])
     if len(data) > 1 or not ((folder / MANIFEST).is_file() and (folder / IDS).is_file()):
         return data
@@ -166,26 +214,11 @@ def _images_of(data: Sequence[str]) -> Sequence[str]:
             f"{folder} is a sample set whose images are in {found.images.name}; expected image files or shards",
             "draw it with --format png, or compare it with images by `titokctl fid`",
         )
-    return [str(found.images)]
-
-
-def _plan(reads: dict[str, Any], output: Path, total: int, judges: Judges, device: str) -> WritePlan:
-    network = judges.extractor
-    settings = {"features": network.name if network else None, "lpips": judges.lpips is not None, "device": device}
-    is_there = any((output / name).exists() for name in (PICTURE, RESULT))
-    return WritePlan(reads, output, total, settings=settings | {"files": [PICTURE, RESULT]}, replaces=is_there)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    taken = [name for name in (PICTURE, RESULT) if (output / name).exists()]
-    if output.is_file():
-        raise UsageError(f"-o {output} is a file; the result is a folder")
-    if taken and not overwrite:
-        raise UserError(f"{output / taken[0]} exists already", "choose another -o, or replace it with --overwrite")
+    return [found.images]
 
 
 def _spread(source: Source, num_images: int | None) -> list[Unit]:
-    """Units of `num_images` images spread evenly over the source; its own units when all are wanted."""
+    """Return units of `num_images` images spread evenly over the source; its own units for all of them."""
     total = len(source)
     if num_images is None or num_images >= total:
         return source.units
@@ -194,7 +227,7 @@ def _spread(source: Source, num_images: int | None) -> list[Unit]:
 
 
 def picture(pairs: Sequence[Pair], columns: int = _COLUMNS) -> np.ndarray:
-    """Originals over their reconstructions, `columns` pairs a row: (h, w, 3) uint8.
+    """Draw originals above their reconstructions, `columns` pairs a row: (h, w, 3) uint8.
 
     Args:
         pairs: (original, reconstruction), each (S, S, 3) uint8, at least one.

@@ -1,34 +1,26 @@
 """`titokctl reproduce`: released weights -> 50,000 samples -> FID, beside the number that was published for them.
 
-Each stage keeps what it made: weights in the caches, images of an unfinished set in its folder, features beside the
-finished one. Run again, it goes on where it stopped.
+Each stage keeps its results: weights in the caches, images of an unfinished set in its folder, features beside the
+finished one. Run the command again to resume.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from titokctl.config import recipe_files
 from titokctl.config.sampling import SamplingConfig
 from titokctl.context import Context
-from titokctl.distributed.group import Group, single_group
-from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import is_dry_run
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.extractors import ExtractorOptions
-from titokctl.evaluation.feature_pass import extractor_for
-from titokctl.formats.atomic import write_json
-from titokctl.formats.run_folder import versions
+from titokctl.evaluation.extractors import FeatureNetwork
+from titokctl.evaluation.metrics import FID_IMAGES
+from titokctl.formats.evaluation import write_reproduction
 from titokctl.formats.statistics import is_statistics, read_statistics
-from titokctl.jobs.evaluate.fid import FidResult, fid
+from titokctl.jobs.evaluate.fid import Fid, FidResult
+from titokctl.jobs.plan import WritePlan
 from titokctl.jobs.sample.request import Sample
-from titokctl.progress import Progress
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.read import locate
 
-FORMAT = "titokctl/reproduction"
-FORMAT_VERSION = 1
-RESULT = "reproduction.json"
-USUAL_COUNT = 50_000
 # Which generator was published with which tokenizer.
 GENERATORS = {
     "titok-l-32": "maskgit-vit-l-32",
@@ -37,13 +29,14 @@ GENERATORS = {
 }
 # How far from the published FID a reproduction may be, chosen before any was measured. Another seed moves an FID of 2
 # to 3 on 50,000 images by some hundredths; the published pixels were truncated to bytes where ours are rounded, and
-# their features came from other kernels, which should be of the same size. Wrong settings are far outside.
+# their features came from other kernels, which should be of the same size. Wrong settings are far outside: leaving
+# out softmax annealing alone gives about 6.9 where 2.77 was published.
 TOLERANCE = 0.10
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What was published, what was measured, and whether they agree.
+    """The published and the measured number, and whether they agree.
 
     `agrees` is None when the measurement is not comparable with the published number; `reasons` say why.
     """
@@ -63,68 +56,78 @@ class Reproduction:
     reference_sha256: str | None
 
 
-def reproduce(
-    name: str,
-    reference: Path,
-    runs: Path,
-    *,
-    num_images: int = USUAL_COUNT,
-    features: str = "inception",
-    options: ExtractorOptions | None = None,
-    progress: Progress,
-    stop: StopRequest,
-    group: Group | None = None,
-) -> Reproduction:
+@dataclass(frozen=True)
+class Reproduce:
     """Fetch, sample and judge one of the published pairs with its published settings.
+
+    Making one raises UsageError for an unknown name or too few images.
 
     Args:
         name: of the tokenizer, a key of GENERATORS.
         reference: ADM's statistics of ImageNet's training set, VIRTUAL_imagenet256_labeled.npz.
         num_images: another number than 50,000 gives a result that is not comparable, and says so.
-        features: another network than Inception gives no FID, and says so.
-        options: device, weights and precision of the feature network; the device is also that of sampling.
-        group: processes that share the work; each returns the same.
-
-    Raises: UserError or UsageError for a name, weights or reference that can't be used; Stopped after a signal.
+        network: another network than Inception gives no FID, and the result says so.
     """
-    options, group = options or ExtractorOptions(), group or single_group()
-    if name not in GENERATORS:
-        raise UsageError(f"nothing was published for {name!r}", f"one of: {', '.join(GENERATORS)}")
-    if num_images < 2:
-        raise UsageError(f"-n must be at least 2, not {num_images}")
-    is_adm = _check_reference(reference, features)
-    # What may be missing is looked for before hours are spent: rank 0 fetches, the others find it in the cache.
-    for wanted in (name, GENERATORS[name]) if group.is_main else ():
-        progress.say(f"{wanted}: {locate(wanted, not is_dry_run())}")
-    extractor_for(features, options, progress, group)
-    settings: SamplingConfig = recipe_files.load(name, "sampling")
-    drawn = Sample(
-        generator=GENERATORS[name],
-        tokenizer=name,
-        num_images=num_images,
-        settings=settings.model_dump(mode="json"),
-        image_format="npz",
-    ).run(Context(runs, options.device, progress, stop, group))
-    found = fid(
-        str(drawn.samples),
-        str(reference),
-        runs,
-        features=features,
-        options=options,
-        tokenizer=name,
-        save_features=True,
-        progress=progress,
-        stop=stop,
-        group=group,
-    )
-    result = _verdict(name, found, drawn.samples, _not_comparable(num_images, features, options, is_adm))
-    if group.is_main:
-        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions()}
-        write_json(drawn.samples / RESULT, header | asdict(result))
-    return result
+
+    name: str
+    reference: Path
+    num_images: int = FID_IMAGES
+    network: FeatureNetwork = field(default_factory=FeatureNetwork)
+
+    def __post_init__(self) -> None:
+        if self.name not in GENERATORS:
+            raise UsageError(f"nothing was published for {self.name!r}", f"one of: {', '.join(GENERATORS)}")
+        if self.num_images < 2:
+            raise UsageError(f"-n must be at least 2, not {self.num_images}")
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be drawn. Raises UserError or UsageError for weights or a reference that can't be used."""
+        self._check(context, is_plan=True)
+        return self._sample.plan(context)
+
+    def run(self, context: Context) -> Reproduction:
+        """Return the verdict; of several processes, which share the work, each returns the same.
+
+        Raises: UserError or UsageError for weights or a reference that can't be used; Stopped after a signal.
+        """
+        reasons = self._check(context, is_plan=False)
+        drawn = self._sample.run(context)
+        judge = Fid(drawn.samples, self.reference, network=self.network, tokenizer=self.name, save_features=True)
+        result = verdict(self.name, judge.run(context), drawn.samples, reasons)
+        if context.group.is_main:
+            write_reproduction(drawn.samples, asdict(result))
+        return result
+
+    @property
+    def _sample(self) -> Sample:
+        settings: SamplingConfig = recipe_files.load(self.name, "sampling")
+        return Sample(
+            generator=GENERATORS[self.name],
+            tokenizer=self.name,
+            num_images=self.num_images,
+            settings=settings.model_dump(mode="json"),
+            image_format="npz",
+        )
+
+    def _check(self, context: Context, is_plan: bool) -> list[str]:
+        """Look for all inputs before hours are spent; return why the result is not comparable.
+
+        A plan fetches no weights.
+        """
+        if not self.reference.exists():
+            raise UserError(
+                f"no reference at {self.reference}",
+                "fetch VIRTUAL_imagenet256_labeled.npz, which github openai/guided-diffusion (evaluations/) describes",
+            )
+        # Rank 0 fetches; the others find the files in the cache.
+        for wanted in (self.name, GENERATORS[self.name]) if context.group.is_main else ():
+            context.say(f"{wanted}: {locate(wanted, not is_plan)}")
+        self.network.open(context, fetch=not is_plan)
+        return not_comparable(self.num_images, self.network, _is_like_adms(self.reference))
 
 
-def _verdict(name: str, found: FidResult, samples: Path, reasons: list[str]) -> Reproduction:
+def verdict(name: str, found: FidResult, samples: Path, reasons: list[str]) -> Reproduction:
+    """Return whether a result agrees with the published number; with `reasons` it isn't comparable."""
     metric = "fid" if found.extractor["name"] == "inception" else f"fd-{found.extractor['name']}"
     published, measured = BY_NAME[GENERATORS[name]].gfid or 0.0, found.metrics[metric]
     low, high = published - TOLERANCE, published + TOLERANCE
@@ -145,27 +148,27 @@ def _verdict(name: str, found: FidResult, samples: Path, reasons: list[str]) -> 
     )
 
 
-def _check_reference(reference: Path, features: str) -> bool:
-    """Whether the reference is a file like ADM's. Raises UserError for one that can't be compared with."""
-    if not reference.exists():
-        raise UserError(
-            f"no reference at {reference}",
-            "fetch VIRTUAL_imagenet256_labeled.npz, which github openai/guided-diffusion (evaluations/) describes",
-        )
+def not_comparable(num_images: int, network: FeatureNetwork, is_adm: bool) -> list[str]:
+    """Return what keeps a result from being comparable with the published number.
+
+    Args:
+        is_adm: the reference is a file like ADM's.
+    """
+    reasons = []
+    if num_images != FID_IMAGES:
+        reasons.append(f"{num_images:,} images, not {FID_IMAGES:,}")
+    if network.name != "inception":
+        reasons.append(f"features of {network.name}, not of Inception: this is not FID")
+    elif network.fast:
+        reasons.append(f"features in {network.precision}")
+    if not is_adm and network.name == "inception":
+        reasons.append("the reference is not a file like ADM's, with mu, sigma, mu_s and sigma_s")
+    return reasons
+
+
+def _is_like_adms(reference: Path) -> bool:
+    """Return True for a file with ADM's statistics. Raises UserError for a damaged one."""
     if reference.suffix != ".npz" or not is_statistics(reference):
         return False
     statistics = read_statistics(reference)
-    return not statistics.about and statistics.spatial_mean is not None and features == "inception"
-
-
-def _not_comparable(num_images: int, features: str, options: ExtractorOptions, is_adm: bool) -> list[str]:
-    reasons = []
-    if num_images != USUAL_COUNT:
-        reasons.append(f"{num_images:,} images, not {USUAL_COUNT:,}")
-    if features != "inception":
-        reasons.append(f"features of {features}, not of Inception: this is no FID")
-    elif options.precision != "float32":
-        reasons.append(f"features in {options.precision}")
-    if not is_adm and features == "inception":
-        reasons.append("the reference is not a file like ADM's, with mu, sigma, mu_s and sigma_s")
-    return reasons
+    return not statistics.about and statistics.spatial_mean is not None

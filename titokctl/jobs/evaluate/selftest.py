@@ -1,18 +1,16 @@
-"""`titokctl fid --selftest`: do this installation's numbers agree with those published for ADM's samples?
+"""`titokctl fid --selftest`: whether this installation's numbers agree with those published for ADM's samples.
 
 The samples are admnet_guided_upsampled_imagenet256.npz and the reference VIRTUAL_imagenet256_labeled.npz, both from
 github openai/guided-diffusion (evaluations/README.md), which quotes the numbers. All of them come from TensorFlow.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from titokctl.distributed.group import Group
-from titokctl.distributed.stop import StopRequest
-from titokctl.evaluation.extractors import ExtractorOptions
-from titokctl.jobs.evaluate.fid import FidResult, fid
-from titokctl.progress import Progress
+from titokctl.context import Context
+from titokctl.evaluation.extractors import FeatureNetwork
+from titokctl.jobs.evaluate.fid import Fid, FidResult
 
 
 @dataclass(frozen=True)
@@ -56,39 +54,26 @@ class SelftestResult:
     evaluation: FidResult
 
 
-def selftest(
-    samples: Path,
-    reference: Path,
-    runs: Path,
-    *,
-    expected: Mapping[str, Expected] = PUBLISHED,
-    features: str = "inception",
-    options: ExtractorOptions | None = None,
-    progress: Progress,
-    stop: StopRequest,
-    group: Group | None = None,
-) -> SelftestResult:
+@dataclass(frozen=True)
+class Selftest:
     """Judge published samples and compare the numbers with the published ones.
 
     Args:
         samples, reference: the two files.
-        expected: other numbers for other files.
-
-    Raises: UserError when the files don't allow one of the metrics; Stopped after a signal.
+        network: the feature network; only Inception's numbers were published.
+        expected: the numbers to compare with, by name.
     """
-    found = fid(
-        str(samples),
-        str(reference),
-        runs,
-        metrics=METRICS,
-        features=features,
-        options=options,
-        progress=progress,
-        stop=stop,
-        group=group,
-    )
-    checks = [_check(metric, wanted, _measured(found, metric)) for metric, wanted in expected.items()]
-    return SelftestResult(all(check.passed for check in checks), checks, found)
+
+    samples: Path
+    reference: Path
+    network: FeatureNetwork = field(default_factory=FeatureNetwork)
+    expected: Mapping[str, Expected] = field(default_factory=lambda: PUBLISHED)
+
+    def run(self, context: Context) -> SelftestResult:
+        """Return the table. Raises UserError when the files don't allow one of the metrics; Stopped after a signal."""
+        found = Fid(self.samples, self.reference, METRICS, self.network).run(context)
+        checks = [_check(metric, wanted, _measured(found, metric)) for metric, wanted in self.expected.items()]
+        return SelftestResult(all(check.passed for check in checks), checks, found)
 
 
 def _check(metric: str, wanted: Expected, measured: float) -> Check:
@@ -97,6 +82,6 @@ def _check(metric: str, wanted: Expected, measured: float) -> Check:
 
 
 def _measured(found: FidResult, metric: str) -> float:
-    """The number under the name that the feature network gives it."""
+    """Return the number under the name that the feature network gives it."""
     names = (metric, f"{'fd' if metric == 'fid' else metric}-{found.extractor['name']}")
     return next(found.metrics[name] for name in names if name in found.metrics)

@@ -1,29 +1,19 @@
 """`titokctl stats`: statistics of a reference set."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.distributed.group import Group, single_group
-from titokctl.distributed.stop import StopRequest
-from titokctl.dry_run import about_to_write
-from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.extractors import ExtractorOptions
-from titokctl.evaluation.feature_pass import (
-    KEEP_OF_REFERENCE,
-    FeaturePass,
-    extractor_for,
-    measure,
-    statistics_about,
-    to_statistics,
-)
-from titokctl.evaluation.image_set import Opening
-from titokctl.evaluation.image_sets import open_images
-from titokctl.formats.atomic import make_folder
-from titokctl.formats.statistics import file_sha256, write_statistics
+from titokctl.context import Context
+from titokctl.errors import UsageError
+from titokctl.evaluation.extractors import Extractor, FeatureNetwork
+from titokctl.evaluation.feature_pass import KEEP_OF_REFERENCE, FeaturePass, measure, statistics_about, to_statistics
+from titokctl.evaluation.image_sets import ImageSet, Opening, open_images
+from titokctl.formats.atomic import file_sha256, make_folder
+from titokctl.formats.statistics import write_statistics
+from titokctl.formats.unfinished import exists_already
 from titokctl.jobs.plan import WritePlan
-from titokctl.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -36,50 +26,60 @@ class StatsResult:
     sha256: str
 
 
-def stats(
-    data: Sequence[str],
-    output: Path,
-    runs: Path,
-    *,
-    features: str = "inception",
-    options: ExtractorOptions | None = None,
-    preprocessing: PreprocessingConfig | None = None,
-    tokenizer: str | None = None,
-    skip_bad: bool = False,
-    overwrite: bool = False,
-    progress: Progress,
-    stop: StopRequest,
-    group: Group | None = None,
-) -> StatsResult:
-    """Write the statistics of a set of images.
+@dataclass(frozen=True)
+class Stats:
+    """Write the statistics of a set of images. Making one raises UsageError unless `output` is an .npz.
 
     Args:
         data: one .npz, folder, token cache or sample set, or any number of shards.
+        output: the file to make.
+        network: the feature network.
         preprocessing: how files become squares; None takes them as they are, which must be of one size.
-        group: processes that share the images; each returns the same.
-
-    Raises: UserError when the output exists or the images can't be used; Stopped after a signal.
+        tokenizer: for a token cache whose tokenizer is not in the runs folder.
+        skip_bad: leave out images that can't be read.
+        overwrite: replace a file at `output`.
     """
-    group = group or single_group()
-    if output.suffix != ".npz":
-        raise UsageError(f"-o {output} is no .npz", "statistics are kept as .npz, e.g. -o ref.npz")
-    if group.from_main(output.exists()) and not overwrite:
-        raise UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
-    extractor = extractor_for(features, options, progress, group)
-    images = open_images(Path(data[0]), Opening(runs, progress.say, tokenizer, preprocessing, extractor.device), data)
-    about_to_write(
-        lambda: WritePlan(
+
+    data: Sequence[Path]
+    output: Path
+    network: FeatureNetwork = field(default_factory=FeatureNetwork)
+    preprocessing: PreprocessingConfig | None = None
+    tokenizer: str | None = None
+    skip_bad: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.output.suffix != ".npz":
+            raise UsageError(f"-o {self.output} does not end in .npz", "statistics are kept as .npz, e.g. -o ref.npz")
+
+    def plan(self, context: Context) -> WritePlan:
+        """Return what would be written. Raises UserError when the output exists or the images can't be opened."""
+        extractor, images = self._open(context, is_plan=True)
+        return WritePlan(
             reads={"images": str(images.path), "count": images.count},
-            output=output,
+            output=self.output,
             count=images.count,
             settings={"features": extractor.name, **extractor.description},
-            replaces=output.exists(),
+            replaces=self.output.exists(),
         )
-    )
-    make_folder(output.parent)  # before hours are spent on what goes into it
-    work = FeaturePass(extractor, progress, stop, group, skip_bad)
-    found = measure(images, KEEP_OF_REFERENCE, str(images.path), work)
-    if group.is_main:
-        write_statistics(output, to_statistics(found, statistics_about(images, extractor)))
-    group.barrier()
-    return StatsResult(str(output), found.count, extractor.name, file_sha256(output))
+
+    def run(self, context: Context) -> StatsResult:
+        """Write the file; of several processes, which share the images, each returns the same.
+
+        Raises: UserError when the output exists or the images can't be used; Stopped after a signal.
+        """
+        extractor, images = self._open(context, is_plan=False)
+        make_folder(self.output.parent)  # before hours are spent on what goes into it
+        found = measure(images, KEEP_OF_REFERENCE, str(images.path), FeaturePass(extractor, context, self.skip_bad))
+        if context.group.is_main:
+            write_statistics(self.output, to_statistics(found, statistics_about(images, found, extractor)))
+        context.group.barrier()
+        return StatsResult(str(self.output), found.features.count, extractor.name, file_sha256(self.output))
+
+    def _open(self, context: Context, is_plan: bool) -> tuple[Extractor, ImageSet]:
+        # Rank 0 looks for all: a slower process might find what another one has written already.
+        if context.group.from_main(self.output.exists()) and not self.overwrite:
+            raise exists_already(self.output)
+        extractor = self.network.open(context, fetch=not is_plan)
+        opening = Opening(context, self.tokenizer, self.preprocessing, keep_index=not is_plan)
+        return extractor, open_images(self.data[0], opening, self.data)

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.context import Context
-from titokctl.evaluation.extractors import ExtractorOptions, open_extractor
-from titokctl.evaluation.feature_pass import KEEP_OF_SAMPLES
-from titokctl.evaluation.feature_set import FeatureCollector, FeatureSet
-from titokctl.evaluation.image_set import Opening
-from titokctl.evaluation.image_sets import open_images
-from titokctl.evaluation.kept_features import save_features
+from titokctl.evaluation.extractors import ExtractorOptions, FeatureNetwork, open_extractor
+from titokctl.evaluation.feature_pass import KEEP_OF_SAMPLES, Measured, save_features
+from titokctl.evaluation.features import FeatureCollector, FeatureSet
+from titokctl.evaluation.image_sets import Opening, open_images
 from titokctl.formats.sample_set import SampleSetWriter
-from titokctl.jobs.evaluate.fid import fid
+from titokctl.jobs.evaluate.fid import Fid
 from titokctl.jobs.sample.inputs import SampleTask
 
 
@@ -45,20 +43,10 @@ class Judge:
 
     def keep(self, folder: Path, features: FeatureSet, task: SampleTask, context: Context) -> None:
         """Write the features beside the finished set in `folder`."""
-        opening = Opening(context.runs, context.say, str(task.tokenizer.path), None, task.device)
-        save_features(open_images(folder, opening), self.extractor, features, context.progress)
+        images = open_images(folder, Opening(context, str(task.tokenizer.path)))
+        save_features(images, self.extractor, Measured(features, images.image_size), context)
 
     def metrics(self, folder: Path, task: SampleTask, context: Context) -> dict[str, float]:
         """Return the metrics of the finished set in `folder`; all processes of the group call this."""
-        found = fid(
-            str(folder),
-            str(self._reference),
-            context.runs,
-            features=self.extractor.name,
-            options=self._options,
-            tokenizer=str(task.tokenizer.path),
-            progress=context.progress,
-            stop=context.stop,
-            group=context.group,
-        )
-        return found.metrics
+        network = FeatureNetwork(self.extractor.name, self._options.weights)
+        return Fid(folder, self._reference, network=network, tokenizer=str(task.tokenizer.path)).run(context).metrics

@@ -14,8 +14,7 @@ from titokctl.distributed.reduce import sum_arrays
 from titokctl.errors import UserError
 from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
-from titokctl.evaluation.feature_set import FeatureCollector
-from titokctl.evaluation.features import extract
+from titokctl.evaluation.features import FeatureCollector, extract
 from titokctl.evaluation.frechet import Gaussian, frechet_distance
 from titokctl.evaluation.reconstruction import ReconstructionSums, reconstructed
 from titokctl.formats.picture import grid, save_png
