@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import typer
 
+from titokctl.cli.app import app, run
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import FeatureCollector, FeatureSet
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.inception_score import ScoreSums, score_of
 from titokctl.evaluation.kernel_distance import kernel_distance
-from titokctl.evaluation.metrics import METRICS, compare, lacking
+from titokctl.evaluation.metrics import METRICS, compute
 
 WIDTHS = {"pool": 5, "spatial": 3, "logits": 4}
 
@@ -53,7 +55,7 @@ def test_kept_features_are_spread_over_the_set():
 def test_every_metric_gives_its_numbers_under_its_name():
     a, b = collected(60, 1), collected(50, 2)
     toy = Extractor("toy", lambda images: {}, WIDTHS, 1, "cpu")
-    found = compare(a, b, METRICS, toy.metric_name)
+    found = compute(list(METRICS.values()), a, b, toy.metric_name)
     assert found["fd-toy"] == pytest.approx(frechet_distance(gaussian_of(a.features), gaussian_of(b.features)))
     assert found["kid-toy_all_pairs"] == pytest.approx(kernel_distance(a.features, b.features))
     assert {"sfid-toy", "is-toy", "is-toy_deviation", "precision-toy", "recall-toy", "kid-toy"} < found.keys()
@@ -64,9 +66,18 @@ def test_every_metric_gives_its_numbers_under_its_name():
 def test_what_a_metric_lacks_is_said():
     a = collected(60, 1)
     bare = FeatureSet(0, a.pool)
-    assert "mu_s" in lacking("sfid", a, bare)
-    assert "no spatial part" in lacking("sfid", bare, a)
-    assert "no classifier" in lacking("is", bare, a)
-    assert "neither images nor features" in lacking("kid", a, bare)
-    assert "more than 3" in lacking("pr", a, collected(3, 3))
-    assert [m for m in METRICS if lacking(m, a, collected(50, 2))] == []
+    assert "mu_s" in METRICS["sfid"].lacking(a, bare)
+    assert "no spatial part" in METRICS["sfid"].lacking(bare, a)
+    assert "no classifier" in METRICS["is"].lacking(bare, a)
+    assert "neither images nor features" in METRICS["kid"].lacking(a, bare)
+    assert "at least 4" in METRICS["pr"].lacking(a, collected(3, 3))
+    assert [name for name, metric in METRICS.items() if metric.lacking(a, collected(50, 2))] == []
+    with pytest.raises(ValueError, match="kid can't be computed: the reference holds neither"):
+        compute([METRICS["kid"]], a, bare, str)
+
+
+def test_the_command_names_every_metric():
+    """The help can't ask the table, whose import takes seconds."""
+    assert run(["--version"]) == 0  # which registers the commands
+    option = next(p for p in typer.main.get_command(app).commands["fid"].params if p.name == "metrics")
+    assert option.metavar == ",".join(METRICS)

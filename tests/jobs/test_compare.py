@@ -1,17 +1,21 @@
-"""compare: kept results side by side, and a paired test that tells differences from luck."""
+"""compare: kept results side by side, and a paired test of their differences."""
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
 import toy_features
 
 from titokctl.cli.app import run
-from titokctl.distributed.stop import StopRequest
+from titokctl.context import Context
 from titokctl.errors import UsageError, UserError
-from titokctl.jobs.evaluate.compare import compare
-from titokctl.jobs.evaluate.fid import fid
-from titokctl.progress import SilentProgress
+from titokctl.evaluation.extractors import FeatureNetwork
+from titokctl.jobs.evaluate.compare import Compare
+from titokctl.jobs.evaluate.fid import Fid
+
+TOY = FeatureNetwork("toy")
 
 
 def noise(n: int, seed: int) -> np.ndarray:
@@ -38,16 +42,12 @@ def sets(tmp_path, monkeypatch):
 
 
 def go(root, *names: str, **settings):
-    given = [str(root / name) for name in names]
-    settings = {"features": "toy", "reference": str(root / "ref.npz")} | settings
-    with StopRequest() as stop:
-        return compare(given, runs=root / "runs", progress=SilentProgress(), stop=stop, **settings)
+    settings = {"network": TOY, "reference": root / "ref.npz"} | settings
+    return Compare([str(root / name) for name in names], **settings).run(Context(root / "runs"))
 
 
 def judge(root, name: str, **settings):
-    with StopRequest() as stop:
-        return fid(str(root / name), str(root / "ref.npz"), root / "runs", features="toy", progress=SilentProgress(),
-                   stop=stop, **settings)  # fmt: skip
+    return Fid(root / name, root / "ref.npz", network=TOY, **settings).run(Context(root / "runs"))
 
 
 def test_luck_is_told_from_a_difference(sets):
@@ -77,10 +77,8 @@ def test_kept_results_need_no_reference_and_kept_features_no_network(sets, monke
     for name in ("a.npz", "b.npz"):
         judge(sets, name, save_features=True)
 
-    def never(*_):
-        raise AssertionError("no network is needed")
-
-    monkeypatch.setattr("titokctl.jobs.evaluate.compare.extractor_for", never)
+    shutil.rmtree(sets / "package")  # the network can't be loaded any more
+    monkeypatch.delitem(sys.modules, "toy_elsewhere")
     by_file = [f"{name}.evaluation-toy.json" for name in ("a", "b")]
     by_file, by_set = go(sets, *by_file, reference=None), go(sets, "a.npz", "b.npz", reference=None)
     assert [(t.difference, t.p) for t in by_file.tests] == [(t.difference, t.p) for t in by_set.tests]
@@ -93,8 +91,7 @@ def test_what_cannot_be_tested_is_said(sets):
     np.savez(sets / "few.npz", noise(10, 3))
     np.savez(sets / "other.npz", noise(40, 8))
     assert "10 images, at least 18 needed" in go(sets, "a.npz", "few.npz").remarks[0]
-    with StopRequest() as stop:
-        fid(str(sets / "b.npz"), str(sets / "other.npz"), sets, features="toy", progress=SilentProgress(), stop=stop)
+    Fid(sets / "b.npz", sets / "other.npz", network=TOY).run(Context(sets))
     different = go(sets, "a.npz", "b.npz", reference=None)
     assert "different references" in different.remarks[0]
     assert len(different.results) == 2
@@ -102,7 +99,7 @@ def test_what_cannot_be_tested_is_said(sets):
     assert len(go(sets, "a.npz", "b.npz").tests) == 1  # b.npz was judged on this reference, too, and that is kept
     np.savez(sets / "a.npz", noise(120, 77) // 3)
     assert "a.npz has changed since" in go(sets, "a.npz", "b.npz", reference=None).remarks[1]
-    with pytest.raises(UserError, match="holds other images than its kept result"):
+    with pytest.raises(UserError, match=r"images of .*a\.npz changed since they were scored"):
         go(sets, "a.npz", "few.npz")
     with pytest.raises(UsageError, match="two different sets"):
         go(sets, "a.npz")

@@ -1,4 +1,4 @@
-"""fid and stats as commands' work: what is compared with what, what is kept, and what is refused."""
+"""fid and stats: what they compare, what they keep, and what they refuse."""
 
 import json
 import shutil
@@ -16,16 +16,18 @@ from titokctl.context import Context
 from titokctl.data.sources import open_source
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.extractors import open_extractor
+from titokctl.evaluation.extractors import FeatureNetwork, open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.formats.sample_set import SampleSet
 from titokctl.formats.statistics import read_statistics
-from titokctl.jobs.evaluate.compare import compare
-from titokctl.jobs.evaluate.fid import fid
-from titokctl.jobs.evaluate.stats import stats
+from titokctl.jobs.evaluate.compare import Compare
+from titokctl.jobs.evaluate.fid import Fid
+from titokctl.jobs.evaluate.stats import Stats
 from titokctl.jobs.tokenize.request import Tokenize
+
+LITE0 = FeatureNetwork("lite0")
 
 
 def noise(n: int, seed: int, size: int = 24) -> np.ndarray:
@@ -41,17 +43,12 @@ def png_folder(path, images: np.ndarray):
 
 
 def judge(samples, reference, tmp_path, remarks=None, **settings):
-    settings = {"features": "lite0", "metrics": ["kid"]} | settings
-    reference = None if reference is None else str(reference)
-    with StopRequest() as stop:
-        return fid(str(samples), reference, tmp_path / "runs", progress=remarks or Remarks(), stop=stop, **settings)
+    settings = {"network": LITE0, "metrics": ["kid"]} | settings
+    return Fid(samples, reference, **settings).run(Context(tmp_path / "runs", progress=remarks or Remarks()))
 
 
 def make_stats(data, output, tmp_path, **settings):
-    with StopRequest() as stop:
-        return stats(
-            [str(data)], output, tmp_path / "runs", features="lite0", progress=Remarks(), stop=stop, **settings
-        )
+    return Stats([data], output, LITE0, **settings).run(Context(tmp_path / "runs"))
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +168,7 @@ def test_photos_of_mixed_sizes_are_judged_at_a_named_size_only(tmp_path):
     assert (found.samples["image_size"], found.samples["count"]) == (24, 6)
     # Other commands look at the same pixels again.
     judge(others, others, tmp_path, metrics=["fid", "kid"], **at_24)
-    with StopRequest() as stop:
-        sets = [str(photos), str(others)]
-        seen = compare(sets, str(others), tmp_path / "runs", features="lite0", progress=Remarks(), stop=stop)
+    seen = Compare([str(photos), str(others)], others, LITE0).run(Context(tmp_path / "runs"))
     assert "images, at least" in seen.remarks[0]
     assert len(seen.remarks) == 1
 
@@ -191,7 +186,7 @@ def test_floats_in_0_to_1_are_rounded_and_others_refused(tmp_path):
     with pytest.raises(UserError, match="holds floats from 0 to 255"):
         judge(tmp_path / "wide.npz", reference, tmp_path)
     np.savez(tmp_path / "broken.npz", np.full((3, 8, 8, 3), np.nan, np.float32))
-    with pytest.raises(UserError, match=r"holds values that are no numbers \(NaN\); expected"):
+    with pytest.raises(UserError, match=r"holds NaN; expected"):
         judge(tmp_path / "broken.npz", reference, tmp_path)
     with pytest.raises(UserError, match="int16; expected"):
         judge(tmp_path / "signed.npz", reference, tmp_path)
@@ -312,5 +307,5 @@ def test_samples_are_the_same_images_in_every_form(sampled, tmp_path):
 def test_lost_originals_are_said(sampled, tmp_path):
     shutil.rmtree(tmp_path / "photos")
     _, said = sampled(1, "fid", "--features", "lite0")
-    assert "not where they were" in said
+    assert "were moved or deleted" in said
     assert "--ref" in said

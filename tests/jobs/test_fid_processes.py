@@ -5,10 +5,10 @@ import pytest
 import toy_features
 from PIL import Image
 
-from titokctl.distributed.stop import StopRequest
+from titokctl.context import Context
+from titokctl.evaluation.extractors import FeatureNetwork
 from titokctl.formats.statistics import read_statistics
-from titokctl.jobs.evaluate.fid import fid
-from titokctl.progress import SilentProgress
+from titokctl.jobs.evaluate.fid import Fid
 
 
 def noise(n: int, seed: int) -> np.ndarray:
@@ -30,8 +30,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def alone(samples, reference, runs, **settings):
-    with StopRequest() as stop:
-        return fid(str(samples), str(reference), runs, features="toy", progress=SilentProgress(), stop=stop, **settings)
+    return Fid(samples, reference, network=FeatureNetwork("toy"), **settings).run(Context(runs))
 
 
 @pytest.mark.parametrize("procs", [3, pytest.param(2, marks=pytest.mark.slow)])

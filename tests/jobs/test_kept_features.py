@@ -1,4 +1,4 @@
-"""--save-features: features are used again while nothing has changed, and never after."""
+"""--save-features: features are used again until something changes."""
 
 import json
 import os
@@ -13,10 +13,13 @@ from remarks import Remarks
 from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
+from titokctl.evaluation.extractors import FeatureNetwork
 from titokctl.formats.evaluation import read_evaluations
-from titokctl.jobs.evaluate.fid import fid
+from titokctl.jobs.evaluate.fid import Fid
 from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.progress import SilentProgress
+
+TOY = FeatureNetwork("toy")
 
 
 def noise(n: int, seed: int, size: int = 24) -> np.ndarray:
@@ -32,12 +35,9 @@ def toy(tmp_path, monkeypatch):
 
 def judge(samples, tmp_path, **settings):
     remarks = Remarks()
-    with StopRequest() as stop:
-        found = fid(
-            str(samples), str(tmp_path / "ref.npz"), tmp_path / "runs", features="toy", progress=remarks, stop=stop,
-            **settings,
-        )  # fmt: skip
-    return found, remarks
+    return Fid(samples, tmp_path / "ref.npz", network=TOY, **settings).run(
+        Context(tmp_path / "runs", progress=remarks)
+    ), remarks
 
 
 def test_a_set_is_looked_at_once_and_the_numbers_stay(tmp_path):
@@ -49,9 +49,7 @@ def test_a_set_is_looked_at_once_and_the_numbers_stay(tmp_path):
     assert f"start features of {tmp_path / 'a.npz'}" not in reread
     assert again == first
     as_reference, _ = judge(tmp_path / "ref.npz", tmp_path)
-    with StopRequest() as stop:
-        back = fid(str(tmp_path / "ref.npz"), str(tmp_path / "a.evaluation-toy.npz"), tmp_path, features="toy",
-                   progress=SilentProgress(), stop=stop)  # fmt: skip
+    back = Fid(tmp_path / "ref.npz", tmp_path / "a.evaluation-toy.npz", network=TOY).run(Context(tmp_path))
     assert back.metrics["fd-toy"] == pytest.approx(first.metrics["fd-toy"], rel=1e-6)
     assert as_reference.metrics["fd-toy"] == pytest.approx(0, abs=1e-6)
 
@@ -116,14 +114,12 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
 
 
 def test_results_stay_until_the_images_change(tmp_path):
-    """Metrics of one reference stand together, other references beside them; nothing of other images is left."""
+    """Metrics of one reference are in one result, other references in others; results of other images are deleted."""
     np.savez(tmp_path / "a.npz", noise(20, 0))
     np.savez(tmp_path / "other.npz", noise(12, 3))
     distance, _ = judge(tmp_path / "a.npz", tmp_path, metrics=["fid"])
     kernel, _ = judge(tmp_path / "a.npz", tmp_path, metrics=["kid"])
-    with StopRequest() as stop:
-        fid(str(tmp_path / "a.npz"), str(tmp_path / "other.npz"), tmp_path / "runs", features="toy", metrics=["fid"],
-            progress=SilentProgress(), stop=stop)  # fmt: skip
+    Fid(tmp_path / "a.npz", tmp_path / "other.npz", ["fid"], TOY).run(Context(tmp_path / "runs"))
     newest, before = read_evaluations(tmp_path / "a.evaluation-toy.json")
     assert newest["reference"]["path"] == str(tmp_path / "other.npz")
     assert before["metrics"] == distance.metrics | kernel.metrics

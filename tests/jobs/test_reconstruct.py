@@ -9,16 +9,15 @@ import torch
 from PIL import Image
 
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.images import preprocess, to_bytes, to_float
-from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.kernel_distance import kernel_distance
-from titokctl.jobs.evaluate.reconstruct import picture, reconstruct
+from titokctl.jobs.evaluate.reconstruct import Reconstruct, picture
 from titokctl.models.lpips import Lpips
-from titokctl.progress import SilentProgress
 from titokctl.weights.perceptual import lpips_from
 
 
@@ -31,9 +30,8 @@ def made(tmp_path_factory):
 def go(made, output, **settings):
     _, weights, folder = made
     settings = {"features": "none"} | settings
-    with StopRequest() as stop:
-        return reconstruct([str(settings.pop("data", folder))], str(weights), output, output.parent / "runs",
-                           progress=SilentProgress(), stop=stop, **settings)  # fmt: skip
+    job = Reconstruct([settings.pop("data", folder)], str(weights), output, **settings)
+    return job.run(Context(output.parent / "runs"))
 
 
 def expected(made):

@@ -9,15 +9,14 @@ import torch
 import toy_features
 
 from titokctl.config.models import GeneratorConfig, TokenizerConfig, TransformerConfig
-from titokctl.distributed.stop import StopRequest
+from titokctl.context import Context
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.extractors import ExtractorOptions
+from titokctl.evaluation.extractors import FeatureNetwork
 from titokctl.jobs.evaluate.fid import FidResult
-from titokctl.jobs.evaluate.reproduce import GENERATORS, TOLERANCE, _not_comparable, _verdict, reproduce
+from titokctl.jobs.evaluate.reproduce import GENERATORS, TOLERANCE, Reproduce, not_comparable, verdict
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.progress import SilentProgress
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.official.files import write_official
 from titokctl.weights.store import Weights, save_tokenizer
@@ -64,7 +63,7 @@ def test_from_a_server_to_a_result_and_again_without_the_work(tmp_path, referenc
     assert (found["published"], found["lowest"], found["highest"]) == (2.77, 2.77 - TOLERANCE, 2.77 + TOLERANCE)
     assert (found["agrees"], found["images"]) == (None, IMAGES)
     assert any("not 50,000" in reason for reason in found["reasons"])
-    assert any("this is no FID" in reason for reason in found["reasons"])
+    assert any("this is not FID" in reason for reason in found["reasons"])
     manifest = json.loads((tmp_path / found["samples"] / "manifest.json").read_text())
     published = {"num_steps": 8, "guidance_scale": 4.5, "guidance_schedule": "linear", "choice_temperature": 9.5}
     assert published.items() <= manifest["settings"]["sampling"].items()
@@ -80,8 +79,7 @@ def test_what_is_missing_is_said_before_hours_are_spent(tmp_path, reference, mon
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
     def go(name, ref, **settings):
-        with StopRequest() as stop:
-            reproduce(name, ref, tmp_path / "runs", progress=SilentProgress(), stop=stop, **settings)
+        Reproduce(name, ref, **settings).run(Context(tmp_path / "runs"))
 
     with pytest.raises(UsageError, match="nothing was published for 'titok-bl-64-vq'"):
         go("titok-bl-64-vq", reference)
@@ -95,12 +93,12 @@ def test_what_is_missing_is_said_before_hours_are_spent(tmp_path, reference, mon
 
 
 def test_only_the_published_protocol_is_comparable():
-    inception = ExtractorOptions()
-    assert _not_comparable(50_000, "inception", inception, True) == []
-    assert _not_comparable(49_999, "inception", inception, True)
-    assert _not_comparable(50_000, "lite0", inception, True)
-    assert _not_comparable(50_000, "inception", ExtractorOptions(precision="bf16"), True)
-    assert _not_comparable(50_000, "inception", inception, False)
+    inception = FeatureNetwork()
+    assert not_comparable(50_000, inception, True) == []
+    assert not_comparable(49_999, inception, True)
+    assert not_comparable(50_000, FeatureNetwork("lite0"), True)
+    assert not_comparable(50_000, FeatureNetwork(fast=True), True)
+    assert not_comparable(50_000, inception, False)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +106,8 @@ def test_only_the_published_protocol_is_comparable():
 )
 def test_the_verdict_follows_the_interval(tmp_path, measured, agrees):
     found = FidResult({"fid": measured}, {"count": 50_000}, {}, {"name": "inception"}, [], None)
-    assert _verdict(NAME, found, tmp_path, []).agrees is agrees
-    assert _verdict(NAME, found, tmp_path, ["another number of images"]).agrees is None
+    assert verdict(NAME, found, tmp_path, []).agrees is agrees
+    assert verdict(NAME, found, tmp_path, ["another number of images"]).agrees is None
 
 
 def test_each_pair_has_a_published_number_and_settings():

@@ -7,10 +7,12 @@ import pytest
 import toy_features
 
 from titokctl.cli.app import run
-from titokctl.distributed.stop import StopRequest
-from titokctl.jobs.evaluate.selftest import PUBLISHED, Expected, selftest
-from titokctl.jobs.evaluate.stats import stats
-from titokctl.progress import SilentProgress
+from titokctl.context import Context
+from titokctl.evaluation.extractors import FeatureNetwork
+from titokctl.jobs.evaluate.selftest import PUBLISHED, Expected, Selftest
+from titokctl.jobs.evaluate.stats import Stats
+
+TOY = FeatureNetwork("toy")
 
 
 def noise(n: int, seed: int) -> np.ndarray:
@@ -25,9 +27,8 @@ def files(tmp_path, monkeypatch):
     np.savez(tmp_path / "samples.npz", noise(40, 0))
     images = noise(30, 1)
     np.savez(tmp_path / "images.npz", images)
-    with StopRequest() as stop:
-        made = tmp_path / "stats.npz"
-        stats([str(tmp_path / "images.npz")], made, tmp_path, features="toy", progress=SilentProgress(), stop=stop)
+    made = tmp_path / "stats.npz"
+    Stats([tmp_path / "images.npz"], made, TOY).run(Context(tmp_path))
     with np.load(made) as found:
         arrays = {name: found[name] for name in ("mu", "sigma", "mu_s", "sigma_s")}
     np.savez(tmp_path / "adm.npz", **arrays, arr_0=images)
@@ -35,9 +36,7 @@ def files(tmp_path, monkeypatch):
 
 
 def check(files, expected):
-    with StopRequest() as stop:
-        root = files[0].parent / "runs"
-        return selftest(*files, root, expected=expected, features="toy", progress=SilentProgress(), stop=stop)
+    return Selftest(*files, TOY, expected).run(Context(files[0].parent / "runs"))
 
 
 def test_numbers_within_their_tolerance_pass_and_others_fail(files):

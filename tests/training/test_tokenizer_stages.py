@@ -17,7 +17,7 @@ from titokctl.formats import checkpoint
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.caches.inspect import Inspect
-from titokctl.jobs.evaluate.reconstruct import reconstruct
+from titokctl.jobs.evaluate.reconstruct import Reconstruct
 from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.weights.chain import pick_tokenizer, tokenizer_with
 from titokctl.weights.hashes import encoder_sha256
@@ -104,7 +104,7 @@ def test_a_cache_by_the_proxy_run_is_decoded_by_the_decoder_run(chain, tmp_path)
     with pytest.raises(UserError, match="stage proxy only and makes no pixels"):
         ImageDecoder(load_tokenizer(chain.proxy.run), "cpu", "float32")
     with pytest.raises(UserError, match="stage proxy only and makes no pixels"):
-        reconstruct([str(chain.pictures)], str(chain.proxy.run), tmp_path, chain.runs, progress=QUIET, stop=no_stop())
+        Reconstruct([chain.pictures], str(chain.proxy.run), tmp_path).run(Context(chain.runs))
 
 
 @pytest.mark.parametrize("stage", NAMES)

@@ -1,4 +1,4 @@
-"""The nearest of V vectors, for codebooks.
+"""The nearest of V vectors: of codes to latents, and of latents to codes.
 
 Letters: V codebook size, C token size.
 """

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from titokctl.config.tokenizer_recipe import CodebookConfig, ProxyRecipe, SingleRecipe
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import gathered
+from titokctl.models.nearest import nearest
 from titokctl.training.randomness import generator
 
 _KMEANS_ITERATIONS = 10
@@ -111,8 +112,8 @@ def reseed(
     counts = torch.zeros_like(usage).index_add_(0, ids, torch.ones_like(ids, dtype=usage.dtype))
     usage.mul_(decay).add_(counts / len(ids), alpha=1 - decay)
     pull = torch.exp(-usage * len(codebook) * 10 / (1 - decay) - 1e-3).unsqueeze(1)
-    nearest = latents[_nearest_latent(codebook, latents, normalize)]
-    codebook.mul_(1 - pull).add_(pull * nearest)
+    closest = latents[_nearest_latent(codebook, latents, normalize)]
+    codebook.mul_(1 - pull).add_(pull * closest)
 
 
 @torch.no_grad()
@@ -129,7 +130,7 @@ def kmeans(latents: torch.Tensor, num_codes: int, iterations: int, generator: to
     first = torch.randperm(len(latents), generator=generator)[:num_codes]
     centres = latents[first].clone() if enough else draw(num_codes)
     for _ in range(iterations):
-        ids = _nearest(latents, centres)
+        ids = nearest(latents, centres)
         counts = torch.bincount(ids, minlength=num_codes)
         sums = torch.zeros_like(centres).index_add_(0, ids, latents)
         centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), draw(num_codes))
@@ -137,13 +138,7 @@ def kmeans(latents: torch.Tensor, num_codes: int, iterations: int, generator: to
 
 
 def _nearest_latent(codebook: torch.Tensor, latents: torch.Tensor, normalize: bool) -> torch.Tensor:
-    """(V,) index of the latent nearest to each code."""
+    """Return the (V,) index of the latent nearest to each code."""
     if normalize:
         codebook, latents = F.normalize(codebook, dim=-1), F.normalize(latents, dim=-1)
-    return _nearest(codebook, latents)
-
-
-def _nearest(points: torch.Tensor, centres: torch.Tensor, chunk: int = 8192) -> torch.Tensor:
-    """Index of the nearest centre of every point, in blocks so that memory stays bounded."""
-    norms = centres.square().sum(-1)
-    return torch.cat([(norms - 2 * block @ centres.T).argmin(-1) for block in points.split(chunk)])
+    return nearest(codebook, latents)

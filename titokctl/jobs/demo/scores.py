@@ -17,6 +17,7 @@ from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.evaluation.linear_probe import fit_probe
 from titokctl.evaluation.nearest import CloserThanHeldOut, closer_than_held_out
+from titokctl.evaluation.reconstruction import psnr
 from titokctl.models.titok.tokenizer import TiTok
 
 _DECODE_AT_ONCE = 64
@@ -110,7 +111,7 @@ def decoded(tokenizer: TiTok, ids: np.ndarray) -> np.ndarray:
 def mean_colour_psnr(pixels: np.ndarray) -> float:
     """Return the pooled PSNR in dB of tiles (n, S, S, 3) uint8 replaced by their mean colours."""
     tiles = pixels.astype(np.float64)
-    return _psnr(tiles - tiles.mean(axis=(1, 2), keepdims=True))
+    return psnr(float(np.mean(np.square(tiles - tiles.mean(axis=(1, 2), keepdims=True)))))
 
 
 def pca_psnr(training: np.ndarray, pixels: np.ndarray, numbers: int) -> float:
@@ -125,11 +126,7 @@ def pca_psnr(training: np.ndarray, pixels: np.ndarray, numbers: int) -> float:
     torch.manual_seed(0)
     _, _, axes = torch.svd_lowrank(x - mean, q=numbers + 16, niter=4)
     centred, axes = y - mean, axes[:, :numbers]
-    return _psnr((centred - centred @ axes @ axes.T).numpy())
-
-
-def _psnr(error: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean(np.square(error))))
+    return psnr(float(np.mean(np.square((centred - centred @ axes @ axes.T).numpy()))))
 
 
 def _features(extractor: Extractor, pixels: np.ndarray, context: Context) -> np.ndarray:

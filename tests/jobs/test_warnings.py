@@ -1,4 +1,4 @@
-"""What a result says of itself: what was compared, and a warning for everything that keeps it from being comparable."""
+"""Results say what was compared, and warn of everything that makes them hard to compare."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ from titokctl.cli.app import run
 from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
-from titokctl.evaluation.extractors import open_extractor
-from titokctl.formats.statistics import file_sha256
-from titokctl.jobs.evaluate.fid import fid
+from titokctl.evaluation.extractors import FeatureNetwork, open_extractor
+from titokctl.formats.atomic import file_sha256
+from titokctl.jobs.evaluate.fid import Fid
 from titokctl.jobs.sample.request import Sample
 from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.progress import SilentProgress
@@ -32,9 +32,7 @@ def noise(n: int, seed: int, size: int = SIZE) -> np.ndarray:
 
 
 def judge(samples, reference, runs, **settings):
-    with StopRequest() as stop:
-        return fid(str(samples), None if reference is None else str(reference), runs, features="toy",
-                   progress=SilentProgress(), stop=stop, **settings)  # fmt: skip
+    return Fid(samples, reference, network=FeatureNetwork("toy"), **settings).run(Context(runs))
 
 
 def warned(found, words: str) -> bool:
@@ -48,8 +46,7 @@ def test_it_says_what_was_compared(tmp_path):
     assert (found.samples["count"], found.samples["rounding"], found.reference["count"]) == (40, "none", 30)
     assert found.reference["sha256"] == file_sha256(next((tmp_path / "runs" / "statistics").iterdir()))
     assert found.extractor == {"name": "toy", "network": "colours", "device": "cpu"}
-    for network in ("lite0",):
-        assert {"network", "weights_sha256_start", "resize", "precision"} <= open_extractor(network).description.keys()
+    assert {"network", "weights_sha256_start", "resize", "precision"} <= open_extractor("lite0").description.keys()
 
 
 def test_the_command_says_it_too(tmp_path, capsys):
