@@ -1,4 +1,4 @@
-"""Statistics files: ours come back, others' are read, hostile or incomplete ones are refused in one sentence."""
+"""Statistics files: ours come back, those of other programs are read, hostile or incomplete ones are refused."""
 
 import io
 import zipfile
@@ -16,7 +16,7 @@ def gaussian(width: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return a[0], a @ a.T
 
 
-def test_what_was_written_comes_back(tmp_path):
+def test_statistics_come_back(tmp_path):
     mean, covariance = gaussian()
     features = np.random.default_rng(1).standard_normal((9, 4)).astype(np.float32)
     made = Statistics(mean, covariance, *gaussian(6), features, 123, {"features": "lite0", "source": {"n": 1}})
@@ -58,11 +58,11 @@ BAD = {
     "no mu": ({"sigma": np.eye(4)}, "but no mu"),
     "other shapes": ({"mu": np.zeros(4), "sigma": np.eye(5)}, r"found \(4,\) and \(5, 5\)"),
     "not finite": ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "not finite"),
-    "not symmetric": ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [0.0, 1.0]])}, "no covariance"),
-    "below 0": ({"mu": np.zeros(4), "sigma": -np.eye(4)}, "no covariance"),
+    "not symmetric": ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [0.0, 1.0]])}, "not a covariance matrix"),
+    "below 0": ({"mu": np.zeros(4), "sigma": -np.eye(4)}, "not a covariance matrix"),
     "text": ({"mu": np.zeros(4), "sigma": np.eye(4), "about": np.array("{")}, "not JSON"),
     "newer": ({"mu": np.zeros(4), "sigma": np.eye(4), "about": np.array(NEWER)}, "newer titokctl"),
-    "count": ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.array(-3)}, "no number of images"),
+    "count": ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.array(-3)}, "not a number of images"),
     "features": ({"mu": np.zeros(4), "sigma": np.eye(4), "features": np.zeros((2, 5))}, r"\(m, 4\)"),
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ Features = dict[str, np.ndarray]
 
 
 def extract(extractor: Extractor, images: Iterable[np.ndarray]) -> Iterator[Features]:
-    """Features batch by batch, in the order of the images; only a few batches are held at once.
+    """Yield features batch by batch, in the order of the images; only a few batches are held at once.
 
     A feature depends on its image alone: every batch has the same size (the last one is padded), and on a CPU every
     batch is one thread's work, so that neither the number of images nor that of cores changes a bit.
@@ -33,8 +33,8 @@ def extract(extractor: Extractor, images: Iterable[np.ndarray]) -> Iterator[Feat
         extractor: from `open_extractor`.
         images: arrays (n, H, W, 3) uint8 of any n, all of one H and W.
 
-    Returns:
-        an iterator of {output name: (B, D) float32}.
+    Yields:
+        {output name: (B, D) float32}.
 
     Raises:
         ValueError: when the images are not uint8 with three channels, or differ in size.
@@ -58,7 +58,7 @@ def extract(extractor: Extractor, images: Iterable[np.ndarray]) -> Iterator[Feat
 
 
 def extract_all(extractor: Extractor, images: Iterable[np.ndarray]) -> Features:
-    """Features of all images at once, {output name: (n, D) float32}; for sets that fit into memory."""
+    """Return the features of all images, {output name: (n, D) float32}; for sets that fit into memory."""
     parts = list(extract(extractor, images))
     return {
         name: np.concatenate([part[name] for part in parts]) if parts else np.empty((0, width), np.float32)
@@ -71,7 +71,7 @@ def _run_on_cpu(extractor: Extractor, batch: np.ndarray) -> Features:
 
 
 def _on_gpu(extractor: Extractor, batches: Iterable[np.ndarray]) -> Iterator[Features]:
-    """The next batch is read and sent while the GPU computes this one."""
+    """Yield features from a GPU; the next batch is read and sent while it computes this one."""
     before: dict[str, torch.Tensor] | None = None
     for batch in batches:
         with precision("float32", extractor.device):
@@ -98,7 +98,7 @@ def _to_host(found: dict[str, torch.Tensor]) -> Features:
 
 
 def fixed_batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The images (n, H, W, 3) uint8 again, `size` at a time; only the last batch may be shorter.
+    """Yield the images (n, H, W, 3) uint8 again, `size` at a time; only the last batch may be shorter.
 
     Raises ValueError when they are not uint8 with three channels, or differ in size.
     """
@@ -125,7 +125,7 @@ def fixed_batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarra
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """A set of images as metrics see it; None where the extractor or the file it came from has no such thing.
+    """A set of images as metrics see it; None for what the extractor or the file doesn't provide.
 
     `features` (m, D) are those of all images or of a part spread evenly over the set; `score_sums` (S, 2 + C) is the
     table of `ScoreSums` for all of them.
@@ -144,7 +144,7 @@ class FeatureSet:
 
 
 class FeatureCollector:
-    """Takes in features batch by batch, in the order of the set.
+    """Collects features batch by batch, in the order of the set.
 
     Args:
         widths: width of every output of the extractor.
@@ -162,7 +162,7 @@ class FeatureCollector:
         self.seen = 0
 
     def add(self, features: Features, places: np.ndarray | None = None) -> None:
-        """Take in the next batch; `places` (n,) are its images' places in the set, by default the next ones."""
+        """Take in the next batch; `places` (n,) are its images' positions in the set, by default the next ones."""
         places = np.arange(self.seen, self.seen + len(features["pool"])) if places is None else places
         for name, sums in self._sums.items():
             sums.add(features[name])
@@ -176,7 +176,7 @@ class FeatureCollector:
         self.seen += len(places)
 
     def result(self, group: Group | None = None) -> FeatureSet:
-        """What was collected, by all processes of `group` together; the features are on rank 0 alone.
+        """Return what was collected, by all processes of `group` together; the features are on rank 0 alone.
 
         Raises ValueError for fewer than two images.
         """

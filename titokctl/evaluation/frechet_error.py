@@ -1,4 +1,4 @@
-"""How far a Fréchet distance would move if other samples of the same kind had been drawn.
+"""The standard error of a Fréchet distance, over draws of the samples.
 
 The delta method: the distance is linearised in mean and covariance of the samples, the reference held fixed, so that
 every sample has an influence, and the standard error is their deviation over sqrt(n). The derivative with respect to
@@ -22,9 +22,9 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Whether two distances to one reference differ by more than the draw of the samples explains.
+    """A two-sided test of the difference between two distances to one reference.
 
-    `difference` is the first minus the second, `p` the chance of one as large (either way) between equals.
+    `difference` is the first minus the second, `p` the p-value.
     """
 
     difference: float
@@ -34,12 +34,12 @@ class PairedTest:
 
 
 def frechet_standard_error(features: np.ndarray, samples: Gaussian, reference: Gaussian) -> float | None:
-    """Standard error of `frechet_distance(samples, reference)`; None with under 2 D samples, which say too little.
+    """Return the standard error of `frechet_distance(samples, reference)`; None for fewer than 2 D samples.
 
     Args:
         features: (n, D) of all samples.
         samples: their Gaussian.
-        reference: what they are compared with, taken as exact.
+        reference: the Gaussian to compare with, taken as exact.
     """
     if len(features) < IMAGES_PER_FEATURE * features.shape[1]:
         return None
@@ -47,7 +47,7 @@ def frechet_standard_error(features: np.ndarray, samples: Gaussian, reference: G
 
 
 def influences(features: np.ndarray, samples: Gaussian, reference: Gaussian) -> np.ndarray:
-    """(n,) float64: how much each sample moves the distance, times n and up to a constant; arguments as above."""
+    """Return (n,) float64, n times the influence of each sample on the distance. Arguments as above."""
     mean, difference = torch.from_numpy(samples.mean), torch.from_numpy(samples.mean - reference.mean)
     gradient = torch.eye(features.shape[1], dtype=torch.float64) - _transport(samples.covariance, reference.covariance)
     found = []
@@ -60,8 +60,8 @@ def influences(features: np.ndarray, samples: Gaussian, reference: Gaussian) -> 
 def paired_test(first: float, second: float, influences_1: np.ndarray, influences_2: np.ndarray) -> PairedTest:
     """Compare two distances to one reference by the influences of their samples.
 
-    Sets of equal size are compared image by image: what image i of both has in common (label, noise) cancels, and
-    where it has nothing in common this is the same as for independent sets.
+    Sets of equal size are compared image by image: what images i of both have in common (label, noise) cancels. If
+    they have nothing in common, the result is that for independent sets.
     """
     is_paired = len(influences_1) == len(influences_2)
     if is_paired:

@@ -11,23 +11,23 @@ _ROWS_AT_ONCE = 1024
 
 
 class ScoreSums:
-    """Running float64 sums a split, from which the score follows: memory does not grow with the images of a split.
+    """Running float64 sums for each split, from which the score follows: memory does not grow with the images.
 
-    An image's split follows from its place in the set, so parts of a set can be added up in any order.
+    An image's split follows from its position in the set, so parts of a set can be added up in any order.
 
     Args:
         classes: C.
-        images: of the whole set.
-        split_size: images a split; the last one may be smaller.
+        images: number in the whole set.
+        split_size: images of a split; the last one may be smaller.
     """
 
     def __init__(self, classes: int, images: int, split_size: int = SPLIT_SIZE) -> None:
         self.split_size = split_size
-        # A row a split: images, sum of p log p over images and classes, sum of p over images for each class.
+        # A row for each split: images, sum of p log p over images and classes, sum of p over images for each class.
         self.table = np.zeros((max(1, -(-images // split_size)), 2 + classes))
 
     def add(self, places: np.ndarray, logits: np.ndarray) -> None:
-        """Take in logits (n, C) without the classifier's bias, of the images at `places` (n,) of the set."""
+        """Take in logits (n, C) without the classifier's bias, of the images at the positions `places` (n,)."""
         splits = places // self.split_size
         for split in np.unique(splits):
             for rows in torch.from_numpy(logits[splits == split]).split(_ROWS_AT_ONCE):
@@ -39,9 +39,9 @@ class ScoreSums:
 
 
 def score_of(table: np.ndarray) -> tuple[float, float]:
-    """The score from a table (S, 2 + C) of `ScoreSums`: its mean and standard deviation over the splits.
+    """Return the score from a table (S, 2 + C) of `ScoreSums`: its mean and standard deviation over the splits.
 
-    That of a split is exp of the mean divergence between an image's classes and those of the split; splits are
+    The score of a split is exp of the mean divergence between an image's classes and those of the split; splits are
     consecutive images, so a class-sorted set scores too low. Raises ValueError when the table has seen no images.
     """
     counts, entropies, totals = table[:, 0], table[:, 1], table[:, 2:]

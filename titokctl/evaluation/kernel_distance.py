@@ -1,6 +1,6 @@
 """The kernel distance (KID, arXiv 1801.01401): unbiased squared MMD with the kernel (x . y / D + 1)^3.
 
-Unlike the Fréchet distance its expectation does not depend on the number of images, so it is the fair one for few.
+Unlike the Fréchet distance its expectation does not depend on the number of images, so it suits small sets better.
 
 Letters: n and m images, D feature width.
 """
@@ -13,7 +13,7 @@ _ROWS_AT_ONCE = 2048
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased estimate from all pairs; may be slightly negative for equal distributions.
+    """Return the unbiased estimate from all pairs; it may be slightly negative for equal distributions.
 
     Args:
         x, y: features (n, D) and (m, D). Time and operations grow with (n + m)^2 D.
@@ -29,7 +29,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
 def kernel_distance_in_subsets(
     x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """The field's protocol: mean and deviation over `subsets` random subsets of min(`subset_size`, n, m) of each set.
+    """Return the usual estimate, mean and deviation over `subsets` subsets of min(`subset_size`, n, m) of each set.
 
     Subset i depends on (seed, i) alone. Raises ValueError as `kernel_distance`.
     """

@@ -1,4 +1,4 @@
-"""Nearest neighbours in feature space: how close images are to the ones a model was trained on.
+"""Distances in feature space from images to the nearest ones that a model was trained on.
 
 Letters: n and m images, D feature width.
 """
@@ -14,7 +14,7 @@ _QUANTILES = (0.05, 0.5)
 
 @dataclass(frozen=True)
 class CloserThanHeldOut:
-    """For a quantile q of the held-out images' distances: the share of samples that lie closer to training than it.
+    """The share of samples that lie closer to the training images than the q-quantile of held-out images.
 
     A model that generalises gives about q; one that copies its training images gives far more.
     """
@@ -24,7 +24,7 @@ class CloserThanHeldOut:
 
 
 def nearest_distances(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Euclidean distance (n,) float64 of each row of features (n, D) to its nearest row of `reference` (m, D).
+    """Return the distance (n,) float64 of each row of features (n, D) to its nearest row of `reference` (m, D).
 
     Raises ValueError when widths differ or a set is empty.
     """
@@ -44,7 +44,7 @@ def nearest_distances(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def closer_than_held_out(samples: np.ndarray, held_out: np.ndarray, training: np.ndarray) -> list[CloserThanHeldOut]:
-    """How many samples lie nearer to a training image than held-out images do.
+    """Return how many samples lie nearer to a training image than held-out images do.
 
     Both distances are to the nearest training image. The held-out ones give a threshold for each quantile q (a share
     q of the held-out images lies below it); reported is the share of samples strictly below the threshold.

@@ -1,8 +1,8 @@
 """Precision and recall of sets of features (arXiv 1904.06991) as the ADM evaluator computes them.
 
-Every image of a set stands for a ball that reaches to its k-th nearest neighbour in the set; the balls together are the
-set's region. Precision is the share of samples in the reference's region, recall the share of reference images in the
-samples' region.
+Every image of a set is the centre of a ball that reaches to its k-th nearest neighbour in the set. The union of the
+balls is the set's region. Precision is the share of samples in the reference's region, recall the share of reference
+images in the samples' region.
 
 Letters: n and m images, D feature width.
 """
@@ -19,7 +19,7 @@ _DISTANCES_AT_ONCE = 1 << 24
 
 
 def precision_recall(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Precision of `samples` (n, D) and recall of `reference` (m, D), both shares in [0, 1].
+    """Return the precision of `samples` (n, D) and recall of `reference` (m, D), both shares in [0, 1].
 
     Raises ValueError when widths differ or a set has no more than 3 images.
     """
@@ -41,12 +41,13 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray) -> tuple[float,
 
 
 def _radii(x: Tensor) -> Tensor:
-    """Squared distance (n,) of every row to its k-th nearest other row; the nearest of all is the row itself."""
+    """Return the squared distance (n,) of every row to its k-th nearest other row."""
+    # The nearest of all is the row itself.
     return torch.cat([squares.kthvalue(NEIGHBOURS + 1, dim=1).values for _, squares in _squared_distances(x, x)])
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first row, squared distances (rows, m)) of blocks of rows of `a`."""
+    """Yield (first row, squared distances (rows, m)) for blocks of rows of `a`."""
     rows = max(1, _DISTANCES_AT_ONCE // len(b))
     norms_a, norms_b = a.square().sum(1), b.square().sum(1)
     for first in range(0, len(a), rows):

@@ -1,4 +1,4 @@
-"""Statistics of the features of a set of images: what a distance to that set needs.
+"""Statistics of the features of a set of images, from which distances to that set are computed.
 
 Specification: an .npz without pickles, so that other evaluators read it too, with
     mu (D,), sigma (D, D)        mean and covariance (divided by n - 1) of the features, float64
@@ -6,11 +6,11 @@ Specification: an .npz without pickles, so that other evaluators read it too, wi
     count ()                     number of images, int64
     features (m, D)              float32 features of images evenly spread over the set: of up to 10,000 of a reference,
                                  of up to 50,000 of samples whose features are kept
-    score_sums (S, 2 + C)        float64, only with Inception: what its score needs. A row for every 5,000 places of the
+    score_sums (S, 2 + C)        float64, only with Inception, for its score. A row for every 5,000 positions of the
                                  set: images, sum of p log p over images and classes, sum of p over images a class
     about ()                     JSON text: format "titokctl/statistics", format_version 1, features (the name of the
                                  network), extractor, source, preprocessing, image_size
-Files of others are read as far as they go: ADM's (mu, sigma, mu_s, sigma_s, and images as arr_0) and pytorch-fid's
+Files of other programs are read, too: ADM's (mu, sigma, mu_s, sigma_s, and images as arr_0) and pytorch-fid's
 (mu, sigma); they have no `about` and no `count`.
 """
 
@@ -28,14 +28,14 @@ from titokctl.formats.npz_reader import NpzReader
 FORMAT = "titokctl/statistics"
 FORMAT_VERSION = 1
 IMAGES = "arr_0"
-# A matrix whose halves differ by more than this share of the largest variance is no covariance.
+# A covariance is symmetric up to this share of its largest variance.
 _ASYMMETRY = 1e-3
 _HINT = "make statistics with `titokctl stats DATA -o ref.npz`, or name images as the reference"
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Means (D,), covariances (D, D) float64, and what is known about the set; `count` 0 means not recorded."""
+    """Means (D,), covariances (D, D) float64, and what is recorded of the set; `count` is 0 if it wasn't recorded."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -48,13 +48,13 @@ class Statistics:
 
 
 def is_statistics(path: Path) -> bool:
-    """True for an .npz that holds statistics, whoever made them; False for any other readable .npz."""
+    """Return True for an .npz that holds statistics, of any program; False for any other readable .npz."""
     with NpzReader(path) as npz:
         return bool({"mu", "sigma", "mu_s", "sigma_s"} & set(npz.names))
 
 
 def has_images(path: Path) -> bool:
-    """True for an .npz that holds images."""
+    """Return True for an .npz that holds images."""
     with NpzReader(path) as npz:
         return IMAGES in npz.names
 
@@ -80,9 +80,9 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """The statistics in `path`: ours, ADM's or pytorch-fid's.
+    """Return the statistics in `path`: ours, ADM's or pytorch-fid's.
 
-    Raises UserError with one sentence for anything else: objects, wrong shapes, a missing sigma, a newer format.
+    Raises UserError for anything else: objects, wrong shapes, a missing sigma, a newer format.
     """
     with NpzReader(path) as npz:
         about = _about(npz)
@@ -92,7 +92,7 @@ def read_statistics(path: Path) -> Statistics:
             spatial_mean, spatial_covariance = _gaussian(npz, "mu_s", "sigma_s")
         count = npz.array("count") if "count" in npz.names else np.zeros((), np.int64)
         if count.shape != () or count.dtype.kind not in "iu" or count < 0:
-            raise UserError(f"count of {path} is no number of images")
+            raise UserError(f"count of {path} is not a number of images")
         features = _floats(npz, "features", len(mean)) if "features" in npz.names else None
         scores = _floats(npz, "score_sums", None) if "score_sums" in npz.names else None
     return Statistics(mean, covariance, spatial_mean, spatial_covariance, features, int(count), about, scores)
@@ -101,7 +101,7 @@ def read_statistics(path: Path) -> Statistics:
 def _gaussian(npz: NpzReader, mean_name: str, covariance_name: str) -> tuple[np.ndarray, np.ndarray]:
     for name, other in ((mean_name, covariance_name), (covariance_name, mean_name)):
         if name not in npz.names:
-            raise UserError(f"{npz.path} holds {other}, but no {name}: it is no complete reference", _HINT)
+            raise UserError(f"{npz.path} holds {other}, but no {name}: the reference is incomplete", _HINT)
     shapes = npz.member(mean_name).shape, npz.member(covariance_name).shape
     if len(shapes[0]) != 1 or shapes[1] != shapes[0] * 2:
         raise UserError(
@@ -113,7 +113,9 @@ def _gaussian(npz: NpzReader, mean_name: str, covariance_name: str) -> tuple[np.
         raise UserError(f"{npz.path}: {mean_name} or {covariance_name} holds numbers that are not finite", _HINT)
     variances, apart = covariance.diagonal(), np.abs(covariance - covariance.T).max(initial=0)
     if variances.min(initial=0) < 0 or apart > _ASYMMETRY * variances.max(initial=0):
-        raise UserError(f"{npz.path}: {covariance_name} is no covariance: not symmetric, or a variance below 0", _HINT)
+        raise UserError(
+            f"{npz.path}: {covariance_name} is not a covariance matrix: not symmetric, or a variance below 0", _HINT
+        )
     return mean, covariance
 
 

@@ -1,4 +1,4 @@
-"""From published weight files to the ready networks whose features are compared.
+"""Feature networks with published weights.
 
 Batch norms are folded into the convolutions before them, in float64, so that the networks in `models` are plain
 convolutions.
@@ -26,17 +26,17 @@ StateDict = dict[str, Tensor]
 
 
 def find_lite0() -> Path:
-    """The file of EfficientNet-Lite0, usually in the package of the demo extra. Raises UserError when it is nowhere."""
+    """Return the file of EfficientNet-Lite0, which the demo extra installs. Raises UserError if it is missing."""
     return find(LITE0)
 
 
 def load_lite0(path: Path | None = None) -> EfficientNetLite0:
-    """The network in eval mode, float32, from `path` or the installed package."""
+    """Return the network in eval mode, float32, from `path` or the installed package."""
     return lite0_from(read_pickled(path or find_lite0()))
 
 
 def lite0_from(published: StateDict) -> EfficientNetLite0:
-    """The network with weights given under the names of the published file. Raises UserError when they don't fit."""
+    """Return the network with weights under the names of the published file. Raises UserError if they don't fit."""
     network = EfficientNetLite0()
     eps = efficientnet_lite0.BATCH_NORM_EPS
     named: StateDict = {}
@@ -45,17 +45,17 @@ def lite0_from(published: StateDict) -> EfficientNetLite0:
             named |= fold_batch_norm(published, ours, conv, norm, eps)
         named |= {f"classifier.{leaf}": published[f"_fc.{leaf}"] for leaf in ("weight", "bias")}
     except KeyError as error:
-        raise UserError(f"these are no weights of EfficientNet-Lite0: {error} is missing") from error
+        raise UserError(f"these are not weights of EfficientNet-Lite0: {error} is missing") from error
     return filled(network, named, "EfficientNet-Lite0")
 
 
 def load_inception(path: Path) -> Inception:
-    """The network in eval mode, float32, from the file at `path`."""
+    """Return the network in eval mode, float32, from the file at `path`."""
     return inception_from(read_pickled(path))
 
 
 def inception_from(published: StateDict) -> Inception:
-    """The network with weights given under the published names. Raises UserError when they don't fit."""
+    """Return the network with weights under the published names. Raises UserError if they don't fit."""
     network = Inception()
     named: StateDict = {}
     try:
@@ -65,12 +65,12 @@ def inception_from(published: StateDict) -> Inception:
                 named |= fold_batch_norm(published, ours, f"{theirs}.conv", f"{theirs}.bn", inception.BATCH_NORM_EPS)
         named |= {name: published[name].float() for name in ("fc.weight", "fc.bias")}
     except KeyError as error:
-        raise UserError(f"these are no weights of FID's Inception: {error} is missing") from error
+        raise UserError(f"these are not the weights of FID's Inception: {error} is missing") from error
     return filled(network, named, "FID's Inception")
 
 
 def fold_batch_norm(published: StateDict, ours: str, conv: str, norm: str, eps: float) -> StateDict:
-    """A convolution without bias and the batch norm behind it as one convolution with bias, named `ours`."""
+    """Return a convolution without bias and the batch norm behind it as one convolution with bias, named `ours`."""
     weight = published[f"{conv}.weight"].double()
     scale = published[f"{norm}.weight"].double() / (published[f"{norm}.running_var"].double() + eps).sqrt()
     shift = published[f"{norm}.bias"].double() - published[f"{norm}.running_mean"].double() * scale
@@ -78,7 +78,7 @@ def fold_batch_norm(published: StateDict, ours: str, conv: str, norm: str, eps: 
 
 
 def _lite0_layers(network: EfficientNetLite0) -> Iterator[tuple[str, str, str]]:
-    """Our name of every convolution, and the published names of it and of its batch norm."""
+    """Yield our name of every convolution, and the published names of it and of its batch norm."""
     yield "stem", "_conv_stem", "_bn0"
     for i, block in enumerate(network.blocks):
         if block.expand is not None:
@@ -89,7 +89,7 @@ def _lite0_layers(network: EfficientNetLite0) -> Iterator[tuple[str, str, str]]:
 
 
 def filled(network: N, tensors: StateDict, name: str) -> N:
-    """The network with these weights, frozen and in eval mode. Raises UserError, with names, when they don't fit."""
+    """Load weights into the network; return it frozen and in eval mode. Raises UserError if they don't fit."""
     compare(shapes(tensors), shapes(network.state_dict()), f"the weights of {name}")
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False)
