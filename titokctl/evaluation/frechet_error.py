@@ -47,7 +47,10 @@ def frechet_standard_error(features: np.ndarray, samples: Gaussian, reference: G
 
 
 def influences(features: np.ndarray, samples: Gaussian, reference: Gaussian) -> np.ndarray:
-    """Return (n,) float64, n times the influence of each sample on the distance. Arguments as above."""
+    """Return (n,) float64, n times the influence of each sample on the distance, up to a constant.
+
+    Arguments as in `frechet_standard_error`.
+    """
     mean, difference = torch.from_numpy(samples.mean), torch.from_numpy(samples.mean - reference.mean)
     gradient = torch.eye(features.shape[1], dtype=torch.float64) - _transport(samples.covariance, reference.covariance)
     found = []
