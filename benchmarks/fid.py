@@ -31,7 +31,7 @@ from titokctl.evaluation.feature_pass import KEEP_OF_SAMPLES, FeaturePass, measu
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import GaussianSums, frechet_distance, gaussian_of, trace_of_root
 from titokctl.evaluation.image_sets import NpzImages
-from titokctl.evaluation.kernel_distance import kernel_distance
+from titokctl.evaluation.metrics import kernel_distance
 from titokctl.models import inception
 from titokctl.models.inception import Inception
 from titokctl.weights.feature_networks import inception_from

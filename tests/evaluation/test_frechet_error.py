@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from titokctl.evaluation.frechet import Gaussian, frechet_distance, gaussian_of
-from titokctl.evaluation.frechet_error import frechet_standard_error, influences, paired_test
+from titokctl.evaluation.frechet import (
+    Gaussian,
+    frechet_distance,
+    frechet_standard_error,
+    gaussian_of,
+    influences,
+    paired_test,
+)
 
 
 def test_agrees_with_repeated_drawing():

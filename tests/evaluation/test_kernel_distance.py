@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from titokctl.evaluation.kernel_distance import kernel_distance, kernel_distance_in_subsets
+from titokctl.evaluation.metrics import kernel_distance, kernel_distance_in_subsets
 
 
 def by_pairs(x: np.ndarray, y: np.ndarray) -> float:

@@ -9,8 +9,7 @@ from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import FeatureCollector, FeatureSet
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.inception_score import ScoreSums, score_of
-from titokctl.evaluation.kernel_distance import kernel_distance
-from titokctl.evaluation.metrics import METRICS, compute
+from titokctl.evaluation.metrics import METRICS, compute, kernel_distance
 
 WIDTHS = {"pool": 5, "spatial": 3, "logits": 4}
 

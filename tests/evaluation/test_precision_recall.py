@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from titokctl.evaluation import precision_recall as module
-from titokctl.evaluation.precision_recall import precision_recall
+from titokctl.evaluation.metrics import precision_recall
 
 
 def by_numpy(samples: np.ndarray, reference: np.ndarray, k: int) -> tuple[float, float]:
@@ -18,12 +17,11 @@ def by_numpy(samples: np.ndarray, reference: np.ndarray, k: int) -> tuple[float,
 
 
 @pytest.mark.parametrize("block", [1 << 24, 500])
-def test_agrees_with_all_pairs_in_numpy(block, monkeypatch):
-    monkeypatch.setattr(module, "_DISTANCES_AT_ONCE", block)
+def test_agrees_with_all_pairs_in_numpy(block):
     rng = np.random.default_rng(0)
     samples = (rng.standard_normal((130, 5)) * 0.8 + 40).astype(np.float32)
     reference = (rng.standard_normal((90, 5)) + 40.3).astype(np.float32)
-    found = precision_recall(samples, reference)
+    found = precision_recall(samples, reference, at_once=block)
     expected = by_numpy(samples, reference, 3)
     assert found == pytest.approx(expected, abs=1e-6)
     assert 0 < found[1] < found[0]

@@ -19,7 +19,7 @@ from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import FeatureNetwork, open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
-from titokctl.evaluation.kernel_distance import kernel_distance
+from titokctl.evaluation.metrics import kernel_distance
 from titokctl.formats.sample_set import SampleSet
 from titokctl.formats.statistics import read_statistics
 from titokctl.jobs.evaluate.compare import Compare

@@ -15,7 +15,7 @@ from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
-from titokctl.evaluation.kernel_distance import kernel_distance
+from titokctl.evaluation.metrics import kernel_distance
 from titokctl.jobs.evaluate.reconstruct import Reconstruct, picture
 from titokctl.models.lpips import Lpips
 from titokctl.weights.perceptual import lpips_from

@@ -23,8 +23,7 @@ from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import FeatureCollector, FeatureSet, extract
 from titokctl.evaluation.frechet import Gaussian
 from titokctl.evaluation.image_sets import Batch, ImageSet, unreadable
-from titokctl.evaluation.metrics import FID_IMAGES
-from titokctl.evaluation.precision_recall import MAX_REFERENCE_IMAGES
+from titokctl.evaluation.metrics import FID_IMAGES, MAX_REFERENCE_IMAGES
 from titokctl.formats.run_folder import versions
 from titokctl.formats.statistics import Statistics, read_statistics, write_statistics
 

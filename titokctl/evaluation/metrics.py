@@ -1,21 +1,28 @@
-"""The table of metrics: what each one needs, and its numbers for two feature sets. A new metric is one entry of it."""
+"""The table of metrics: what each one needs, and its numbers for two feature sets. A new metric is one entry of it.
 
-from collections.abc import Callable, Sequence
+Letters: n and m images, D feature width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from titokctl.errors import UsageError
 from titokctl.evaluation.features import FeatureSet
-from titokctl.evaluation.frechet import frechet_distance
-from titokctl.evaluation.frechet_error import frechet_standard_error
+from titokctl.evaluation.frechet import frechet_distance, frechet_standard_error
 from titokctl.evaluation.inception_score import score_of
-from titokctl.evaluation.kernel_distance import kernel_distance, kernel_distance_in_subsets
-from titokctl.evaluation.precision_recall import MAX_REFERENCE_IMAGES, NEIGHBOURS, precision_recall
 
 # So many samples are published FIDs of: the distance depends on their number.
 FID_IMAGES = 50_000
 # All pairs of larger sets take minutes; subsets say as much there.
 _MAX_ALL_PAIRS = 10_000
+NEIGHBOURS = 3
+MAX_REFERENCE_IMAGES = 10_000
+_ROWS_AT_ONCE = 2048
 
 Numbers = dict[str, float]
 # Of a feature set, besides the Gaussian of the pooled features: that of the spatial ones, sums over the classifier's
@@ -122,7 +129,7 @@ def _precision_recall(samples: FeatureSet, reference: FeatureSet) -> Numbers:
     return {"precision": precision, "recall": recall}
 
 
-def _kernel_distance(samples: FeatureSet, reference: FeatureSet) -> Numbers:
+def _kid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
     assert samples.features is not None
     assert reference.features is not None
     mean, deviation = kernel_distance_in_subsets(samples.features, reference.features)
@@ -137,6 +144,110 @@ _TABLE = (
     Metric("sfid", _sfid, needs=("spatial",)),
     Metric("is", _inception_score, needs=("logits",), min_count=1, of_samples=True),
     Metric("pr", _precision_recall, needs=("features",), min_count=NEIGHBOURS + 1),
-    Metric("kid", _kernel_distance, needs=("features",)),
+    Metric("kid", _kid, needs=("features",)),
 )
 METRICS = {metric.name: metric for metric in _TABLE}
+
+
+def precision_recall(samples: np.ndarray, reference: np.ndarray, at_once: int = 1 << 24) -> tuple[float, float]:
+    """Return precision and recall (arXiv 1904.06991), both shares in [0, 1], as the ADM evaluator computes them.
+
+    Every image of a set is the centre of a ball that reaches to its k-th nearest neighbour in the set. The union of the
+    balls is the set's region. Precision is the share of samples in the reference's region, recall the share of
+    reference images in the samples' region.
+
+    Args:
+        samples, reference: features (n, D) and (m, D).
+        at_once: at most so many distances are held at once.
+
+    Raises ValueError when widths differ or a set has no more than 3 images.
+    """
+    if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
+        raise ValueError(f"expected features (n, D) and (m, D), not {samples.shape} and {reference.shape}")
+    if min(len(samples), len(reference)) <= NEIGHBOURS:
+        sizes = f"{len(samples)} and {len(reference)}"
+        raise ValueError(f"{NEIGHBOURS} neighbours need more than {NEIGHBOURS} images in each set, not {sizes}")
+    # Distances are the same about any origin; about the middle, float32 keeps more of their digits.
+    origin = reference.mean(0, dtype=np.float64)
+    a = torch.from_numpy((samples - origin).astype(np.float32))
+    b = torch.from_numpy((reference - origin).astype(np.float32))
+    radii_a, radii_b = _radii(a, at_once), _radii(b, at_once)
+    hits_a, hits_b = [], torch.zeros(len(b), dtype=torch.bool)
+    for first, squares in _squared_distances(a, b, at_once):
+        hits_a.append((squares <= radii_b).any(1))
+        hits_b |= (squares <= radii_a[first : first + len(squares), None]).any(0)
+    return float(torch.cat(hits_a).double().mean()), float(hits_b.double().mean())
+
+
+def _radii(x: Tensor, at_once: int) -> Tensor:
+    """Return the squared distance (n,) of every row to its k-th nearest other row."""
+    # The nearest of all is the row itself.
+    return torch.cat(
+        [squares.kthvalue(NEIGHBOURS + 1, dim=1).values for _, squares in _squared_distances(x, x, at_once)]
+    )
+
+
+def _squared_distances(a: Tensor, b: Tensor, at_once: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, squared distances (rows, m)) for blocks of rows of `a`."""
+    rows = max(1, at_once // len(b))
+    norms_a, norms_b = a.square().sum(1), b.square().sum(1)
+    for first in range(0, len(a), rows):
+        block = slice(first, first + rows)
+        products = a[block] @ b.T
+        yield first, products.mul_(-2).add_(norms_a[block, None]).add_(norms_b).clamp_(min=0)
+
+
+def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the kernel distance (KID, arXiv 1801.01401), the unbiased estimate from all pairs.
+
+    It is the squared MMD with the kernel (x . y / D + 1)^3, and may be slightly negative for equal distributions. Unlike
+    the Fréchet distance its expectation does not depend on the number of images, so it suits small sets better.
+
+    Args:
+        x, y: features (n, D) and (m, D). Time and operations grow with (n + m)^2 D.
+
+    Raises:
+        ValueError: when the widths differ or a set has fewer than two rows.
+    """
+    a, b = _checked(x, y)
+    within = _mean_off_diagonal(a) + _mean_off_diagonal(b)
+    return within - 2 * _kernel_sum(a, b) / (len(a) * len(b))
+
+
+def kernel_distance_in_subsets(
+    x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the usual estimate, mean and deviation over `subsets` subsets of min(`subset_size`, n, m) of each set.
+
+    Subset i depends on (seed, i) alone. Raises ValueError as `kernel_distance`.
+    """
+    _checked(x, y)
+    size = min(subset_size, len(x), len(y))
+    if size == len(x) == len(y):  # every subset is the whole set
+        return kernel_distance(x, y), 0.0
+    values = []
+    for i in range(subsets):
+        draw = np.random.Generator(np.random.PCG64([seed, i]))
+        rows_x, rows_y = draw.choice(len(x), size, replace=False), draw.choice(len(y), size, replace=False)
+        values.append(kernel_distance(x[rows_x], y[rows_y]))
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _checked(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"expected features (n, D) and (m, D), not {x.shape} and {y.shape}")
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"a kernel distance needs at least 2 images of each set, not {len(x)} and {len(y)}")
+    return torch.from_numpy(np.ascontiguousarray(x)).double(), torch.from_numpy(np.ascontiguousarray(y)).double()
+
+
+def _kernel_sum(a: Tensor, b: Tensor) -> float:
+    width = a.shape[1]
+    parts = (rows @ b.T for rows in a.split(_ROWS_AT_ONCE))
+    return float(sum((part.div_(width).add_(1) ** 3).sum() for part in parts))
+
+
+def _mean_off_diagonal(a: Tensor) -> float:
+    n, width = a.shape
+    diagonal = (((a * a).sum(1) / width + 1) ** 3).sum()
+    return (_kernel_sum(a, a) - float(diagonal)) / (n * (n - 1))

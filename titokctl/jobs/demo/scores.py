@@ -14,8 +14,8 @@ from titokctl.data.images import to_bytes
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
-from titokctl.evaluation.kernel_distance import kernel_distance
 from titokctl.evaluation.linear_probe import fit_probe
+from titokctl.evaluation.metrics import kernel_distance
 from titokctl.evaluation.nearest import CloserThanHeldOut, closer_than_held_out
 from titokctl.evaluation.reconstruction import psnr
 from titokctl.models.titok.tokenizer import TiTok

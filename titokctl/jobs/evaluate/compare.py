@@ -20,8 +20,7 @@ from titokctl.evaluation.feature_pass import (
     statistics_key,
 )
 from titokctl.evaluation.features import FeatureSet
-from titokctl.evaluation.frechet import Gaussian, frechet_distance
-from titokctl.evaluation.frechet_error import IMAGES_PER_FEATURE, influences, paired_test
+from titokctl.evaluation.frechet import IMAGES_PER_FEATURE, Gaussian, frechet_distance, influences, paired_test
 from titokctl.evaluation.image_sets import ImageSet, Opening, open_images
 from titokctl.formats.atomic import file_sha256
 from titokctl.formats.evaluation import read_evaluations
