@@ -200,8 +200,8 @@ def _squared_distances(a: Tensor, b: Tensor, at_once: int) -> Iterator[tuple[int
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Return the kernel distance (KID, arXiv 1801.01401), the unbiased estimate from all pairs.
 
-    It is the squared MMD with the kernel (x . y / D + 1)^3, and may be slightly negative for equal distributions. Unlike
-    the Fréchet distance its expectation does not depend on the number of images, so it suits small sets better.
+    It is the squared MMD with the kernel (x . y / D + 1)^3, and may be slightly negative for equal distributions.
+    Unlike the Fréchet distance, its expectation does not depend on the number of images, so it suits small sets better.
 
     Args:
         x, y: features (n, D) and (m, D). Time and operations grow with (n + m)^2 D.

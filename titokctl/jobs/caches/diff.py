@@ -1,6 +1,5 @@
 """`titokctl diff`: differences between two caches of the same images, in ids and in decoded pixels."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +11,7 @@ from titokctl.config.differences import flat_differences
 from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder
 from titokctl.errors import UserError
+from titokctl.evaluation.reconstruction import psnr
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.caches.rows import tokenizer_of
 
@@ -143,4 +143,4 @@ def _squared_error(
 
 
 def _psnr(error: float | None) -> float | None:
-    return 10 * math.log10(255**2 / error) if error else None
+    return psnr(error) if error else None
