@@ -10,7 +10,6 @@ from titokctl.cli import console, features, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Machine, Surroundings, perform
-from titokctl.distributed.place import place
 from titokctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,6 +72,8 @@ def fid(
 
 def _show_result(result: ResultT, as_json: bool, show: Callable[[ResultT], None]) -> None:
     """Show a result on stdout; of several processes only rank 0 does."""
+    from titokctl.distributed.place import place
+
     if place().is_main and as_json:
         console.emit_json(result)
     elif place().is_main:

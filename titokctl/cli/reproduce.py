@@ -9,7 +9,6 @@ from titokctl.cli import completion, console, features, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Machine, Surroundings, perform
-from titokctl.distributed.place import place
 
 if TYPE_CHECKING:
     from titokctl.jobs.evaluate.reproduce import Reproduction
@@ -43,6 +42,7 @@ def reproduce(
 
     Run the same command again to resume it. The exit code is 1 when the FID is outside the interval.
     """
+    from titokctl.distributed.place import place
     from titokctl.jobs.evaluate.reproduce import Reproduce
 
     job = Reproduce(name, reference, num_images, features.network(network, inception_weights))

@@ -9,7 +9,6 @@ from titokctl.cli import console, features, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Machine, Surroundings, perform
-from titokctl.distributed.place import place
 
 
 @app.command(epilog="Example: titokctl stats imagenet/ --size 256 --crop adm -o ref.npz")
@@ -35,6 +34,7 @@ def stats(
     as_json: options.Json = False,
 ) -> None:
     """Write the statistics of a set of images, to be named as --ref of `titokctl fid`."""
+    from titokctl.distributed.place import place
     from titokctl.jobs.evaluate.stats import Stats
 
     extractor = features.network(network, inception_weights, fast)
