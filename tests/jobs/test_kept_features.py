@@ -17,7 +17,6 @@ from titokctl.evaluation.extractors import FeatureNetwork
 from titokctl.formats.evaluation import read_evaluations
 from titokctl.jobs.evaluate.fid import Fid
 from titokctl.jobs.tokenize.request import Tokenize
-from titokctl.progress import SilentProgress
 
 TOY = FeatureNetwork("toy")
 

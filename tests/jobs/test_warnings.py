@@ -16,7 +16,6 @@ from titokctl.formats.atomic import file_sha256
 from titokctl.jobs.evaluate.fid import Fid
 from titokctl.jobs.sample.request import Sample
 from titokctl.jobs.tokenize.request import Tokenize
-from titokctl.progress import SilentProgress
 
 SIZE = 24
 
