@@ -1,4 +1,4 @@
-"""Settings of parallel decoding and of classifier-free guidance."""
+"""Settings of sampling and of classifier-free guidance."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on bit for bit.
+"""Checkpoints: everything a run needs to resume bit for bit.
 
 Specification: `<folder>/step-00001000/` holds tensors-0.safetensors, tensors-1.safetensors, ... (weights, EMA,
 optimizer moments; names say which; large states are spread over several files, so that they are written and hashed side
@@ -52,7 +52,7 @@ class Policy:
 
 
 class CheckpointWriter:
-    """Writes checkpoints beside the training: it waits only while the state is copied to the host's memory.
+    """Write checkpoints in the background; training waits only while the state is copied to the host's memory.
 
     A context: at its end the last checkpoint is on the disk. A failure to write is raised by the next `save`, or there.
 
@@ -78,7 +78,7 @@ class CheckpointWriter:
         self._writing = self._thread.submit(save, self._folder, state, self._policy)
 
     def wait(self) -> None:
-        """Until everything is on the disk. Raises UserError when it could not be written."""
+        """Wait until everything is on the disk. Raises UserError when it could not be written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -93,7 +93,7 @@ class CheckpointWriter:
 
 
 def _copied(tensor: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
-    """The tensor on the CPU, in the memory of `into` where that fits."""
+    """Return the tensor on the CPU, in the memory of `into` if it fits."""
     if into is None or (into.shape, into.dtype) != (tensor.shape, tensor.dtype):
         return tensor.to("cpu", copy=True)
     return into.copy_(tensor)
@@ -126,7 +126,7 @@ def save(folder: Path, checkpoint: Checkpoint, policy: Policy) -> Path:
 
 
 def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None; damaged ones are passed over with a word through `say`."""
+    """Return the newest whole checkpoint, or None; damaged ones are skipped and reported through `say`."""
     for path in _step_folders(folder):
         try:
             return _load(path)
@@ -183,7 +183,7 @@ def _fingerprints(folder: Path, names: list[str]) -> dict[str, dict[str, Any] | 
 
 
 def _fingerprint(path: Path) -> dict[str, Any] | None:
-    """Size and SHA-256 of a file; None when there is none."""
+    """Return size and SHA-256 of a file; None if it does not exist."""
     if not path.is_file():
         return None
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

@@ -1,6 +1,6 @@
 """metrics.jsonl: one JSON object a line, each with `step`; the last lines of a killed run may be missing or cut.
 
-A resumed run first drops what lies beyond the step it goes on from, so that every step stands once.
+A resumed run first drops what lies beyond the step it resumes from, so that each step appears once.
 """
 
 import json
@@ -13,13 +13,13 @@ from titokctl.formats.atomic import disk_errors, write_bytes
 
 
 class MetricsSink(Protocol):
-    """Where the numbers of a run go."""
+    """A destination for the numbers of a run."""
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
-        """Write down numbers by name, after `step` steps."""
+        """Record numbers by name, after `step` steps."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish; nothing more is appended."""
 
 
 class MetricsLog:
@@ -39,7 +39,7 @@ class MetricsLog:
             file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self) -> None:
-        """Nothing to do: every record is written as it comes."""
+        """Do nothing: each record is written at once."""
 
     def keep_until(self, step: int) -> None:
         """Drop records with a step beyond `step`."""
@@ -48,7 +48,7 @@ class MetricsLog:
             write_bytes(self.path, "".join(kept).encode())
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records in order; a cut last line is passed over."""
+        """Return all whole records in order; a truncated last line is skipped."""
         if not self.path.exists():
             return []
         records = []
@@ -60,7 +60,7 @@ class MetricsLog:
         return [r for r in records if isinstance(r, dict) and "step" in r]
 
     def newest_values(self) -> dict[str, Any]:
-        """The newest value of every name."""
+        """Return the newest value of each name."""
         values: dict[str, Any] = {}
         for record in self.read():
             values |= record

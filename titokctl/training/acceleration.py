@@ -1,4 +1,4 @@
-"""What a recipe may ask of a network for speed or memory: torch.compile and activation checkpointing."""
+"""Options of a recipe for speed or memory: torch.compile and activation checkpointing."""
 
 from collections.abc import Iterable
 
@@ -10,8 +10,8 @@ from titokctl.config.training import TrainingConfig
 def accelerate(networks: Iterable[nn.Module], config: TrainingConfig) -> None:
     """Compile `networks` in place and let them keep fewer activations, as the recipe says; names of weights stay.
 
-    Each is compiled as a whole, where it is called. Without a word in the recipe that happens on a GPU only. Activation
-    checkpointing reaches every part with transformer blocks, which tells so by its attribute `recompute`.
+    Each network is compiled as a whole, by default on a GPU only. Activation checkpointing applies to each part with
+    transformer blocks; such parts have an attribute `recompute`.
     """
     for network in networks:
         for part in network.modules():

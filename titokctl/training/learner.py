@@ -1,4 +1,4 @@
-"""A module with its optimizer, its schedule and its EMA: what one optimizer step touches."""
+"""A module with its optimizer, its schedule and its EMA: everything that an optimizer step changes."""
 
 import copy
 from typing import Generic, TypeVar
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=nn.Module)
 class Learner(Generic[M]):
     """Updates one module.
 
-    A step whose gradients are not all finite is skipped, on every process alike and without anybody waiting for the
+    A step whose gradients are not all finite is skipped, on each process alike and without waiting for the
     device: the optimizers read a flag there, and counters of such steps stay there until metrics are read.
 
     Args:
@@ -82,17 +82,17 @@ class Learner(Generic[M]):
         torch.maximum(self._most, self._skips[1], out=self._most)
 
     def averaged(self) -> dict[str, torch.Tensor]:
-        """The weights to keep: the EMA's, or the module's own without one."""
+        """Return the weights to keep: the EMA's, or the module's own without an EMA."""
         return self.ema.shadow if self.ema is not None else dict(self.module.state_dict())
 
     def averaged_module(self) -> M:
-        """A copy of the module with `averaged` weights, in evaluation mode."""
+        """Return a copy of the module with `averaged` weights, in eval mode."""
         copied = copy.deepcopy(self.module).eval().requires_grad_(False)
         copied.load_state_dict(self.averaged())
         return copied
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that `load` needs, by name."""
+        """Return everything that `load` needs, by name."""
         named = {f"module.{k}": v for k, v in self.module.state_dict().items()}
         named |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.module, self.optimizers).items()}
         if self.ema is not None:
@@ -100,7 +100,7 @@ class Learner(Generic[M]):
         return named | {"skipped_steps": self._skips}
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Go on from what `tensors` gave after `step` updates."""
+        """Continue from what `tensors` returned after `step` updates."""
         self.module.load_state_dict(part(tensors, "module."))
         load_optimizer_tensors(self.module, self.optimizers, part(tensors, "optimizer."))
         self._skips.copy_(tensors.get("skipped_steps", self._skips))
@@ -111,5 +111,5 @@ class Learner(Generic[M]):
 
 
 def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose name starts with `prefix`, without it."""
+    """Return the tensors whose name starts with `prefix`, under names without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

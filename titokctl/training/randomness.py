@@ -10,11 +10,11 @@ import torch
 
 
 def key(seed: int, purpose: str, *index: int) -> int:
-    """A 63-bit number from (seed, purpose, index), spread by SHA-256."""
+    """Return a 63-bit number from (seed, purpose, index), spread by SHA-256."""
     text = "/".join((str(seed), purpose, *map(str, index)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
-    """A CPU generator that starts from (seed, purpose, index)."""
+    """Return a CPU generator that starts from (seed, purpose, index)."""
     return torch.Generator().manual_seed(key(seed, purpose, *index))

@@ -1,4 +1,4 @@
-"""Which recipe a token cache is trained with, and whether the two fit."""
+"""Find the recipe for a token cache, and check that the two fit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from titokctl.weights.build import skeleton
 def resolve_recipe(
     cache: TokenCache, path: Path, name: str | None, overrides: Sequence[str], progress: Progress
 ) -> tuple[str, GeneratorRecipe]:
-    """The named recipe, or the shipped one for the cache's K and V, checked against the cache.
+    """Return the named recipe, or the shipped one for the cache's K and V, checked against the cache.
 
     A recipe that was found takes its number of classes from the cache; a named one must have enough. Without labels
     the generator has no classes: those of the recipe would never be trained, and could still be drawn.
@@ -39,13 +39,13 @@ def resolve_recipe(
 
 
 def num_classes(cache: TokenCache) -> int:
-    """How many classes the labels of a cache speak of; 0 when there are no labels."""
+    """Return the number of classes that the labels of a cache need; 0 without labels."""
     highest = int(np.max(cache.labels, initial=-1)) + 1
     return max(highest, len(cache.class_names)) if highest else 0
 
 
 def _fitting_recipe(cache: TokenCache, classes: int, path: Path) -> str:
-    """The shipped recipe for K, V and image size; the one with as many classes first, then the smallest model."""
+    """Return the shipped recipe for K, V and image size; equal numbers of classes win, then the smallest model."""
     tokens, codes, size = cache.num_latent_tokens, cache.codebook_size, cache.header.image_size
     found = {}
     for name in recipe_files.shipped("generator"):

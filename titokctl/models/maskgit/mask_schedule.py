@@ -15,7 +15,7 @@ T = TypeVar("T", float, torch.Tensor)
 
 
 def mask_ratio(t: T, schedule: str) -> T:
-    """The share of masked tokens at time `t`.
+    """Return the share of masked tokens at time `t`.
 
     Args:
         t: a number or a float tensor of any shape, in [0, 1].
