@@ -10,7 +10,7 @@ from titokctl.config.guidance_scale import both_forms, doubt, parse_scale
 from titokctl.context import Context
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.extractors import ExtractorOptions
+from titokctl.evaluation.extractors import FeatureNetwork
 from titokctl.formats.image_output import ChunkWriter, ImageFormat
 from titokctl.formats.sample_set import check_fits, not_a_set, state_of, unfinished
 from titokctl.formats.unfinished import exists_already
@@ -147,7 +147,7 @@ class Sample:
         group, say = context.group, context.say
         if group.is_main:  # the output may exist by the time that another process checks
             self.check(context.device)
-        judge, scale = self._judge(context), self.settings.get("guidance_scale")
+        judge, scale = self._judge(context, fetch), self.settings.get("guidance_scale")
         if isinstance(scale, str) and doubt(scale):
             say(doubt(scale))
         team = Team(group, "sample", context.progress, context.stop.check)
@@ -178,10 +178,10 @@ class Sample:
         _say_settings(task, context)
         return SampleWork(task, self.output, judge, team, context)
 
-    def _judge(self, context: Context) -> Judge | None:
+    def _judge(self, context: Context, fetch: bool) -> Judge | None:
         if self.fid is None:
             return None
-        return Judge(self.fid, self.features, ExtractorOptions(context.device, self.inception_weights))
+        return Judge(self.fid, FeatureNetwork(self.features, self.inception_weights), context, fetch)
 
     def _changes(self) -> dict[str, Any]:
         scale = self.settings.get("guidance_scale")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.context import Context
-from titokctl.evaluation.extractors import ExtractorOptions, FeatureNetwork, open_extractor
+from titokctl.evaluation.extractors import FeatureNetwork
 from titokctl.evaluation.feature_pass import KEEP_OF_SAMPLES, Measured, save_features
 from titokctl.evaluation.features import FeatureCollector, FeatureSet
 from titokctl.evaluation.image_sets import Opening, open_images
@@ -20,12 +20,15 @@ from titokctl.jobs.sample.inputs import SampleTask
 class Judge:
     """A feature network, and the reference that a sample set is compared with.
 
+    Args:
+        fetch: download the network's weights if they are missing.
+
     Raises: UsageError for an unknown network, UserError when its weights are missing.
     """
 
-    def __init__(self, reference: Path, features: str, options: ExtractorOptions) -> None:
-        self._reference, self._options = reference, options
-        self.extractor = open_extractor(features, options)
+    def __init__(self, reference: Path, network: FeatureNetwork, context: Context, fetch: bool) -> None:
+        self._reference, self._network = reference, network
+        self.extractor = network.open(context, fetch)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -48,5 +51,5 @@ class Judge:
 
     def metrics(self, folder: Path, task: SampleTask, context: Context) -> dict[str, float]:
         """Return the metrics of the finished set in `folder`; all processes of the group call this."""
-        network = FeatureNetwork(self.extractor.name, self._options.weights)
-        return Fid(folder, self._reference, network=network, tokenizer=str(task.tokenizer.path)).run(context).metrics
+        request = Fid(folder, self._reference, network=self._network, tokenizer=str(task.tokenizer.path))
+        return request.run(context).metrics
