@@ -14,6 +14,8 @@ _PUBLIC = {
     "Context": "titokctl.context",
     "Tokenize": "titokctl.jobs.tokenize.request",
     "Sample": "titokctl.jobs.sample.request",
+    "Fid": "titokctl.jobs.evaluate.fid",
+    "FeatureNetwork": "titokctl.evaluation.extractors",
     "load_tokenizer": "titokctl.weights.load",
     "load_generator": "titokctl.weights.load",
     "TiTok": "titokctl.models.titok.tokenizer",
@@ -28,6 +30,8 @@ _PUBLIC = {
 
 __all__ = [
     "Context",
+    "FeatureNetwork",
+    "Fid",
     "GeneratorConfig",
     "MaskGit",
     "Sample",
@@ -50,7 +54,9 @@ if TYPE_CHECKING:
     from titokctl.config.sampling import SamplingConfig
     from titokctl.context import Context
     from titokctl.errors import UserError
+    from titokctl.evaluation.extractors import FeatureNetwork
     from titokctl.formats.token_cache import TokenCache
+    from titokctl.jobs.evaluate.fid import Fid
     from titokctl.jobs.sample.request import Sample
     from titokctl.jobs.tokenize.request import Tokenize
     from titokctl.jobs.train.generator import TrainGenerator
