@@ -15,7 +15,7 @@ LAYERS = (
     ("context",),
     ("models", "formats", "distributed"),
     ("config",),
-    ("errors", "progress", "dry_run"),
+    ("errors", "progress"),
     ("readable",),
 )
 HEIGHT = {layer: len(LAYERS) - i for i, row in enumerate(LAYERS) for layer in row}

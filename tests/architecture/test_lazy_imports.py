@@ -62,7 +62,6 @@ def test_the_command_line_imports_late():
         "titokctl.cli",
         "titokctl.errors",
         "titokctl.progress",
-        "titokctl.dry_run",
         "titokctl.readable",
         "titokctl.distributed.stop",
     )

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -17,7 +17,6 @@ from titokctl.readable import counted, readable, size
 
 if TYPE_CHECKING:
     from titokctl.context import Context
-    from titokctl.distributed.group import Group
     from titokctl.distributed.stop import StopRequest
     from titokctl.jobs.plan import Job, ReadingJob, WritePlan
 
@@ -64,10 +63,7 @@ def perform(job: "Job[Any, ResultT] | ReadingJob[ResultT]", around: Surroundings
     """
     with context(around, getattr(job, "check", None)) as found:
         if around.dry_run:
-            from titokctl.dry_run import dry_run
-
-            with dry_run():
-                plan = cast("Job[Any, ResultT]", job).plan(found)
+            plan = cast("Job[Any, ResultT]", job).plan(found)
             found.progress.close()
             show_plan(plan, around.as_json)
             raise typer.Exit
@@ -183,83 +179,3 @@ def _free_bytes(plan: "WritePlan") -> int:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"no permission to write {plan.output}", "choose another output with -o")
     return shutil.disk_usage(existing).free
-
-
-# The commands that are not requests yet still use what follows.
-
-
-@dataclass(frozen=True)
-class Work:
-    """What this process works with; `group.is_main` is true for the one that talks."""
-
-    progress: Progress
-    stop: "StopRequest"
-    group: "Group"
-    device: str
-
-
-@contextmanager
-def alone(
-    quiet: bool, is_dry: bool = False, as_json: bool = False, is_main: bool = True
-) -> "Iterator[tuple[Progress, StopRequest]]":
-    """Surroundings of a job in this process. A dry run ends in it, its plan shown, with `typer.Exit`.
-
-    However the job ends, its progress is closed before anything else is said.
-    """
-    from titokctl.distributed.stop import StopRequest
-    from titokctl.dry_run import Planned, dry_run
-
-    progress = console.progress(quiet, is_main)
-    try:
-        with StopRequest() as stop, dry_run() if is_dry else nullcontext():
-            try:
-                yield progress, stop
-            finally:
-                progress.close()
-    except Planned as planned:
-        show_plan(planned.plan, as_json)
-        raise typer.Exit from None
-
-
-@contextmanager
-def together(
-    machine: Machine,
-    quiet: bool,
-    is_dry: bool = False,
-    as_json: bool = False,
-    *,
-    check: Callable[[str], None] = lambda device: None,
-    takes_all_gpus: bool = False,
-) -> Iterator[Work]:
-    """Surroundings of a job in as many processes as were asked for; leaves with `typer.Exit` when they have worked.
-
-    A dry run is for one process, whatever was asked for.
-
-    Args:
-        check: called with the device, before any process is started.
-        takes_all_gpus: where nothing says how many processes are wanted, each GPU gets one.
-    """
-    from titokctl.distributed import launch
-    from titokctl.distributed.group import process_group, single_group
-    from titokctl.distributed.place import adopt_slurm, place
-    from titokctl.models.device import device_named, gpus_to_use
-
-    if machine.gpus is None and machine.procs is None and machine.nodes == 1:
-        adopt_slurm(os.environ)
-    device = device_named(machine.device, "cpu" if machine.procs is not None else None)
-    if place().is_main:
-        check(device)
-    elif is_dry:
-        raise typer.Exit
-    if is_dry:
-        launch.processes_here(machine.gpus, machine.procs)
-    else:
-        nodes = launch.Nodes(machine.nodes, machine.node_rank, machine.endpoint)
-        if launch.relaunch(machine.gpus, machine.procs, nodes, gpus_to_use(device) if takes_all_gpus else None):
-            raise typer.Exit
-    with alone(quiet, is_dry, as_json, place().is_main) as (progress, stop):
-        if is_dry:
-            yield Work(progress, stop, single_group(), device)
-            return
-        with process_group(device) as group:
-            yield Work(progress, stop, group, device)
