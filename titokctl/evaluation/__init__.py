@@ -1,1 +1,1 @@
-"""How good images are: features, distances between sets, reconstruction errors."""
+"""Evaluation of images: features, distances between sets, reconstruction errors."""

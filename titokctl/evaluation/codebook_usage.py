@@ -1,4 +1,4 @@
-"""How much of a codebook a set of ids uses: the share of codes that occur, and the perplexity.
+"""Codebook usage of a set of ids: the share of codes that occur, and the perplexity.
 
 Perplexity is exp(H), H the entropy of the codes' frequencies in nats: V when all occur equally often, 1 when one does.
 Letters: N rows, K latent tokens, V codebook size.
@@ -14,7 +14,7 @@ MAX_COUNTS = 1 << 26  # 512 MiB of counters
 
 @dataclass(frozen=True)
 class CodebookUsage:
-    """How many of `size` codes occur, and the perplexity: the number of equally frequent codes that says as much."""
+    """Number of codes of `size` that occur, and the perplexity: exp of the entropy of their frequencies."""
 
     used: int
     size: int

@@ -36,7 +36,7 @@ _DECODERS = ("pillow", "titokctl")
 
 @dataclass(frozen=True)
 class FeaturePass:
-    """How sets are measured.
+    """Settings of a feature pass.
 
     Args:
         extractor: the feature network.
@@ -116,7 +116,7 @@ def share_of(count: int, batch_size: int, group: Group) -> range:
 
 @dataclass
 class _Reading:
-    """What reading finds: positions of images whose features are still to come, bad images, and the size of all."""
+    """State of reading: positions of images whose features are pending, rejected images, and the size of all."""
 
     positions: list[int] = field(default_factory=list)
     shape: list[int] | None = None

@@ -105,7 +105,7 @@ class ImageSet(ABC):
 
 @dataclass(frozen=True)
 class Opening:
-    """How sets of images are opened.
+    """Options for opening sets of images.
 
     Args:
         context: its runs folder is searched for tokenizers; token caches are decoded on its device.

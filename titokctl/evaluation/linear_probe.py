@@ -16,7 +16,7 @@ _MOST_STEPS = 100
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """What `fit_probe` found: standardisation (D,) each, weights (C, D), biases (C,)."""
+    """Result of `fit_probe`: mean and deviation (D,) each, weights (C, D), biases (C,)."""
 
     mean: Tensor
     deviation: Tensor

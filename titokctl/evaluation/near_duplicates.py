@@ -49,7 +49,7 @@ def near_pairs(ids: np.ndarray, others: np.ndarray | None = None, max_distance: 
 
 
 class _Search:
-    """What the bands found so far."""
+    """Pairs that the bands found so far."""
 
     def __init__(self, every: np.ndarray, n: int, is_cross: bool, edges: np.ndarray, keep: int) -> None:
         self._every, self._n, self._is_cross, self._edges, self._keep = every, n, is_cross, edges, keep

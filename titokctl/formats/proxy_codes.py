@@ -35,7 +35,7 @@ class ProxyCodes:
         try:
             found = np.lib.format.open_memmap(path, "r")  # to write, it would make a file longer that was cut off
         except ValueError as error:
-            raise UserError(f"{path} is damaged: it is no whole NumPy array", hint) from error
+            raise UserError(f"{path} is damaged: it is not a complete NumPy array", hint) from error
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}", hint) from error
         if (found.shape, found.dtype) != (shape, np.dtype("<u2")):

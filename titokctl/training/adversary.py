@@ -41,11 +41,11 @@ class Adversary:
         self.averages = torch.zeros(2, device=self._device)  # of the mean logits, for LeCam: real, made
 
     def is_on(self, step: int) -> bool:
-        """Whether it takes part in `step`."""
+        """Return True if the adversary takes part in `step`."""
         return step >= self.config.start
 
     def loss(self, made: torch.Tensor, step: int) -> torch.Tensor:
-        """What the maker of `made` (b, 3, S, S) loses, a scalar; the discriminator's weights get no gradients of it."""
+        """Return the weighted generator loss for `made` (b, 3, S, S), a scalar, without gradients for the discriminator."""
         if not self.is_on(step):
             return made.new_zeros(())
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}

@@ -39,7 +39,7 @@ class LiveCodebook:
         self.last_used = torch.full((len(self.codes),), -RECENT_STEPS, device=self.codes.device)
 
     def quantizes(self, step: int) -> bool:
-        """Whether `step` looks codes up, rather than taking latents as they are."""
+        """Return True if `step` quantizes latents; False if it passes them on as they are."""
         return step >= self.config.continuous_steps
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class LiveCodebook:
         self.codes.copy_(kmeans(torch.cat(found), len(self.codes), _KMEANS_ITERATIONS, draws))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint needs besides the codes."""
+        """Return the tensors that a checkpoint needs besides the codes."""
         found = {"last_used": self.last_used}
         return found if self.usage is None else found | {"usage": self.usage}
 

@@ -1,4 +1,4 @@
-"""What the stages of training a tokenizer share: images in micro batches, one learner, and perhaps an adversary.
+"""The part that all stages of training a tokenizer share: micro batches, one learner, an optional adversary.
 
 A stage says in `make` what one micro batch costs; everything else of an optimizer step is here.
 Letters: B images of the global batch, b of a micro batch, S image size, M latents, C token size.
@@ -39,7 +39,7 @@ class Micro(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a stage makes of a micro batch.
+    """Result of a micro batch.
 
     `loss` and `shown` are scalars, means over its images; `shown` by name, detached ("mse" becomes "psnr"). `images`
     are the float32 reconstructions for the adversary; `latents` (M, C) and `ids` (M,) what the codebook was looked up
@@ -95,14 +95,14 @@ class ImageStage(Generic[M]):
         raise NotImplementedError
 
     def begin(self, step: int) -> None:
-        """What a stage does before the batch of `step`."""
+        """Prepare for `step`, before its batch."""
 
     def quantizes(self, step: int) -> bool:
-        """Whether `step` looks codes up, rather than taking latents as they are."""
+        """Return True if `step` quantizes latents; False if it passes them on as they are."""
         return self.codebook is None or self.codebook.quantizes(step)
 
     def cares_for_codes(self, step: int) -> bool:
-        """Whether unused codes are moved after `step`."""
+        """Return True if unused codes are re-seeded after `step`."""
         return self.codebook is not None and self.codebook.quantizes(step)
 
     def prepare(self, step: int) -> None:

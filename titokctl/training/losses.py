@@ -21,7 +21,7 @@ def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 
 
 def adversarial_loss(fake: torch.Tensor) -> torch.Tensor:
-    """What a network that makes pictures loses by the discriminator's logits for them: minus their mean."""
+    """Return the generator's hinge loss: minus the mean of the discriminator's logits."""
     return -fake.float().mean()
 
 

@@ -16,7 +16,7 @@ _BLOCK_MATRIX = re.compile(
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, norms, latent and mask tokens, codes, nor to embeddings.
+    """Return True if weight decay applies: not to biases, norms, latent and mask tokens, codes, or embeddings.
 
     Source: bytedance/1d-tokenizer, commit 942a96f (the rule goes by dimension and by "embed" in the name, which its
     codebook has).
@@ -25,7 +25,7 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon may update it: matrices of attention and MLP, kernels of residual blocks, not tables or heads."""
+    """Return True if Muon may update it: matrices of attention and MLP, kernels of residual blocks."""
     return parameter.ndim >= 2 and _BLOCK_MATRIX.search(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a reconstruction loses against its image: differences of pixels, and of what perceptual networks see."""
+"""Reconstruction loss: differences of pixels, and of features of perceptual networks."""
 
 from collections.abc import Callable, Mapping
 

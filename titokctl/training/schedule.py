@@ -6,7 +6,7 @@ from titokctl.config.training import ScheduleConfig
 
 
 def learning_rate_scale(step: int, schedule: ScheduleConfig, total_steps: int) -> float:
-    """What the recipe's learning rates are multiplied by at optimizer step `step` (0-based).
+    """Return the factor of the recipe's learning rates at optimizer step `step` (0-based).
 
     step / warm-up at first, so that the first step has 0 as in the official code, then the schedule towards
     `end_fraction`, where it stays from `total_steps` on.

@@ -1,4 +1,4 @@
-"""How fast training goes: images a second, the share of time spent waiting for data, and of the device's peak."""
+"""Training speed: images a second, the share of time spent waiting for data, and the share of the device's peak."""
 
 import resource
 import sys
@@ -14,7 +14,7 @@ _RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
 
 @dataclass(frozen=True)
 class Cost:
-    """What training on one image costs, in operations, and what one device can do in a second at most."""
+    """Cost of training on one image, in operations, and the peak of one device, in operations a second."""
 
     operations_per_image: float
     peak: float
@@ -82,7 +82,7 @@ def _most_memory() -> int:
 
 
 def training_cost(operations_per_image: Callable[[], float], device: torch.device | str, precision: str) -> Cost | None:
-    """What one image costs, against the peak measured on a GPU.
+    """Return the cost of one image, with the peak measured on a GPU.
 
     None on a CPU, whose peak nobody compares with and would cost seconds to measure.
     """

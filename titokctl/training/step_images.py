@@ -59,7 +59,7 @@ class StepImages:
         return self._count
 
     def views(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the global batch of `step` shows: epochs (or the recorded crops that come in turn) and positions.
+        """Return epochs (or the recorded crops that come in turn) and positions of the global batch of `step`.
 
         Both (B,) int64; of sources that can be read by position.
         """
@@ -75,7 +75,7 @@ class StepImages:
         return images
 
     def remarks(self) -> list[str]:
-        """What was wrong with the images that this process met, counted, in words."""
+        """Return the problems of images that this process read, counted, as sentences."""
         return self._images.problems.remarks()
 
     def _make(self, step: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ _DECODED_AT_MOST = 64
 
 @dataclass(frozen=True)
 class Difference:
-    """How two caches differ.
+    """Differences between two caches.
 
     Args:
         rows: share of the rows that differ anywhere.

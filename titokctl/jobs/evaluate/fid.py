@@ -39,7 +39,7 @@ class FidResult:
 
 @dataclass(frozen=True)
 class FidPlan:
-    """What would be compared, and by which metrics; `kept_in` is where the result would be kept."""
+    """The sets and the metrics that would be computed; `kept_in` is the file for the result."""
 
     samples: Path
     images: int

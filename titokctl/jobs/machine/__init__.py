@@ -1,1 +1,1 @@
-"""What is on this machine: runs, recipes, and what the hardware can do."""
+"""Commands about this machine: its runs, recipes and hardware."""

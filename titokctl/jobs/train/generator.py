@@ -125,7 +125,7 @@ class TrainGenerator:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a run is made of; `name` is the recipe's."""
+    """Inputs of a run; `name` is the recipe's."""
 
     cache: TokenCache
     name: str

@@ -153,7 +153,7 @@ class TrainTokenizer:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a run is made of."""
+    """Inputs of a run."""
 
     source: Source
     held_out: Source | None

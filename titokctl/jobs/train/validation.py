@@ -80,7 +80,7 @@ class Validation:
     def _reconstructions(
         self, tokenizer: Tokenizer, step: int, sums: ReconstructionSums, counts: np.ndarray
     ) -> Iterator[np.ndarray]:
-        """What the tokenizer makes of this process's images, batch by batch, counted on the way."""
+        """Yield the reconstructions of this process's images, batch by batch, and count them."""
         for number, pixels in enumerate(self._batches()):
             tokens, made = reconstructed(tokenizer, pixels)
             sums.add(pixels, made)
