@@ -228,7 +228,7 @@ def test_a_read_only_folder_is_refused(place, capsys):
         ("train-tokenizer shards --recipe tiny --val shards", "# sees 26,240 images", ("epochs", 26_240 / 6)),
         (
             "train-gen ids.h5 --recipe tiny --set model.num_latent_tokens=8 --set model.codebook_size=32",
-            "6 images a step each",
+            "6 images per step each",
             ("images_per_process", 6),
         ),
     ],
