@@ -45,7 +45,7 @@ class Adversary:
         return step >= self.config.start
 
     def loss(self, made: torch.Tensor, step: int) -> torch.Tensor:
-        """Return the weighted generator loss for `made` (b, 3, S, S), a scalar, without gradients for the discriminator."""
+        """Return the weighted generator loss for `made` (b, 3, S, S), a scalar; the discriminator gets no gradients."""
         if not self.is_on(step):
             return made.new_zeros(())
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
