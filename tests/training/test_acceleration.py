@@ -9,6 +9,7 @@ import torch
 from titokctl.config.models import TokenizerConfig, TransformerConfig
 from titokctl.config.training import TrainingConfig
 from titokctl.models.initialization import initialize
+from titokctl.models.precision import training_attention
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.acceleration import accelerate
 
@@ -27,7 +28,8 @@ def gradients(**options):
     kept = {}
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t)
     images = torch.rand(2, 3, 32, 32)
-    with hooks:
+    # As the stages of training call it: the choice of the attention's kernel ends before the backward pass.
+    with hooks, training_attention("cpu"):
         loss = tokenizer.decode(tokenizer.quantizer(tokenizer.encode(images)).vectors).square().mean()
     loss.backward()
     return {n: p.grad for n, p in tokenizer.named_parameters() if p.grad is not None}, sum(
