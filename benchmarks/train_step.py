@@ -48,7 +48,7 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.jobs.train.generator import build_task
 from titokctl.jobs.train.stage_start import Start
-from titokctl.jobs.train.stages import Surroundings, build_stage
+from titokctl.jobs.train.stages import Parts as StageParts, build_stage
 from titokctl.training.cost import generator_operations
 from titokctl.training.generator_task import GeneratorTask
 from titokctl.training.image_stage import ImageStage
@@ -234,7 +234,7 @@ def run_loop(recipe: TokenizerRecipe, device: str, steps: int, data: Path, folde
     group, run = single_group(), folder / f"run-{data.name}"
     run.mkdir()
     images = StepImages(open_source([data]), recipe, group, print)
-    task = Watched(build_stage(recipe, Start(None, None, {}), Surroundings(images, None, device, group)), device)
+    task = Watched(build_stage(recipe, Start(None, None, {}), StageParts(images, None, device, group)), device)
     short = recipe.training.model_copy(update={"steps": WARM + steps})
     with StopRequest() as stop:
         Loop(task, short, run, "", Context(stop=stop, group=group)).run()

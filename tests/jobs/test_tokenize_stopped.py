@@ -55,7 +55,7 @@ def test_a_signal_ends_it_cleanly_and_the_same_command_resumes(
     output = tmp_path / "tokens.h5"
     done = stopped_after(2, number, source, output)
     assert done.returncode == code, done.stderr
-    assert "Run the same command again" in done.stderr
+    assert "run the same command again" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5.parts"]
     assert not list(tmp_path.rglob(".*.tmp-*"))
     assert run([*words(source, output), "--json"]) == 0

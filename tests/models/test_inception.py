@@ -57,5 +57,5 @@ def test_resize_follows_the_formula_of_tensorflow_1(height, width, size):
 
 
 def test_a_table_of_another_network_is_refused():
-    with pytest.raises(UserError, match="no weights of FID's Inception"):
+    with pytest.raises(UserError, match="not the weights of FID's Inception"):
         inception_from({"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)})
