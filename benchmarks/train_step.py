@@ -48,7 +48,8 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.jobs.train.generator import build_task
 from titokctl.jobs.train.stage_start import Start
-from titokctl.jobs.train.stages import Parts as StageParts, build_stage
+from titokctl.jobs.train.stages import Parts as StageParts
+from titokctl.jobs.train.stages import build_stage
 from titokctl.training.cost import generator_operations
 from titokctl.training.generator_task import GeneratorTask
 from titokctl.training.image_stage import ImageStage
