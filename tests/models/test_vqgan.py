@@ -5,8 +5,7 @@ import torch
 
 from titokctl.config.models import VqganConfig
 from titokctl.models.initialization import initialize
-from titokctl.models.vqgan.pixels import ProxyPixels
-from titokctl.models.vqgan.vqgan import MaskGitVqgan
+from titokctl.models.vqgan.vqgan import MaskGitVqgan, ProxyPixels
 
 CONFIG = VqganConfig(channels=16, channel_multipliers=(1, 2, 2), num_res_blocks=1, codebook_size=30, token_size=8)
 

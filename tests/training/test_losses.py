@@ -8,7 +8,7 @@ from golden import golden
 from titokctl.config.models import TokenizerConfig, TransformerConfig
 from titokctl.models.titok import quantizers
 from titokctl.training.codebook import reseed
-from titokctl.training.ema import Ema
+from titokctl.training.learner import Ema
 from titokctl.training.losses import (
     adversarial_loss,
     global_means,

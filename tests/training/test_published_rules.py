@@ -14,10 +14,9 @@ from titokctl.models.maskgit.masking import masked_accuracy, masked_token_loss, 
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.codebook import kmeans, reseed
-from titokctl.training.ema import Ema, ema_decay
+from titokctl.training.learner import Ema, ema_decay, learning_rate_scale
 from titokctl.training.muon import Muon, orthogonal
 from titokctl.training.optimizer import build_optimizers, is_decayed
-from titokctl.training.schedule import learning_rate_scale
 
 SMALL = TransformerConfig(patch_size=8, width=8, num_layers=1, num_heads=2)
 

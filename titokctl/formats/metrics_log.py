@@ -1,5 +1,6 @@
-"""metrics.jsonl: one JSON object a line, each with `step`; the last lines of a killed run may be missing or cut.
+"""Logs of a run's numbers: metrics.jsonl, and TensorBoard's event files beside it.
 
+metrics.jsonl has one JSON object a line, each with `step`; the last lines of a killed run may be missing or cut.
 A resumed run first drops what lies beyond the step it resumes from, so that each step appears once.
 """
 
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, write_bytes
 
 
@@ -65,3 +67,33 @@ class MetricsLog:
         for record in self.read():
             values |= record
         return values
+
+
+class TensorBoardLog:
+    """Scalars for `tensorboard --logdir`.
+
+    Args:
+        folder: where the event files go.
+        first_step: what an earlier, killed run wrote from here on is hidden.
+
+    Raises UserError when the package is not installed.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "training.tensorboard needs the package tensorboard, which is not installed",
+                "pip install 'titokctl[tensorboard]', or --set training.tensorboard=false",
+            ) from error
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to every curve."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self._writer.close()

@@ -1,6 +1,7 @@
 """A module with its optimizer, its schedule and its EMA: everything that an optimizer step changes."""
 
 import copy
+import math
 from typing import Generic, TypeVar
 
 import torch
@@ -9,11 +10,57 @@ from torch import nn
 from titokctl.config.training import OptimizerConfig, ScheduleConfig
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import sum_gradients
-from titokctl.training.ema import Ema
 from titokctl.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
-from titokctl.training.schedule import learning_rate_scale
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def learning_rate_scale(step: int, schedule: ScheduleConfig, total_steps: int) -> float:
+    """Return the factor of the recipe's learning rates at optimizer step `step` (0-based).
+
+    step / warm-up at first, so that the first step has 0 as in the official code, then the schedule towards
+    `end_fraction`, where it stays from `total_steps` on.
+    """
+    if step < schedule.warmup_steps:
+        return step / schedule.warmup_steps
+    if schedule.kind == "constant":
+        return 1.0
+    if schedule.kind == "warmup-stable-decay":
+        left = max(0, total_steps - step) / schedule.decay_steps
+        return schedule.end_fraction + (1 - schedule.end_fraction) * min(1.0, left)
+    done = min(1.0, (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps))
+    return schedule.end_fraction + (1 - schedule.end_fraction) * (1 + math.cos(math.pi * done)) / 2
+
+
+def ema_decay(update: int, max_decay: float) -> float:
+    """Decay of the `update`-th update (0-based): 0 first, then min(max_decay, (1 + t) / (10 + t)) with t = update."""
+    return 0.0 if update == 0 else min(max_decay, (1 + update) / (10 + update))
+
+
+class Ema:
+    """A shadow of a module's parameters and buffers.
+
+    Args:
+        module: what is averaged; the shadow starts as a copy.
+        max_decay: decay after the warm-up.
+    """
+
+    def __init__(self, module: nn.Module, max_decay: float) -> None:
+        self.max_decay = max_decay
+        self.updates = 0
+        self.shadow = {name: t.detach().clone() for name, t in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move the shadow towards `module`; tensors that are not floating point are copied."""
+        weight = 1 - ema_decay(self.updates, self.max_decay)
+        self.updates += 1
+        pairs = [(self.shadow[name], t.detach()) for name, t in module.state_dict().items()]
+        floats = [(s, t) for s, t in pairs if s.is_floating_point()]
+        torch._foreach_lerp_([s for s, _ in floats], [t for _, t in floats], weight)
+        for shadow, tensor in pairs:
+            if not shadow.is_floating_point():
+                shadow.copy_(tensor)
 
 
 class Learner(Generic[M]):

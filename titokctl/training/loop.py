@@ -17,8 +17,7 @@ from titokctl.context import Context
 from titokctl.distributed.reduce import StopAgreement
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
-from titokctl.formats.metrics_log import MetricsLog, MetricsSink
-from titokctl.formats.tensorboard_log import TensorBoardLog
+from titokctl.formats.metrics_log import MetricsLog, MetricsSink, TensorBoardLog
 from titokctl.training.speed import Cost, Recent
 
 Metrics = Mapping[str, torch.Tensor | float]

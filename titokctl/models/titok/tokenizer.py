@@ -13,7 +13,7 @@ from titokctl.config.models import TokenizerConfig
 from titokctl.models.titok import quantizers
 from titokctl.models.titok.decoder import Decoder
 from titokctl.models.titok.encoder import Encoder
-from titokctl.models.vqgan.pixels import ProxyPixels
+from titokctl.models.vqgan.vqgan import ProxyPixels
 
 
 class TiTok(nn.Module):

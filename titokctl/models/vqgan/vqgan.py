@@ -93,3 +93,19 @@ class MaskGitVqgan(nn.Module):
         """Convert proxy codes (B, N) as `tokenize` returns them to images (B, 3, S, S) float32 in [0, 1]."""
         grid = round(codes.shape[1] ** 0.5)
         return self.decode(codes.unflatten(1, (grid, grid))).float().clamp(0, 1)
+
+
+class ProxyPixels(nn.Module):
+    """MaskGIT-VQGAN's codebook and decoder, fine-tuned in stage 2 on mixtures of code vectors."""
+
+    def __init__(self, config: VqganConfig) -> None:
+        super().__init__()
+        self.codebook = nn.Parameter(torch.zeros(config.codebook_size, config.token_size))
+        self.decoder = VqganDecoder(config)
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (B, N, proxy codes) of a square grid to pixels (B, 3, H, W), not clamped."""
+        grid = round(logits.shape[1] ** 0.5)
+        mixture = torch.softmax(logits.float(), -1).to(self.codebook.dtype) @ self.codebook  # (B, N, C)
+        # Contiguous: GroupNorm over channels-last memory rounds by how threads share a batch.
+        return self.decoder(mixture.mT.unflatten(2, (grid, grid)).contiguous())
