@@ -1,6 +1,5 @@
 """The example package: a generator of another kind from outside the tree, from a token cache to a score."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import tiny
 import torch
 import toy_features
 import trained
-from command_line import PATIENCE_S
 
 import titokctl
 from titokctl.cli.app import run
@@ -34,21 +32,6 @@ SMALL = [
     "model.width=32", "model.num_layers=2", "training.steps=6", "training.global_batch_size=8", "views=[plain]",
     "training.precision=float32", "training.evaluate_every=3", "training.checkpoint_every=3", "val_fraction=0.2",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """A folder that holds the installed package."""
-    target = tmp_path_factory.mktemp("installed")
-    offline = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", *offline, "--target", str(target), str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stderr
-    return target
 
 
 @pytest.fixture

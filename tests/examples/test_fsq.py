@@ -1,14 +1,11 @@
 """The example package: a quantizer from outside the tree, installed as people install it, through the whole chain."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from command_line import PATIENCE_S
 from PIL import Image
 
 import titokctl
@@ -30,21 +27,6 @@ SMALL_GENERATOR = [
     "model.num_latent_tokens=8", "model.codebook_size=240", "model.num_classes=2", "model.width=32",
     "model.mlp_width=64", "training.steps=6", "training.global_batch_size=8", "training.precision=float32",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """A folder that holds the installed package."""
-    target = tmp_path_factory.mktemp("installed")
-    offline = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", *offline, "--target", str(target), str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stderr
-    return target
 
 
 @pytest.fixture
