@@ -234,7 +234,7 @@ def run_loop(recipe: TokenizerRecipe, device: str, steps: int, data: Path, folde
     """One run of the training loop on the images in `data`."""
     group, run = single_group(), folder / f"run-{data.name}"
     run.mkdir()
-    images = StepImages(open_source([data]), recipe, group, print)
+    images = StepImages(open_source([data]), recipe, Context(device=device))
     task = Watched(build_stage(recipe, Start(None, None, {}), StageParts(images, None, device, group)), device)
     short = recipe.training.model_copy(update={"steps": WARM + steps})
     with StopRequest() as stop:

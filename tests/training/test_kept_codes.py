@@ -12,8 +12,8 @@ from shard_server import Server
 from torch.nn.modules.module import register_module_forward_hook
 
 from titokctl.config import recipe_files
+from titokctl.context import Context
 from titokctl.data.sources import open_source
-from titokctl.distributed.group import single_group
 from titokctl.errors import Stopped, UserError
 from titokctl.formats import checkpoint, proxy_codes
 from titokctl.formats.proxy_codes import ProxyCodes
@@ -148,7 +148,7 @@ def test_shards_that_are_only_read_from_front_to_end_are_refused(chain, runs, tm
     try:
         source = open_source([f"{server.url}/000.tar"])
         with pytest.raises(UserError, match="can be read in any order") as refused:
-            StepImages(source, recipe, single_group(), print)
+            StepImages(source, recipe, Context())
     finally:
         server.close()
     assert "cached_crops=null" in refused.value.hint

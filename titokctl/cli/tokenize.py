@@ -29,9 +29,9 @@ def tokenize(
         int | None, option("--batch-size", "Images encoded at once; by default what suits the device.", min=1)
     ] = None,
     precision: Annotated[
-        Literal["float32", "tf32", "bf16", "fp16"],
-        option("--precision", "Recorded in the cache.", "float32|tf32|bf16|fp16"),
-    ] = "float32",
+        Literal["float32", "tf32", "bf16", "fp16"] | None,
+        option("--precision", "Recorded in the cache; by default fp16 on a GPU.", "float32|tf32|bf16|fp16"),
+    ] = None,
     workers: Annotated[
         int | None, option("--workers", "Images a process decodes at once; by default its cores.", min=1)
     ] = None,

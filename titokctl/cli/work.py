@@ -86,11 +86,11 @@ def context(around: Surroundings, check: Callable[[str], None] | None = None) ->
 
     runs = runs_root(around.runs_dir)
     if around.machine is None:
-        device = _device(around.device)
+        device = _chosen(_device(around.device))
         with _reporting(around.quiet) as (progress, stop):
             yield Context(runs, device, progress, stop)
         return
-    device = _start_processes(around, around.machine, check)
+    device = _chosen(_start_processes(around, around.machine, check))
     with _reporting(around.quiet, place().is_main) as (progress, stop):
         if around.dry_run:
             yield Context(runs, device, progress, stop)
@@ -145,6 +145,15 @@ def _device(wanted: str | None) -> str:
     from titokctl.models.device import device_named
 
     return device_named(wanted)
+
+
+def _chosen(device: str) -> str:
+    """Make a GPU that was named by its number the current one, and return its name."""
+    if ":" in device:
+        import torch
+
+        torch.cuda.set_device(device)
+    return device
 
 
 def show_plan(plan: "WritePlan", as_json: bool) -> None:

@@ -9,7 +9,7 @@ from titokctl.data.images import encode_png, encode_webp, to_bytes
 from titokctl.errors import UserError
 from titokctl.formats.image_output import Encode
 from titokctl.formats.token_header import CacheHeader
-from titokctl.models.device import default_batch_size
+from titokctl.models.device import current_device, default_batch_size, host_zeros, send
 from titokctl.models.inference import can_infer, prepared
 from titokctl.models.precision import PRECISIONS, Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
@@ -56,11 +56,9 @@ class ImageDecoder:
         Returns a function that waits for the images (n, S, S, 3) uint8.
         """
         dtype = torch.int64 if rows.dtype.kind == "u" else torch.float32
-        # Copied from pinned memory, so that the host does not wait for the work that is queued on the device.
-        pinned = torch.device(self._device).type == "cuda"
-        padded = torch.zeros((batch_size, *rows.shape[1:]), dtype=dtype, pin_memory=pinned)
+        padded = host_zeros((batch_size, *rows.shape[1:]), dtype, self._device)
         padded[: len(rows)] = torch.from_numpy(rows.astype(np.int64 if dtype == torch.int64 else np.float32))
-        fetch = on_host({"images": self.images(padded.to(self._device, non_blocking=True))[: len(rows)]})
+        fetch = on_host({"images": self.images(send(padded, self._device))[: len(rows)]})
         return lambda: fetch()["images"]
 
     def decoded(self, rows: np.ndarray) -> np.ndarray:
@@ -73,14 +71,16 @@ class ImageDecoder:
 def on_host(tensors: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, np.ndarray]]:
     """Begin to copy tensors to the host. Returns a function that waits for them; any thread may call it."""
     event = None
-    if any(tensor.is_cuda for tensor in tensors.values()):
-        # Pinned memory comes from a pool, and returns to it when the array is deleted.
-        tensors = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-            for name, tensor in tensors.items()
-        }
-        event = torch.cuda.Event()
-        event.record()
+    device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+    if device is not None:
+        with current_device(device):
+            # Pinned memory comes from a pool, and returns to it when the array is deleted.
+            tensors = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+                for name, tensor in tensors.items()
+            }
+            event = torch.cuda.Event()
+            event.record()
 
     def fetch() -> dict[str, np.ndarray]:
         if event is not None:

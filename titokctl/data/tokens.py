@@ -13,6 +13,7 @@ import torch
 
 from titokctl.data.order import batch_positions
 from titokctl.formats.token_cache import TokenCache
+from titokctl.models.device import send
 
 DEVICE_BUDGET_BYTES = 4 << 30
 _ENTROPY_ROWS = 1 << 18
@@ -58,16 +59,16 @@ class TokenRows:
 
     def at(self, positions: torch.Tensor, view: torch.Tensor) -> TokenBatch:
         """Return the rows at `positions` (B,) int64 on the CPU, each in the view with the number in `view` (B,)."""
-        labels = self._labels[positions].long().to(self._device, non_blocking=True)
+        labels = send(self._labels[positions].long(), self._device)
         if self._resident is not None:
-            flat = (view * self.count + positions).to(self._device, non_blocking=True)
+            flat = send(view * self.count + positions, self._device)
             return TokenBatch(_as_int64(self._resident[flat]), labels)
         rows = positions.numpy() if self._rows is None else self._rows[positions.numpy()]
         gathered = np.empty((len(rows), self._views[0].shape[1]), self._views[0].dtype)
         for number, ids in enumerate(self._views):
             here = (view == number).numpy()
             gathered[here] = ids[rows[here]]
-        return TokenBatch(_as_int64(_signed(gathered)).to(self._device), labels)
+        return TokenBatch(_as_int64(send(_signed(gathered), self._device)), labels)
 
     def unigram_entropy(self) -> float:
         """Return the entropy in nats of a random id: the loss of a model that only knows the frequency of each code.

@@ -1,5 +1,6 @@
 """The device to work on, and the batch sizes that keep it busy."""
 
+import contextlib
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ Batched = Literal["encode", "draw", "decode", "reconstruct", "inception", "lite0
 # batches of 4, 47 in batches of 8, 39 in batches of 64.
 _BATCH_SIZES: dict[Batched, tuple[int, int]] = {
     "encode": (16, 128),
-    "draw": (16, 64),
+    "draw": (16, 256),
     "decode": (8, 64),
     "reconstruct": (16, 64),
     "inception": (8, 64),
@@ -24,6 +25,32 @@ def default_batch_size(device: str | torch.device, what: Batched) -> int:
     """Return how many images `device` takes at once for this kind of work when the user names no number."""
     on_cpu, on_gpu = _BATCH_SIZES[what]
     return on_cpu if torch.device(device).type == "cpu" else on_gpu
+
+
+def current_device(device: str | torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make `device` the current one of this thread, for events and pinned memory; nothing to do for a CPU.
+
+    A thread begins on GPU 0, whatever the thread that started it works on.
+    """
+    device = torch.device(device)
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def send(tensor: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """Return a tensor of the host on `device`; the host does not wait for a GPU.
+
+    The copy goes through pinned memory, which comes from a pool and returns to it.
+    """
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    with current_device(device):
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def host_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
+    """Return zeros on the host, to be filled and sent to `device`: in pinned memory if that is a GPU."""
+    with current_device(device):
+        return torch.zeros(shape, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
 
 
 def best_device() -> str:

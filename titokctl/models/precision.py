@@ -1,12 +1,12 @@
 """One context for the precision of arithmetic: autocast, and TF32 for matrix products and convolutions together.
 
-cuDNN's convolutions follow another switch than matrix products; a product that is "float32" for one and TF32 for the
-other is neither, so nothing else in the package touches these switches.
+torch has two sets of switches for float32 arithmetic: `allow_tf32`, and since 2.9 `fp32_precision`. Once a program has
+used the second, reading the first raises an error. Nothing else in the package touches either.
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,22 +25,73 @@ def low_dtype(name: Precision) -> torch.dtype | None:
 def precision(name: Precision, device: torch.device | str) -> Iterator[None]:
     """Do the block's arithmetic in `name` on `device`; the switches are as before afterwards.
 
-    "float32" is exact float32 on every device. Raises ValueError for fp16 on a CPU, which has no use for it.
+    "float32" is exact float32 on every device, and so is what stays float32 under "bf16" and "fp16": TF32 is for
+    "tf32" alone. Raises ValueError for fp16 on a CPU, which has no use for it.
     """
     kind = torch.device(device).type
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
     if name == "fp16" and kind == "cpu":
         raise ValueError("fp16 is for GPUs; on a CPU use float32 or bf16")
-    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    allowed = name != "float32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    restore = _switches()
+    tf32 = name == "tf32" and kind != "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    for switch in _new_switches():
+        switch.fp32_precision = "tf32" if tf32 else "ieee"
     try:
         dtype = _AUTOCAST.get(name)
         with torch.autocast(kind, dtype=dtype) if dtype else contextlib.nullcontext():
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
+        restore()
+
+
+def _switches() -> Callable[[], None]:
+    """Return a function that sets all switches to what they are now."""
+    backends: Any = torch.backends
+    new = _new_switches()
+    if not new:
+        products, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+
+        def restore_old() -> None:
+            torch.set_float32_matmul_precision(products)
+            backends.cudnn.allow_tf32 = convolutions
+
+        return restore_old
+
+    values = [switch.fp32_precision for switch in new]
+    # torch refuses to tell an old switch that disagrees with the new one, and so tells it all the same.
+    allowed = _told(lambda: backends.cuda.matmul.allow_tf32, values[0] != "tf32")
+    products = _told(torch.get_float32_matmul_precision, "high" if allowed else "highest")
+    convolutions = _told(lambda: backends.cudnn.allow_tf32, values[1] != "tf32")
+
+    def restore() -> None:
+        torch.set_float32_matmul_precision(products)
+        backends.cudnn.allow_tf32 = convolutions
+        for switch, value in zip(new, values, strict=True):
+            switch.fp32_precision = value
+
+    return restore
+
+
+def _new_switches() -> list[Any]:
+    """Return the switches since torch 2.9, those of products and convolutions on a GPU first; [] before.
+
+    Those of mkldnn are a CPU's, whose float32 arithmetic may be bfloat16 in truth.
+    """
+    backends: Any = torch.backends
+    if not hasattr(backends.cudnn, "conv"):
+        return []
+    return [
+        backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv
+    ]  # fmt: skip
+
+
+def _told(read: Callable[[], Any], otherwise: Any) -> Any:
+    try:
+        return read()
+    except RuntimeError:
+        return otherwise
 
 
 @contextlib.contextmanager

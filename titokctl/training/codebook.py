@@ -59,7 +59,7 @@ class LiveCodebook:
 
         {} until there were enough steps to judge by.
         """
-        self.last_used[ids] = step
+        self.last_used.index_fill_(0, ids, step)
         if step < self.config.continuous_steps + RECENT_STEPS:
             return {}
         return {"codebook_usage": (self.last_used > step - RECENT_STEPS).float().mean()}

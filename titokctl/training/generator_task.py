@@ -14,6 +14,7 @@ from titokctl.data.tokens import TokenRows
 from titokctl.data.workers import Prefetch
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import slice_of, summed
+from titokctl.models.device import send
 from titokctl.models.generator import Batch, Drawn, Generator
 from titokctl.models.precision import precision, training_attention
 from titokctl.training.acceleration import accelerate
@@ -67,8 +68,8 @@ class GeneratorTask:
         """Gather this process's share of the batch of `step`."""
         share = self._draws(step)
         rows = self.rows.at(share.positions, share.view)
-        tensors = {name: t.to(self._device, non_blocking=True) for name, t in share.drawn.tensors.items()}
-        is_null = share.drawn.dropped.to(self._device, non_blocking=True) | (rows.labels < 0)
+        tensors = {name: send(t, self._device) for name, t in share.drawn.tensors.items()}
+        is_null = send(share.drawn.dropped, self._device) | (rows.labels < 0)
         labels = torch.where(is_null, self.recipe.model.num_classes, rows.labels)
         self.batch, self._total_weight = Batch(rows.ids, labels, tensors), share.drawn.total_weight
 

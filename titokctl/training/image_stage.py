@@ -27,7 +27,10 @@ class ImageBatches(Protocol):
     """Where training images come from."""
 
     def batch(self, step: int) -> torch.Tensor:
-        """(b, 3, S, S) float32 in [0, 1]: this process's share of `step`'s batch, the same whenever it is asked for."""
+        """Return this process's share of `step`'s batch, the same whenever it is asked for.
+
+        (b, 3, S, S) float32 in [0, 1], on the device of the stage.
+        """
 
 
 class Micro(NamedTuple):
@@ -107,7 +110,7 @@ class ImageStage(Generic[M]):
 
     def prepare(self, step: int) -> None:
         """Fetch the images of `step`."""
-        self._images = self.images.batch(step).to(self.device)
+        self._images = self.images.batch(step)
 
     def step(self, step: int) -> Metrics:
         """One optimizer step over the global batch, in micro batches."""
@@ -192,7 +195,7 @@ class ImageStage(Generic[M]):
         """k-means over the latents of the next batches gives the first codes."""
 
         def latents_of(later: int) -> torch.Tensor:
-            pieces = self.images.batch(later).to(self.device).split(self.micro_batch)
+            pieces = self.images.batch(later).split(self.micro_batch)
             return torch.cat([self.latents(piece) for piece in pieces])
 
         codebook.seed_by_kmeans(latents_of, self.training.seed, step)

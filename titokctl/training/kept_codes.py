@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from titokctl.data.image_decoder import on_host
 from titokctl.formats.proxy_codes import ProxyCodes
+from titokctl.models.device import send
 from titokctl.training.image_stage import Micro
 
 Views = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -27,31 +29,23 @@ class KeptCodes:
 
     def __init__(self, file: ProxyCodes, views: Views, count: int) -> None:
         self._file, self._views, self._count = file, views, count
-        self._coming: list[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None]] = []
+        self._coming: list[tuple[np.ndarray, Callable[[], dict[str, np.ndarray]]]] = []
 
     def read(self, micro: Micro) -> torch.Tensor | None:
         """(b, N) int64 on the device of the images, or None when they have to be computed."""
         self._write_what_came()
         codes = self._file.read(self._rows(micro))
-        return None if codes is None else torch.from_numpy(codes).to(micro.images.device)
+        return None if codes is None else send(torch.from_numpy(codes), micro.images.device)
 
     def keep(self, micro: Micro, codes: torch.Tensor) -> None:
         """Keep what was computed, codes (b, N); from a GPU they are fetched while it works on."""
-        host = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=codes.is_cuda)
-        host.copy_(codes, non_blocking=True)
-        arrived = None
-        if codes.is_cuda:
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self._coming.append((self._rows(micro), host, arrived))
-        if arrived is None:
+        self._coming.append((self._rows(micro), on_host({"codes": codes})))
+        if not codes.is_cuda:
             self._write_what_came()
 
     def _write_what_came(self) -> None:
-        for rows, codes, arrived in self._coming:
-            if arrived is not None:
-                arrived.synchronize()  # of the micro batch before: the device has later work in hand
-            self._file.write(rows, codes.numpy())
+        for rows, fetch in self._coming:  # of the micro batch before: the device has later work in hand
+            self._file.write(rows, fetch()["codes"])
         self._coming.clear()
 
     def _rows(self, micro: Micro) -> np.ndarray:

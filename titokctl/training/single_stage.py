@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from titokctl.config.tokenizer_recipe import SingleRecipe
 from titokctl.distributed.group import Group
+from titokctl.models.device import send
 from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.quantizers import QuantizerOutput
 from titokctl.models.titok.tokenizer import TiTok
@@ -92,7 +93,7 @@ class SingleStage(ImageStage[TiTok]):
             model, rows = self.recipe.model, self.training.global_batch_size
             draws = generator(self.training.seed, "bottleneck", micro.step)
             noise = torch.randn(rows, model.num_latent_tokens, model.token_size, generator=draws)
-            return self.tokenizer.quantizer(latents, noise[micro.rows].to(self.device))
+            return self.tokenizer.quantizer(latents, send(noise[micro.rows], self.device))
         return self.tokenizer.quantizer(latents) if self.quantizes(micro.step) else None
 
     def _on_sphere(self, latents: torch.Tensor) -> torch.Tensor:

@@ -1,20 +1,19 @@
 """The images of every training step, in an order found by arithmetic and the same for any number of processes."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from titokctl.config.tokenizer_recipe import ProxyRecipe, TokenizerRecipe
+from titokctl.context import Context
 from titokctl.data.images import to_float
 from titokctl.data.order import batch_positions
 from titokctl.data.sources.source import SeekableSource, Source
 from titokctl.data.streamed_images import StreamedImages
 from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.data.workers import Prefetch
-from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import slice_of
 from titokctl.errors import UserError
+from titokctl.models.device import send
 
 _STREAMED = (
     "these shards are read from front to end: the order depends on the number of processes, and a run that is stopped "
@@ -30,11 +29,11 @@ class StepImages:
     Args:
         source: the training images.
         recipe: for size, batch, augmentation and seed.
-        group: the processes that share each batch.
-        say: for remarks about the images.
+        context: its device gets the images, its processes share each batch, and it hears remarks about the images.
     """
 
-    def __init__(self, source: Source, recipe: TokenizerRecipe, group: Group, say: Callable[[str], None]) -> None:
+    def __init__(self, source: Source, recipe: TokenizerRecipe, context: Context) -> None:
+        group, say, self._device = context.group, context.say, context.device
         self._share = slice_of(recipe.training.global_batch_size, group)
         self._seed, self._size = recipe.training.seed, recipe.training.global_batch_size
         self._count = len(source)
@@ -67,7 +66,7 @@ class StepImages:
         return epochs % self._crops if self._crops else epochs, positions
 
     def batch(self, step: int) -> torch.Tensor:
-        """(b, 3, S, S) float32 in [0, 1]."""
+        """Return this process's share of `step`'s batch, (b, 3, S, S) float32 in [0, 1] on the device."""
         images = self._prefetch.get(step)
         if self._images.problems.upscaled and not self._is_told:
             self._is_told = True
@@ -80,6 +79,8 @@ class StepImages:
 
     def _make(self, step: int) -> torch.Tensor:
         if isinstance(self._images, StreamedImages):
-            return to_float(self._images.batch(step))
-        epochs, positions = self.views(step)
-        return to_float(self._images.batch(epochs[self._share], positions[self._share]))
+            pixels = self._images.batch(step)
+        else:
+            epochs, positions = self.views(step)
+            pixels = self._images.batch(epochs[self._share], positions[self._share])
+        return to_float(send(pixels, self._device))  # as bytes: a quarter of the way to the device

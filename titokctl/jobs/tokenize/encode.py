@@ -21,7 +21,7 @@ from titokctl.data.views import view
 from titokctl.formats.token_cache import PLAIN
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import TokenPart
-from titokctl.models.device import default_batch_size
+from titokctl.models.device import default_batch_size, host_zeros, send
 from titokctl.models.inference import kernels, prepared
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
@@ -93,12 +93,10 @@ class TileEncoder:
 
     def _images(self, pixels: np.ndarray) -> torch.Tensor:
         """Return (n, S, S, 3) uint8 pixels as a tile (tile, 3, S, S) in [0, 1], padded with black images."""
-        # Laid out as `pixels`; pinned memory lets the copy run while the device works on the tile before.
-        pinned = torch.device(self._device).type == "cuda"
-        padded = torch.zeros((self.tile, 3, *pixels.shape[1:3]), dtype=torch.uint8, pin_memory=pinned)
-        padded = padded.permute(0, 2, 3, 1)
+        # Planes, as `pixels` is laid out.
+        padded = host_zeros((self.tile, 3, *pixels.shape[1:3]), torch.uint8, self._device).permute(0, 2, 3, 1)
         padded[: len(pixels)] = torch.from_numpy(pixels)
-        return to_float(padded.to(self._device, non_blocking=True))
+        return to_float(send(padded, self._device))
 
 
 def tokenize_unit(

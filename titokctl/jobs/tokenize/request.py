@@ -27,6 +27,7 @@ from titokctl.jobs.tokenize.encode import TileEncoder, made_with
 from titokctl.jobs.tokenize.output import TokenizeResult, check_output
 from titokctl.jobs.tokenize.work import SAVED, TokenizeWork, parse_part
 from titokctl.models.device import default_batch_size, device_named
+from titokctl.models.inference import encoding_precision
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.chain import pick_tokenizer
@@ -49,7 +50,7 @@ class Tokenize:
         tokenizer: as for `load_tokenizer`; None for the newest in the runs folder.
         views: further views of each image, names of `views.GROUPS`.
         batch_size: images in a tile; None for a size that suits the device. On a CPU the ids don't depend on it.
-        precision: of the encoder; recorded in the cache.
+        precision: of the encoder, recorded in the cache; None for fp16 on a GPU and float32 on a CPU.
         workers: images that each process decodes at once; None for its share of the cores.
         max_rejected: the largest share of images that may be unusable; None for 0.1 %, or ten of a small set.
         crop, exif, fast_decode, max_pixels: as for `PreprocessingConfig`.
@@ -68,7 +69,7 @@ class Tokenize:
     tokenizer: str | None = None
     views: Sequence[str] = ("flip",)
     batch_size: int | None = None
-    precision: Precision = "float32"
+    precision: Precision | None = None
     workers: int | None = None
     max_rejected: float | None = None
     source_kind: str | None = None
@@ -101,7 +102,7 @@ class Tokenize:
         check_paths(self.paths)
         device_named(device)
         try:
-            with precision(self.precision, device):
+            with precision(self._precision(device), device):
                 pass
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -155,6 +156,9 @@ class Tokenize:
     def _source(self, keep_index: bool = True) -> Source:
         return open_source(self.paths, self.source_kind, self.accept_cut, self.labels, self.label_table, keep_index)
 
+    def _precision(self, device: str) -> Precision:
+        return self.precision or encoding_precision(device)
+
     def _team(self, context: Context) -> Team:
         return Team(context.group, "tokenize", context.progress, lambda: context.stop.check(SAVED))
 
@@ -164,7 +168,7 @@ class Tokenize:
     def _work(self, tokenizer: str, source: Source, context: Context, team: Team, fetch: bool = True) -> TokenizeWork:
         model = load_tokenizer(tokenizer, context.device, fetch=fetch)
         tile = self.batch_size or default_batch_size(context.device, "encode")
-        header = self._header(source, model, made_with(tile, self.precision, context.device))
+        header = self._header(source, model, made_with(tile, self._precision(context.device), context.device))
         encoder = TileEncoder(model, header, context.device)
         part = None if self.part is None else parse_part(self.part)
         return TokenizeWork(source, encoder, self._parts(), part, self.workers, context, team)

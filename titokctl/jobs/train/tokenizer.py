@@ -137,7 +137,7 @@ class TrainTokenizer:
 
     def _train(self, run: RunFolder, found: "_Inputs", context: Context) -> None:
         recipe, group, say = self.resolved, context.group, context.say
-        images, validate = StepImages(found.source, recipe, group, say), None
+        images, validate = StepImages(found.source, recipe, context), None
         if found.held_out:
             judge = inception_if_here(context.device, say)
             validate = Validation(found.held_out, recipe.image_size, run.path, group, judge, say)

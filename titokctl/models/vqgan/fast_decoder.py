@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from titokctl.models.fused import uses_triton
 from titokctl.models.packed_layers import PackedConvolution, PackedLinear, can_pack, scaled_silu
 from titokctl.models.vqgan.layers import ResBlock
 from titokctl.models.vqgan.vqgan import VqganDecoder
@@ -161,6 +162,11 @@ class _NormSilu(nn.Module):
         self.packs = packs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W)
+        if x.dtype != torch.float32 and uses_triton(x.device):
+            from titokctl.models.triton_kernels import group_norm_silu
+
+            x = x.contiguous(memory_format=torch.channels_last)
+            return group_norm_silu(x, self.groups, self.weight, self.bias, self.eps)
         if not self.packs:
             y = F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
             return F.silu(y, inplace=True)

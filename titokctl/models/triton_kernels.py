@@ -1,0 +1,119 @@
+"""Triton kernels of `models.fused`: one pass over memory where torch takes three or more.
+
+Importing this module needs triton, which comes with torch's CUDA builds. No kernel uses atomics, and no sum depends on
+the number of images, so equal rows give equal bits in any batch.
+
+Letters: R rows, D width, B images, P places of a picture (H x W), C channels.
+"""
+
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import nn
+
+Kept = Literal["sum", "norm"]
+
+_CHUNK_PLACES = 1024  # places that one program sums; it decides about the order of sums, and so about the last bits
+_TILE = 4096  # numbers that a program holds at once
+
+
+@triton.jit
+def _add_layer_norm(
+    x, delta, weight, bias, total, normed, low, width, eps,
+    HAS_DELTA: tl.constexpr, KEEPS_TOTAL: tl.constexpr, KEEPS_NORMED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * width
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    value = tl.load(x + row + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_DELTA:
+        value += tl.load(delta + row + at, mask=inside, other=0.0).to(tl.float32)
+    if KEEPS_TOTAL:
+        tl.store(total + row + at, value.to(total.dtype.element_ty), mask=inside)
+    mean = tl.sum(value, 0) / width
+    centred = tl.where(inside, value - mean, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
+    out = centred * scale * tl.load(weight + at, mask=inside, other=0.0) + tl.load(bias + at, mask=inside, other=0.0)
+    if KEEPS_NORMED:
+        tl.store(normed + row + at, out.to(normed.dtype.element_ty), mask=inside)
+    tl.store(low + row + at, out.to(low.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _channel_sums(x, sums, places, channels, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    image, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    channel = tl.arange(0, BLOCK)
+    inside = channel < channels
+    first = tl.zeros((BLOCK,), tl.float32)
+    second = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, CHUNK, ROWS):
+        place = chunk * CHUNK + start + tl.arange(0, ROWS)
+        at = (image * places + place[:, None]) * channels + channel[None, :]
+        value = tl.load(x + at, mask=(place[:, None] < places) & inside[None, :], other=0.0).to(tl.float32)
+        first += tl.sum(value, 0)
+        second += tl.sum(value * value, 0)
+    out = sums + (image * tl.num_programs(1) + chunk) * 2 * channels
+    tl.store(out + channel, first, mask=inside)
+    tl.store(out + channels + channel, second, mask=inside)
+
+
+@triton.jit
+def _scaled_silu(x, scale, shift, out, places, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    image = tl.program_id(1).to(tl.int64)
+    channel = tl.arange(0, BLOCK)
+    inside = channel < channels
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    at = (image * places + place[:, None]) * channels + channel[None, :]
+    mask = (place[:, None] < places) & inside[None, :]
+    factor = tl.load(scale + image * channels + channel, mask=inside, other=0.0)
+    offset = tl.load(shift + image * channels + channel, mask=inside, other=0.0)
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * factor[None, :] + offset[None, :]
+    tl.store(out + at, (value / (1.0 + tl.exp(-value))).to(out.dtype.element_ty), mask=mask)
+
+
+def add_layer_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, norm: nn.LayerNorm, dtype: torch.dtype, keep: Kept
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the residual stream after a layer, and the layer norm of `x + delta` in `dtype`.
+
+    Args:
+        x: (..., D) of a floating dtype, contiguous.
+        delta: (..., D) of a floating dtype, contiguous; None for nothing.
+        norm: its parameters are float32.
+        keep: "sum" for a residual stream of `x + delta`, "norm" for one of their norm; it has the type of `x`.
+    """
+    width = x.shape[-1]
+    stream = x if delta is None and keep == "sum" else torch.empty_like(x)
+    low = torch.empty(x.shape, dtype=dtype, device=x.device)
+    block = triton.next_power_of_2(width)
+    _add_layer_norm[(x.numel() // width,)](
+        x, x if delta is None else delta, norm.weight, norm.bias, stream, stream, low, width, norm.eps,
+        HAS_DELTA=delta is not None, KEEPS_TOTAL=keep == "sum" and delta is not None, KEEPS_NORMED=keep == "norm",
+        BLOCK=block, num_warps=max(1, min(8, block // 256)),
+    )  # fmt: skip
+    return stream, low
+
+
+def group_norm_silu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return silu(group_norm(x)) of a channels-last x (B, C, H, W), of the same type and layout.
+
+    Args:
+        weight, bias: (C,) float32.
+    """
+    images, channels, height, width = x.shape
+    places = height * width
+    block = triton.next_power_of_2(channels)
+    rows = max(1, _TILE // block)
+    chunks = triton.cdiv(places, _CHUNK_PLACES)
+    sums = torch.empty((images, chunks, 2, channels), dtype=torch.float32, device=x.device)
+    _channel_sums[(images, chunks)](x, sums, places, channels, CHUNK=_CHUNK_PLACES, ROWS=rows, BLOCK=block, num_warps=8)
+    means = sums.sum(1).view(images, 2, groups, -1).mean(-1).div_(places)  # (B, 2, groups)
+    mean, square = (part.repeat_interleave(channels // groups, 1) for part in means.unbind(1))  # (B, C) each
+    scale = weight * ((square - mean * mean).clamp_(min=0) + eps).rsqrt()
+    out = torch.empty_like(x)
+    _scaled_silu[(triton.cdiv(places, rows), images)](
+        x, scale, bias - mean * scale, out, places, channels, ROWS=rows, BLOCK=block, num_warps=8
+    )
+    return out
