@@ -60,6 +60,9 @@ class TrainingConfig(Config):
     TensorBoard, too.
 
     `compile` null means torch.compile on a GPU and none on a CPU, where starting takes longer than it saves.
+    On a GPU some sums are made in an order that changes from run to run, so that a resumed run equals an uninterrupted
+    one but for rounding. `deterministic` takes kernels without such sums where there are some, and raises an error
+    where there are none; steps take longer. On a CPU training is reproducible to the bit in any case.
     `activation_checkpointing` computes the transformer blocks a second time in the backward pass instead of keeping
     their activations: a third more work for a fraction of the memory.
     """
@@ -77,6 +80,7 @@ class TrainingConfig(Config):
     keep_every: PositiveInt | None = None
     tensorboard: bool = False
     compile: bool | None = None
+    deterministic: bool = False
     activation_checkpointing: bool = False
 
     @model_validator(mode="after")

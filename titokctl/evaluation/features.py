@@ -6,21 +6,24 @@ Letters: n images, B batch, H and W height and width, D feature width, S splits,
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from titokctl.data.image_decoder import on_host
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import rows_on_main, sum_arrays
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.frechet import Gaussian, GaussianSums
 from titokctl.evaluation.inception_score import ScoreSums
+from titokctl.models.device import send
 from titokctl.models.precision import precision
 
 Features = dict[str, np.ndarray]
+_BATCHES_AHEAD = 2  # that a GPU is given before the features of an earlier one are used
 
 
 def extract(extractor: Extractor, images: Iterable[np.ndarray]) -> Iterator[Features]:
@@ -57,6 +60,20 @@ def extract(extractor: Extractor, images: Iterable[np.ndarray]) -> Iterator[Feat
         pool.shutdown(cancel_futures=True)
 
 
+def extract_on_device(extractor: Extractor, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the features of images that are on the extractor's GPU, as tensors there; the host does not wait.
+
+    The numbers are those of `extract`.
+
+    Args:
+        images: (n, H, W, 3) uint8.
+    """
+    parts = images.split(extractor.batch_size)
+    with precision("float32", extractor.device):
+        found = [_run(extractor, part) for part in parts]
+    return {name: torch.cat([part[name] for part in found]) for name in extractor.widths}
+
+
 def extract_all(extractor: Extractor, images: Iterable[np.ndarray]) -> Features:
     """Return the features of all images, {output name: (n, D) float32}; for sets that fit into memory."""
     parts = list(extract(extractor, images))
@@ -67,34 +84,29 @@ def extract_all(extractor: Extractor, images: Iterable[np.ndarray]) -> Features:
 
 
 def _run_on_cpu(extractor: Extractor, batch: np.ndarray) -> Features:
-    return _to_host(_run(extractor, batch))
+    return {name: values.numpy() for name, values in _run(extractor, torch.from_numpy(batch)).items()}
 
 
 def _on_gpu(extractor: Extractor, batches: Iterable[np.ndarray]) -> Iterator[Features]:
-    """Yield features from a GPU; the next batch is read and sent while it computes this one."""
-    before: dict[str, torch.Tensor] | None = None
+    """Yield features from a GPU, which has work in hand while the caller uses them and the next batch is read."""
+    pending: deque[Callable[[], Features]] = deque()
     for batch in batches:
         with precision("float32", extractor.device):
-            computing = _run(extractor, batch)
-        if before is not None:
-            yield _to_host(before)
-        before = computing
-    if before is not None:
-        yield _to_host(before)
+            pending.append(on_host(_run(extractor, send(torch.from_numpy(batch), extractor.device))))
+        if len(pending) > _BATCHES_AHEAD:
+            yield pending.popleft()()
+    while pending:
+        yield pending.popleft()()
 
 
-def _run(extractor: Extractor, batch: np.ndarray) -> dict[str, torch.Tensor]:
+def _run(extractor: Extractor, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the features of a batch (n, H, W, 3) uint8 on the device; the network always gets `batch_size` images."""
     n = len(batch)
     if n < extractor.batch_size:
-        padding = np.zeros((extractor.batch_size - n, *batch.shape[1:]), np.uint8)
-        batch = np.concatenate([batch, padding])
+        batch = torch.cat([batch, batch.new_zeros((extractor.batch_size - n, *batch.shape[1:]))])
     with torch.inference_mode():
-        found = extractor.network(torch.from_numpy(batch).to(extractor.device))
+        found = extractor.network(batch)
     return {name: values[:n] for name, values in found.items()}
-
-
-def _to_host(found: dict[str, torch.Tensor]) -> Features:
-    return {name: values.cpu().numpy() for name, values in found.items()}
 
 
 def fixed_batches(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -1,10 +1,12 @@
 """Options of a recipe for speed or memory: torch.compile and activation checkpointing."""
 
+import warnings
 from collections.abc import Iterable
 
 from torch import nn
 
 from titokctl.config.training import TrainingConfig
+from titokctl.models.fused import triton_problem
 
 
 def accelerate(networks: Iterable[nn.Module], config: TrainingConfig) -> None:
@@ -17,6 +19,14 @@ def accelerate(networks: Iterable[nn.Module], config: TrainingConfig) -> None:
         for part in network.modules():
             if hasattr(part, "recompute"):
                 part.recompute = config.activation_checkpointing  # type: ignore[assignment]
-        on_gpu = next(network.parameters()).is_cuda
-        if on_gpu if config.compile is None else config.compile:
+        if can_compile(network) if config.compile is None else config.compile:
             network.compile()
+
+
+def can_compile(network: nn.Module) -> bool:
+    """Return True if compiling `network` pays: on a GPU for which triton can compile; warns where it can't."""
+    if not next(network.parameters()).is_cuda:
+        return False
+    if problem := triton_problem():
+        warnings.warn(f"networks are not compiled, and training takes longer: {problem}", stacklevel=2)
+    return not problem

@@ -18,6 +18,7 @@ from titokctl.distributed.reduce import StopAgreement
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog, MetricsSink, TensorBoardLog
+from titokctl.training.randomness import deterministic_kernels
 from titokctl.training.speed import Cost, Recent
 
 Metrics = Mapping[str, torch.Tensor | float]
@@ -113,7 +114,8 @@ class Loop:
         began = time.perf_counter()
         self.task.prepare(step)
         ready = time.perf_counter()
-        metrics = self.task.step(step)
+        with deterministic_kernels(self.config.deterministic):
+            metrics = self.task.step(step)
         recent.add(ready - began, time.perf_counter() - ready)
         return metrics
 

@@ -4,9 +4,28 @@ A draw depends on (seed, purpose, index) alone, so a resumed run needs no saved 
 processes draws the same numbers.
 """
 
+import contextlib
 import hashlib
+import os
+from collections.abc import Iterator
 
 import torch
+
+
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Let torch use only kernels that give the same bits each time, if `wanted`; it raises where it has none."""
+    if not wanted:
+        yield
+        return
+    # cuBLAS reads this when it is used for the first time; without it torch refuses to be deterministic on a GPU.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def key(seed: int, purpose: str, *index: int) -> int:

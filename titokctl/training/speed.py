@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-_SIDE, _PRODUCTS = 4096, 8
+_SIDE, _WARM_SECONDS, _PRODUCTS = 8192, 0.3, 10  # a GPU at rest needs a while to raise its clocks
 _RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
@@ -89,17 +89,26 @@ def training_cost(operations_per_image: Callable[[], float], device: torch.devic
     if torch.device(device).type != "cuda":
         return None
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return Cost(operations_per_image(), _matrix_peak(torch.device(device), dtype))
+    return Cost(operations_per_image(), matrix_peak(device, dtype))
 
 
-def _matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of square matrix products; takes a few milliseconds on a GPU."""
-    a = torch.randn(_SIDE, _SIDE, device=device, dtype=dtype)
-    for _ in range(2):
-        a @ a
-    torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    for _ in range(_PRODUCTS):
-        a @ a
-    torch.cuda.synchronize(device)
-    return _PRODUCTS * 2 * _SIDE**3 / (time.perf_counter() - began)
+def matrix_peak(device: torch.device | str, dtype: torch.dtype) -> float:
+    """Measure the operations a second of large products of random matrices on a GPU; takes half a second.
+
+    Products of ones would be faster than those of real data, since a chip that toggles fewer bits keeps higher clocks.
+    """
+    a, b = (torch.randn(_SIDE, _SIDE, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def seconds(count: int) -> float:
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(count):
+            torch.mm(a, b, out=out)
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    until = time.perf_counter() + _WARM_SECONDS
+    while time.perf_counter() < until:
+        seconds(1)
+    return _PRODUCTS * 2 * _SIDE**3 / seconds(_PRODUCTS)

@@ -21,13 +21,16 @@ from titokctl.distributed.launch import signal_options
 from titokctl.formats.run_folder import versions
 from titokctl.jobs.machine import hardware
 from titokctl.models.device import best_device
-from titokctl.models.inference import fastest_precision
+from titokctl.models.fused import triton_problem
+from titokctl.models.inference import encoding_precision, fastest_precision
+from titokctl.models.precision import Precision, low_dtype
 from titokctl.readable import duration, size
+from titokctl.training.speed import matrix_peak
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.local import is_here
 from titokctl.weights.network_files import CONVNEXT_SMALL, INCEPTION, LITE0, LPIPS_LINEAR, VGG16, here
 
-_IMAGENET, _MODEL = 1_281_167, "titok-l-32"
+_IMAGENET, _VIEWS, _MODEL = 1_281_167, 2, "titok-l-32"  # views: plain and flip
 _H100 = 400e12  # operations/s that large matrix products reach there in 16 bits, rounded down
 _MEASURED_S = 0.6
 _SIZE = 2048
@@ -84,7 +87,9 @@ class Doctor:
         findings = [*_installed(), *_hardware(), *_storage(_existing(context.runs)), *_weights()]
         if self.quick:
             return Examination(findings, {})
-        speeds = {f"matrix_{name}": _matrix_speed(name) for name in dict.fromkeys(("float32", _best_precision()))}
+        speeds = {
+            f"matrix_{name}": _matrix_speed(name) for name in dict.fromkeys(("float32", *_precisions(best_device())))
+        }
         speeds["decode"] = _decode_speed() * available_cores()
         return Examination([*findings, *_meaning(speeds)], speeds)
 
@@ -118,6 +123,10 @@ def _hardware() -> Iterator[Finding]:
     gpus = hardware.graphics()
     advice = "" if gpus else "needed to train and tokenize at published sizes; not for tiny recipes and the demo"
     yield Finding("GPUs", "; ".join(gpus) or "none", advice)
+    if gpus:
+        problem = triton_problem()
+        advice = "tokenize, sample and training take up to twice as long; install triton, gcc and Python's headers"
+        yield Finding("GPU kernels", problem or "compile", advice if problem else "")
     free = hardware.memory_bytes()
     if free is not None:
         advice = "too little for the larger models: use fewer processes" if free < _SMALL_MEMORY else ""
@@ -147,17 +156,14 @@ def _weights() -> Iterator[Finding]:
         yield Finding(name, str(found) if found else f"{file.names[0]} not found", advice)
 
 
-def _best_precision() -> str:
-    return "bf16" if best_device() == "cuda" else fastest_precision("cpu")
-
-
-def _matrix_speed(precision: str) -> float:
+def _matrix_speed(precision: Precision) -> float:
     """Measure the operations/s of large matrix products on the best device."""
-    device = best_device()
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    a = torch.ones(_SIZE, _SIZE, device=device, dtype=dtype)
+    device, dtype = best_device(), low_dtype(precision) or torch.float32
+    if device == "cuda":
+        return matrix_peak(device, dtype)
+    a = torch.randn(_SIZE, _SIZE, dtype=dtype)
     a @ a
-    return _per_second(lambda: (a @ a)[0, 0].item()) * 2.0 * _SIZE**3
+    return _per_second(lambda: a @ a) * 2.0 * _SIZE**3
 
 
 def _decode_speed() -> float:
@@ -176,6 +182,11 @@ def _per_second(work: Callable[[], object]) -> float:
     return done / spent
 
 
+def _precisions(device: str) -> tuple[Precision, Precision]:
+    """Return the precisions in which `tokenize` and `sample` run on `device` unless they are told another."""
+    return encoding_precision(device), fastest_precision(device)
+
+
 def _meaning(speeds: dict[str, float]) -> Iterator[Finding]:
     for name, speed in speeds.items():
         if name.startswith("matrix_"):
@@ -183,10 +194,10 @@ def _meaning(speeds: dict[str, float]) -> Iterator[Finding]:
     yield Finding("decoding", f"{speeds['decode']:,.0f} JPEGs/s to 256 px on {available_cores()} cores")
     config = BY_NAME[_MODEL].config
     assert isinstance(config, TokenizerConfig)
-    work = _IMAGENET * encode_operations(config)
-    exact = speeds["matrix_float32"] if best_device() == "cpu" else max(speeds.values())
-    seconds = max(work / exact, _IMAGENET / speeds["decode"])
-    text = f"with {_MODEL} about {duration(seconds)} here; on one H100 about {duration(work / _H100)} (estimated)"
+    work = _IMAGENET * _VIEWS * encode_operations(config)
+    speed = speeds[f"matrix_{encoding_precision(best_device())}"]
+    seconds = max(work / speed, _IMAGENET / speeds["decode"])
+    text = f"with {_MODEL} about {duration(seconds)} here; on one H100 about {duration(work / _H100)} (estimated), both views"
     yield Finding("tokenizing ImageNet", text)
 
 

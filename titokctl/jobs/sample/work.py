@@ -16,7 +16,7 @@ from titokctl.data.image_decoder import on_host
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
 from titokctl.evaluation.extractors import Extractor
-from titokctl.evaluation.features import extract_all
+from titokctl.evaluation.features import extract_all, extract_on_device
 from titokctl.formats.image_output import Rows
 from titokctl.formats.run_folder import RunFolder
 from titokctl.formats.sample_set import (
@@ -207,13 +207,16 @@ def _rows(
     wanted = {"ids": ids[:kept]}
     if task.image_format != "none" or first < NUM_SHOWN or extractor is not None:
         wanted["images"] = task.networks.decoder.images(ids)[:kept]
-    fetch = on_host(wanted)
-    features = extract_all(extractor, [fetch()["images"]]) if extractor is not None else {}
+    on_device = extract_on_device(extractor, wanted["images"]) if extractor and wanted["images"].is_cuda else {}
+    fetch = on_host(wanted | {f"features {name}": values for name, values in on_device.items()})
+    features = extract_all(extractor, [fetch()["images"]]) if extractor and not on_device else {}
 
     def rows() -> Rows:
         found = fetch()
         images = found.get("images")
-        arrays = features if images is None or first >= NUM_SHOWN else {**features, SHOWN: images}
+        arrays = features | {name: found[f"features {name}"] for name in on_device}
+        if images is not None and first < NUM_SHOWN:
+            arrays[SHOWN] = images
         return Rows(found["ids"].astype(dtype), images, arrays)
 
     return rows
