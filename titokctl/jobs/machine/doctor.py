@@ -197,7 +197,8 @@ def _meaning(speeds: dict[str, float]) -> Iterator[Finding]:
     work = _IMAGENET * _VIEWS * encode_operations(config)
     speed = speeds[f"matrix_{encoding_precision(best_device())}"]
     seconds = max(work / speed, _IMAGENET / speeds["decode"])
-    text = f"with {_MODEL} about {duration(seconds)} here; on one H100 about {duration(work / _H100)} (estimated), both views"
+    on_gpu = f"on one H100 about {duration(work / _H100)} (estimated)"
+    text = f"with {_MODEL} and its two views about {duration(seconds)} here; {on_gpu}"
     yield Finding("tokenizing ImageNet", text)
 
 
