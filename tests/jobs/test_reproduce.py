@@ -66,6 +66,7 @@ def test_from_a_server_to_a_result_and_again_without_the_work(tmp_path, referenc
     assert any("this is not FID" in reason for reason in found["reasons"])
     manifest = json.loads((tmp_path / found["samples"] / "manifest.json").read_text())
     published = {"num_steps": 8, "guidance_scale": 4.5, "guidance_schedule": "linear", "choice_temperature": 9.5}
+    assert manifest["settings"]["precision"] == found["precision"] == "float32"  # that of the official pipeline
     assert published.items() <= manifest["settings"]["sampling"].items()
     assert json.loads((tmp_path / found["samples"] / "reproduction.json").read_text())["measured"] == found["measured"]
     again = run_cli(*words, env=toy | caches, code=0)  # nobody to ask any more
@@ -87,6 +88,8 @@ def test_what_is_missing_is_said_before_hours_are_spent(tmp_path, reference, mon
         go(NAME, tmp_path / "nowhere.npz")
     with pytest.raises(UsageError, match="-n must be at least 2"):
         go(NAME, reference, num_images=1)
+    with pytest.raises(UsageError, match="no precision named 'half'"):
+        go(NAME, reference, precision="half")
     with pytest.raises(UserError, match="titok-l-32 is not on this machine"):
         go(NAME, reference)
     assert not (tmp_path / "runs").exists()
@@ -106,8 +109,8 @@ def test_only_the_published_protocol_is_comparable():
 )
 def test_the_verdict_follows_the_interval(tmp_path, measured, agrees):
     found = FidResult({"fid": measured}, {"count": 50_000}, {}, {"name": "inception"}, [], None)
-    assert verdict(NAME, found, tmp_path, []).agrees is agrees
-    assert verdict(NAME, found, tmp_path, ["another number of images"]).agrees is None
+    assert verdict(NAME, found, tmp_path, "tf32", []).agrees is agrees
+    assert verdict(NAME, found, tmp_path, "tf32", ["another number of images"]).agrees is None
 
 
 def test_each_pair_has_a_published_number_and_settings():

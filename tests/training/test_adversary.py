@@ -7,7 +7,6 @@ from titokctl.config.tokenizer_recipe import AdversaryConfig
 from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 from titokctl.distributed.group import single_group
 from titokctl.models.discriminator import Discriminator
-from titokctl.models.initialization import initialize
 from titokctl.training.adversary import Adversary
 
 START = 3
@@ -21,7 +20,6 @@ def adversary():
 def make() -> Adversary:
     torch.manual_seed(0)
     discriminator = Discriminator(32)
-    initialize(discriminator)
     config = AdversaryConfig(
         start=START, weight=0.5, lecam_weight=10.0, lecam_decay=0.5, channels=32,
         optimizer=OptimizerConfig(learning_rate=1e-4, clip_norm=0.5),

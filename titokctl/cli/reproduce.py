@@ -1,7 +1,7 @@
 """`titokctl reproduce`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,6 +28,10 @@ def reproduce(
     num_images: Annotated[
         int, option("-n --num-images", "Another number is not comparable with the published one.")
     ] = 50_000,
+    precision: Annotated[
+        Literal["float32", "tf32", "bf16", "fp16"] | None,
+        option("--precision", "Of generator and decoder; TF32 on a GPU, as published.", "float32|tf32|bf16|fp16"),
+    ] = None,
     network: features.Features = "inception",
     inception_weights: features.InceptionWeights = None,
     device: options.Device = None,
@@ -45,7 +49,7 @@ def reproduce(
     from titokctl.distributed.place import place
     from titokctl.jobs.evaluate.reproduce import Reproduce
 
-    job = Reproduce(name, reference, num_images, features.network(network, inception_weights))
+    job = Reproduce(name, reference, num_images, features.network(network, inception_weights), precision)
     found = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
     if place().is_main and as_json:
         console.emit_json(found)
@@ -60,7 +64,7 @@ def _show(found: "Reproduction") -> None:
     verdict = {True: "agrees", False: "does NOT agree", None: "not comparable"}[found.agrees]
     rows = {
         "published FID": f"{found.published:g} (quoted), agreed interval {found.lowest:.2f} to {found.highest:.2f}",
-        f"measured {found.metric}": f"{found.measured:.4g}{error}, {found.images:,} images",
+        f"measured {found.metric}": f"{found.measured:.4g}{error}, {found.images:,} images in {found.precision}",
         "verdict": ": ".join([verdict, "; ".join(found.reasons)]) if found.reasons else verdict,
         "samples": found.samples,
     }

@@ -15,6 +15,7 @@ from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingCo
 Initialization = Literal["published", "fan-in"]  # fan-in: for widths far below 512
 MAX_CACHED_CODES = 65_535  # they are kept in 16 bits, with one number for "not known"
 PerceptualName = Literal["lpips", "convnext-s", "lite0"]
+LossPrecision = Literal["float32", "tf32", "bf16"]
 
 
 class AugmentationConfig(Config):
@@ -33,6 +34,10 @@ class PixelLossConfig(Config):
 
     `perceptual` is none, or weights by network: `lpips` (VGG16), `convnext-s` (its logits), `lite0` (maps of
     EfficientNet-Lite0, which the demo extra brings). They join at `perceptual_start`.
+
+    `precision` is that of these networks and of the adversary, whatever `training.precision` is: "tf32", as published,
+    is TF32 on a GPU and float32 on a CPU. "bf16" changes the gradient on the picture by up to a third
+    (docs/experiments.md).
     """
 
     reconstruction: Literal["l2", "l1"] = "l2"
@@ -41,6 +46,7 @@ class PixelLossConfig(Config):
         default_factory=dict
     )
     perceptual_start: NonNegativeInt = 0
+    precision: LossPrecision = "tf32"
 
 
 class SingleStageLossConfig(PixelLossConfig):

@@ -95,6 +95,16 @@ def _told(read: Callable[[], Any], otherwise: Any) -> Any:
 
 
 @contextlib.contextmanager
+def backward_precision(device: torch.device | str, *forward: Precision) -> Iterator[None]:
+    """Do a backward pass in the most exact of the precisions `forward` in which its parts were computed.
+
+    Autocast belongs to the forward pass alone, but the switches for TF32 are read again by each backward operation.
+    """
+    with precision("float32" if "float32" in forward else "tf32", device):
+        yield
+
+
+@contextlib.contextmanager
 def training_attention(device: torch.device | str) -> Iterator[None]:
     """Let scaled_dot_product_attention take its plain form where that trains faster: on a CPU.
 

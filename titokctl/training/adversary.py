@@ -13,7 +13,7 @@ from titokctl.config.training import TrainingConfig
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import summed
 from titokctl.models.discriminator import Discriminator
-from titokctl.models.precision import precision
+from titokctl.models.precision import Precision, backward_precision, precision
 from titokctl.training.learner import Learner
 from titokctl.training.losses import adversarial_loss, global_means, hinge_loss, lecam, lecam_averages
 
@@ -26,14 +26,20 @@ class Adversary:
     Args:
         discriminator: freshly initialised, on its device, the same on every process.
         config: weights, start, optimizer and schedule; the schedule counts from the start.
-        training: length, batch and precision of the whole run.
+        training: length and batch of the whole run.
         group: the processes that share each batch.
+        arithmetic: the precision of the discriminator, forward and backward.
     """
 
     def __init__(
-        self, discriminator: Discriminator, config: AdversaryConfig, training: TrainingConfig, group: Group
+        self,
+        discriminator: Discriminator,
+        config: AdversaryConfig,
+        training: TrainingConfig,
+        group: Group,
+        arithmetic: Precision = "tf32",
     ) -> None:
-        self.config, self.training, self.group = config, training, group
+        self.config, self.training, self.group, self.arithmetic = config, training, group, arithmetic
         self.discriminator = discriminator.train()
         steps = max(1, training.steps - config.start)
         self.learner = Learner(discriminator, config.optimizer, config.schedule, steps, None, group)
@@ -49,7 +55,7 @@ class Adversary:
         if not self.is_on(step):
             return made.new_zeros(())
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        with precision(self.training.precision, self._device):
+        with precision(self.arithmetic, self._device):
             logits = functional_call(self.discriminator, fixed, (made,))
         return self.config.weight * adversarial_loss(logits)
 
@@ -66,7 +72,8 @@ class Adversary:
             share = len(pair[0]) / self.training.global_batch_size
             means = global_means(torch.stack([real.mean(), made.mean()]), known, share)
             regularised = self.config.lecam_weight * lecam(means, self.averages)
-            (hinge_loss(real, made) * share + regularised).backward()
+            with backward_precision(self._device, self.arithmetic):
+                (hinge_loss(real, made) * share + regularised).backward()
         metrics = self.learner.update(step - self.config.start)
         moved = lecam_averages(known, self.averages, self.config.lecam_decay)
         self.averages.copy_(torch.where(self.learner.is_finite, moved, self.averages))
@@ -84,7 +91,7 @@ class Adversary:
 
     def _logits(self, real: torch.Tensor, made: torch.Tensor) -> Pair:
         """Float32 logits of real and made pictures, one pass for both."""
-        with precision(self.training.precision, self._device):
+        with precision(self.arithmetic, self._device):
             logits = self.discriminator(torch.cat([real, made]))
         first, second = logits.float().chunk(2)
         return first, second

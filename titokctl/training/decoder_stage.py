@@ -9,6 +9,7 @@ import torch
 
 from titokctl.config.tokenizer_recipe import DecoderRecipe
 from titokctl.distributed.group import Group
+from titokctl.models.inference import prepared
 from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.adversary import Adversary
@@ -21,6 +22,26 @@ def freeze_encoder(tokenizer: TiTok) -> None:
     tokenizer.latent_tokens.requires_grad_(False)
     for fixed in (tokenizer.encoder, tokenizer.quantizer):
         fixed.requires_grad_(False).eval()
+
+
+class FixedCodes:
+    """The codes of images by a frozen encoder, computed as `tokenize` does by default: float32, prepared for inference.
+
+    Autocast would give other ids than those that are cached later.
+    """
+
+    def __init__(self, tokenizer: TiTok) -> None:
+        self._device = tokenizer.latent_tokens.device
+        self._prepared = prepared(tokenizer, self._device, "float32", "encoder")
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what the decoder gets for images (b, 3, S, S): vectors (b, K, C), and ids (b, K) if there are any."""
+        with precision("float32", self._device):
+            found = self._prepared.tokenize_unchecked(images).clone()  # a normal tensor, not one of inference mode
+            if not self._prepared.config.is_discrete:
+                return found, None
+            with torch.no_grad():
+                return self._prepared.quantizer.vectors_of(found), found
 
 
 class DecoderStage(ImageStage[TiTok]):
@@ -42,17 +63,21 @@ class DecoderStage(ImageStage[TiTok]):
         assert tokenizer.proxy_pixels is not None
         self.tokenizer, self.pixel_loss = tokenizer, pixel_loss
         freeze_encoder(tokenizer)
-        parts = [tokenizer.encoder, tokenizer.decoder, tokenizer.proxy_pixels]
+        self.codes = FixedCodes(tokenizer)
+        parts = [tokenizer.decoder, tokenizer.proxy_pixels]
         super().__init__(tokenizer, parts, recipe, images, validate, group, adversary=adversary)
 
     def make(self, micro: Micro) -> Made:
         """Pixels from the ids of the images, and what they cost."""
+        vectors, _ = self.codes(micro.images)  # (b, K, C)
         with precision(self.training.precision, self.device), training_attention(self.device):
-            with torch.no_grad():
-                ids = self.tokenizer.quantizer.nearest(self.tokenizer.encode(micro.images))  # (b, K)
-                vectors = self.tokenizer.quantizer.vectors_of(ids)
             made = self.tokenizer.decode(vectors).float()  # (b, 3, S, S)
         loss, shown = self.pixel_loss(made, micro.images, micro.step)
         if self.adversary is not None:
             loss = loss + self.adversary.loss(made, micro.step)
         return Made(loss, shown, made)
+
+    def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
+        """Go on from a checkpoint."""
+        super().load(tensors, step)
+        self.codes = FixedCodes(self.tokenizer)

@@ -10,9 +10,10 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import nn
 
-from titokctl.config.tokenizer_recipe import TokenizerRecipe
+from titokctl.config.tokenizer_recipe import PixelLossConfig, TokenizerRecipe
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import slice_of, summed
+from titokctl.models.precision import Precision, backward_precision
 from titokctl.training.acceleration import accelerate
 from titokctl.training.adversary import Adversary
 from titokctl.training.codebook import LiveCodebook
@@ -88,6 +89,9 @@ class ImageStage(Generic[M]):
         accelerate(parts, training)
         self.learner = Learner(module, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group)
         self.device = next(module.parameters()).device
+        self._loss_precision: Precision = (
+            recipe.loss.precision if isinstance(recipe.loss, PixelLossConfig) else training.precision
+        )
 
     def make(self, micro: Micro) -> Made:
         """Forward pass and losses of one micro batch."""
@@ -172,7 +176,8 @@ class ImageStage(Generic[M]):
     def _backward(self, micro: Micro) -> Made:
         """The gradients of one micro batch; what is returned keeps no graph."""
         made = self.make(micro)
-        (made.loss * self._share(micro)).backward()
+        with backward_precision(self.device, self.training.precision, self._loss_precision):
+            (made.loss * self._share(micro)).backward()
         detached = (t.detach() if t is not None else None for t in (made.images, made.latents, made.ids))
         share = self._share(micro)
         return Made(made.loss.detach() * share, {name: v * share for name, v in made.shown.items()}, *detached)

@@ -16,7 +16,7 @@ from titokctl.models.titok.quantizers import QuantizerOutput
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.adversary import Adversary
 from titokctl.training.codebook import live_codebook
-from titokctl.training.decoder_stage import freeze_encoder
+from titokctl.training.decoder_stage import FixedCodes, freeze_encoder
 from titokctl.training.image_stage import ImageBatches, ImageStage, Made, Micro
 from titokctl.training.pixel_loss import PixelLoss
 from titokctl.training.randomness import generator
@@ -36,6 +36,7 @@ class SingleStage(ImageStage[TiTok]):
         adversary: Adversary | None = None,
     ) -> None:
         self.tokenizer, self.recipe, self.pixel_loss = tokenizer, recipe, pixel_loss
+        self._codes: FixedCodes | None = None  # once the encoder is settled
         codebook = live_codebook(tokenizer, recipe, group)
         parts = [tokenizer.encoder, tokenizer.decoder]
         super().__init__(tokenizer, parts, recipe, images, validate, group, codebook=codebook, adversary=adversary)
@@ -45,10 +46,12 @@ class SingleStage(ImageStage[TiTok]):
         if step == self.recipe.encoder_steps:
             # From here on ids don't change: all weights take their averages, and the decoder learns for what is kept.
             self.tokenizer.load_state_dict(self.learner.averaged())
-            freeze_encoder(self.tokenizer)
+            self._settle()
 
     def make(self, micro: Micro) -> Made:
         """Encode, quantize and decode, and what that costs."""
+        if self._codes is not None and self.quantizes(micro.step):
+            return self._decoded(micro, *self._codes(micro.images))
         with precision(self.training.precision, self.device), training_attention(self.device):
             latents = self.tokenizer.encode(micro.images)  # (b, K, C)
             quantized = self._quantized(latents, micro)
@@ -82,7 +85,20 @@ class SingleStage(ImageStage[TiTok]):
         """Go on from a checkpoint."""
         super().load(tensors, step)
         if self._is_settled(step):
-            freeze_encoder(self.tokenizer)
+            self._settle()
+
+    def _settle(self) -> None:
+        freeze_encoder(self.tokenizer)
+        self._codes = FixedCodes(self.tokenizer)
+
+    def _decoded(self, micro: Micro, vectors: torch.Tensor, ids: torch.Tensor | None) -> Made:
+        """Decode the vectors (b, K, C) of a settled encoder; only pixels cost anything."""
+        with precision(self.training.precision, self.device), training_attention(self.device):
+            made = self.tokenizer.decode(vectors).float()  # (b, 3, S, S)
+        loss, shown = self.pixel_loss(made, micro.images, micro.step)
+        if self.adversary is not None:
+            loss = loss + self.adversary.loss(made, micro.step)
+        return Made(loss, shown, made, None, None if ids is None else ids.flatten())
 
     def _is_settled(self, step: int) -> bool:
         return self.recipe.encoder_steps is not None and step >= self.recipe.encoder_steps

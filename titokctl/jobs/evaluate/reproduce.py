@@ -7,6 +7,8 @@ finished one. Run the command again to resume.
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
 from titokctl.config import recipe_files
 from titokctl.config.sampling import SamplingConfig
 from titokctl.context import Context
@@ -18,6 +20,7 @@ from titokctl.formats.statistics import is_statistics, read_statistics
 from titokctl.jobs.evaluate.fid import Fid, FidResult
 from titokctl.jobs.plan import WritePlan
 from titokctl.jobs.sample.request import Sample
+from titokctl.models.precision import PRECISIONS, Precision
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.read import locate
 
@@ -29,8 +32,8 @@ GENERATORS = {
 }
 # How far from the published FID a reproduction may be, chosen before any was measured. Another seed moves an FID of 2
 # to 3 on 50,000 images by some hundredths; the published pixels were truncated to bytes where ours are rounded, and
-# their features came from other kernels, which should be of the same size. Wrong settings are far outside: leaving
-# out softmax annealing alone gives about 6.9 where 2.77 was published.
+# their features came from other kernels, which should be of the same size. Wrong settings are far outside: with
+# constant guidance and without softmax annealing, users of the first official release got 6.9 where 2.77 was published.
 TOLERANCE = 0.10
 
 
@@ -49,6 +52,7 @@ class Reproduction:
     measured: float
     standard_error: float | None
     images: int
+    precision: str
     agrees: bool | None
     reasons: list[str]
     samples: str
@@ -67,23 +71,28 @@ class Reproduce:
         reference: ADM's statistics of ImageNet's training set, VIRTUAL_imagenet256_labeled.npz.
         num_images: another number than 50,000 gives a result that is not comparable, and says so.
         network: another network than Inception gives no FID, and the result says so.
+        precision: of the generator and the decoder; None for that of the official pipeline, TF32 on a GPU and float32
+            on a CPU.
     """
 
     name: str
     reference: Path
     num_images: int = FID_IMAGES
     network: FeatureNetwork = field(default_factory=FeatureNetwork)
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         if self.name not in GENERATORS:
             raise UsageError(f"nothing was published for {self.name!r}", f"one of: {', '.join(GENERATORS)}")
         if self.num_images < 2:
             raise UsageError(f"-n must be at least 2, not {self.num_images}")
+        if self.precision not in (None, *PRECISIONS):
+            raise UsageError(f"there is no precision named {self.precision!r}", f"one of: {', '.join(PRECISIONS)}")
 
     def plan(self, context: Context) -> WritePlan:
         """Return what would be drawn. Raises UserError or UsageError for weights or a reference that can't be used."""
         self._check(context, is_plan=True)
-        return self._sample.plan(context)
+        return self._sample(context).plan(context)
 
     def run(self, context: Context) -> Reproduction:
         """Return the verdict; of several processes, which share the work, each returns the same.
@@ -91,15 +100,16 @@ class Reproduce:
         Raises: UserError or UsageError for weights or a reference that can't be used; Stopped after a signal.
         """
         reasons = self._check(context, is_plan=False)
-        drawn = self._sample.run(context)
+        request = self._sample(context)
+        drawn = request.run(context)
         judge = Fid(drawn.samples, self.reference, network=self.network, tokenizer=self.name, save_features=True)
-        result = verdict(self.name, judge.run(context), drawn.samples, reasons)
+        result = verdict(self.name, judge.run(context), drawn.samples, str(request.precision), reasons)
         if context.group.is_main:
             write_reproduction(drawn.samples, asdict(result))
         return result
 
-    @property
-    def _sample(self) -> Sample:
+    def _sample(self, context: Context) -> Sample:
+        on_gpu = torch.device(context.device).type == "cuda"
         settings: SamplingConfig = recipe_files.load(self.name, "sampling")
         return Sample(
             generator=GENERATORS[self.name],
@@ -107,6 +117,7 @@ class Reproduce:
             num_images=self.num_images,
             settings=settings.model_dump(mode="json"),
             image_format="npz",
+            precision=self.precision or ("tf32" if on_gpu else "float32"),
         )
 
     def _check(self, context: Context, is_plan: bool) -> list[str]:
@@ -126,7 +137,7 @@ class Reproduce:
         return not_comparable(self.num_images, self.network, _is_like_adms(self.reference))
 
 
-def verdict(name: str, found: FidResult, samples: Path, reasons: list[str]) -> Reproduction:
+def verdict(name: str, found: FidResult, samples: Path, precision: str, reasons: list[str]) -> Reproduction:
     """Return whether a result agrees with the published number; with `reasons` it isn't comparable."""
     metric = "fid" if found.extractor["name"] == "inception" else f"fd-{found.extractor['name']}"
     published, measured = BY_NAME[GENERATORS[name]].gfid or 0.0, found.metrics[metric]
@@ -140,6 +151,7 @@ def verdict(name: str, found: FidResult, samples: Path, reasons: list[str]) -> R
         measured=measured,
         standard_error=found.metrics.get(f"{metric}_standard_error"),
         images=found.samples["count"],
+        precision=precision,
         agrees=None if reasons else low <= measured <= high,
         reasons=reasons,
         samples=str(samples),

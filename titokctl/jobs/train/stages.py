@@ -18,13 +18,13 @@ from titokctl.config.tokenizer_recipe import (
     TokenizerRecipe,
     VqganRecipe,
 )
-from titokctl.config.training import TrainingConfig
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import summed
 from titokctl.jobs.train.stage_start import Start
 from titokctl.models.discriminator import Discriminator
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.initialization import initialize
+from titokctl.models.precision import low_dtype
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.adversary import Adversary
@@ -40,6 +40,7 @@ from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.perceptual import load_perceptual
 from titokctl.weights.store import save_proxy, save_tokenizer
 
+PixelRecipe = SingleRecipe | VqganRecipe | DecoderRecipe
 Validate = Callable[[Any, int], dict[str, float]]
 
 
@@ -116,24 +117,22 @@ def _pixel_mean(parts: Parts) -> float:
     return float(summed({"mean": share}, parts.group)["mean"])
 
 
-def _judges(
-    recipe: SingleRecipe | VqganRecipe | DecoderRecipe, parts: Parts
-) -> tuple[PixelLoss, Validate | None, Group, Adversary | None]:
+def _judges(recipe: PixelRecipe, parts: Parts) -> tuple[PixelLoss, Validate | None, Group, Adversary | None]:
     """Return the parts that judge the pixels of a stage: loss, held-out validation, group, and adversary."""
-    loss = _pixel_loss(recipe.loss, recipe.training, parts.device)
-    adversary = _adversary(recipe.adversary, recipe.training, parts) if recipe.adversary else None
+    loss = _pixel_loss(recipe.loss, parts.device)
+    adversary = _adversary(recipe.adversary, recipe, parts) if recipe.adversary else None
     return loss, parts.validate, parts.group, adversary
 
 
-def _pixel_loss(config: PixelLossConfig, training: TrainingConfig, device: str) -> PixelLoss:
-    """Build the loss with the networks that the recipe names, in bf16 if the recipe trains in bf16."""
-    dtype = torch.float32 if training.precision == "float32" else torch.bfloat16
+def _pixel_loss(config: PixelLossConfig, device: str) -> PixelLoss:
+    """Build the loss with the networks that the recipe names."""
+    dtype = low_dtype(config.precision) or torch.float32
     networks: dict[str, Perceptual] = {name: load_perceptual(name, device, dtype) for name in config.perceptual}
     return PixelLoss(config, networks)
 
 
-def _adversary(config: AdversaryConfig, training: TrainingConfig, parts: Parts) -> Adversary:
-    torch.manual_seed(key(training.seed, "discriminator"))
-    discriminator = Discriminator(config.channels)
-    initialize(discriminator)
-    return Adversary(discriminator.to(parts.device), config, training, parts.group)
+def _adversary(config: AdversaryConfig, recipe: PixelRecipe, parts: Parts) -> Adversary:
+    torch.manual_seed(key(recipe.training.seed, "discriminator"))
+    # It keeps torch's default initial values, as published: those of `initialize` make its gradients 8 times as large.
+    discriminator = Discriminator(config.channels).to(parts.device)
+    return Adversary(discriminator, config, recipe.training, parts.group, recipe.loss.precision)
