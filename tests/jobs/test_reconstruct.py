@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import toy_features
 from PIL import Image
 
 from titokctl.config.preprocessing import PreprocessingConfig
@@ -157,6 +158,30 @@ def test_a_sample_set_is_its_images_and_not_their_grid(made, tmp_path):
         go(made, tmp_path / "out", data=tmp_path / "as_npz")
     tiny.class_folder(tmp_path / "as_files" / "images", 2)
     assert go(made, tmp_path / "out", data=tmp_path / "as_files").images == 4
+
+
+@pytest.mark.parametrize("procs", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_give_the_numbers_and_the_picture_of_one(run_cli, tmp_path, monkeypatch, procs):
+    """With a classifier's score of the reconstructions, an image that can't be read, and a share for each process."""
+    toy = toy_features.install(tmp_path / "package")
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    tiny.tokenizer(tmp_path / "tok.safetensors")
+    folder = tiny.class_folder(tmp_path / "photos", 25)
+    (folder / "dog" / "0020.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    words = ("reconstruct", folder, "--tokenizer", tmp_path / "tok.safetensors", "--features", "toy", "--skip-bad")
+    many = run_cli(*words, "-o", "many", "--procs", procs, "--json", env=toy, code=0)
+    one = run_cli(*words, "-o", "one", "--json", "--device", "cpu", env=toy, code=0)
+    assert one.json["images"] == 49
+    assert one.json["inception_score"].keys() == {"is-toy", "is-toy_deviation"}
+    different = {"output", "distances", "inception_score", "psnr_pooled", "psnr_mean", "ssim", "codebook_perplexity"}
+    assert {k: v for k, v in many.json.items() if k not in different} == {
+        k: v for k, v in one.json.items() if k not in different
+    }
+    for name in different - {"output"}:
+        assert many.json[name] == pytest.approx(one.json[name], rel=1e-6), name
+    assert many.stderr.count("1 images can't be read") == 1
+    pictures = [(tmp_path / name / "reconstructions.png").read_bytes() for name in ("many", "one")]
+    assert pictures[0] == pictures[1]
 
 
 def test_the_command(run_cli, made, tmp_path):

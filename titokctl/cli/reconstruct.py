@@ -8,7 +8,7 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Surroundings, perform
+from titokctl.cli.work import Machine, Surroundings, perform
 
 
 @app.command(epilog="Example: titokctl reconstruct imagenet/val/ -n 1000 -o reconstructed/")
@@ -32,6 +32,8 @@ def reconstruct(
     ] = None,
     skip_bad: Annotated[bool, option("--skip-bad", "Leave out images that can't be read.")] = False,
     device: options.Device = None,
+    gpus: options.Gpus = None,
+    procs: options.Procs = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     runs_dir: options.RunsDir = None,
@@ -39,8 +41,10 @@ def reconstruct(
     as_json: options.Json = False,
 ) -> None:
     """Show images above their reconstructions, and measure them: PSNR, SSIM, LPIPS, rFID, codebook use."""
+    from titokctl.distributed.place import place
     from titokctl.jobs.evaluate.reconstruct import Reconstruct
 
     job = Reconstruct(data, tokenizer, output, num_images, features, lpips, skip_bad, overwrite)
-    result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, device))
-    console.result(result, as_json, "reconstructions")
+    result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
+    if place().is_main:
+        console.result(result, as_json, "reconstructions")

@@ -87,6 +87,15 @@ class Group:
         """Wait until every process has called this. Raises as `check`."""
         self.from_all(None)
 
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let rank 0 complete the block, such as a download, before the others begin it. Raises as `check`."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
     def from_main(self, value: Any) -> Any:
         """Broadcast a JSON value from rank 0; the other processes wait for it. Raises as `check`."""
         if self.is_single:

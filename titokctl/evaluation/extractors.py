@@ -118,13 +118,9 @@ class FeatureNetwork:
 
         Raises UsageError for an unknown name and UserError when its weights are not here and can't be fetched.
         """
-        if not context.group.is_main:
-            context.group.barrier()
         options = ExtractorOptions(context.device, self.weights, self.precision, context.progress, fetch)
-        extractor = open_extractor(self.name, options)
-        if context.group.is_main:
-            context.group.barrier()
-        return extractor
+        with context.group.main_first():
+            return open_extractor(self.name, options)
 
     def called(self, name: str) -> "FeatureNetwork":
         """Return the same with another name; weights are only those of the network they were named for."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 _SMALLEST_DEVIATION = 1e-6
 _MOST_STEPS = 100
+_ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,12 @@ class LinearProbe:
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """The most likely class of each row of features (n, D), (n,) int64."""
+        pieces = (self._logits(features[i : i + _ROWS_AT_ONCE]).argmax(1) for i in _starts(len(features)))
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *pieces]).numpy()
+
+    def _logits(self, features: np.ndarray) -> Tensor:
         x = (torch.from_numpy(np.asarray(features, np.float32)) - self.mean) / self.deviation
-        return F.linear(x, self.weight, self.bias).argmax(1).numpy()
+        return F.linear(x, self.weight, self.bias)
 
     def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Share of rows (n, D) whose predicted class is their label (n,)."""
@@ -52,17 +57,26 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, num_classes: int, penalt
     x = torch.from_numpy(np.asarray(features, np.float32))
     target = torch.from_numpy(np.asarray(labels, np.int64))
     mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=_SMALLEST_DEVIATION)
-    x = (x - mean) / deviation
     weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=_MOST_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(F.linear(x, weight, bias), target) + penalty / 2 * weight.square().sum()
+        value = penalty / 2 * weight.square().sum()
         value.backward()
-        return value
+        for first in _starts(len(x)):  # so that memory for logits does not grow with the rows
+            rows = slice(first, first + _ROWS_AT_ONCE)
+            logits = F.linear((x[rows] - mean) / deviation, weight, bias)
+            piece = F.cross_entropy(logits, target[rows], reduction="sum") / len(x)
+            piece.backward()
+            value = value + piece.detach()
+        return value.detach()
 
     with torch.enable_grad():
         optimizer.step(loss)
     return LinearProbe(mean, deviation, weight.detach(), bias.detach())
+
+
+def _starts(count: int) -> range:
+    return range(0, count, _ROWS_AT_ONCE)

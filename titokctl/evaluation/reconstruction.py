@@ -4,6 +4,7 @@ Letters: n images, S their edge, H and W height and width, K tokens of an image.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from titokctl.context import Context
 from titokctl.data.images import to_bytes, to_float
+from titokctl.distributed.group import Group
+from titokctl.distributed.reduce import sum_arrays
 from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, FeatureNetwork
-from titokctl.evaluation.features import FeatureCollector, extract
+from titokctl.evaluation.features import FeatureCollector, FeatureSet, extract
 from titokctl.evaluation.metrics import compute, metrics_named
 from titokctl.models.lpips import Lpips
 from titokctl.models.titok.tokenizer import TiTok
@@ -114,6 +117,18 @@ def find_judges(features: str, lpips: bool | None, context: Context, fetch: bool
 
     Raises: UserError or UsageError when a network that was asked for is not there.
     """
+    group = context.group
+    lpips, features = group.from_main(_judges_here(features, lpips, context) if group.is_main else None)
+    network = None
+    if lpips:
+        with group.main_first():
+            network = load_lpips(fetch=fetch).to(context.device)
+    extractor = None if features == NONE else FeatureNetwork(features).open(context, fetch)
+    return Judges(network, extractor)
+
+
+def _judges_here(features: str, lpips: bool | None, context: Context) -> tuple[bool, str]:
+    """Return whether LPIPS is computed, and the name of the feature network."""
     if lpips is None:
         lpips = bool(here(VGG16) and here(LPIPS_LINEAR))
         if not lpips:
@@ -125,9 +140,7 @@ def find_judges(features: str, lpips: bool | None, context: Context, fetch: bool
                 "no rFID: Inception's weights are not on this machine (--features inception fetches them)"
                 + ("; fd-lite0 instead, which is not comparable with it" if features == "lite0" else "")
             )
-    network = load_lpips(fetch=fetch).to(context.device) if lpips else None
-    extractor = None if features == NONE else FeatureNetwork(features).open(context, fetch)
-    return Judges(network, extractor)
+    return lpips, features
 
 
 class ReconstructScores:
@@ -139,34 +152,46 @@ class ReconstructScores:
     def __init__(self, judges: Judges, images: int, device: str, codebook_size: int | None) -> None:
         self._judges, self._device = judges, device
         self._pairs = ReconstructionSums()
-        self._lpips, self._count = 0.0, 0
-        self._codes = np.zeros(codebook_size, np.int64) if codebook_size else None
+        self._lpips = np.zeros(1)
+        self._codes = np.zeros(codebook_size or 0)
         network = judges.extractor
         self._sets = [FeatureCollector(network.widths, images, _FEATURES_KEPT) for _ in range(2)] if network else []
 
-    def add(self, originals: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray) -> None:
-        """Take in a batch of pairs with what lies between them, ids (n, K) or latents."""
-        if self._codes is not None:
+    def add(
+        self, originals: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray, positions: np.ndarray
+    ) -> None:
+        """Take in pairs at `positions` (n,) of the set, and what lies between them: ids (n, K) or latents."""
+        if len(self._codes):
             self._codes += np.bincount(tokens.ravel(), minlength=len(self._codes))
         self._pairs.add(originals, reconstructions)
-        self._count += len(originals)
         if self._judges.extractor is not None:
             for collector, images in zip(self._sets, (originals, reconstructions), strict=True):
+                left = positions
                 for features in extract(self._judges.extractor, [images]):
-                    collector.add(features)
+                    count = len(features["pool"])
+                    collector.add(features, left[:count])
+                    left = left[count:]
         if self._judges.lpips is not None:
             self._lpips += self._sum_of_lpips(self._judges.lpips, originals, reconstructions)
 
-    def result(self) -> dict[str, Any]:
-        """Return the numbers of all pairs so far, the fields of `titokctl reconstruct`'s result.
+    def result(self, group: Group) -> dict[str, Any] | None:
+        """Return the numbers of all pairs of all processes, the fields of `titokctl reconstruct`'s result.
 
         They are those of `ReconstructionScore`; `lpips`, the mean; `distances` between the sets by name (rfid or
-        fd-lite0, and kid); and how much of the codebook is used. Raises ValueError when there were no pairs.
+        fd-lite0, and kid); `inception_score` of the reconstructions (is, is_deviation), if the network has a
+        classifier; and how much of the codebook is used. None on all processes but the first. Raises ValueError when
+        there were no pairs.
         """
-        usage = None if self._codes is None else usage_of(self._codes)
-        return asdict(self._pairs.score()) | {
-            "lpips": None if self._judges.lpips is None else self._lpips / self._count,
-            "distances": self._distances(),
+        sum_arrays([self._pairs.totals, self._lpips, self._codes], group)
+        sets = [collector.result(group) for collector in self._sets] if self._pairs.totals[0] > 1 else []
+        if not group.is_main:
+            return None
+        usage = usage_of(self._codes) if len(self._codes) else None
+        score = self._pairs.score()
+        return asdict(score) | {
+            "lpips": None if self._judges.lpips is None else float(self._lpips[0]) / score.images,
+            "distances": self._numbers(sets, "fid", "kid"),
+            "inception_score": self._numbers(sets, "is"),
             "codes_used": usage and usage.used,
             "codebook_size": usage and usage.size,
             "codebook_share": usage and usage.share,
@@ -182,11 +207,12 @@ class ReconstructScores:
             total += float(network(a, b).double().sum())
         return total
 
-    def _distances(self) -> dict[str, float]:
-        if self._judges.extractor is None or self._count < 2:
+    def _numbers(self, sets: Sequence[FeatureSet], *names: str) -> dict[str, float]:
+        """Return the numbers of the metrics `names` that the sets (originals, reconstructions) allow."""
+        if self._judges.extractor is None or not sets:
             return {}
-        originals, reconstructions = (collector.result() for collector in self._sets)
-        metrics = metrics_named(["fid", "kid"])
+        originals, reconstructions = sets
+        metrics = [metric for metric in metrics_named(names) if not metric.lacking(reconstructions, originals)]
         found = compute(metrics, reconstructions, originals, self._judges.extractor.metric_name)
         return {f"r{name}" if name.startswith("fid") else name: value for name, value in found.items()}
 

@@ -1,6 +1,6 @@
 """`titokctl reconstruct`: images through a tokenizer and back, shown and measured."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,11 +10,9 @@ import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
-from titokctl.data.pipeline import DecodedUnit, decode_units
-from titokctl.data.sources import Rejected, Source, Unit, open_source
-from titokctl.data.workers import available_cores
+from titokctl.data.shares import ImagesInBatches, all_rejected, share_of
+from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.features import fixed_batches
 from titokctl.evaluation.image_sets import unreadable
 from titokctl.evaluation.reconstruction import AUTO, Judges, ReconstructScores, find_judges, reconstructed
 from titokctl.evaluation.warnings import count_warnings
@@ -43,7 +41,8 @@ class ReconstructResult:
 
     `psnr_pooled` (dB) follows from the squared error of all images together, `psnr_mean` averages over images; `lpips`
     is the mean, None without its weights. `distances` between originals and reconstructions: rfid on Inception's
-    features, fd-<name> on others, and kid of the same.
+    features, fd-<name> on others, and kid of the same. `inception_score` is that of the
+    reconstructions, {} for a network without a classifier.
     """
 
     output: str
@@ -53,6 +52,7 @@ class ReconstructResult:
     ssim: float | None
     lpips: float | None
     distances: dict[str, float]
+    inception_score: dict[str, float]
     codes_used: int | None
     codebook_size: int | None
     codebook_share: float | None
@@ -106,40 +106,44 @@ class Reconstruct:
         )
 
     def run(self, context: Context) -> ReconstructResult:
-        """Write picture and numbers. Raises UserError for unreadable images too, and Stopped after a signal."""
-        opened, progress = self._open(context, is_plan=False), context.progress
-        make_folder(self.output)  # before hours are spent on what goes into it
+        """Write picture and numbers; of several processes, which share the images, each returns the same result.
+
+        Raises UserError for unreadable images too, and Stopped after a signal.
+        """
+        opened, group = self._open(context, is_plan=False), context.group
+        if group.is_main:
+            make_folder(self.output)  # before hours are spent on what goes into it
         scores = ReconstructScores(opened.judges, opened.count, context.device, opened.model.config.codebook_size)
-        progress.start("reconstruct", opened.count)
-        decoded = decode_units(opened.source, opened.units, opened.preprocessing, available_cores())
-        with precision("float32", context.device), closing(decoded):  # type: ignore[type-var]
-            shown, rejected = _through(opened.model, decoded, scores, context)
-        progress.close()
+        shown, rejected = _through(opened, scores, context)
         if rejected:
-            if not self.skip_bad or not shown:
+            if not self.skip_bad or len(rejected) == opened.count:
                 raise UserError(unreadable(rejected), "repair or delete them, or leave them out with --skip-bad")
-            progress.warn(unreadable(rejected))
-        result = ReconstructResult(
-            output=str(self.output), **scores.result(), skipped=len(rejected), about=opened.about()
-        )
-        save_png(self.output / RECONSTRUCTION_PICTURE, picture(shown))
-        write_reconstruction(self.output, asdict(result))
-        return result
+            context.progress.warn(unreadable(rejected))
+        found = scores.result(group)
+        if found is not None:
+            about = opened.about()
+            result = ReconstructResult(output=str(self.output), **found, skipped=len(rejected), about=about)
+            save_png(self.output / RECONSTRUCTION_PICTURE, picture(shown))
+            write_reconstruction(self.output, asdict(result))
+            found = asdict(result)
+        return ReconstructResult(**group.from_main(found))
 
     def _open(self, context: Context, is_plan: bool) -> "_Opened":
         """Open everything that `run` reads; a plan downloads and keeps nothing. Raises as `plan`."""
         if self.output.is_file():
             raise UsageError(f"-o {self.output} is a file; the result is a folder")
-        for name in _PRODUCTS:
-            check_free(self.output / name, self.overwrite)
-        name = pick_tokenizer(self.tokenizer, context.runs, context.say, pixels=True)
-        data = _files_of(self.data)
-        source = open_source(data, keep_index=not is_plan)
-        model = load_tokenizer(name, context.device, fetch=not is_plan)
+        for product in _PRODUCTS if context.group.is_main else ():  # which may have written them when others check
+            check_free(self.output / product, self.overwrite)
+        group, data = context.group, _files_of(self.data)
+        picked = pick_tokenizer(self.tokenizer, context.runs, context.say, pixels=True) if group.is_main else ""
+        name: str = group.from_main(picked)
+        with group.main_first():
+            source = open_source(data, keep_index=not is_plan)
+            model = load_tokenizer(name, context.device, fetch=not is_plan)
         if not model.config.pixel_decoder:
             raise UserError(f"{name} was trained in stage proxy only and makes no pixels", "train its decoder (--init)")
         judges = find_judges(self.features, self.lpips, context, fetch=not is_plan)
-        opened = _Opened(name, model, data, source, _spread(source, self.num_images), judges)
+        opened = _Opened(name, model, data, source, _spread(len(source), self.num_images), judges)
         if judges.extractor is not None:
             if opened.count < 2:
                 raise UserError("a distance between sets needs at least 2 images", "give more, or --features none")
@@ -156,12 +160,12 @@ class _Opened:
     model: TiTok
     data: Sequence[Path | str]
     source: Source
-    units: list[Unit]
+    chosen: Sequence[int] | None  # positions of the images; None for all
     judges: Judges
 
     @property
     def count(self) -> int:
-        return sum(unit.count for unit in self.units)
+        return len(self.source) if self.chosen is None else len(self.chosen)
 
     @property
     def preprocessing(self) -> PreprocessingConfig:
@@ -180,27 +184,27 @@ class _Opened:
         }
 
 
-def _through(
-    model: TiTok, decoded: Iterable[DecodedUnit], scores: ReconstructScores, context: Context
-) -> tuple[list[Pair], list[Rejected]]:
-    """Take all images through the tokenizer into `scores`; return the first pairs, and images that gave no pixels."""
-    batch_size = default_batch_size(model.latent_tokens.device, "reconstruct")
+def _through(opened: _Opened, scores: ReconstructScores, context: Context) -> tuple[list[Pair], list[Rejected]]:
+    """Take this process's images through the tokenizer into `scores`.
+
+    Returns its first pairs, and the images that gave no pixels, of all processes. Raises Stopped after a signal.
+    """
+    batch_size = default_batch_size(context.device, "reconstruct")
+    share = share_of(opened.source, batch_size, context.group, opened.chosen)
     shown: list[Pair] = []
-    rejected: list[Rejected] = []
-
-    def pieces() -> Iterator[np.ndarray]:
-        for unit in decoded:
-            rejected.extend(unit.rejected)
-            context.progress.advance(len(unit.rejected))
-            yield from (unit.pixels[i : i + batch_size] for i in range(0, len(unit.pixels), batch_size))
-
-    for originals in fixed_batches(pieces(), batch_size):
-        context.stop.check("Nothing was written.")
-        tokens, made = reconstructed(model, originals)
-        scores.add(originals, made, tokens)
-        shown += list(zip(originals, made, strict=True))[: _SHOWN - len(shown)]
-        context.progress.advance(len(originals))
-    return shown, rejected
+    images = ImagesInBatches(opened.source, share, opened.preprocessing, batch_size)
+    context.progress.start("reconstruct", sum(unit.count for unit in share))
+    with precision("float32", context.device), closing(iter(images)) as batches:
+        for batch in batches:
+            if context.stop.requested:
+                break
+            tokens, made = reconstructed(opened.model, batch.pixels)
+            places = batch.positions if opened.chosen is None else np.searchsorted(opened.chosen, batch.positions)
+            scores.add(batch.pixels, made, tokens, places)
+            shown += list(zip(batch.pixels, made, strict=True))[: _SHOWN - len(shown)]
+            context.progress.advance(len(batch.pixels))
+    context.progress.close()
+    return shown, all_rejected(images.rejected, context, "Nothing was written.")
 
 
 def _files_of(data: Sequence[Path | str]) -> Sequence[Path | str]:
@@ -217,13 +221,11 @@ def _files_of(data: Sequence[Path | str]) -> Sequence[Path | str]:
     return [found.images]
 
 
-def _spread(source: Source, num_images: int | None) -> list[Unit]:
-    """Return units of `num_images` images spread evenly over the source; its own units for all of them."""
-    total = len(source)
+def _spread(total: int, num_images: int | None) -> list[int] | None:
+    """Return the positions of `num_images` images spread evenly over `total`; None for all of them."""
     if num_images is None or num_images >= total:
-        return source.units
-    positions = [i * total // num_images for i in range(num_images)]
-    return [Unit(i, position, 1, str(position)) for i, position in enumerate(positions)]
+        return None
+    return [i * total // num_images for i in range(num_images)]
 
 
 def picture(pairs: Sequence[Pair], columns: int = _COLUMNS) -> np.ndarray:

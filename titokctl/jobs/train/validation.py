@@ -7,7 +7,8 @@ import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.pipeline import decode_units
-from titokctl.data.sources.source import SeekableSource, Source, Unit
+from titokctl.data.shares import share_of
+from titokctl.data.sources.source import Source
 from titokctl.data.workers import available_cores
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import sum_arrays
@@ -54,7 +55,7 @@ class Validation:
         self._source, self._size, self._folder = source, size, folder
         self._group, self._say = group, say
         self._extractor = extractor if len(source) > 1 else None
-        self._units = _share_of(source, group)
+        self._units = share_of(source, _BATCH, group)
         mine = sum(unit.count for unit in self._units)
         self._kept: list[np.ndarray] | None = None
         self._keeps = mine * size * size * 3 <= _KEPT_BYTES
@@ -137,14 +138,6 @@ def inception_if_here(device: str, say: Callable[[str], None]) -> Extractor | No
         say(f"no rFID while it trains: {INCEPTION.names[0]} is not on this machine")
         return None
     return open_extractor("inception", ExtractorOptions(device=device))
-
-
-def _share_of(source: Source, group: Group) -> list[Unit]:
-    """This process's part of the source: a stretch of it, or every so manieth shard where only those can be read."""
-    if not isinstance(source, SeekableSource):
-        return source.units[group.rank :: group.world_size]
-    begin, end = (len(source) * r // group.world_size for r in (group.rank, group.rank + 1))
-    return [Unit(i, first, min(_BATCH, end - first), "") for i, first in enumerate(range(begin, end, _BATCH))]
 
 
 def _numbers(sums: ReconstructionSums, counts: np.ndarray) -> dict[str, float]:
