@@ -107,3 +107,18 @@ def test_the_tiny_ones_run_one_after_the_other(tmp_path):
         last = MetricsLog(run / "metrics.jsonl").newest_values()
         assert last["val_psnr"] > 3
         assert (stage == "proxy") == ("discriminator_loss" not in last)
+
+
+@pytest.mark.parametrize("width", [512, 768, 1024])
+@pytest.mark.parametrize("tokens", [32, 64, 128])
+def test_the_scaling_study_is_one_recipe_with_other_sizes(width, tokens):
+    """As docs/imagenet.md sets them; S, B and L differ in these fields alone."""
+    layers, heads = {512: (8, 8), 768: (12, 12), 1024: (24, 16)}[width]
+    vit = f"{{patch_size: 16, width: {width}, num_layers: {layers}, num_heads: {heads}}}"
+    sizes = [f"model.encoder={vit}", f"model.decoder={vit}", f"model.num_latent_tokens={tokens}"]
+    recipe = load("titok-l-32-proxy", *sizes, "model.shuffled_bottleneck=false")
+    with torch.device("meta"):
+        latents = skeleton("tokenizer", recipe.model).encode(torch.empty(1, 3, 256, 256))
+    assert latents.shape == (1, tokens, recipe.model.token_size)
+    like = {512: "titok-s-128-proxy", 768: "titok-b-64-proxy", 1024: "titok-l-32-proxy"}[width]
+    assert recipe.model.encoder == load(like).model.encoder

@@ -9,7 +9,7 @@ import torch
 
 from titokctl.config.tokenizer_recipe import DecoderRecipe
 from titokctl.distributed.group import Group
-from titokctl.models.inference import prepared
+from titokctl.models.inference import encoding_precision, prepared
 from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.adversary import Adversary
@@ -25,18 +25,19 @@ def freeze_encoder(tokenizer: TiTok) -> None:
 
 
 class FixedCodes:
-    """The codes of images by a frozen encoder, computed as `tokenize` does by default: float32, prepared for inference.
+    """The codes of images by a frozen encoder, in the precision and by the kernels that `tokenize` uses by default.
 
     Autocast would give other ids than those that are cached later.
     """
 
     def __init__(self, tokenizer: TiTok) -> None:
         self._device = tokenizer.latent_tokens.device
-        self._prepared = prepared(tokenizer, self._device, "float32", "encoder")
+        self._precision = encoding_precision(self._device)
+        self._prepared = prepared(tokenizer, self._device, self._precision, "encoder")
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what the decoder gets for images (b, 3, S, S): vectors (b, K, C), and ids (b, K) if there are any."""
-        with precision("float32", self._device):
+        with precision(self._precision, self._device):
             found = self._prepared.tokenize_unchecked(images).clone()  # a normal tensor, not one of inference mode
             if not self._prepared.config.is_discrete:
                 return found, None
