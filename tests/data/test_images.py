@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import encoded, noise
-from PIL import Image
+from PIL import Image, features
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import (
@@ -145,7 +145,8 @@ def test_no_cut_file_is_taken_for_a_picture(kind: str) -> None:
     ("data", "kind"),
     [
         (b"", "empty"),
-        (b"GIF89a" + bytes(40), "format"),
+        (b"GIF89a" + bytes(40), "truncated"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "format"),
         (b"just some text", "format"),
         (b"\xff\xd8\xff" + bytes(100), "unreadable"),
@@ -158,10 +159,55 @@ def test_other_files_are_refused_by_kind(data: bytes, kind: str) -> None:
     assert caught.value.kind == kind
 
 
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "GIF", "AVIF"])
+def test_further_formats_are_read(kind: str) -> None:
+    if not features.check("avif") and kind == "AVIF":
+        pytest.skip("this Pillow reads no AVIF")
+    pixels = noise(6, 5) // 64 * 64 if kind != "AVIF" else np.full((16, 16, 3), 130, np.uint8)
+    options = {"quality": 100, "subsampling": "4:4:4"} if kind == "AVIF" else {}
+    found = decode(encoded(pixels, kind, **options)).astype(int)
+    assert found.shape == pixels.shape
+    assert abs(found - pixels).max() <= (2 if kind == "AVIF" else 0)
+
+
+def test_of_an_animation_the_first_frame_is_read() -> None:
+    first, second = (Image.fromarray(np.full((4, 4, 3), value, np.uint8)) for value in (0, 255))
+    out = io.BytesIO()
+    first.save(out, "GIF", save_all=True, append_images=[second])
+    assert not decode(out.getvalue()).any()
+
+
 def test_other_formats_that_pillow_knows_are_refused() -> None:
-    for kind in ("BMP", "GIF", "TIFF", "PPM"):
-        with pytest.raises(BadImage, match="not a JPEG, PNG or WebP"):
-            decode(encoded(noise(5, 5), kind))
+    for kind in ("PPM", "TGA", "ICO", "PCX"):
+        with pytest.raises(BadImage, match="not an image that can be read"):
+            decode(encoded(noise(16, 16), kind))
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><title>Log in</title>", "an HTML page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied", "an XML document"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x1f\x8b\x08", "compressed with gzip"),
+    ],
+)
+def test_a_file_that_is_no_image_is_named(head: bytes, words: str) -> None:
+    with pytest.raises(BadImage, match=words):
+        decode(head)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_decoders_that_need_much_memory_have_a_limit_of_their_own(kind: str) -> None:
+    if not features.check("avif") and kind == "AVIF":
+        pytest.skip("this Pillow reads no AVIF")
+    out = io.BytesIO()
+    Image.new("RGB", (9000, 8000)).save(out, kind, **({"method": 0} if kind == "WEBP" else {"speed": 10}))
+    with pytest.raises(BadImage, match="9000 x 8000 pixels, more than 67,108,864, the limit of") as caught:
+        decode(out.getvalue())
+    assert caught.value.kind == "too-large"
 
 
 def test_a_pixel_bomb_is_refused_before_it_is_decoded() -> None:

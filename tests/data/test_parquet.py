@@ -86,11 +86,12 @@ def test_an_image_that_is_missing_is_rejected_by_name(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_follows_labels_and_files(tmp_path: Path) -> None:
-    prints = [
-        open_source([write(tmp_path / f"{n}/a.parquet", range(3), labels=labels)]).description["fingerprint"]
+    found = [
+        open_source([write(tmp_path / f"{n}/a.parquet", range(3), labels=labels)]).description
         for n, labels in enumerate(([0, 1, 2], [0, 1, 2], [0, 1, 1]))
     ]
-    assert prints[0] == prints[1] != prints[2]
+    assert found[0]["listing"] == found[1]["listing"] != found[2]["listing"]
+    assert len({one["fingerprint"] for one in found}) == 3
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

@@ -113,9 +113,10 @@ def test_bad_missing_and_impossible_labels_are_left_out_by_kind(tmp_path: Path) 
     record = {"format": "titokctl/shards", "format_version": 1, "class_names": ["cat", "dog"], "shards": []}
     (tmp_path / "index.json").write_text(json.dumps(record))
     source = open_source([tmp_path])
-    assert (source.keys(), source.labels().tolist()) == (["a", "g"], [0, 1])
-    assert problems(source) == {"bad-label": 2, "no-label": 1, "label-range": 1, "no-image": 1}
-    assert [s.data for s in source.read_many([0, 1])] == [picture(0), picture(5)]
+    assert (source.keys(), source.labels().tolist()) == (["a", "c", "g"], [0, -1, 1])
+    assert problems(source) == {"bad-label": 2, "label-range": 1, "no-image": 1}
+    assert [s.data for s in source.read_many([0, 1, 2])] == [picture(0), picture(2), picture(5)]
+    assert "1 of 3 images have no label (-1)" in source.remarks
     assert len(source) + len(source.problems) == 7
 
 
@@ -158,5 +159,5 @@ def test_members_of_hostile_shards_are_counted_by_kind(tmp_path: Path) -> None:
     source = open_source([write_tar(tmp_path / "0.tar", members)])
     [unit] = decode_units(source, [source.units[0]], PreprocessingConfig(size=4))
     assert unit.keys == ["good", "dots"]
-    assert Counter(r.kind for r in unit.rejected) == {"format": 2, "too-large": 1, "empty": 1}
+    assert Counter(r.kind for r in unit.rejected) == {"format": 1, "truncated": 1, "too-large": 1, "empty": 1}
     assert [(p.key, p.kind) for p in source.problems] == [("many", "several-dots")]

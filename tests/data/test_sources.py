@@ -8,7 +8,7 @@ from image_files import class_folders, encoded, noise
 
 from titokctl.data.images import BadImage, decode
 from titokctl.data.sources import Source, open_source, reopen_source
-from titokctl.data.sources.source import units_of
+from titokctl.data.sources.source import difference, units_of
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.shard_scan import MAX_IMAGE_BYTES
 from titokctl.formats.shard_set import ShardSample, write_set_index, write_shard
@@ -35,7 +35,8 @@ def test_class_folders(tmp_path: Path) -> None:
     (tmp_path / "in/cat/._0.png").write_bytes(b"resource fork")
     (tmp_path / "in/empty").mkdir()
     source = open_source([tmp_path / "in"])
-    assert source.class_names == ["cat", "dog"]
+    assert source.class_names == ["cat", "dog", "empty"]
+    assert source.passed_over == {".txt": 1, "hidden": 1}
     assert len(source) == 10
     found = contents(source)
     expected = {name.rpartition(".")[0]: (int(name[:3] == "dog"), data) for name, data in files.items()}
@@ -80,14 +81,17 @@ def test_a_class_named_train_is_a_class(tmp_path: Path) -> None:
     assert open_source([tmp_path]).class_names == ["bus", "train"]
 
 
-def test_the_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
+def test_the_fingerprint_follows_names_sizes_and_paths(tmp_path: Path) -> None:
     class_folders(tmp_path / "a")
     class_folders(tmp_path / "b")
     first, second = (open_source([tmp_path / name]).description for name in "ab")
-    assert first["fingerprint"] == second["fingerprint"]
+    assert first["fingerprint"] != second["fingerprint"]
+    assert first["listing"] == second["listing"]
+    assert first["contents"] == second["contents"]
+    assert difference(first, second) is None  # all bytes are compared of a small set
     assert first["paths"] == [str((tmp_path / "a").resolve())]
     (tmp_path / "b/cat/9.png").write_bytes(b"x")
-    assert open_source([tmp_path / "b"]).description["fingerprint"] != first["fingerprint"]
+    assert difference(first, open_source([tmp_path / "b"]).description) == "names, sizes or labels differ"
 
 
 def test_shards_by_folder_pattern_and_path_are_the_same(tmp_path: Path) -> None:
@@ -151,12 +155,16 @@ def test_class_folders_of_any_name_have_names_that_can_be_written(tmp_path: Path
     assert source.sample(0).data == b"1"
 
 
-def test_a_pipe_named_like_an_image_is_empty(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
+def test_a_pipe_named_like_an_image_is_named(tmp_path: Path) -> None:
+    class_folders(tmp_path, ("cat",), each=1)
     os.mkfifo(tmp_path / "cat" / "pipe.jpg")
     (tmp_path / "cat" / "zero.jpg").symlink_to("/dev/zero")
     source = open_source([tmp_path])
-    assert [source.sample(i).data for i in range(2)] == [b"", b""]
+    assert [(p.key, p.kind) for p in source.problems] == [
+        ("cat/pipe.jpg", "not-a-file"),
+        ("cat/zero.jpg", "not-a-file"),
+    ]
+    assert len(source) == 1
 
 
 def test_the_source_of_a_merged_cache_is_refused() -> None:

@@ -38,11 +38,13 @@ def test_a_missing_row_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "6 rows + 0 rejected, but the source has 7 images" in capsys.readouterr().err
 
 
-def test_a_changed_or_missing_source_is_a_remark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_source_fails_and_a_missing_one_is_a_remark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache = made(tmp_path)
     (tmp_path / "images" / "dog" / "new.jpg").write_bytes(tiny.jpeg(9))
-    assert run(["verify", str(cache)]) == 0
-    assert "has changed" in capsys.readouterr().err
+    assert run(["verify", str(cache)]) == 1
+    assert "has changed since the cache was made: names, sizes or labels differ" in capsys.readouterr().err
     write_cache(tmp_path / "other.h5", 5)
     assert run(["verify", str(tmp_path / "other.h5")]) == 0
     assert "does not record" in capsys.readouterr().err

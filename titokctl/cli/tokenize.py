@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,8 +11,20 @@ from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Machine, Surroundings, perform
 
+if TYPE_CHECKING:
+    from titokctl.jobs.tokenize.request import TokenizeResult
+
 _READ = "How images are read"
 _read = partial(option, panel=_READ)
+
+
+def _sum(result: "TokenizeResult") -> str:
+    """Return the sentence that accounts for everything in the source."""
+    text = f"{result.rows:,} rows + {result.rejected:,} rejected = {result.samples:,} images in the source"
+    if result.unlabelled and result.unlabelled < result.rows:
+        text += f"; {result.unlabelled:,} rows have no label (-1)"
+    others = ", ".join(f"{count:,} {what}" for what, count in result.passed_over.items())
+    return f"{text}; passed over: {others}" if others else text
 
 
 @app.command(epilog="Example: titokctl tokenize imagenet/ -o tokens.h5")
@@ -115,5 +127,5 @@ def tokenize(
     if result is None:
         return
     if not quiet and result.finished:
-        console.say(f"{result.rows:,} rows + {result.rejected:,} rejected = {result.samples:,} images in the source")
+        console.say(_sum(result))
     console.result(result, as_json, "token cache")

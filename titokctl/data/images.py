@@ -1,30 +1,41 @@
 """All decisions about pixels: decoding, colours, resizing, cropping, range and rounding.
 
-Image files are untrusted: the format is recognised by the first bytes, only the JPEG, PNG and WebP decoders are ever
-called, and the declared size is checked before a pixel is decoded. Conversions that differ between versions of Pillow
-(16-bit grey, CMYK, alpha) are computed here.
+Image files are untrusted: the format is recognised by the first bytes, only the decoders of the formats in
+`file_kind.IMAGE_KINDS` are ever called, and the declared size is checked before a pixel is decoded. Conversions that
+differ between versions of Pillow (16-bit grey, CMYK, alpha) are computed here, in blocks of rows, so that they take
+little memory beside the image.
 """
 
+import importlib
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfig
 from titokctl.data.resize import resize
+from titokctl.formats.file_kind import HEAD_BYTES, described, image_kind
 from titokctl.formats.shard_scan import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     import torch
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_FILES: dict[str, type[ImageFile.ImageFile]] = {"jpg": JpegImageFile, "png": PngImageFile, "webp": WebPImageFile}
+# Pillow's plug-in and its class by the names of `file_kind.IMAGE_KINDS`; a plug-in is imported when it is first needed.
+_DECODERS = {
+    "jpg": ("JpegImagePlugin", "JpegImageFile"),
+    "png": ("PngImagePlugin", "PngImageFile"),
+    "webp": ("WebPImagePlugin", "WebPImageFile"),
+    "gif": ("GifImagePlugin", "GifImageFile"),
+    "bmp": ("BmpImagePlugin", "BmpImageFile"),
+    "tiff": ("TiffImagePlugin", "TiffImageFile"),
+    "avif": ("AvifImagePlugin", "AvifImageFile"),
+}
+# These decoders need 17 to 23 bytes a pixel, measured with Pillow 13; the others about 10.
+_MAX_PIXELS = {"webp": 1 << 26, "avif": 1 << 26}
+_ROWS = 128  # rows of pixels that are converted at once
 _TOO_SHORT = (EOFError, struct.error)
 _TURN = Image.Transpose
 _TURNS = {
@@ -61,15 +72,18 @@ def decode(
         at_least: let libjpeg decode a JPEG at a half, quarter or eighth of its size, no edge shorter than this.
 
     Raises:
-        BadImage: the bytes are not a whole JPEG, PNG or WebP, or declare more than `max_pixels` pixels.
+        BadImage: the bytes are not a whole image of a known format, or declare more than `max_pixels` pixels.
     """
     if len(data) > MAX_IMAGE_BYTES:
         raise BadImage("too-large", f"more than {MAX_IMAGE_BYTES >> 20} MiB")
     try:
         # Not Image.open, which would try other plug-ins and apply a limit of its own.
-        image = _FILES[extension_of(data)](io.BytesIO(data))
-        if image.width * image.height > max_pixels:
-            raise BadImage("too-large", f"{image.width} x {image.height} pixels, more than {max_pixels:,}")
+        kind = extension_of(data)
+        image = _decoder(kind)(io.BytesIO(data))
+        limit = min(max_pixels, _MAX_PIXELS.get(kind, max_pixels))
+        if image.width * image.height > limit:
+            why = f", the limit of {kind} files, whose decoder needs much memory" if limit < max_pixels else ""
+            raise BadImage("too-large", f"{image.width} x {image.height} pixels, more than {limit:,}{why}")
         if at_least is not None:
             image.draft(image.mode, (at_least, at_least))
         image.load()
@@ -186,16 +200,22 @@ def to_bytes(images: "torch.Tensor") -> "torch.Tensor":
 
 
 def extension_of(data: bytes) -> str:
-    """Recognise an image file by its first bytes: "jpg", "png" or "webp". Raises BadImage for anything else."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
+    """Return the extension of an image file by its first bytes, such as "jpg". Raises BadImage for anything else."""
+    kind = image_kind(data[:HEAD_BYTES])
+    if kind is not None:
+        return kind
     if not data:
         raise BadImage("empty", "the file is empty")
-    raise BadImage("format", f"not a JPEG, PNG or WebP: it starts with {data[:8]!r}")
+    raise BadImage("format", f"not an image that can be read, but {described(data[:HEAD_BYTES])}")
+
+
+def _decoder(kind: str) -> type[ImageFile.ImageFile]:
+    module, name = _DECODERS[kind]
+    try:
+        found: type[ImageFile.ImageFile] = getattr(importlib.import_module(f"PIL.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        raise BadImage("format", f"this Pillow reads no {kind} files") from error
+    return found
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -211,16 +231,28 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         planes = b"".join(image.tobytes("raw", band) for band in "RGB")
         return np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width).transpose(1, 2, 0)
     if mode.startswith("I"):
-        return _repeat((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
+        return _by_rows(_from_16_bits, np.asarray(image))
     if mode == "CMYK":
-        return _from_cmyk(np.asarray(image))
+        return _by_rows(_from_cmyk, np.asarray(image))
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return _on_white(np.asarray(image.convert("RGBA")))
+        return _by_rows(_on_white, np.asarray(image.convert("RGBA")))
     if mode in ("L", "1"):
         return _repeat(np.asarray(image.convert("L")))
     if mode in ("P", "RGBX", "YCbCr"):
         return np.asarray(image.convert("RGB"))
     raise BadImage("mode", f"pixels of mode {mode} are not supported")
+
+
+def _by_rows(convert: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    """Return convert(pixels), (H, W, 3) uint8, computed some rows at a time."""
+    out = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for first in range(0, len(pixels), _ROWS):
+        out[first : first + _ROWS] = convert(pixels[first : first + _ROWS])
+    return out
+
+
+def _from_16_bits(grey: np.ndarray) -> np.ndarray:
+    return _repeat((grey.astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def _repeat(grey: np.ndarray) -> np.ndarray:

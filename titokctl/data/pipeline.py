@@ -5,14 +5,14 @@ nothing to start, but wait for each other at the interpreter's lock.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.decode_processes import DecodeProcesses
 from titokctl.data.decoding import CHUNK, Bad, decode_files, empty_squares
-from titokctl.data.sources.source import Rejected, Sample, Source, Unit
+from titokctl.data.sources.source import Counts, Rejected, Sample, Source, Unit
 from titokctl.data.workers import in_order
 
 _BY_THREADS = 1024  # images of a job that threads decode
@@ -28,6 +28,7 @@ class DecodedUnit:
         keys: n strings.
         positions: (n,) int64, in the source.
         rejected: samples without pixels.
+        counts: of members that are no images, if the source as a whole does not know them.
         further: squares of the same images, (n, S', S', 3) uint8, one array per further preprocessing.
     """
 
@@ -37,6 +38,7 @@ class DecodedUnit:
     positions: np.ndarray
     rejected: list[Rejected]
     further: tuple[np.ndarray, ...] = ()
+    counts: Counts = field(default_factory=Counts)
 
 
 class Decoder:
@@ -93,9 +95,8 @@ class Decoder:
             positions += [unit.first + at + i for i in kept]
         self._begun += count
         pixels, *further = (array[: len(keys)] for array in arrays)
-        return DecodedUnit(
-            pixels, np.array(labels, np.int32), keys, np.array(positions, np.int64), rejected, tuple(further)
-        )
+        where = np.array(positions, np.int64)
+        return DecodedUnit(pixels, np.array(labels, np.int32), keys, where, rejected, tuple(further), opened.counts)
 
     def _decode(self, files: list[bytes], into: list[np.ndarray]) -> list[Bad]:
         if self._workers > 1 and self._begun >= self._by_threads:

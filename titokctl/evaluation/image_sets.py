@@ -20,6 +20,7 @@ from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder, recorded_precision
 from titokctl.data.images import BadImage, decode, preprocess, to_bytes
 from titokctl.data.sources import Rejected, SeekableSource, Source, open_source, reopen_source
+from titokctl.data.sources.source import difference
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
 from titokctl.formats.atomic import file_sha256
@@ -91,7 +92,8 @@ class ImageSet(ABC):
     def identity(self, exact: bool = False) -> dict[str, Any]:
         """Return JSON that changes with the images.
 
-        Image files are told apart by names and sizes; with `exact` by every byte, which means reading all of them.
+        Image files are told apart by paths, sizes, times and some of their contents (`local_file.Identity`); with
+        `exact` by every byte, which means reading all of them.
         """
 
     def pixels(self) -> Iterator[np.ndarray]:
@@ -226,7 +228,7 @@ class SourceImages(ImageSet):
     def __init__(self, source: Source, path: Path, preprocessing: PreprocessingConfig | None) -> None:
         self._source, self._preprocessing = source.by_position(), preprocessing
         self._record = None if preprocessing is None else preprocessing.model_dump(mode="json")
-        about = {"kind": source.description["kind"], "fingerprint": source.description["fingerprint"]}
+        about = {name: source.description[name] for name in ("kind", "fingerprint", "listing")}
         self.path, self.count = path, len(source)
         self.image_size = preprocessing.size if preprocessing else _edge_of_first(self._source)
         self.about = about | {"preprocessing": self._record, "rounding": "none"}
@@ -293,9 +295,9 @@ class OriginalImages(SourceImages):
             raise UserError(
                 f"the images to compare with were moved or deleted: {error.message}", "name the reference with --ref"
             ) from error
-        if found.description["fingerprint"] != source.get("fingerprint"):
+        if (changed := difference(source, found.description)) is not None:
             raise UserError(
-                f"the images in {source['paths'][0]} are not those that were tokenized: names or sizes changed",
+                f"the images in {source['paths'][0]} are not those that were tokenized: {changed}",
                 "name the reference with --ref",
             )
         super().__init__(found, Path(source["paths"][0]), preprocessing)

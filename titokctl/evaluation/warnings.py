@@ -56,9 +56,10 @@ def count_warnings(count: int, extractor: Extractor, distance: str = "", instead
 def _of_kinds(images: ImageSet, reference: Reference) -> list[str]:
     """Warn if reconstructions aren't compared with their originals (rFID), or samples not with training data (gFID)."""
     kind, name = images.about.get("kind"), Path(str(reference.about.get("path", ""))).name
-    theirs = _fingerprint(reference.about)
+    theirs = _listing(reference.about)
     if kind == "reconstructions" and images.origin:
-        own = images.origin["source"].get("fingerprint")
+        source = images.origin["source"]
+        own = source.get("listing", source.get("fingerprint"))
         return [] if theirs is not None and theirs == own else [_ARE_RECONSTRUCTIONS]
     if kind == "sample set" and _VALIDATION_SET.search(name):
         return [f"gFID compares samples with the training set; {name} looks like validation images, which are for rFID"]
@@ -67,9 +68,11 @@ def _of_kinds(images: ImageSet, reference: Reference) -> list[str]:
     return []
 
 
-def _fingerprint(about: dict[str, Any]) -> Any:
+def _listing(about: dict[str, Any]) -> Any:
+    """Return what tells names, sizes and labels of a set apart; older records call it the fingerprint."""
     source = about.get("source")
-    return about.get("fingerprint") or (source.get("fingerprint") if isinstance(source, dict) else None)
+    found = about if "fingerprint" in about else source if isinstance(source, dict) else {}
+    return found.get("listing", found.get("fingerprint"))
 
 
 def _unbalanced(labels: np.ndarray) -> bool:

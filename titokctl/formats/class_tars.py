@@ -8,8 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
 
-from titokctl.formats.shard_scan import IMAGES, MAX_IMAGE_BYTES, Found, Scan
-from titokctl.formats.tar_headers import BrokenTar, Member, members
+from titokctl.formats.file_kind import HEAD_BYTES, IMAGE_SUFFIXES, image_kind
+from titokctl.formats.shard_scan import HIDDEN, MAX_IMAGE_BYTES, Found, Scan, suffix
+from titokctl.formats.tar_headers import FILE, BrokenTar, Member, entries, members
 
 _SUFFIX = ".tar"
 
@@ -31,10 +32,13 @@ def scan_class_tars(file: BinaryIO, length: int) -> Scan:
     """
     result = Scan()
     classes: list[Member] = []
+    passed: Counter[str] = Counter()
     try:
-        for member in members(file, length):
-            if member.name.endswith(_SUFFIX):
+        for member in entries(file, length):
+            if member.type == FILE and member.name.endswith(_SUFFIX):
                 classes.append(member)
+            else:
+                passed[_word(member)] += 1
     except BrokenTar as error:
         if not error.cut or length == 0:
             raise
@@ -46,7 +50,8 @@ def scan_class_tars(file: BinaryIO, length: int) -> Scan:
     result.names = dict(enumerate(sorted(names)))
     label_of = {name: label for label, name in result.names.items()}
     for member, name in zip(classes, names, strict=True):
-        _scan_class(file, member, name, label_of[name], result)
+        _scan_class(file, member, (name, label_of[name]), result, passed)
+    result.passed_over = dict(passed)
     return result
 
 
@@ -54,16 +59,29 @@ def _class_name(member: Member) -> str:
     return member.name.rpartition("/")[2].removesuffix(_SUFFIX)
 
 
-def _scan_class(file: BinaryIO, outer: Member, name: str, label: int, result: Scan) -> None:
+def _word(member: Member) -> str:
+    """Return the word under which a member that is no image is counted."""
+    if member.type != FILE:
+        return member.type
+    base = member.name.rpartition("/")[2]
+    stem, dot, kind = base.rpartition(".")
+    return HIDDEN if base.startswith(".") else suffix(kind.lower() if dot and stem else "")
+
+
+def _scan_class(file: BinaryIO, outer: Member, named: tuple[str, int], result: Scan, passed: Counter[str]) -> None:
+    """Add the images of one class tar; `named` are the name and the label of the class."""
+    name, label = named
     taken: set[str] = set()
     try:
-        for member in members(file, outer.offset + outer.size, outer.offset):
+        for member in entries(file, outer.offset + outer.size, outer.offset):
             base = member.name.rpartition("/")[2]
             stem, _, kind = base.rpartition(".")
-            key = f"{name}/{stem}"
-            if not stem or stem.startswith(".") or kind.lower() not in IMAGES:
-                continue
-            if key in taken:
+            key = f"{name}/{stem or base}"
+            if base.startswith(".") or member.type != FILE:
+                passed[_word(member)] += 1
+            elif kind.lower() not in IMAGE_SUFFIXES and not _is_image(file, member):
+                passed[suffix(kind.lower() if stem else "")] += 1
+            elif key in taken:
                 result.problems.append((key, "duplicate", f"{outer.name}: it holds {member.name} twice"))
             elif member.size > MAX_IMAGE_BYTES:
                 result.problems.append((key, "too-large", f"{member.name}: {member.size:,} bytes"))
@@ -74,3 +92,8 @@ def _scan_class(file: BinaryIO, outer: Member, name: str, label: int, result: Sc
         if not error.cut:
             raise BrokenTar(f"{outer.name}: {error}", cut=False) from error
         result.cut = result.cut or f"{outer.name}: {error}"
+
+
+def _is_image(file: BinaryIO, member: Member) -> bool:
+    file.seek(member.offset)
+    return image_kind(file.read(min(HEAD_BYTES, member.size))) is not None

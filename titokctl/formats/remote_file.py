@@ -2,13 +2,17 @@
 
 http and https need only Python; other schemes (s3, gs, hf, ...) are opened by fsspec and its plug-ins. After a failure
 the stream resumes at its position: with a range request where the server supports them, otherwise by downloading again
-and discarding the first part. Pauses between tries grow; progress resets them. No address is ever passed to a shell.
+and discarding the first part. A server that sends no ETag and no date can't say if the file is still the same: then it
+is downloaded again, and the first part is compared with what was read. Pauses between tries grow; progress resets them.
+No address is ever passed to a shell, and messages and records hold none with its secrets (`shown`).
 """
 
+import hashlib
 import http.client
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +54,28 @@ def scheme_of(url: str) -> str:
 def check_url(url: str) -> None:
     """Raise UserError for a scheme that is not supported."""
     if scheme_of(url) not in _SCHEMES or "::" in url:
-        raise UserError(f"the scheme of {url} is not supported", f"supported: {', '.join(_SCHEMES)}")
+        raise UserError(f"the scheme of {shown(url)} is not supported", f"supported: {', '.join(_SCHEMES)}")
+
+
+def shown(url: str) -> str:
+    """Return a URL without user, password, query and fragment, which may hold secrets such as a signature."""
+    if not scheme_of(url):
+        return url
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def folder_and_name(url: str) -> tuple[str, str]:
+    """Return the URL of the folder of a file and the file's name, both without query."""
+    folder, _, name = shown(url).rpartition("/")
+    return folder, name
+
+
+def sibling(url: str, name: str) -> str:
+    """Return the URL of the file `name` beside `url`, with the same access."""
+    parts = urllib.parse.urlsplit(url)
+    folder = parts.path.rpartition("/")[0]
+    return urllib.parse.urlunsplit(parts._replace(path=f"{folder}/{name}", fragment=""))
 
 
 class RemoteStream:
@@ -71,6 +96,8 @@ class RemoteStream:
         self._opened = _http_at if scheme_of(url) in _HTTP else _fsspec_at
         self._position = 0
         self._stream, self.file = self._reopen(url)
+        # Of a file without a version, what was read is compared after a break.
+        self._seen = None if self.file.version else hashlib.sha256()
 
     def read(self, count: int) -> bytes:
         """Return the next `count` bytes; fewer only at the end."""
@@ -101,34 +128,55 @@ class RemoteStream:
     def _some(self, count: int) -> bytes:
         """Return at least one byte, or none at the end. Raises UserError after all retries without progress."""
         problem: Exception = http.client.IncompleteRead(b"")
+        is_at_position = True
         for pause in (*self._pauses, None):
             try:
+                if not is_at_position:
+                    self._resume()
+                    is_at_position = True
                 data = self._stream.read(count)
             except Exception as error:
+                if isinstance(error, UserError | Gone):
+                    raise
                 if not _is_temporary(error):
                     raise _in_words(self.file.url, error) from error
                 problem = error
             else:
                 if data or self.file.size is None or self._position >= self.file.size:
                     self._position += len(data)
+                    if self._seen is not None:
+                        self._seen.update(data)
                     return data
+            is_at_position = False
             if pause is not None:
                 time.sleep(pause)
-                self._resume()
         raise _in_words(self.file.url, problem)
 
     def _resume(self) -> None:
-        """Open the file again at the position of the stream."""
+        """Open the file again at the position of the stream. Raises UserError when it is another one."""
         self._stream.close()
-        self._stream, now = self._reopen(self.file.url)
-        if (now.size, now.version) != (self.file.size, self.file.version):
-            raise UserError(f"{self.file.url} changed while it was read", "run the same command again")
+        begin = self._position if self._seen is None else 0
+        self._stream, now = self._reopen(self.file.url, begin)
+        if (now.size, now.version) != (self.file.size, self.file.version) or not self._is_same_start():
+            raise UserError(f"{shown(self.file.url)} changed while it was read", "run the same command again")
 
-    def _reopen(self, url: str) -> tuple[BinaryIO, RemoteFile]:
-        """Open the file at the position of the stream, with a retry after each temporary failure."""
+    def _is_same_start(self) -> bool:
+        """Read a file without a version up to the position of the stream; return True if it starts as before."""
+        if self._seen is None:
+            return True
+        again, left = hashlib.sha256(), self._position
+        while left and (piece := self._stream.read(min(left, _PIECE))):
+            again.update(piece)
+            left -= len(piece)
+        if left:
+            raise ConnectionError("the connection broke again")
+        return again.digest() == self._seen.digest()
+
+    def _reopen(self, url: str, position: int = 0) -> tuple[BinaryIO, RemoteFile]:
+        """Open the file at `position`, with a retry after each temporary failure."""
         for pause in (*self._pauses, None):
             try:
-                return self._opened(url, self._position)
+                return self._opened(url, position)
             except (UserError, Gone):
                 raise
             except Exception as error:
@@ -146,7 +194,7 @@ def fetch(url: str) -> bytes | None:
     except Gone:
         return None
     if len(data) > _SMALL:
-        raise UserError(f"{url} is larger than the {_SMALL:,} bytes expected at most")
+        raise UserError(f"{shown(url)} is larger than the {_SMALL:,} bytes expected at most")
     return data
 
 
@@ -162,7 +210,7 @@ def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
         error.close()
         if error.code in _NOT_GIVEN:
             what = "there is no" if error.code in (404, 410) else f"access denied ({error.code}):"
-            raise Gone(f"{what} {url}") from error
+            raise Gone(f"{what} {shown(url)}") from error
         raise
     length = response.headers.get("Content-Length")
     version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -170,7 +218,7 @@ def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
     if position and response.status == 206:
         whole = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if whole is None or int(whole[1]) != position:
-            raise UserError(f"{url}: the server sent another range than the requested one")
+            raise UserError(f"{shown(url)}: the server sent another range than the requested one")
         return response, RemoteFile(url, int(whole[2]), version)
     skipped = 0
     while skipped < position:
@@ -187,7 +235,7 @@ def _fsspec_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
         facts = file_system.info(path)
         stream = file_system.open(path, "rb")
     except FileNotFoundError as error:
-        raise Gone(f"there is no {url}") from error
+        raise Gone(f"there is no {shown(url)}") from error
     stream.seek(position)
     version = next(
         (str(facts[name]) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if name in facts), ""
@@ -218,9 +266,11 @@ def _is_temporary(error: Exception) -> bool:
 
 def _in_words(url: str, error: Exception) -> UserError:
     if isinstance(error, urllib.error.HTTPError):
-        return UserError(f"{url}: the server says {error.code} {error.reason}", "check the address and your access")
-    text = " ".join(str(error).split()) or type(error).__name__
+        return UserError(
+            f"{shown(url)}: the server says {error.code} {error.reason}", "check the address and your access"
+        )
+    text = " ".join(str(error).replace(url, shown(url)).split()) or type(error).__name__
     return UserError(
-        f"{url} can't be read: {text}",
+        f"{shown(url)} can't be read: {text}",
         "check the address and the connection, then run the same command again to resume",
     )

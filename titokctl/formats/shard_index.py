@@ -4,39 +4,48 @@ Specification: the index of `<name>.tar` is `.titokctl-index/<name>.tar.npz` in 
 written, `$XDG_CACHE_HOME/titokctl/shard-index/<start of the SHA-256 of the shard's path>-<name>.tar.npz`. It is a NumPy
 .npz without pickled objects:
 
-    header    (n,) uint8     JSON: format "titokctl/shard-index", format_version 3, the shard's `size` and `mtime_ns`,
-                             `cut` ("" or how the tar ends too early), `problems` [[key, kind, text], ...], `layout`
-                             ("samples", or "class-tars" for a tar of class tars), `names` {label: name} if known
+    header    (n,) uint8     JSON: format "titokctl/shard-index", format_version 4, the shard's `size` and `mtime_ns`,
+                             `contents` (SHA-256 of some of its bytes, see local_file.OF_SHARD), `cut` ("" or how the
+                             tar ends too early), `problems` [[key, kind, text], ...], `layout` ("samples", or
+                             "class-tars" for a tar of class tars), `names` {label: name} if known, `texts` (names that
+                             stand for the labels, or []), `passed_over` {kind: members}, `label_files` (members read
+                             as labels)
     offsets   (N,) uint64    first byte of each image in the tar
     sizes     (N,) uint64    its bytes
     labels    (N,) int32     from the `cls` or `json` member, -1 without one
     keys      (m,) uint8     the UTF-8 keys, concatenated
     key_ends  (N,) uint64    the end of each key in `keys`
 
-`shard_scan` defines samples and problems. An index whose `size` or `mtime_ns` differs from the shard's is replaced.
+`shard_scan` defines samples and problems. An index that is damaged, or whose `size`, `mtime_ns` or `contents` differs
+from the shard's, is replaced.
 """
 
 import hashlib
 import io
 import json
 import os
+import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import user_cache, write_bytes
 from titokctl.formats.class_tars import scan_class_tars
-from titokctl.formats.shard_scan import Scan, scan
+from titokctl.formats.file_kind import HEAD_BYTES, described, head_of, hint_for, kind_of
+from titokctl.formats.local_file import OF_SHARD, FileState, contents_of, retried
+from titokctl.formats.shard_scan import Keys, Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
 
 FORMAT = "titokctl/shard-index"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FOLDER = ".titokctl-index"
 SAMPLES, CLASS_TARS = "samples", "class-tars"
 _ARRAYS = {"offsets": "<u8", "sizes": "<u8", "labels": "<i4", "keys": "|u1", "key_ends": "<u8"}
@@ -47,17 +56,28 @@ class _Header:
     """The header of the specification above."""
 
     format: Literal["titokctl/shard-index"]
-    format_version: Literal[3]
+    format_version: Literal[4]
     size: int
     mtime_ns: int
+    contents: str
     cut: str
     problems: list[tuple[str, str, str]]
     layout: str
     names: dict[int, str]
+    texts: list[str]
+    passed_over: dict[str, Annotated[int, Field(ge=0)]]
+    label_files: Annotated[int, Field(ge=0)]
 
 
 _HEADER = TypeAdapter(_Header)
-_FACTS = ("size", "mtime_ns", "cut", "problems", "layout", "names")
+_FACTS = (
+    "size", "mtime_ns", "contents", "cut", "problems", "layout", "names", "texts", "passed_over", "label_files"
+)  # fmt: skip
+# What NumPy and zipfile raise for damaged files.
+_DAMAGE = (
+    ValueError, KeyError, TypeError, OSError, EOFError, NotImplementedError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, zlib.error, struct.error, SyntaxError,
+)  # fmt: skip
 
 
 @dataclass
@@ -75,9 +95,18 @@ class ShardIndex:
     key_ends: np.ndarray
     layout: str = SAMPLES
     names: dict[int, str] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    label_files: int = 0
+    contents: str = ""
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    @property
+    def state(self) -> FileState:
+        """The state of the shard that was indexed."""
+        return FileState(self.size, self.mtime_ns)
 
     def key(self, i: int) -> str:
         """Return the key of sample i."""
@@ -90,7 +119,7 @@ class ShardIndex:
         return replace(self, **arrays, **_packed(self.key(i) for i in np.flatnonzero(keep).tolist()))
 
 
-def open_index(shard: Path, layout: str = SAMPLES, keep: bool = True) -> ShardIndex:
+def open_index(shard: Path, layout: str = SAMPLES, keep: bool = True, keys: Keys | None = None) -> ShardIndex:
     """Return the index of `shard`: the saved one when it is current, else one from a pass over the headers.
 
     The pass reads labels but no images. A cut tar gives the index of its whole members; `cut` then says how it ends.
@@ -98,30 +127,47 @@ def open_index(shard: Path, layout: str = SAMPLES, keep: bool = True) -> ShardIn
     Args:
         layout: SAMPLES, or CLASS_TARS for a tar of class tars.
         keep: save a new index for next time.
+        keys: which members are images and labels; such an index is never saved.
 
     Raises:
         UserError: the shard can't be read, or isn't a tar.
     """
-    try:
-        state = shard.stat()
-        index = _kept(shard, state, layout)
-        if index is None:
-            index = _made(shard, layout)
-            if keep:
-                _keep(shard, index)
-        return index
-    except BrokenTar as error:
-        what = "the file is empty" if state.st_size == 0 else str(error)
-        raise UserError(f"{shard} is not a whole tar file: {what}", "compressed tars must be unpacked first") from error
-    except OSError as error:
-        raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
+    found = retried(shard.stat, shard)
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{shard} is not a regular file", "name a .tar file")
+    state = FileState.of(found)
+    index = _kept(shard, state, layout) if keys is None else None
+    if index is None:
+        try:
+            index = retried(lambda: _made(shard, layout, keys), shard)
+        except BrokenTar as error:
+            raise not_a_tar(shard, error) from error
+        kind = kind_of(head_of(shard)) if index.cut and not len(index) else None
+        if kind is not None and kind.name != "tar":
+            raise not_a_tar(shard, BrokenTar(index.cut, cut=True))
+        if keep and keys is None:
+            _keep(shard, index)
+    return index
 
 
-def from_scan(scan: Scan, size: int = 0, mtime_ns: int = 0, layout: str = SAMPLES) -> ShardIndex:
-    """Return the index of what a pass over a shard found; `size` and `mtime_ns` are the shard's."""
+def not_a_tar(shard: Path | str, error: BrokenTar, head: bytes | None = None) -> UserError:
+    """Return the error that a shard is not a whole tar, which says what it is instead.
+
+    Args:
+        head: its first bytes; read from the file if None.
+    """
+    head = head_of(Path(shard)) if head is None else head[:HEAD_BYTES]
+    found = described(head)
+    what = found if found != "a tar file" and not head.startswith(bytes(8)) and head else str(error)
+    what = "the file is empty" if not head else what
+    return UserError(f"{shard} is not a whole tar file: {what}", hint_for(head, shard, "copy or download it again"))
+
+
+def from_scan(scan: Scan, state: FileState = FileState(0, 0), layout: str = SAMPLES) -> ShardIndex:  # noqa: B008
+    """Return the index of what a pass over a shard in this state found."""
     return ShardIndex(
-        size=size,
-        mtime_ns=mtime_ns,
+        size=state.size,
+        mtime_ns=state.mtime_ns,
         cut=scan.cut,
         problems=scan.problems,
         offsets=np.array([one.offset for one in scan.found], "<u8"),
@@ -130,14 +176,20 @@ def from_scan(scan: Scan, size: int = 0, mtime_ns: int = 0, layout: str = SAMPLE
         **_packed(one.key for one in scan.found),
         layout=layout,
         names=scan.names,
+        texts=scan.texts,
+        passed_over=scan.passed_over,
+        label_files=scan.label_files,
     )
 
 
-def _made(shard: Path, layout: str) -> ShardIndex:
+def _made(shard: Path, layout: str, keys: Keys | None) -> ShardIndex:
     with shard.open("rb") as file:
-        state = os.fstat(file.fileno())
-        found = (scan_class_tars if layout == CLASS_TARS else scan)(file, state.st_size)
-    return from_scan(found, state.st_size, state.st_mtime_ns, layout)
+        state = FileState.of(os.fstat(file.fileno()))
+        if layout == CLASS_TARS:
+            found = scan_class_tars(file, state.size)
+        else:
+            found = scan(file, state.size, keys=keys or Keys())
+    return replace(from_scan(found, state, layout), contents=contents_of([shard], [state], OF_SHARD))
 
 
 def _packed(keys: Iterable[str]) -> dict[str, Any]:
@@ -161,7 +213,7 @@ def _deserialize(data: bytes) -> ShardIndex | None:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             header = _HEADER.validate_json(stored["header"].tobytes())
             arrays = {name: stored[name] for name in _ARRAYS}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+    except _DAMAGE:
         return None
     if any(array.dtype != _ARRAYS[name] or array.ndim != 1 for name, array in arrays.items()):
         return None
@@ -189,15 +241,15 @@ def _paths(shard: Path) -> tuple[Path, Path]:
     return shard.parent / FOLDER / f"{shard.name}.npz", cache / f"{digest}-{shard.name}.npz"
 
 
-def _kept(shard: Path, state: os.stat_result, layout: str) -> ShardIndex | None:
+def _kept(shard: Path, state: FileState, layout: str) -> ShardIndex | None:
     for path in _paths(shard):
         try:
             index = _deserialize(path.read_bytes())
         except OSError:
             continue
-        if index is None or index.layout != layout:
+        if index is None or index.layout != layout or index.state != state:
             continue
-        if (index.size, index.mtime_ns) == (state.st_size, state.st_mtime_ns):
+        if index.contents == contents_of([shard], [state], OF_SHARD):
             return index
     return None
 

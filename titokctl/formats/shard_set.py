@@ -1,9 +1,9 @@
 """A folder of WebDataset shards with an index.json that lists its contents.
 
 Specification: `<name>-000000.tar`, `<name>-000001.tar`, ... are tar files (POSIX, pax records only where a name needs
-them; times 0, owner root, mode 0444, so that the same samples give the same bytes). A sample is `<key>.<jpg|png|webp>`
-with the image file's own bytes, and `<key>.cls`, its class index in decimal, where it has a label; the key has no dot
-in its last part. `index.json` is an object with
+them; times 0, owner root, mode 0444, so that the same samples give the same bytes). A sample is
+`<key>.<kind>`, the image file's own bytes, with its kind as in `file_kind` (jpg, png, webp, ...), and `<key>.cls`, its
+class index in decimal, where it has a label; the key has no dot in its last part. `index.json` is an object with
 
     format, format_version   "titokctl/shards", 1
     shards                   [{"name", "samples", "bytes"}, ...] in order
@@ -30,7 +30,7 @@ INDEX_NAME = "index.json"
 
 @dataclass(frozen=True)
 class ShardSample:
-    """An image file to write into a shard; `extension` is jpg, png or webp, and `label` is -1 for none."""
+    """An image file to write into a shard; `extension` is one of file_kind.IMAGE_SUFFIXES, `label` is -1 for none."""
 
     key: str
     extension: str
@@ -85,13 +85,20 @@ def read_set_index(folder: Path) -> dict[str, Any] | None:
     path = folder / INDEX_NAME
     if not os.path.isfile(path):
         return None
-    record = read_json(path)
+    return checked_set_index(read_json(path), path)
+
+
+def checked_set_index(record: Any, where: Path | str) -> dict[str, Any] | None:
+    """Return the content of an index.json, or None if it is not one of titokctl.
+
+    Raises UserError when it is damaged or of a newer version.
+    """
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return None
-    check_version(record.get("format_version"), FORMAT_VERSION, path)
+    check_version(record.get("format_version"), FORMAT_VERSION, where)
     names, shards = record.get("class_names"), record.get("shards")
     if not isinstance(names, list) or not isinstance(shards, list) or not all(_is_info(s) for s in shards):
-        raise UserError(f"{path} is damaged: class_names or shards are malformed", "copy it again, or delete it")
+        raise UserError(f"{where} is damaged: class_names or shards are malformed", "copy it again, or delete it")
     return record
 
 

@@ -16,8 +16,8 @@ BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(BLOCK)
 _MAX_RECORD = 1 << 20  # bytes of a long name or of pax records
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_NAMING = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-_RECORDS = (*_NAMING, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
+_NAMING = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_RECORDS = (*_NAMING, tarfile.XGLTYPE)
 
 
 class BrokenTar(Exception):
@@ -31,17 +31,37 @@ class BrokenTar(Exception):
         self.cut = cut
 
 
+FILE, HARD_LINK, SYMBOLIC_LINK = "file", "hard link", "symbolic link"
+_OTHERS = {
+    tarfile.LNKTYPE: HARD_LINK,
+    tarfile.SYMTYPE: SYMBOLIC_LINK,
+    tarfile.CHRTYPE: "device",
+    tarfile.BLKTYPE: "device",
+    tarfile.FIFOTYPE: "pipe",
+    tarfile.GNUTYPE_SPARSE: "sparse file",
+}
+
+
 @dataclass(frozen=True)
 class Member:
-    """A regular file in a tar: `size` bytes at `offset`."""
+    """A member of a tar that is no folder.
+
+    Args:
+        name: its path in the tar.
+        offset, size: where the content of a file is.
+        type: FILE, HARD_LINK, SYMBOLIC_LINK, or another type in words, whose content is not read.
+        target: of a link, the path that it names.
+    """
 
     name: str
     offset: int
     size: int
+    type: str = FILE
+    target: str = ""
 
 
-def members(file: BinaryIO, length: int, begin: int = 0) -> Iterator[Member]:
-    """Yield the regular files of the tar that fills `file` from byte `begin` to byte `length`, in order.
+def entries(file: BinaryIO, length: int, begin: int = 0) -> Iterator[Member]:
+    """Yield the members of the tar that fills `file` from byte `begin` to byte `length`, in order, without folders.
 
     `file` is only sought forwards, so a stream that can skip will do. Every member that is yielded is whole.
 
@@ -59,6 +79,7 @@ def members(file: BinaryIO, length: int, begin: int = 0) -> Iterator[Member]:
             return _check_end(file, position + BLOCK, length)
         is_record = header[156:157] in _RECORDS
         info = _parsed(header if is_record else b"".join(records.values()) + header, position)
+        named = info
         if info.sparse is not None:  # its size is that of the unpacked file
             info = _parsed(header, position)
         # Links and folders have no content, whatever their size says.
@@ -74,10 +95,18 @@ def members(file: BinaryIO, length: int, begin: int = 0) -> Iterator[Member]:
             if info.type in _NAMING:
                 records[info.type] = header + _read(file, content, size).ljust(_padded(size), b"\0")
         else:
-            if info.type in _REGULAR:
-                yield Member(info.name.partition("\0")[0], content, size)
+            if not info.isdir():
+                kind = FILE if info.type in _REGULAR else _OTHERS.get(info.type, "member of an unknown type")
+                kind = "sparse file" if named.sparse is not None else kind
+                target = named.linkname.partition("\0")[0] if kind in (HARD_LINK, SYMBOLIC_LINK) else ""
+                yield Member(named.name.partition("\0")[0], content, size, kind, target)
             records = {}
         position = content + _padded(size)
+
+
+def members(file: BinaryIO, length: int, begin: int = 0) -> Iterator[Member]:
+    """Yield the regular files among the `entries`, which says more."""
+    return (member for member in entries(file, length, begin) if member.type == FILE)
 
 
 def _parsed(blocks: bytes, position: int) -> tarfile.TarInfo:

@@ -5,8 +5,10 @@ Specification: the folder is as `token_parts` says, finished when its manifest h
 (`token_file`). Row i is counted through the units in order. Parts are checked when they are read.
 """
 
+import json
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -163,7 +165,8 @@ def finish_folder(
             advance(len(part))
 
     sha256 = _contents_sha256(parts(), header, tally.key_bytes)
-    folder.complete({"rows": rows, "num_rejected": tally.rejected, "sha256": sha256})
+    whole = {"header": json.loads(json.dumps(asdict(header))), "rows": rows}  # only now its counts are known
+    folder.complete(whole | {"num_rejected": tally.rejected, "sha256": sha256})
     return sha256
 
 

@@ -6,7 +6,8 @@ manifest is JSON with format "titokctl/token-parts", format_version 1, num_units
 the cache as they will be. A part is safetensors with the datasets of the cache under their paths ("tokens" or
 "latents", "views/<name>", "labels") and "keys" as (n, width) uint8, padded with zero bytes; its metadata has format
 "titokctl/token-part", format_version "1", unit, first (position of the unit's first sample in the source), count
-(samples of the unit), name, rejected (a JSON list of {"key", "kind", "reason"}) and sha256 over all of the above.
+(samples of the unit), name, rejected (a JSON list of {"key", "kind", "reason"}), state (the version of the unit's file
+on a server, or ""), counts (JSON: passed_over {kind: members}, label_files) and sha256 over all of the above.
 rows + rejected = count. Parts and manifest are written atomically, so a file that exists is whole; it is checked
 before it is used all the same. The process that works in the folder holds the lock `.lock`. Jobs that divide the units
 by arithmetic (--part) share it; the one that merges also holds the lock `.merge.lock`.
@@ -41,6 +42,8 @@ _MAX_PART_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 64 << 20
 MANIFEST, MERGE_LOCK = "manifest.json", ".merge.lock"
 _EXAMPLES = 5
+# Fields of a source's description that say the same as its fingerprint, or nothing about its images.
+_NOT_DECISIVE = ("paths", "passed_over", "label_files", "listing", "contents", "contents_whole")
 _ROWS_AT_ONCE = 16_384
 T = TypeVar("T")
 _Count = Annotated[int, Field(strict=True, ge=0)]
@@ -75,6 +78,9 @@ class TokenPart:
         keys: (n,) UTF-8 bytes, numpy type S.
         views: like `ids`, for each further view.
         rejected: {"key", "kind", "reason"} of each sample without a row.
+        state: the version of the unit's file on a server; "" if the source as a whole is compared.
+        passed_over: members that are no images, by kind, if the source as a whole does not know them.
+        label_files: members that were read as labels, likewise.
     """
 
     unit: int
@@ -86,6 +92,9 @@ class TokenPart:
     keys: np.ndarray
     views: dict[str, np.ndarray] = field(default_factory=dict)
     rejected: list[dict[str, str]] = field(default_factory=list)
+    state: str = ""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    label_files: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,6 +108,8 @@ class PartSummary:
     key_bytes: int
     name: str
     rejected: list[dict[str, str]]
+    passed_over: dict[str, int] = field(default_factory=dict)
+    label_files: int = 0
 
 
 class PartsFolder:
@@ -157,7 +168,7 @@ class PartsFolder:
 
     def differences(self, header: CacheHeader, now: CacheHeader) -> list[str]:
         """Return how the settings of two caches differ, as lines "field: old -> new"."""
-        return changes(_decisive(_manifest(header, 0)), _decisive(_manifest(now, 0)))
+        return changes(_decisive(_manifest(header, 0), finished=True), _decisive(_manifest(now, 0), finished=True))
 
     def manifest(self) -> Manifest:
         """Return the manifest. Raises UserError when it is missing, damaged, or wasn't written by titokctl."""
@@ -231,13 +242,17 @@ class PartsFolder:
         return manifest
 
 
-def _decisive(manifest: Manifest) -> dict[str, Any]:
-    """Return what decides about the rows: the manifest without the source's paths and titokctl's version."""
+def _decisive(manifest: Manifest, finished: bool = False) -> dict[str, Any]:
+    """Return what decides about the rows: not the source's paths or titokctl's version, nor what is only counted.
+
+    The versions of files on a server decide about a finished cache; until then each part has that of its own file.
+    """
     fields = {k: v for k, v in manifest.header.items() if k not in ("created_by", "num_rejected")}
     if not fields.get("terms"):  # absent from the oldest manifests
         fields.pop("terms", None)
     if isinstance(fields.get("source"), dict):
-        fields["source"] = {k: v for k, v in fields["source"].items() if k != "paths"}
+        aside = _NOT_DECISIVE if finished else (*_NOT_DECISIVE, "versions")
+        fields["source"] = {k: v for k, v in fields["source"].items() if k not in aside}
     return {"num_units": manifest.num_units} | fields
 
 
@@ -259,6 +274,7 @@ def _pack(part: TokenPart) -> bytes:
     about = {name: str(getattr(part, name)) for name in ("unit", "first", "count", "name")}
     about |= {"format": PART_FORMAT, "format_version": str(FORMAT_VERSION)}
     about["rejected"] = json.dumps(part.rejected, ensure_ascii=False)
+    about |= {"state": part.state, "counts": json.dumps([part.passed_over, part.label_files])}
     return save(tensors, about | {"sha256": _digest(tensors, about)})
 
 
@@ -269,7 +285,14 @@ def _summary(file: BinaryIO) -> PartSummary:
     rejected = json.loads(about["rejected"])
     if rows + len(rejected) != int(about["count"]):
         raise ValueError
-    return PartSummary(rows, key_bytes, about["name"], rejected)
+    passed_over, label_files = _counts(about)
+    return PartSummary(rows, key_bytes, about["name"], rejected, passed_over, label_files)
+
+
+def _counts(about: Mapping[str, str]) -> tuple[dict[str, int], int]:
+    """Return the members passed over and those read as labels; the first parts did not record them."""
+    passed_over, label_files = json.loads(about.get("counts", "[{}, 0]"))
+    return {str(kind): int(count) for kind, count in passed_over.items()}, int(label_files)
 
 
 def _unpack(file: BinaryIO) -> TokenPart:
@@ -292,6 +315,9 @@ def _unpack(file: BinaryIO) -> TokenPart:
         keys=np.frombuffer(keys.tobytes(), f"S{keys.shape[1]}"),
         views={k.removeprefix("views/"): v for k, v in tensors.items() if k.startswith("views/")},
         rejected=json.loads(about["rejected"]),
+        state=about.get("state", ""),
+        passed_over=_counts(about)[0],
+        label_files=_counts(about)[1],
     )
     if len(part) + len(part.rejected) != part.count or {len(part.labels), len(part.keys)} != {len(part)}:
         raise UserError(f"{file.name} is damaged: its rows do not add up")
@@ -316,6 +342,8 @@ class Tally:
     key_bytes: int = 1
     by_kind: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    label_files: int = 0
 
     def add(self, part: PartSummary) -> None:
         """Count one part."""
@@ -323,6 +351,13 @@ class Tally:
         self.rows += part.rows
         self.key_bytes = max(self.key_bytes, part.key_bytes)
         self.reject(part.rejected)
+        self.pass_over(part.passed_over, part.label_files)
+
+    def pass_over(self, passed_over: Mapping[str, int], label_files: int) -> None:
+        """Count files or members that are no images."""
+        for kind, count in passed_over.items():
+            self.passed_over[kind] = self.passed_over.get(kind, 0) + count
+        self.label_files += label_files
 
     def reject(self, rejected: Iterable[Mapping[str, str]]) -> None:
         """Count samples without a row."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from titokctl.context import Context
 from titokctl.data.sources import Source
+from titokctl.data.sources.source import passed_over_in_words
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import CacheHeader
 
@@ -77,6 +78,14 @@ def source_read(paths: Sequence[Path | str], source: Source) -> dict[str, Any]:
     more = [f"and {len(paths) - _NAMED:,} more"] if len(paths) > _NAMED else []
     facts = {"source": ", ".join(named + more), "images": len(source), "classes": len(source.class_names)}
     return facts | ({"unusable": len(source.problems)} if source.problems else {})
+
+
+def say_source(source: Source, context: Context) -> None:
+    """Say how the files were read where that decides about labels, and how many files were passed over."""
+    for remark in source.remarks:
+        context.say(remark)
+    if source.passed_over:
+        context.say(f"passed over, since they are no images: {passed_over_in_words(source.passed_over)}")
 
 
 def cache_read(cache: TokenCache, view: str | None = None) -> dict[str, Any]:

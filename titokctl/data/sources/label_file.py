@@ -19,6 +19,7 @@ import numpy as np
 from titokctl.data.sources.imagenet import is_synset
 from titokctl.data.sources.source import Sample, SeekableSource
 from titokctl.errors import UserError
+from titokctl.formats.file_kind import IMAGE_SUFFIXES
 
 _MAX_BYTES = 256 << 20
 _LEAVES = 1000  # the rest of the devkit's table are inner nodes of the tree, which are not labels of images
@@ -64,12 +65,14 @@ def with_labels(source: SeekableSource, labels: Path, table: Path | None = None)
     description = source.description | {"labels": str(labels.resolve())}
     if table is not None:
         description["label_table"] = str(table.resolve())
-    digest = _digest(source.description["fingerprint"], numbers, class_names)
+    for name in ("fingerprint", "listing"):
+        description[name] = _digest(source.description[name], numbers, class_names)
     return LabelledSource(
         class_names,
-        description | {"fingerprint": digest},
+        description,
         source.units,
         source.problems,
+        [f"labels from {labels}"],
         images=source,
         given=numbers,
     )
@@ -164,7 +167,7 @@ def _stem(name: str) -> str:
     """Return an image's name without folder and extension."""
     base = name.rpartition("/")[2]
     stem, dot, extension = base.rpartition(".")
-    return stem if dot and extension.lower() in ("jpg", "jpeg", "png", "webp") else base
+    return stem if dot and extension.lower() in IMAGE_SUFFIXES else base
 
 
 def _is_label(word: str) -> bool:

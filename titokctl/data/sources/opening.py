@@ -1,12 +1,17 @@
 """Opening a source: its kind is recognised from the paths alone."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from titokctl.data.sources.choices import NO_CHOICES, NO_SPLIT, Choices
+from titokctl.data.sources.class_folders import split_of
 from titokctl.data.sources.folder import KIND as FOLDER
-from titokctl.data.sources.folder import open_folder, recognises
+from titokctl.data.sources.folder import open_folder
+from titokctl.data.sources.folder_listing import entries, has_images, sub_folders, suffix_of
 from titokctl.data.sources.label_file import with_labels
 from titokctl.data.sources.parquet import KIND as PARQUET
 from titokctl.data.sources.parquet import open_parquet, parquet_in
@@ -14,12 +19,12 @@ from titokctl.data.sources.remote import KIND as REMOTE
 from titokctl.data.sources.remote import expand_urls, is_url, open_remote
 from titokctl.data.sources.shards import KIND as SHARDS
 from titokctl.data.sources.shards import expand_pattern, open_shards, shards_in
-from titokctl.data.sources.source import Source
+from titokctl.data.sources.source import Source, passed_over_in_words
 from titokctl.errors import UsageError, UserError
+from titokctl.formats.file_kind import described, head_of, hint_for, image_kind
 from titokctl.formats.shard_index import CLASS_TARS
 
 KINDS = (FOLDER, SHARDS, CLASS_TARS, PARQUET, REMOTE)
-_TRAIN = "train"
 _IMAGENET_TRAIN = "ILSVRC2012_img_train.tar"
 
 
@@ -30,11 +35,12 @@ def open_source(
     labels: Path | None = None,
     label_table: Path | None = None,
     keep_index: bool = True,
+    choices: Choices = NO_CHOICES,
 ) -> Source:
     """Open the images at `paths`, whatever kind of source they are.
 
     Accepted are a folder of images or of class folders, a folder of tar shards, paths, patterns or URLs of shards,
-    parquet files, and the tar of class tars in which ImageNet is distributed. In a folder that contains only splits,
+    parquet files, and the tar of class tars in which ImageNet is distributed. Of a folder that contains only splits,
     `train/` is read; likewise ILSVRC2012_img_train.tar.
 
     Args:
@@ -44,6 +50,7 @@ def open_source(
         labels: a text file with labels for images that have none (`label_file`).
         label_table: synset and ILSVRC2012_ID, for labels that are such IDs.
         keep_index: save the index of each shard for next time; a dry run passes False.
+        choices: of split, classes, order, members and columns, where the files leave them open.
 
     Raises:
         UserError: a file is missing or damaged, or the paths are not a source of images.
@@ -52,7 +59,7 @@ def open_source(
         raise UsageError(f"unknown kind of source: {kind!r}", f"one of: {', '.join(KINDS)}")
     if label_table is not None and labels is None:
         raise UsageError("a table of labels needs a file of labels", "name it with --labels")
-    source = _open(paths, kind, accept_cut, keep_index)
+    source = _open(paths, kind, accept_cut, _Options(keep_index, choices))
     return source if labels is None else with_labels(source.by_position(), labels, label_table)
 
 
@@ -64,26 +71,50 @@ def reopen_source(description: dict[str, Any], keep_index: bool = True) -> Sourc
         )
     labels, table = (Path(description[name]) if name in description else None for name in ("labels", "label_table"))
     accept_cut = bool(description.get("accepted_cut_shards"))
-    return open_source(description["paths"], description.get("kind"), accept_cut, labels, table, keep_index)
+    made = description.get("choices")
+    choices = Choices.of(made) if isinstance(made, dict) else NO_CHOICES
+    # Of several splits, the recorded path names the one that was read.
+    choices = replace(choices, split=NO_SPLIT)
+    return open_source(description["paths"], description.get("kind"), accept_cut, labels, table, keep_index, choices)
 
 
-def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, keep_index: bool) -> Source:
+@dataclass(frozen=True)
+class _Options:
+    keep_index: bool
+    choices: Choices
+
+
+def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, options: _Options) -> Source:
     urls = [str(path) for path in paths if is_url(str(path))]
+    choices, keep_index = options.choices, options.keep_index
     if urls:
         if len(urls) < len(paths) or kind not in (None, REMOTE, SHARDS):
             raise UsageError("URLs and local paths can't be mixed", "name one or the other")
-        return open_remote(expand_urls(urls), accept_cut, keep_index)
+        return open_remote(expand_urls(urls), accept_cut, keep_index, choices)
     given = check_paths(paths)
     if kind == PARQUET or (kind is None and all(p.suffix == ".parquet" for p in given)):
-        return open_parquet([file for path in given for file in (parquet_in(path) if path.is_dir() else [path])])
+        files = [file for path in given for file in (parquet_in(path, choices.split) if path.is_dir() else [path])]
+        return open_parquet(files, choices)
     if len(given) == 1 and given[0].is_dir():
-        return _open_one_folder(given[0], kind, accept_cut, keep_index)
+        return _open_one_folder(given[0], kind, accept_cut, options)
     shards = [shard for path in given for shard in (shards_in(path) if path.is_dir() else [path])]
     wrong = [p for p in shards if p.suffix != ".tar"]
     if kind == FOLDER or wrong or not shards:
-        what = wrong[0] if wrong else given[0]
-        raise UserError(f"{what} is not a tar shard", "name one folder of images, or any number of .tar files")
-    return open_shards(shards, accept_cut, keep_index)
+        raise _no_shard(wrong[0] if wrong else given[0])
+    return open_shards(shards, accept_cut, keep_index, choices)
+
+
+def _no_shard(path: Path) -> UserError:
+    """Return the error that a file or folder is no shard, which says what it is instead."""
+    hint = "name one folder of images, or any number of .tar files"
+    if path.is_dir():
+        return UserError(f"there are no tar shards in {path}", hint)
+    head = head_of(path)
+    if image_kind(head) is not None:
+        return UserError(f"{path} is a single image, not a tar shard", f"name its folder: {path.parent}")
+    if head and head[257:262] == b"ustar":
+        return UserError(f"{path} is a tar whose name does not end with .tar", f"rename it: mv {path} {path}.tar")
+    return UserError(f"{path} is not a tar shard, but {described(head)}", hint_for(head, path, hint))
 
 
 def check_paths(paths: Sequence[Path | str]) -> list[Path]:
@@ -106,34 +137,40 @@ def check_paths(paths: Sequence[Path | str]) -> list[Path]:
     return given
 
 
-def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, keep_index: bool) -> Source:
-    path = _train_folder(path)
+def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _Options) -> Source:
+    choices, keep_index = options.choices, options.keep_index
+    remarks: list[str] = []
+    if not shards_in(path) and not (kind in (None, PARQUET) and parquet_in(path, choices.split)):
+        path, remarks = split_of(path, choices)
     if (path / _IMAGENET_TRAIN).is_file() and kind in (None, CLASS_TARS):
-        return open_shards([path / _IMAGENET_TRAIN], accept_cut, keep_index)
+        return open_shards([path / _IMAGENET_TRAIN], accept_cut, keep_index, choices)
     shards = shards_in(path)
-    if shards and kind is None and recognises(path):
+    if shards and kind is None and has_images(path):
         raise UserError(
             f"{path} contains both tar shards and images", "say which with --source shards or --source folder"
         )
     if kind in (SHARDS, CLASS_TARS) or (shards and kind is None):
         if not shards:
             raise UserError(f"no .tar shards in {path}")
-        return open_shards(shards, accept_cut, keep_index)
-    if kind is None and parquet_in(path):
-        return open_parquet(parquet_in(path))
-    if not any(path.iterdir()):
-        raise UserError(f"the folder {path} is empty", "name a folder of images, or of tar shards")
-    return open_folder(path)
+        source: Source = open_shards(shards, accept_cut, keep_index, choices)
+        remarks = remarks + _beside(path)
+    elif kind is None and (files := parquet_in(path, choices.split)):
+        source = open_parquet(files, choices)
+        remarks = [f"reading {len(files):,} parquet files, the first is {files[0]}"]
+    else:
+        if not entries(path):
+            raise UserError(f"the folder {path} is empty", "name a folder of images, or of tar shards")
+        source = open_folder(path, choices)
+    source.remarks = remarks + source.remarks
+    return source
 
 
-def _train_folder(path: Path) -> Path:
-    """Return `path/train` if the images or shards are in it; otherwise `path`."""
-    inside = path / _TRAIN
-    if not inside.is_dir() or shards_in(path):
-        return path
-    splits = {_TRAIN, "val", "valid", "validation", "test", "heldout"}
-    others = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in splits]
-    return path if others else inside
+def _beside(path: Path) -> list[str]:
+    """Return a remark about what lies beside shards and is not read, other than files with counts."""
+    files = [entry.name for entry in entries(path) if not entry.name.startswith((".", "_")) and not entry.is_dir()]
+    others = Counter(suffix_of(name) for name in files if not name.endswith((".tar", ".json")))
+    others["folders"] = len(sub_folders(path))
+    return [f"not read beside the shards in {path}: {passed_over_in_words(+others)}"] if +others else []
 
 
 def _expanded(path: Path | str) -> list[Path]:

@@ -1,12 +1,15 @@
-"""Hugging Face data sets in parquet files: a column `image` with the file's bytes, a column `label`.
+"""Data sets in parquet files: a column with the bytes of image files, and perhaps one with labels.
 
-Files are read by row group; the last few groups are kept in memory, so that neighbouring rows cost one read. Class
-names come from the schema's metadata (a ClassLabel feature). Needs pyarrow, from the `parquet` extra.
+The column of images is a struct with a field `bytes`, as the Hub writes it, or plain binary. Labels are class indices,
+whose names come from the schema's metadata (a ClassLabel feature), or names, numbered in text order. Files are read by
+row group; the last few groups are kept in memory, so that neighbouring rows cost one read. Needs pyarrow, from the
+`parquet` extra.
 """
 
 import hashlib
 import json
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,13 +19,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from titokctl.data.sources.source import Sample, SeekableSource, description_of, units_of
+from titokctl.data.sources.choices import NO_CHOICES, NO_SPLIT, Choices
+from titokctl.data.sources.class_folders import SPLITS
+from titokctl.data.sources.label_lists import numbered
+from titokctl.data.sources.shard_checks import label_remarks
+from titokctl.data.sources.source import Counts, Sample, SeekableSource, description_of, units_of
 from titokctl.errors import UserError
+from titokctl.formats.file_kind import described, head_of, hint_for
+from titokctl.formats.local_file import FileState, Identity, changed, retried
 
 T = TypeVar("T")
 
 KIND = "parquet"
-_LABELS = ("label", "labels", "cls", "class")
+_LABELS = ("label", "labels", "cls", "class", "class_id", "target")
+_LABEL_LIKE = ("label", "class", "target")
 _IMAGES = ("image", "img", "jpg", "png", "webp")
 _KEPT_BYTES = 256 << 20
 _MAX_GROUP_BYTES = 8 << 30
@@ -35,6 +45,7 @@ class ParquetSource(SeekableSource):
 
     paths: list[Path] = field(default_factory=list)
     column: str = "image"
+    states: list[FileState] = field(default_factory=list)
     groups: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))
     row_labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     row_keys: list[str] = field(default_factory=list)
@@ -79,15 +90,51 @@ class ParquetSource(SeekableSource):
 
     def _read(self, group: int) -> list[bytes]:
         path, number = self.paths[int(self.groups[group, 0])], int(self.groups[group, 1])
-        table = _reading(path, lambda file: file.read_row_group(number, columns=[f"{self.column}.bytes"]))
-        return [b"" if cell is None else cell["bytes"] or b"" for cell in table.column(self.column).to_pylist()]
+        _check_state(path, self.states[int(self.groups[group, 0])])
+        table = _reading(path, lambda file: file.read_row_group(number, columns=[self.column]))
+        _check_state(path, self.states[int(self.groups[group, 0])])
+        return [_bytes_of(cell) for cell in table.column(self.column).to_pylist()]
 
 
-def parquet_in(path: Path) -> list[Path]:
-    """Return the parquet files of a folder or of its `data/`, sorted; of several splits, those of `train`."""
-    files = sorted(p for p in path.glob("*.parquet") if not p.name.startswith("."))
-    files = files or sorted(p for p in path.glob("data/*.parquet") if not p.name.startswith("."))
-    return [p for p in files if p.name.startswith("train")] or files
+def _bytes_of(cell: Any) -> bytes:
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    return data if isinstance(data, bytes) else b""
+
+
+def _check_state(path: Path, then: FileState) -> None:
+    """Raise UserError if a file is no longer the one whose rows were listed."""
+    now = FileState.of(retried(path.stat, path))
+    if now != then:
+        raise changed(path, then, now)
+
+
+def parquet_in(path: Path, split: str | None = None) -> list[Path]:
+    """Return the parquet files of one split in a folder, sorted.
+
+    They lie in the folder, in its `data/`, or in folders of the splits, also below that of one configuration, as the
+    Hub converts data sets (default/train/0000.parquet). The split is that of a file's folder, or the start of its name.
+
+    Args:
+        split: None for `train`, or for all files if none is of that split.
+
+    Raises UserError for several configurations, or if there is no file of the split.
+    """
+    files: list[Path] = []
+    for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet", "*/*/*.parquet"):
+        files = files or sorted(p for p in path.glob(pattern) if not _is_hidden(p.relative_to(path)))
+    folders = {p.parent.parent for p in files if p.parent.name in SPLITS}
+    if len(folders) > 1:
+        named = ", ".join(sorted(folder.name for folder in folders))
+        raise UserError(f"{path} holds several configurations: {named}", f"name one: {min(folders)}")
+    wanted = "train" if split in (None, NO_SPLIT) else str(split)
+    found = [p for p in files if p.parent.name == wanted or re.match(rf"{re.escape(wanted)}([-_.]|$)", p.stem)]
+    if split not in (None, NO_SPLIT) and files and not found:
+        raise UserError(f"no parquet file in {path} is of the split {split}", f"the first one is {files[0].name}")
+    return found or files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 @dataclass(frozen=True)
@@ -95,53 +142,61 @@ class _Head:
     """The facts of one file without its images: rows of each row group; label and name of each row ("" for none)."""
 
     column: str
+    label_column: str | None
     class_names: list[str]
     rows: list[int]
-    labels: np.ndarray
+    labels: list[Any]
     names: list[str]
 
 
-def open_parquet(paths: Sequence[Path]) -> ParquetSource:
+def open_parquet(paths: Sequence[Path], choices: Choices = NO_CHOICES) -> ParquetSource:
     """Open parquet files, in the order given.
 
     Raises:
-        UserError: pyarrow is missing; a file can't be read, has no images, or has other classes than the first.
+        UserError: pyarrow is missing; a file can't be read, has no images, or has other classes than the first; it is
+            not clear which column holds images or labels.
     """
-    heads = [_reading(path, _head) for path in paths]
+    states = [FileState.of(retried(path.stat, path)) for path in paths]
+    heads = [_reading(path, lambda file: _head(file, choices)) for path in paths]
     for path, head in zip(paths, heads, strict=True):
         if (head.column, head.class_names) != (heads[0].column, heads[0].class_names):
             raise UserError(f"{path} has other classes or columns than {paths[0]}", "use files of one data set")
     if not sum(sum(head.rows) for head in heads):
         raise UserError(f"no images in {len(paths)} parquet files", "name files with rows, or a folder with such files")
-    labels = np.concatenate([head.labels for head in heads])
-    class_names = heads[0].class_names
+    column = heads[0].label_column
+    labels, names = numbered([label for head in heads for label in head.labels], f"the column {column}")
+    class_names = heads[0].class_names or names
     if class_names and labels.max() >= len(class_names):
         raise UserError(f"the files contain the label {labels.max()}, but there are {len(class_names):,} class names")
     units = units_of([(path.name, sum(head.rows)) for path, head in zip(paths, heads, strict=True)])
     resolved = [str(path.resolve()) for path in paths]
+    identity = Identity.of(paths, states)
+    listing = _listing(paths, states, heads, labels)
+    description = description_of(KIND, resolved, len(labels), listing, identity, Counts())
+    made = choices.record()
+    where = f"labels from the column {column}, " if column else "no labels: no column holds any, "
     return ParquetSource(
         class_names,
-        description_of(KIND, resolved, len(labels), _fingerprint(paths, heads)),
+        description | ({"choices": made} if made else {}),
         units,
+        remarks=[f"{where}images from the column {heads[0].column}", *label_remarks([labels], names if column else [])],
         paths=list(paths),
         column=heads[0].column,
+        states=states,
         groups=_groups(heads),
         row_labels=labels,
         row_keys=_keys(paths, heads),
     )
 
 
-def _head(file: Any) -> _Head:
+def _head(file: Any, choices: Choices) -> _Head:
     schema = file.schema_arrow
-    structs = [name for name in schema.names if _holds_images(schema.field(name).type)]
-    column = next((name for name in _IMAGES if name in structs), structs[0] if structs else None)
-    if column is None:
-        raise UserError("it has no column of images", "expected a column `image` with the file's bytes in `bytes`")
-    label = next((name for name in _LABELS if name in schema.names), None)
-    count, path = file.metadata.num_rows, f"{column}.path"
-    has_path = "path" in {schema.field(column).type.field(i).name for i in range(schema.field(column).type.num_fields)}
-    table = file.read(columns=[*([path] if has_path else []), *([label] if label else [])])
-    values = table.column(label).to_pylist() if label else [-1] * count
+    column = _image_column(schema, choices.image_key)
+    label = _label_column(schema, choices.label_key) if choices.use_labels else None
+    kind, count = schema.field(column).type, file.metadata.num_rows
+    has_path = _holds_images(kind) and kind.get_field_index("path") >= 0
+    table = file.read(columns=[*([f"{column}.path"] if has_path else []), *([label] if label else [])])
+    values = table.column(label).to_pylist() if label else [None] * count
     names = (
         [str((cell or {}).get("path") or "") for cell in table.column(column).to_pylist()] if has_path else [""] * count
     )
@@ -150,7 +205,44 @@ def _head(file: Any) -> _Head:
         raise UserError(
             f"it has a row group of more than {_MAX_GROUP_BYTES >> 30} GiB", "write it with smaller row groups"
         )
-    return _Head(column, _class_names(schema.metadata, label), [g.num_rows for g in groups], _labels(values), names)
+    class_names = _class_names(schema.metadata, label)
+    return _Head(column, label, class_names, [g.num_rows for g in groups], _checked(values), names)
+
+
+def _image_column(schema: Any, wanted: str | None) -> str:
+    """Return the column that holds the images. Raises UserError if there is none, or not only one."""
+    fitting = [name for name in schema.names if _holds_images(schema.field(name).type)]
+    fitting = fitting or [name for name in schema.names if _is_binary(schema.field(name).type)]
+    if wanted is not None:
+        if wanted not in schema.names:
+            raise UserError(f"it has no column {wanted}", f"its columns are {', '.join(schema.names)}")
+        kind = schema.field(wanted).type
+        if not (_holds_images(kind) or _is_binary(kind)):
+            raise UserError(f"its column {wanted} holds {kind}, not the bytes of images", "name another column")
+        return wanted
+    known = next((name for name in _IMAGES if name in fitting), None)
+    if known is not None or len(fitting) == 1:
+        return known or str(fitting[0])
+    if fitting:
+        raise UserError(f"its columns {', '.join(fitting)} may all be images", "choose one with --image-column")
+    raise UserError("it has no column of images", "expected a column with the bytes of image files, such as `image`")
+
+
+def _label_column(schema: Any, wanted: str | None) -> str | None:
+    """Return the column of labels, None without one. Raises UserError if several may be it."""
+    if wanted is not None:
+        if wanted not in schema.names:
+            raise UserError(f"it has no column {wanted}", f"its columns are {', '.join(schema.names)}")
+        return wanted
+    known = next((name for name in _LABELS if name in schema.names), None)
+    if known is not None:
+        return known
+    like = [name for name in schema.names if any(word in name.lower() for word in _LABEL_LIKE)]
+    like = [name for name in like if _may_be_labels(schema.field(name).type)]
+    if len(like) > 1:
+        hint = f"choose one with --label-column {like[0]}, or read the images without labels: --no-labels"
+        raise UserError(f"its columns {', '.join(like)} may all be labels", hint)
+    return str(like[0]) if like else None
 
 
 def _holds_images(kind: Any) -> bool:
@@ -159,13 +251,27 @@ def _holds_images(kind: Any) -> bool:
     return bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
 
 
-def _labels(values: list[Any]) -> np.ndarray:
-    """Return (n,) int32; a missing label is -1, as in test splits on the Hub."""
-    numbers = [-1 if value is None else value for value in values]
-    wrong = next((n for n in numbers if isinstance(n, bool) or not isinstance(n, int) or not -1 <= n < 1 << 31), None)
-    if wrong is not None:
-        raise UserError(f"{wrong!r} in its label column is not a class index")
-    return np.array(numbers, np.int32)
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _may_be_labels(kind: Any) -> bool:
+    import pyarrow as pa
+
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_integer(of) or pa.types.is_string(of) or pa.types.is_large_string(of))
+
+
+def _checked(values: list[Any]) -> list[Any]:
+    """Return the labels of a column; a missing one is None, as -1 is in test splits on the Hub."""
+    found = [None if value == -1 or value == "" else value for value in values]
+    for value in found:
+        is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+        if value is not None and not is_index and not isinstance(value, str):
+            raise UserError(f"{value!r} in its label column is not a class index", "choose another --label-column")
+    return found
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list[str]:
@@ -196,12 +302,14 @@ def _keys(paths: Sequence[Path], heads: Sequence[_Head]) -> list[str]:
     return [f"{path.stem}/{i:08d}" for path, head in zip(paths, heads, strict=True) for i in range(len(head.names))]
 
 
-def _fingerprint(paths: Sequence[Path], heads: Sequence[_Head]) -> str:
+def _listing(paths: Sequence[Path], states: Sequence[FileState], heads: Sequence[_Head], labels: np.ndarray) -> str:
     """Return the SHA-256 of the files' names and sizes, their rows and labels."""
     total = hashlib.sha256()
-    for path, head in zip(paths, heads, strict=True):
-        total.update(os.fsencode(path.name) + f"\0{path.stat().st_size} {head.rows}\n".encode())
-        total.update(head.labels.tobytes())
+    first = 0
+    for path, state, head in zip(paths, states, heads, strict=True):
+        total.update(os.fsencode(path.name) + f"\0{state.size} {head.rows}\n".encode())
+        total.update(labels[first : first + len(head.labels)].tobytes())
+        first += len(head.labels)
     return total.hexdigest()
 
 
@@ -220,4 +328,7 @@ def _reading(path: Path, use: Callable[[Any], T]) -> T:
         raise UserError(f"{path}: {error.message}", error.hint) from error
     except (pa.ArrowException, OSError, MemoryError) as error:
         text = " ".join(str(error).split())
-        raise UserError(f"{path} can't be read as parquet: {text}", "copy or download it again") from error
+        head = head_of(path)
+        what = text if not head or head.startswith(b"PAR1") else described(head)
+        hint = hint_for(head, path, "copy or download it again")
+        raise UserError(f"{path} can't be read as parquet: {what}", hint) from error

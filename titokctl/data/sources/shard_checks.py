@@ -1,18 +1,19 @@
 """Checks over all shards of a source: counts, names of labels, labels and keys.
 
-A wrong count, or a label with two names, is an error of the whole source. A single bad sample is left out and reported:
-one without a label where others have one, with an invalid label, or with the same image and key as in another shard.
+A wrong count, a shard without images, or a label with two names is an error of the whole source. A single bad sample is
+left out and reported: one with an invalid label, or with the same image and key as in another shard. One without a
+label stays, with label -1.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from titokctl.data.sources.source import Rejected
+from titokctl.data.sources.source import Rejected, passed_over_in_words
 from titokctl.errors import UserError
 from titokctl.formats.shard_counts import Count, recorded_counts
 from titokctl.formats.shard_index import ShardIndex
@@ -38,13 +39,21 @@ def check_distinct(shards: Sequence[str]) -> None:
 
 
 def check_counts(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> None:
-    """Raise UserError when a shard has another number of samples than the files beside it record."""
+    """Raise UserError when a shard has another number of samples than the files beside it record, or no images."""
     for folder in dict.fromkeys(path.parent for path in paths):
         here = [(path, index) for path, index in zip(paths, indices, strict=True) if path.parent == folder]
         counts = recorded_counts([path.name for path, _ in here], partial(_content, folder))
         for path, index in here:
             if path.name in counts and not index.cut:
                 check_count(str(path), index, counts[path.name])
+            elif not len(index) and not index.problems:
+                raise without_images(str(path), index.passed_over)
+
+
+def without_images(shard: str, passed_over: Mapping[str, int]) -> UserError:
+    """Return the error that a shard holds nothing that can be read."""
+    what = passed_over_in_words(passed_over) or "nothing"
+    return UserError(f"no images in the shard {shard}: it holds {what}", "copy it again, or leave it out")
 
 
 def check_count(shard: str, index: ShardIndex, count: Count) -> None:
@@ -86,11 +95,10 @@ def check_samples(shards: Sequence[str], indices: Sequence[ShardIndex], num_clas
         num_classes: labels must be below it; 0 for no limit.
         read: read(shard, i) returns the bytes of image i of a shard; called for possible duplicates only.
     """
-    labelled = any(int(index.labels.max(initial=-1)) >= 0 for index in indices)
     kept: list[np.ndarray] = []
     problems: list[Rejected] = []
     for index in indices:
-        keep, wrong = usable(index, labelled, num_classes)
+        keep, wrong = usable(index, num_classes)
         kept.append(keep)
         problems += wrong
     same = _same_images(indices, kept, read) if len(indices) > 1 else _Same([], set())
@@ -102,24 +110,69 @@ def check_samples(shards: Sequence[str], indices: Sequence[ShardIndex], num_clas
     return Checked(left, problems, prefixes)
 
 
-def usable(index: ShardIndex, labelled: bool, num_classes: int) -> tuple[np.ndarray, list[Rejected]]:
+def usable(index: ShardIndex, num_classes: int) -> tuple[np.ndarray, list[Rejected]]:
     """Return which samples of one shard can be used, (N,) bool, and why others can't.
 
     Args:
-        labelled: True if samples without a label can't be used.
         num_classes: labels must be below it; 0 for no limit.
     """
     problems = [Rejected(*problem) for problem in index.problems]
     bad = {key for key, kind, _ in index.problems if kind == "bad-label"}
     keep = np.array([index.key(i) not in bad for i in range(len(index))], bool) if bad else np.ones(len(index), bool)
-    for i in np.flatnonzero(keep & (index.labels < 0)).tolist() if labelled else []:
-        problems.append(Rejected(index.key(i), "no-label", "no label, where other samples have one"))
     for i in np.flatnonzero(keep & (index.labels >= num_classes)).tolist() if num_classes else []:
         text = f"the label {index.labels[i]} is out of range: there are {num_classes:,} classes"
         problems.append(Rejected(index.key(i), "label-range", text))
-    keep &= (index.labels >= 0) | (not labelled)
     keep &= (index.labels < num_classes) | (not num_classes)
     return keep, problems
+
+
+def without_labels(index: ShardIndex) -> ShardIndex:
+    """Return the index of the same images without labels, and without the problems of labels."""
+    problems = [problem for problem in index.problems if problem[1] not in ("bad-label", "label-map")]
+    return replace(index, labels=np.full(len(index), -1, np.int32), problems=problems, names={}, texts=[])
+
+
+def numbered_names(indices: Sequence[ShardIndex]) -> tuple[list[ShardIndex], list[str]]:
+    """Number labels that are names, in text order over all shards; return the indices and the names, [] for none.
+
+    Beside shards whose labels are numbers, samples whose labels are names can't be used.
+    """
+    if not any(index.texts for index in indices):
+        return list(indices), []
+    if any(not index.texts and (index.labels >= 0).any() for index in indices):
+        return [_without_names(index) if index.texts else index for index in indices], []
+    names = sorted({text for index in indices for text in index.texts})
+    number_of = {name: i for i, name in enumerate(names)}
+    found = []
+    for index in indices:
+        table = np.array([*(number_of[text] for text in index.texts), -1], np.int32)
+        found.append(replace(index, labels=table[index.labels], texts=[]) if index.texts else index)
+    return found, names
+
+
+def _without_names(index: ShardIndex) -> ShardIndex:
+    labelled = np.flatnonzero(index.labels >= 0).tolist()
+    problems = [
+        (index.key(i), "bad-label", f"not a class index, as in other shards: {index.texts[index.labels[i]][:20]!r}")
+        for i in labelled
+    ]
+    labels = np.full(len(index), -1, np.int32)
+    return replace(index, labels=labels, texts=[], problems=index.problems + problems)
+
+
+def label_remarks(labels: Sequence[np.ndarray], names: Sequence[str]) -> list[str]:
+    """Return sentences about labels that are names, and about images without a label."""
+    found = []
+    if names:
+        ends = f"{names[0]} is 0" + (f", {names[-1]} is {len(names) - 1}" if len(names) > 1 else "")
+        found.append(f"the labels are {len(names):,} names, numbered in text order: {ends}")
+    without = sum(int((part < 0).sum()) for part in labels)
+    total = sum(len(part) for part in labels)
+    if without == total:
+        found.append("no labels: the samples have none")
+    elif without:
+        found.append(f"{without:,} of {total:,} images have no label (-1)")
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,58 +9,100 @@ import hashlib
 import math
 import os
 import re
+import resource
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.shard_checks import (
     check_counts,
     check_distinct,
     check_samples,
     contiguous_names,
     joined_names,
+    label_remarks,
+    numbered_names,
+    without_labels,
 )
-from titokctl.data.sources.source import Rejected, Sample, SeekableSource, description_of, units_of
+from titokctl.data.sources.source import Counts, Rejected, Sample, SeekableSource, description_of, units_of
 from titokctl.errors import UserError
 from titokctl.formats.class_tars import is_class_tars
+from titokctl.formats.local_file import FileState, Identity, changed, retried
 from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, open_index
+from titokctl.formats.shard_scan import Keys
 from titokctl.formats.shard_set import read_set_index
 
 KIND = "shards"
 _MAX_OPEN = 256
 _MAX_SHARDS = 1_000_000
 _NAMED = 20  # of cut shards, in a message
+_HINTS = {
+    "several-dots": "choose the image with --image-key, e.g. --image-key image.png",
+    "several-images": "choose the image with --image-key",
+    "no-image": "choose the image with --image-key, or copy the shards again",
+    "too-large": "leave the largest images out of the shards",
+    "link": "pack the shards again with the files that the links lead to (tar --dereference)",
+}
 _CUT_HINT = "copy or download it again; `titokctl tokenize --accept-cut` reads its whole members"
 
 
 class _OpenShards:
-    """File descriptors of shards, kept open; of very many shards only the first ones."""
+    """File descriptors of shards, kept open; of very many shards only the first ones.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    A shard that is no longer in the state of its index is refused: offsets and labels would belong to other images.
+    """
+
+    def __init__(self, paths: Sequence[Path], states: Sequence[FileState]) -> None:
+        self._paths, self._states = paths, states
         self._open: dict[int, int] = {}
+        self._stale: list[int] = []
+        self._max_open = min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._lock = threading.Lock()
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Read `size` bytes of shard number `shard` from `offset` on."""
+        """Read `size` bytes of shard number `shard` from `offset` on.
+
+        Raises UserError when it can't be read, or was changed since it was indexed.
+        """
+        return retried(lambda: self._read(shard, offset, size), self._paths[shard])
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
         with self._lock:
-            descriptor = self._open.get(shard)
-            if descriptor is None and len(self._open) < _MAX_OPEN:
-                descriptor = self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
-        if descriptor is not None:
-            return _pread(descriptor, size, offset)
-        descriptor = os.open(self._paths[shard], os.O_RDONLY)
+            kept = self._open.get(shard)
+            if kept is None and len(self._open) < self._max_open:
+                kept = self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        if kept is None:
+            descriptor = os.open(self._paths[shard], os.O_RDONLY)
+            try:
+                return self._checked(shard, descriptor, offset, size)
+            finally:
+                os.close(descriptor)
         try:
-            return _pread(descriptor, size, offset)
-        finally:
-            os.close(descriptor)
+            return self._checked(shard, kept, offset, size)
+        except OSError:
+            with self._lock:  # other threads may be reading it: it is closed at the end
+                if self._open.get(shard) == kept:
+                    self._stale.append(self._open.pop(shard))
+            raise
+
+    def _checked(self, shard: int, descriptor: int, offset: int, size: int) -> bytes:
+        now, then = FileState.of(os.fstat(descriptor)), self._states[shard]
+        if now != then:
+            raise changed(self._paths[shard], then, now)
+        data = _pread(descriptor, size, offset)
+        if len(data) != size:
+            raise UserError(f"the shard {self._paths[shard]} was truncated while it was read")
+        return data
 
     def __del__(self) -> None:
-        for descriptor in self._open.values():
+        for descriptor in (*self._open.values(), *self._stale):
             os.close(descriptor)
 
 
@@ -74,7 +116,7 @@ class ShardSource(SeekableSource):
 
     def __post_init__(self) -> None:
         self._ends = np.cumsum([len(index) for index in self.indices], dtype=np.int64)
-        self._files = _OpenShards(self.paths)
+        self._files = _OpenShards(self.paths, [index.state for index in self.indices])
 
     def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
         wanted = np.asarray(positions, np.int64)
@@ -99,12 +141,7 @@ class ShardSource(SeekableSource):
         index = self.indices[shard]
         i = position - (int(self._ends[shard]) - len(index))
         size = int(index.sizes[i])
-        try:
-            data = self._files.read(shard, int(index.offsets[i]), size)
-        except OSError as error:
-            raise UserError(f"cannot read the shard {self.paths[shard]}: {error.strerror}") from error
-        if len(data) != size:
-            raise UserError(f"the shard {self.paths[shard]} was truncated while it was read")
+        data = self._files.read(shard, int(index.offsets[i]), size)
         return Sample(self._key(shard, i), int(index.labels[i]), data)
 
 
@@ -132,25 +169,33 @@ def expand_pattern(pattern: str) -> list[str]:
     return found
 
 
-def open_shards(paths: Sequence[Path], accept_cut: bool = False, keep_index: bool = True) -> ShardSource:
+def open_shards(
+    paths: Sequence[Path], accept_cut: bool = False, keep_index: bool = True, choices: Choices = NO_CHOICES
+) -> ShardSource:
     """Open the shards `paths`, in that order.
 
     Args:
         accept_cut: read truncated shards as far as their members are whole.
         keep_index: save the index of each shard for next time.
+        choices: of members, and about labels.
 
     Raises:
-        UserError: a shard is missing, not a tar, or cut; a count differs from the one in a file beside it; a label has
-            two names; no image can be used.
+        UserError: a shard is missing, not a tar, cut, or without images; a count differs from the one in a file beside
+            it; a label has two names; no image can be used.
     """
-    check_distinct([str(path) for path in paths])
+    names = [str(path) for path in paths]
+    check_distinct(names)
     layout = CLASS_TARS if len(paths) == 1 and is_class_tars(paths[0]) else SAMPLES
-    found = [open_index(path, layout, keep_index) for path in paths]
+    keys = Keys(choices.image_key, choices.label_key) if choices.image_key or choices.label_key else None
+    found = [open_index(path, layout, keep_index, keys) for path in paths]
     _check_whole(paths, found, accept_cut)
     check_counts(paths, found)
-    names = joined_names([str(path) for path in paths], found)
-    class_names = _class_names(paths) or contiguous_names(names)
-    files = _OpenShards(paths)
+    if not choices.use_labels:
+        found = [without_labels(index) for index in found]
+    found, texts = numbered_names(found)
+    joined = joined_names(names, found)
+    class_names = texts or (_class_names(paths) if choices.use_labels else []) or contiguous_names(joined)
+    files = _OpenShards(paths, [index.state for index in found])
     checked = check_samples(
         [path.name for path in paths],
         found,
@@ -161,20 +206,38 @@ def open_shards(paths: Sequence[Path], accept_cut: bool = False, keep_index: boo
     units = units_of([(path.name, len(index)) for path, index in zip(paths, indices, strict=True)])
     if not units:
         raise _nothing(paths, checked.problems)
-    kind, resolved = CLASS_TARS if layout == CLASS_TARS else KIND, [str(path.resolve()) for path in paths]
-    description = description_of(kind, resolved, units[-1].first + units[-1].count, _fingerprint(paths, indices))
-    cut = [str(path) for path, index in zip(paths, indices, strict=True) if index.cut]
-    if cut:
-        description["accepted_cut_shards"] = cut
     return ShardSource(
         class_names,
-        description,
+        _description(paths, found, indices, choices, layout),
         units,
         checked.problems,
+        label_remarks([index.labels for index in indices], texts),
         paths=list(paths),
         indices=indices,
         prefixes=checked.prefixes,
     )
+
+
+def _description(
+    paths: Sequence[Path], found: Sequence[ShardIndex], used: Sequence[ShardIndex], choices: Choices, layout: str
+) -> dict[str, Any]:
+    """Return the description of shards: `found` are their indices, `used` those of the samples that can be used."""
+    passed_over: Counter[str] = Counter()
+    for index in found:
+        passed_over.update(index.passed_over)
+    counts = Counts(passed_over, sum(index.label_files for index in found))
+    identity = Identity.of(paths, [index.state for index in found])
+    description = description_of(
+        CLASS_TARS if layout == CLASS_TARS else KIND,
+        [str(path.resolve()) for path in paths],
+        sum(len(index) for index in used),
+        _listing(paths, used),
+        identity,
+        counts,
+    )
+    cut = [str(path) for path, index in zip(paths, found, strict=True) if index.cut]
+    made = choices.record()
+    return description | ({"accepted_cut_shards": cut} if cut else {}) | ({"choices": made} if made else {})
 
 
 def _check_whole(paths: Sequence[Path], found: Sequence[ShardIndex], accept_cut: bool) -> None:
@@ -192,9 +255,9 @@ def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:
     if problems:
         first = problems[0]
         text = f"none of the {len(problems):,} samples in {len(paths)} shards can be used: {first.key} ({first.reason})"
-        return UserError(text, "labels are class indices from 0 on")
+        return UserError(text, _HINTS.get(first.kind, "`--no-labels` reads images whatever their labels are"))
     text = f"no images in {paths[0]}" if len(paths) == 1 else f"no images in {len(paths)} shards ({paths[0]} ...)"
-    return UserError(text, "looked for jpg, jpeg, png and webp members")
+    return UserError(text, "looked for jpg, png, webp and other images among the members")
 
 
 def _class_names(paths: Sequence[Path]) -> list[str]:
@@ -214,7 +277,7 @@ def _pread(descriptor: int, size: int, offset: int) -> bytes:
     return data
 
 
-def _fingerprint(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> str:
+def _listing(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> str:
     """Return the SHA-256 of shard names, keys, sizes and labels."""
     total = hashlib.sha256()
     for path, index in zip(paths, indices, strict=True):

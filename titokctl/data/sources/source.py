@@ -5,12 +5,15 @@ read from front to end). A process claims one unit at a time. The order of sampl
 don't change. To add a kind of source, write a module with a subclass and name it in `opening.py`.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from titokctl.formats.local_file import Identity
 
 UNIT_SIZE = 1024
 
@@ -26,12 +29,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Unit:
-    """Samples `first` to `first + count` of a source; `name` says in which file or folder they are."""
+    """Samples `first` to `first + count` of a source; `name` says in which file or folder they are.
+
+    `state` changes with the version of a file on a server, so that only what changed is read again; "" if nothing is
+    known, or if the source as a whole is compared.
+    """
 
     index: int
     first: int
     count: int
     name: str
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,21 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """Numbers of the files of a folder, or members of shards, that are no images.
+
+    Samples, problems and these are all files and members that were found, hidden ones included.
+
+    Args:
+        passed_over: files that were not used, by suffix or type.
+        label_files: files that were read as labels.
+    """
+
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    label_files: int = 0
+
+
+@dataclass(frozen=True)
 class OpenUnit:
     """The samples of one unit, ready to be read.
 
@@ -65,11 +88,13 @@ class OpenUnit:
             if a shard has samples that its count leaves out, such as a second image of a key.
         read: `read(begin, end)` returns samples `begin` to `end` of the unit. Threads may call it at once.
         rejected: samples that turned out unusable when the unit was opened.
+        counts: of members that are no images, if the source as a whole does not know them.
     """
 
     count: int
     read: Callable[[int, int], list[Sample]]
     rejected: list[Rejected] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
 
 
 @dataclass
@@ -78,15 +103,23 @@ class Source(ABC):
 
     Args:
         class_names: names by label; may be empty.
-        description: JSON that says what the source was made of. Its `fingerprint` changes with names and sizes.
+        description: JSON that says what the source was made of, as `description_of` specifies it.
         units: all units, in order.
         problems: samples that were left out before anything was decoded.
+        remarks: sentences for the user: which classes, split and order were chosen, and what has no label.
     """
 
     class_names: list[str]
     description: dict[str, Any]
     units: list[Unit]
     problems: list[Rejected] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """Number of files or members that are no images, by suffix or type."""
+        found: dict[str, int] = self.description.get("passed_over", {})
+        return found
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -143,9 +176,59 @@ class SeekableSource(Source):
         return self.read_many([position])[0]
 
 
-def description_of(kind: str, paths: Sequence[str], num_samples: int, fingerprint: str) -> dict[str, Any]:
-    """Return the fields that the description of every source has."""
-    return {"kind": kind, "paths": list(paths), "num_samples": num_samples, "fingerprint": fingerprint}
+def description_of(
+    kind: str, paths: Sequence[str], num_samples: int, listing: str, identity: Identity, counts: Counts
+) -> dict[str, Any]:
+    """Return the fields that the description of every source has.
+
+    Args:
+        listing: SHA-256 of names, sizes and labels. It stays when the files are moved or copied.
+        identity: of the files.
+        counts: of files or members that are no images.
+
+    `fingerprint` covers all of it but `counts`: it changes whenever the images may have changed.
+    """
+    fingerprint = hashlib.sha256(f"{listing}\0{identity.states}\0{identity.contents}".encode()).hexdigest()
+    return {
+        "kind": kind,
+        "paths": list(paths),
+        "num_samples": num_samples,
+        "fingerprint": fingerprint,
+        "listing": listing,
+        "contents": identity.contents,
+        "contents_whole": identity.is_whole,
+        "passed_over": dict(sorted(counts.passed_over.items())),
+        "label_files": counts.label_files,
+    }
+
+
+def difference(recorded: Mapping[str, Any], found: Mapping[str, Any], moved: bool = False) -> str | None:
+    """Return in words how a source differs from the recorded one; None if it holds the same images.
+
+    Args:
+        recorded: the description in a product, perhaps of an older version, which knew names and sizes only.
+        found: the description of the source as it is now.
+        moved: the user named the source, so that other paths and times are expected.
+    """
+    then, now = recorded.get("fingerprint"), found.get("fingerprint")
+    if then == now and recorded.get("versions") in (None, found.get("versions")):
+        return None
+    if "listing" not in recorded and then == found.get("listing"):
+        return None
+    if recorded.get("listing", then) != found.get("listing"):
+        return "names, sizes or labels differ"
+    if "versions" in recorded and "versions" in found:
+        return None if recorded["versions"] == found["versions"] else "the server has other versions of the files"
+    if recorded.get("contents") != found.get("contents"):
+        return "the names and sizes are the same, but the contents differ"
+    exact = recorded.get("contents_whole") and found.get("contents_whole")
+    return None if moved or exact else "the files were moved or written again"
+
+
+def passed_over_in_words(passed_over: Mapping[str, int]) -> str:
+    """Return "12 .txt, 3 links", the most frequent first."""
+    most = sorted(passed_over.items(), key=lambda one: (-one[1], one[0]))
+    return ", ".join(f"{count:,} {what}" for what, count in most)
 
 
 def units_of(parts: Sequence[tuple[str, int]]) -> list[Unit]:

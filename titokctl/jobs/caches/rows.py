@@ -7,6 +7,7 @@ from titokctl.context import Context
 from titokctl.data.images import preprocess
 from titokctl.data.sources import Source
 from titokctl.data.sources.opening import reopen_source
+from titokctl.data.sources.source import difference
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.models.titok.tokenizer import TiTok
@@ -46,16 +47,16 @@ class Originals:
     """
 
     def __init__(self, cache: TokenCache, source: Source | None = None, keep_index: bool = True) -> None:
-        recorded = cache.header.source
+        recorded, is_named = cache.header.source, True
         if source is None:
             if not isinstance(recorded.get("paths"), list) or not recorded["paths"]:
                 raise UserError(
                     f"{cache.path} does not record which images it was made from", "name them with --source"
                 )
-            source = reopen_source(recorded, keep_index)
-        if source.description.get("fingerprint") != recorded.get("fingerprint"):
+            source, is_named = reopen_source(recorded, keep_index), False
+        if (changed := difference(recorded, source.description, moved=is_named)) is not None:
             where = source.description["paths"][0]
-            raise UserError(f"{cache.path} was made from other images than {where} holds now")
+            raise UserError(f"{cache.path} was made from other images than {where} holds now: {changed}")
         try:
             self._preprocessing = PreprocessingConfig.model_validate(cache.header.preprocessing)
         except ValueError as error:

@@ -9,6 +9,7 @@ import torch
 
 from titokctl.context import Context
 from titokctl.data.sources.opening import reopen_source
+from titokctl.data.sources.source import difference, passed_over_in_words
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.caches.rows import Originals, tokenizer_of
@@ -134,9 +135,12 @@ def _against_source(cache: TokenCache) -> tuple[list[str], list[str]]:
         source = reopen_source(recorded)
     except UserError as error:
         return [], [f"the source can't be read: {error.message}"]
-    if source.description.get("fingerprint") != recorded.get("fingerprint"):
-        return [], [f"{paths[0]} has changed since the cache was made"]
+    if (changed := difference(recorded, source.description)) is not None:
+        return [f"{paths[0]} has changed since the cache was made: {changed}"], []
     if not source.is_whole(len(cache) + rejected):
         expected = len(source) + len(source.problems)
         return [f"{len(cache):,} rows + {rejected:,} rejected, but the source has {expected:,} images"], []
+    if isinstance(recorded.get("passed_over"), dict) and source.passed_over not in ({}, recorded["passed_over"]):
+        found, then = (passed_over_in_words(one) or "nothing" for one in (source.passed_over, recorded["passed_over"]))
+        return [f"the source holds {found} besides its images; {then} was passed over when the cache was made"], []
     return [], []

@@ -138,4 +138,7 @@ def tokenize_unit(
         keys=np.array([key.encode() for key in decoded.keys], dtype=None if decoded.keys else "S1"),
         views=views,
         rejected=[asdict(one) for one in decoded.rejected],
+        state=unit.state,
+        passed_over=dict(decoded.counts.passed_over),
+        label_files=decoded.counts.label_files,
     )

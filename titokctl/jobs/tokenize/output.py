@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from titokctl.data.sources import Source
@@ -21,6 +21,8 @@ _ALLOWED_SHARE, _ALLOWED_FEW, _ALLOWED_SHARE_OF_FEW = 0.001, 10, 0.05
 class TokenizeResult:
     """The token cache that was made. rows + rejected = samples.
 
+    `passed_over` are the files of the source that are no images, by suffix or type; `label_files` those that were read
+    as labels. With the samples they are everything that was found. `unlabelled` are the rows without a label.
     `finished` is False while other jobs that share the work are not done.
     """
 
@@ -32,6 +34,9 @@ class TokenizeResult:
     rejected_by_kind: dict[str, int] = field(default_factory=dict)
     views: list[str]
     classes: int
+    unlabelled: int = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
+    label_files: int = 0
     units_reused: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
@@ -112,6 +117,8 @@ def make_output(
     """
     units = len(source.units)
     tally = _tally(folder, source)
+    counted = {"passed_over": dict(sorted(tally.passed_over.items())), "label_files": tally.label_files}
+    header = replace(header, source=header.source | counted)
     _check_rejected(folder, source, tally, max_rejected, progress)
     progress.start("check" if folder.keep else "merge", tally.rows, "rows")
     if folder.keep:
@@ -130,6 +137,7 @@ def _tally(folder: PartsFolder, source: Source) -> Tally:
     for summary in summaries(folder, len(source.units)):
         tally.add(summary)
     tally.reject(map(asdict, source.problems))
+    tally.pass_over(source.passed_over, source.description.get("label_files", 0))
     if not source.is_whole(tally.samples):
         raise UserError(
             f"{tally.rows:,} rows + {tally.rejected:,} rejected are not the {len(source) + len(source.problems):,} "

@@ -22,7 +22,7 @@ from titokctl.distributed.team import Team
 from titokctl.errors import UsageError
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
-from titokctl.jobs.plan import WritePlan, cache_bytes, source_read
+from titokctl.jobs.plan import WritePlan, cache_bytes, say_source, source_read
 from titokctl.jobs.tokenize.encode import TileEncoder, made_with
 from titokctl.jobs.tokenize.output import TokenizeResult, check_output
 from titokctl.jobs.tokenize.work import SAVED, TokenizeWork, parse_part
@@ -114,6 +114,7 @@ class Tokenize:
         self.check(context.device)
         name = pick_tokenizer(self.tokenizer, context.runs, context.say)
         source = self._source(keep_index=False)
+        say_source(source, context)
         work = self._work(name, source, context, self._team(context), fetch=False)
         header, done = work.encoder.header, work.plan_done(self.overwrite)
         return WritePlan(
@@ -146,6 +147,7 @@ class Tokenize:
         name = pick_tokenizer(self.tokenizer, context.runs, context.say) if is_main else team.get("tokenizer")
         source = self._source()
         if is_main:
+            say_source(source, context)
             team.set("tokenizer", name)
         work = self._work(name, source, context, team)
         if not is_main:

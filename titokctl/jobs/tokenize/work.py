@@ -145,6 +145,9 @@ class TokenizeWork:
             self.context.say(f"{error.message}: it is made again")
             return False
         # A shard that can't be sought may turn out to hold more than was counted before it was read.
+        if part is not None and part.state != unit.state:
+            self.context.say(f"{unit.name} has another version on the server: it is read again")
+            return False
         return part is not None and part.first == unit.first and part.count >= unit.count
 
     def _make_parts(self, units: Iterator[int]) -> None:
@@ -211,6 +214,7 @@ class TokenizeWork:
 
     def _result(self, made: TokenCache | None, **figures: Any) -> TokenizeResult:
         rows, rejected = (len(made), made.header.num_rejected or 0) if made is not None else (0, 0)
+        recorded = made.header.source if made is not None else {}
         return TokenizeResult(
             output=self.folder.output,
             finished=made is not None,
@@ -219,6 +223,9 @@ class TokenizeWork:
             samples=rows + rejected,
             views=["plain", *self.encoder.header.views],
             classes=len(self.encoder.header.class_names),
+            unlabelled=int((made.labels < 0).sum()) if made is not None else 0,
+            passed_over=recorded.get("passed_over", {}),
+            label_files=recorded.get("label_files", 0),
             sha256=made.sha256 if made is not None else "",
             **figures,
         )
