@@ -18,23 +18,25 @@ from torch.nn import functional as F
 from titokctl.models.attention import SelfAttention
 from titokctl.models.titok.transformer import Block
 
+_LARGEST_ERROR = 1e-3
+
 
 @cache
 def triton_problem() -> str:
     """Return the reason why triton kernels can't run on this machine's GPU, or "" if they can.
 
-    They are compiled on first use, which takes triton, a C compiler and Python's header files.
+    They are compiled on first use, which takes triton, a C compiler and Python's header files, and their results are
+    compared with torch's once in each process.
     """
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     try:
-        from titokctl.models.triton_kernels import add_layer_norm
+        from titokctl.models.triton_kernels import largest_error
 
-        norm = nn.LayerNorm(16, device="cuda")
-        add_layer_norm(torch.zeros(1, 16, device="cuda"), None, norm, torch.float16, "sum")
+        wrong_by = largest_error("cuda")
     except Exception as error:  # an import, a compiler or a driver: anything may be missing
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    return ""
+    return "" if wrong_by < _LARGEST_ERROR else f"the compiled kernels are wrong by {wrong_by:.2g}"
 
 
 def uses_triton(device: torch.device | str) -> bool:
