@@ -12,7 +12,7 @@ from titokctl.errors import UserError
 from titokctl.models.initialization import initialize
 from titokctl.models.nearest import nearest
 from titokctl.models.titok.encoder import shuffle
-from titokctl.models.titok.patches import from_patches, to_patches
+from titokctl.models.titok.patches import from_overlapping_patches, from_patches, to_patches
 from titokctl.models.titok.tokenizer import TiTok
 
 VIT = TransformerConfig(patch_size=8, width=32, num_layers=2, num_heads=2)
@@ -20,6 +20,7 @@ PROXY = VqganConfig(channels=32, channel_multipliers=(1, 1, 2, 2), num_res_block
 VARIANTS = {
     "pixel": {},
     "plain codes": {"normalize_codes": False},
+    "overlapping patches": {"overlapping_patches": True},
     "gaussian": {"quantizer": "gaussian", "codebook_size": None},
     "proxy": {"head": "proxy", "proxy": PROXY, "shuffled_bottleneck": True},
     "shuffled pixel": {"shuffled_bottleneck": True},
@@ -241,3 +242,27 @@ def test_a_quantizer_from_an_installed_package(tmp_path: Path, monkeypatch):
     ids = tokenizer.tokenize(torch.rand(2, 3, 32, 32))
     assert ids.max() < 32
     assert tokenizer.detokenize(ids).shape == (2, 3, 32, 32)
+
+
+def test_overlapping_patches_have_no_seams():
+    """Patches that all show the same linear ramp continue each other inside the picture."""
+    size, grid = 8, 4
+    ramp = torch.ones(1, grid * grid, 4 * size * size * 3)
+    whole = from_overlapping_patches(ramp, size)
+    assert whole.shape == (1, 3, 32, 32)
+    inside = whole[:, :, size // 2 : -size // 2, size // 2 : -size // 2]
+    assert torch.allclose(inside, torch.ones_like(inside), atol=1e-6)
+    one = torch.zeros(1, grid * grid, 4 * size * size * 3)
+    one[0, 5] = 1  # second row, second column: pixels 8 to 15, reaching 4 pixels further
+    reached = from_overlapping_patches(one, size)[0, 0] > 0
+    assert reached.nonzero().min(0).values.tolist() == [4, 4]
+    assert reached.nonzero().max(0).values.tolist() == [19, 19]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"head": "proxy", "proxy": PROXY}, {"decoder": VIT.model_copy(update={"patch_size": 1})}]
+)
+def test_overlapping_patches_need_pixels_and_an_even_size(changes):
+    fields = {"image_size": 32, "num_latent_tokens": 6, "encoder": VIT, "decoder": VIT, "overlapping_patches": True}
+    with pytest.raises(ValueError, match="overlapping_patches"):
+        TokenizerConfig(**(fields | changes))

@@ -31,10 +31,30 @@ def test_classes_as_people_write_them():
     assert classes_of(None, 0) is None
 
 
-@pytest.mark.parametrize("text", ["cat", "1,,2", "", "-1", "1.5", "1;2", "²"])
+def test_classes_by_name():
+    names = ["blue-cone", "red-ball", "7"]
+    assert parse_classes("red-ball, 0") == ("red-ball", 0)
+    assert classes_of(("red-ball", 0), 3, names) == (1, 0)
+    assert classes_of(("blue-cone",) * 3, 3, names) == (0, 0, 0), "from Python, a class may come several times"
+    with pytest.raises(UsageError, match="names 1 twice"):
+        classes_of(("red-ball", 1), 3, names)
+    with pytest.raises(UsageError, match="no class named 'red-bal'") as caught:
+        classes_of(("red-bal",), 3, names)
+    assert "red-ball" in caught.value.hint
+    with pytest.raises(UsageError, match="records no class names"):
+        classes_of(("cat",), 3)
+
+
+@pytest.mark.parametrize("text", ["1,,2", "", "cat,"])
 def test_what_is_no_list_of_classes(text):
-    with pytest.raises(UsageError, match="not a list of class numbers"):
+    with pytest.raises(UsageError, match="empty entry"):
         parse_classes(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "1;2", "²"])
+def test_what_is_neither_number_nor_name(text):
+    with pytest.raises(UsageError, match="no class named"):
+        classes_of(parse_classes(text), 3, ["ant", "bee", "cat"])
 
 
 def test_classes_that_cannot_be_drawn():

@@ -9,6 +9,7 @@ from titokctl.errors import UserError
 from titokctl.models.initialization import initialize
 from titokctl.weights.build import build, shapes, skeleton
 from titokctl.weights.known import BY_NAME, released
+from titokctl.weights.known import RELEASED as KNOWN
 from titokctl.weights.official.config import read_config, write_config
 from titokctl.weights.official.layout import from_official, official_shapes, to_official
 from titokctl.weights.official.recognise import recognise
@@ -39,7 +40,7 @@ def released_keys(name: str) -> dict[str, tuple[int, ...]]:
     return keys(RELEASED[name])
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", KNOWN)
 def test_names_and_shapes_both_ways(name):
     known = BY_NAME[name]
     released = released_keys(name)
@@ -50,20 +51,20 @@ def test_names_and_shapes_both_ways(name):
     assert shapes(to_official(known.kind, known.config, ours)) == released
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", KNOWN)
 def test_parameters_as_published(name):
     known = BY_NAME[name]
     count = sum(p.numel() for p in skeleton(known.kind, known.config).parameters())
     assert round(count / 1e6, 1) == known.parameters
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", KNOWN)
 def test_recognised_by_names_and_shapes(name):
     known = BY_NAME[name]
     assert recognise(released_keys(name), None, None, "file") == (known.kind, known.config)
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", KNOWN)
 def test_official_configuration_both_ways(name):
     known = BY_NAME[name]
     assert read_config(known.kind, write_config(known.kind, known.config), "config.json") == known.config
@@ -147,7 +148,7 @@ def test_unrecognised_asks_for_the_name():
     with pytest.raises(UserError) as caught:
         recognise({"latent_tokens": (7, 512)}, None, None, "file")
     assert "--model" in caught.value.hint
-    assert all(name in caught.value.hint for name in BY_NAME)
+    assert all(name in caught.value.hint for name in KNOWN)
     with pytest.raises(UserError, match="unknown model: 'titok-x'"):
         recognise({}, None, "titok-x", "file")
 

@@ -25,7 +25,7 @@ _NO_NUMBER = re.compile(r"Input should be a valid (integer|number), unable to pa
 _GUESS = re.compile(r"\.? \(?(Did you mean|Possible options:) (?P<names>[^?)]+)[?)]$")
 # The modules of the commands by panel, in the order of --help.
 _COMMANDS = {
-    "The chain": ("demo", "shard", "train_tokenizer", "tokenize", "train_gen", "sample", "decode", "fid"),
+    "The chain": ("demo", "scenes", "shard", "train_tokenizer", "tokenize", "train_gen", "sample", "decode", "fid"),
     "Compare and reproduce": ("stats", "compare", "reproduce", "reconstruct", "probe"),
     "Inspect products": ("inspect", "verify", "diff", "preview", "neighbors", "runs"),
     "Make and convert": ("export", "merge", "convert"),

@@ -30,15 +30,18 @@ def convert(
         Literal["titokctl", "official"],
         option("--to", "titokctl: our weights file; official: a folder for the official from_pretrained."),
     ] = "titokctl",
+    dtype: Annotated[
+        Literal["keep", "bf16"], option("--dtype", "keep: the values as they are; bf16: rounded, half the size.")
+    ] = "keep",
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Convert official weights to a titokctl file, or back. The values don't change."""
+    """Convert official weights to a titokctl file, or back. Values change only with --dtype."""
     from titokctl.jobs.caches.convert import Convert
 
-    done = perform(Convert(source, output, model, to, overwrite), Surroundings(quiet, as_json, dry_run))
+    done = perform(Convert(source, output, model, to, overwrite, dtype), Surroundings(quiet, as_json, dry_run))
     if not done.has_pixels and not quiet:
         console.say("note: trained in stage 1 only: it decodes to proxy codes, not to pixels")
     if as_json:

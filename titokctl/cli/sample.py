@@ -25,7 +25,7 @@ def sample(
     num_images: Annotated[int | None, option("-n --num-images", "Number of images; 64 by default.")] = None,
     per_class: Annotated[int | None, option("--per-class", "Images of each class, instead of -n.")] = None,
     classes: Annotated[
-        str | None, option("--classes", "Class numbers, which the images take in turn.", "207,360|all")
+        str | None, option("--classes", "Class numbers or names, which the images take in turn.", "207,red-ball|all")
     ] = None,
     cfg: Annotated[
         str | None,

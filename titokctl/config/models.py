@@ -46,6 +46,7 @@ class TokenizerConfig(Config):
 
     `shuffled_bottleneck` reinterprets (B, K, D) as (B, D, K) in memory before the projection to C, as the released
     S-128, B-64 and L-32 were trained; `head` says whether the decoder predicts pixels or proxy codes of `proxy`.
+    With `overlapping_patches` a pixel head gives patches of twice the decoder's patch size, which fade into each other.
     `pixel_decoder` false leaves the proxy tokenizer's decoder out (stage 1: no pixels yet).
     `quantizer` is "vq", "gaussian", or a name that an entry point adds.
     """
@@ -61,6 +62,7 @@ class TokenizerConfig(Config):
     commitment_cost: NonNegativeFloat = 0.25
     shuffled_bottleneck: bool = False
     head: Literal["pixel", "proxy"] = "pixel"
+    overlapping_patches: bool = False
     proxy: VqganConfig | None = None
     pixel_decoder: bool = True
 
@@ -77,6 +79,8 @@ class TokenizerConfig(Config):
             raise ValueError(f"codebook_size is missing for quantizer {self.quantizer!r}")
         if (self.head == "proxy") != (self.proxy is not None):
             raise ValueError("head: proxy and a proxy section go together")
+        if self.overlapping_patches and (self.head == "proxy" or self.decoder.patch_size % 2):
+            raise ValueError("overlapping_patches is for head: pixel with an even decoder.patch_size")
         if self.head == "pixel" and not self.pixel_decoder:
             raise ValueError("pixel_decoder: false is for head: proxy; a pixel head gives pixels by itself")
         if self.proxy is not None and self.proxy.downsampling != self.decoder.patch_size:

@@ -3,7 +3,8 @@
 Specification: `<name>-000000.tar`, `<name>-000001.tar`, ... are tar files (POSIX, pax records only where a name needs
 them; times 0, owner root, mode 0444, so that the same samples give the same bytes). A sample is
 `<key>.<kind>`, the image file's own bytes, with its kind as in `file_kind` (jpg, png, webp, ...), and `<key>.cls`, its
-class index in decimal, where it has a label; the key has no dot in its last part. `index.json` is an object with
+class index in decimal, where it has a label; or, where more is known of it than a label, `<key>.json`, an object with
+`label` and further fields. The key has no dot in its last part. `index.json` is an object with
 
     format, format_version   "titokctl/shards", 1
     shards                   [{"name", "samples", "bytes"}, ...] in order
@@ -13,8 +14,9 @@ class index in decimal, where it has a label; the key has no dot in its last par
 and further fields of its writer. Readers compare `samples` with the shards.
 """
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,23 @@ INDEX_NAME = "index.json"
 
 @dataclass(frozen=True)
 class ShardSample:
-    """An image file to write into a shard; `extension` is one of file_kind.IMAGE_SUFFIXES, `label` is -1 for none."""
+    """An image file to write into a shard; `extension` is one of file_kind.IMAGE_SUFFIXES, `label` is -1 for none.
+
+    `metadata` are JSON values, with the label among them as `label`; they take the place of the class index.
+    """
 
     key: str
     extension: str
     data: bytes
     label: int = -1
+    metadata: Mapping[str, Any] | None = None
+
+    def members(self) -> dict[str, bytes]:
+        """Return the contents of the sample's files by extension."""
+        if self.metadata is not None:
+            return {self.extension: self.data, "json": json.dumps(self.metadata).encode()}
+        label = {"cls": str(self.label).encode()} if self.label >= 0 else {}
+        return {self.extension: self.data, **label}
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,7 @@ def write_shard(path: Path, samples: Iterable[ShardSample]) -> ShardInfo:
         TarWriter(file, encoder=False, mtime=0, user="root", group="root", format="PAX_FORMAT") as tar,
     ):
         for sample in samples:
-            label = {"cls": str(sample.label).encode()} if sample.label >= 0 else {}
-            tar.write({"__key__": sample.key, sample.extension: sample.data, **label})
+            tar.write({"__key__": sample.key, **sample.members()})
     index = open_index(path)
     return ShardInfo(path.name, len(index), index.size)
 

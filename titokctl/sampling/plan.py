@@ -6,6 +6,7 @@ t x T to t x T + T - 1, the last one too, whose surplus rows are dropped. The ke
 shapes; with fixed tiles, image i is the same whatever is drawn beside it or before it, and in whichever process.
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,8 @@ from functools import lru_cache
 import torch
 
 from titokctl.errors import UsageError
+
+_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -56,29 +59,37 @@ def _on_device(classes: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(classes, device=device)
 
 
-def parse_classes(text: str | None) -> tuple[int, ...] | None:
-    """Return the numbers in text such as "207,360"; None for "all" and for None.
+def parse_classes(text: str | None) -> tuple[int | str, ...] | None:
+    """Return the numbers and names in text such as "207,360" or "red-ball,3"; None for "all" and for None.
 
-    Raises UsageError for any other text, and for a class that is listed twice.
+    Raises UsageError for an empty name, and for a class that is listed twice.
     """
     if text is None or text.strip() == "all":
         return None
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise UsageError(
-            f"--classes {text!r} is not a list of class numbers", "e.g. --classes 207,360 or --classes all"
-        )
-    classes = tuple(map(int, words))
-    twice = sorted({c for c in classes if classes.count(c) > 1})
+    if not all(words):
+        raise UsageError(f"--classes {text!r} has an empty entry", "e.g. --classes 207,360 or --classes all")
+    classes = tuple(int(word) if word.isascii() and word.isdigit() else word for word in words)
+    _refuse_twice(classes)
+    return classes
+
+
+def _refuse_twice(classes: Sequence[int | str]) -> None:
+    twice = [c for i, c in enumerate(classes) if c in classes[:i]]
     if twice:
         raise UsageError(
             f"--classes names {twice[0]} twice", "each class gets an equal share of the images, so name it once"
         )
-    return classes
 
 
-def classes_of(wanted: Sequence[int] | None, num_classes: int) -> tuple[int, ...] | None:
+def classes_of(
+    wanted: Sequence[int | str] | None, num_classes: int, names: Sequence[str] = ()
+) -> tuple[int, ...] | None:
     """Return the classes to draw from a generator of `num_classes`; None for a generator without classes.
+
+    Args:
+        wanted: class numbers or names; None for all classes.
+        names: the names of the classes; () when unknown.
 
     Raises UsageError when `wanted` holds a class that the generator does not have.
     """
@@ -86,7 +97,25 @@ def classes_of(wanted: Sequence[int] | None, num_classes: int) -> tuple[int, ...
         if wanted is not None:
             raise UsageError("--classes was given, but this generator was trained without classes", "leave it out")
         return None
-    outside = [c for c in wanted or () if not 0 <= c < num_classes]
+    if wanted is None:
+        return tuple(range(num_classes))
+    numbers = tuple(_number_of(c, names) for c in wanted)
+    outside = [c for c in numbers if not 0 <= c < num_classes]
     if outside:
         raise UsageError(f"class {outside[0]} is out of range: this generator has the classes 0 to {num_classes - 1}")
-    return tuple(range(num_classes)) if wanted is None else tuple(wanted)
+    if len(wanted) != len(set(numbers)) and len(wanted) == len(set(wanted)):
+        _refuse_twice(numbers)  # once by its name, once by its number
+    return numbers
+
+
+def _number_of(given: int | str, names: Sequence[str]) -> int:
+    """Return the number of a class that is given by number or name."""
+    if isinstance(given, int):
+        return given
+    if given in names:
+        return names.index(given)
+    if not names:
+        raise UsageError(f"this generator records no class names, such as {given!r}", "give numbers: --classes 0,1")
+    near = difflib.get_close_matches(given, names, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"its classes: {', '.join(names[:_NAMED])}"
+    raise UsageError(f"this generator has no class named {given!r}", hint + (", ..." if not near else ""))

@@ -17,6 +17,7 @@ from titokctl.models.titok.tokenizer import TiTok
 
 # The tensors that decide the ids.
 _ENCODER_PARTS = ("encoder.", "latent_tokens", "quantizer.")
+_LATER = {"overlapping_patches"}  # settings that are left out of the hash where they are off
 
 
 def encoder_sha256(tokenizer: TiTok) -> str:
@@ -37,7 +38,11 @@ def encoder_sha256(tokenizer: TiTok) -> str:
 def weights_sha256(module: nn.Module) -> str:
     """Return the hash of a whole tokenizer or generator: its config and every tensor."""
     config: Any = module.config
-    return _digest(module.state_dict(), config.model_dump(mode="json"), lambda name: True)
+    settings = config.model_dump(mode="json")
+    for name in _LATER & settings.keys():
+        if not settings[name]:  # networks without it keep the hash they had before there was such a setting
+            del settings[name]
+    return _digest(module.state_dict(), settings, lambda name: True)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], wanted: Callable[[str], bool]) -> str:

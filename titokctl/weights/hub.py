@@ -5,7 +5,7 @@ from pathlib import Path
 
 from titokctl.errors import UserError
 from titokctl.weights.known import Known
-from titokctl.weights.local import cache_folder, in_folder
+from titokctl.weights.local import bundled_file, cache_folder, in_folder
 
 _SWITCHES = ("TITOKCTL_OFFLINE", "HF_HUB_OFFLINE")
 _TRUE = {"1", "true", "yes", "on"}
@@ -27,6 +27,11 @@ def download(known: Known, fetch: bool = True) -> Path:
     Raises:
         UserError: the download isn't possible; the message names the repository, the files and where to put them.
     """
+    if known.is_bundled:
+        raise UserError(
+            f"{known.name} is part of titokctl, but its file {bundled_file(known)} is missing",
+            "install titokctl again; or make the file with recipes/bundled/train.py",
+        )
     if reason := no_downloads(fetch):
         raise _not_here(known, reason)
     try:

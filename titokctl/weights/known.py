@@ -1,4 +1,4 @@
-"""The released models: names, configurations and published numbers."""
+"""The models with names: released ones with their published numbers, and those that are part of the package."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ _LARGE = TransformerConfig(patch_size=16, width=1024, num_layers=24, num_heads=1
 
 @dataclass(frozen=True)
 class Known:
-    """A released model.
+    """A model with a name.
 
     Args:
-        repository, files: on the Hugging Face Hub.
+        repository, files: on the Hugging Face Hub; a model without a repository is part of the package.
+        tokenizer: of a generator, the name of the tokenizer that it was trained for.
         parameters: in millions, counted.
         rfid, gfid: published numbers, quoted and not measured here.
         sampling_steps: number of steps for the gfid.
@@ -31,6 +32,12 @@ class Known:
     gfid: float | None = None
     sampling_steps: int | None = None
     files: tuple[str, ...] = ("config.json", "model.safetensors")
+    tokenizer: str = ""
+
+    @property
+    def is_bundled(self) -> bool:
+        """True for a model whose weights are a file of the package, `titokctl/bundled/<name>.safetensors`."""
+        return not self.repository
 
     @property
     def num_latent_tokens(self) -> int | None:
@@ -77,11 +84,11 @@ def _titok(name: str, config: TokenizerConfig, there: str, parameters: float, rf
 
 
 def _maskgit(name: str, config: GeneratorConfig, there: str, parameters: float, gfid: float, steps: int) -> Known:
-    there = f"yucornetto/generator_titok_{there}_imagenet"
-    return Known(name, "generator", config, there, parameters, gfid=gfid, sampling_steps=steps)
+    tokenizer, there = "titok-" + name.split("-", 2)[2], f"yucornetto/generator_titok_{there}_imagenet"
+    return Known(name, "generator", config, there, parameters, gfid=gfid, sampling_steps=steps, tokenizer=tokenizer)
 
 
-_ALL = (
+_RELEASED = (
     _titok("titok-s-128", _two_stage(128, _SMALL), "s128", 83.7, 1.71),
     _titok("titok-b-64", _two_stage(64, _BASE), "b64", 204.8, 1.70),
     _titok("titok-l-32", _two_stage(32, _LARGE), "l32", 641.1, 2.21),
@@ -97,17 +104,41 @@ _ALL = (
     Known("maskgit-vqgan", "proxy", VqganConfig(), "fun-research/TiTok", 54.5,
           files=("maskgit-vqgan-imagenet-f16-256.bin",)),
 )  # fmt: skip
-BY_NAME = {known.name: known for known in _ALL}
+# Trained by recipes/bundled/, whose recipes have the same configurations.
+_SCENES = TokenizerConfig(
+    image_size=64, num_latent_tokens=32, codebook_size=1024, token_size=12, overlapping_patches=True,
+    encoder=TransformerConfig(patch_size=8, width=192, num_layers=5, num_heads=6),
+    decoder=TransformerConfig(patch_size=8, width=192, num_layers=6, num_heads=6),
+)  # fmt: skip
+_SCENES_GENERATOR = GeneratorConfig(
+    architecture="uvit", num_latent_tokens=32, codebook_size=1024, num_classes=30, width=160, num_layers=6,
+    num_heads=5, mlp_width=640, dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
+BUNDLED = (
+    Known("scenes-64", "tokenizer", _SCENES, "", 5.1, files=("scenes-64.safetensors",)),
+    Known("maskgit-scenes-64", "generator", _SCENES_GENERATOR, "", 2.7, files=("maskgit-scenes-64.safetensors",),
+          tokenizer="scenes-64"),
+)  # fmt: skip
+RELEASED = {known.name: known for known in _RELEASED}
+BY_NAME = RELEASED | {known.name: known for known in BUNDLED}
+
+
+def named(name: str, kind: str | None = None) -> Known | None:
+    """Return the model `name`, or None. Where a generator is wanted, a tokenizer's name stands for its generator."""
+    found = BY_NAME.get(name)
+    if found is not None and kind == "generator" != found.kind:
+        return next((known for known in of_kind(kind) if known.tokenizer == name), found)
+    return found
 
 
 def of_kind(kind: str) -> Iterator[Known]:
-    """Return the released models of a kind, in the order of the table."""
-    return (known for known in _ALL if known.kind == kind)
+    """Return the models of a kind, in the order of the table."""
+    return (known for known in BY_NAME.values() if known.kind == kind)
 
 
 def released(config: Config) -> Known | None:
     """Return the released model with this configuration, or None. Dropout may differ: weights don't depend on it."""
-    return next((known for known in _ALL if _lasting(known.config) == _lasting(config)), None)
+    return next((known for known in _RELEASED if _lasting(known.config) == _lasting(config)), None)
 
 
 def _lasting(config: Config) -> Config:

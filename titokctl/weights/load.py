@@ -11,7 +11,7 @@ from titokctl.models.generator import Generator
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.weights.build import build
-from titokctl.weights.known import BY_NAME
+from titokctl.weights.known import named
 from titokctl.weights.read import locate, read
 
 _WORDS = {"tokenizer": "a tokenizer", "generator": "a generator", "proxy": "a proxy tokenizer (MaskGIT-VQGAN)"}
@@ -52,10 +52,10 @@ def load_proxy(
 def _load(
     path_or_name: str | Path, kind: str, device: torch.device | str, dtype: torch.dtype | None, fetch: bool
 ) -> nn.Module:
-    known = BY_NAME.get(str(path_or_name))
+    known = named(str(path_or_name), kind)
     if known and known.kind != kind and not Path(path_or_name).exists():
         raise _other_kind(known.name, "is", known.kind, kind)  # before anything is downloaded
-    path = locate(path_or_name, fetch)
+    path = locate(path_or_name, fetch, kind)
     weights = read(path)
     if weights.kind != kind:
         raise _other_kind(str(path), "holds", weights.kind, kind)

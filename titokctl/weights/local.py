@@ -1,4 +1,4 @@
-"""Released models on this machine: in our cache folder, or in the Hugging Face cache.
+"""Models with names on this machine: in our cache folder, in the package, or in the Hugging Face cache.
 
 Our folder is TITOKCTL_WEIGHTS, by default titokctl/weights in the user's cache folder. In it, the model NAME is
 `NAME.safetensors` (our layout or the official one) or a folder `NAME/` with the official files. The Hugging Face cache
@@ -23,10 +23,18 @@ def where(known: Known) -> Path | None:
     own = cache_folder() / f"{known.name}.safetensors"
     if own.is_file():
         return own
+    if known.is_bundled:
+        inside = bundled_file(known)
+        return inside if inside.is_file() else None
     folder = cache_folder() / known.name
     if all((folder / file).exists() for file in known.files):
         return in_folder(folder, known)
     return _in_hub_cache(known)
+
+
+def bundled_file(known: Known) -> Path:
+    """Return the place in the package of a model that is part of it."""
+    return Path(__file__).resolve().parents[1] / "bundled" / known.files[0]
 
 
 def in_folder(folder: Path, known: Known) -> Path:

@@ -9,15 +9,16 @@ from titokctl.formats.weights_file import is_ours, read_metadata
 from titokctl.weights import hub, local
 from titokctl.weights.build import build
 from titokctl.weights.hashes import encoder_sha256 as hash_of
-from titokctl.weights.known import BY_NAME, of_kind
+from titokctl.weights.known import BY_NAME, named, of_kind
 from titokctl.weights.official.files import is_safetensors, read_official, tensor_file
 from titokctl.weights.store import Weights, read_own
 
 
-def locate(path_or_name: str | Path, fetch: bool = True) -> Path:
-    """Return the file or folder of weights: a path, the product of a run folder, or a released model by its name.
+def locate(path_or_name: str | Path, fetch: bool = True, kind: str | None = None) -> Path:
+    """Return the file or folder of weights: a path, the product of a run folder, or a model by its name.
 
     Args:
+        kind: the kind of network that is wanted; "generator" lets a tokenizer's name stand for its generator.
         fetch: download a released model that is not on this machine; a dry run passes False.
 
     Raises:
@@ -29,8 +30,8 @@ def locate(path_or_name: str | Path, fetch: bool = True) -> Path:
     if path.exists():
         return path
     name = str(path_or_name)
-    if name in BY_NAME:
-        return local.where(BY_NAME[name]) or hub.download(BY_NAME[name], fetch)
+    if known := named(name, kind):
+        return local.where(known) or hub.download(known, fetch)
     near = difflib.get_close_matches(name, BY_NAME, n=2)
     hint = (
         f"did you mean {' or '.join(near)}?"

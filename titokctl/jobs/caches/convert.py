@@ -1,7 +1,8 @@
-"""`titokctl convert`: weights from one layout to the other; only names and shapes change."""
+"""`titokctl convert`: weights from one layout to the other; only names and shapes change, unless they are rounded."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights, save
 
 Layout = Literal["titokctl", "official"]
+Dtype = Literal["keep", "bf16"]
 _CHUNK = 16 << 20
 
 
@@ -53,6 +55,9 @@ class Convert:
         model: the known name of the source, where its files don't say it.
         to: the layout to write.
         overwrite: replace an existing output.
+        dtype: "bf16" rounds the values to half the size; "keep" keeps them. Rounded weights are another network: ids
+            and hashes differ from those of the source. They are made to be passed on, so they don't record where the
+            token cache of a generator lies.
 
     Raises UsageError when the output's name doesn't fit the layout.
     """
@@ -62,8 +67,11 @@ class Convert:
     model: str | None = None
     to: Layout = "titokctl"
     overwrite: bool = False
+    dtype: Dtype = "keep"
 
     def __post_init__(self) -> None:
+        if self.dtype != "keep" and self.to == "official":
+            raise UsageError("--dtype is for titokctl files", "leave out --dtype, or --to official")
         if self.to == "titokctl" and self.output.suffix != ".safetensors":
             raise UsageError(f"{self.output} does not end in .safetensors", "name a file, e.g. -o weights.safetensors")
 
@@ -114,6 +122,9 @@ class Convert:
         path = locate(self.source, fetch)
         weights = read(path, self.model)
         compare(shapes(weights.tensors), shapes(skeleton(weights.kind, weights.config).state_dict()), str(path))
+        if self.dtype == "bf16":
+            rounded = {n: t.bfloat16() if t.is_floating_point() else t for n, t in weights.tensors.items()}
+            weights = replace(weights, tensors=rounded, extra=_portable(weights.extra))
         return path, weights
 
     def _check_output(self) -> None:
@@ -147,3 +158,11 @@ def _sha256(file: Path, context: Context) -> str:
 
 def _known_name(weights: Weights) -> str | None:
     return getattr(released(weights.config), "name", None)
+
+
+def _portable(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata without the place of the token cache on the machine that trained a generator."""
+    inputs = json.loads(extra.get("inputs") or "{}")
+    if "cache" not in inputs:
+        return dict(extra)
+    return {**extra, "inputs": json.dumps({name: value for name, value in inputs.items() if name != "cache"})}

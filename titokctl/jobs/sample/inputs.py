@@ -251,13 +251,14 @@ def build_networks(generator: Given, tokenizer: Given, device: str, precision: P
 
 
 def plan_for(
-    generator: Given, classes: Sequence[int] | None, num_images: int | None, per_class: int | None, device: str
+    generator: Given, classes: Sequence[int | str] | None, num_images: int | None, per_class: int | None, device: str
 ) -> Plan:
     """Return the images and classes to draw: `num_images` in all, or `per_class` of each class.
 
     Raises UsageError when the classes are not the generator's.
     """
-    chosen = classes_of(classes, generator.config.num_classes)
+    names = generator.lineage.get("class_names", ())
+    chosen = classes_of(classes, generator.config.num_classes, names)
     if per_class is not None:
         if chosen is None:
             raise UsageError("--per-class was given, but this generator was trained without classes", "use -n instead")
@@ -283,11 +284,11 @@ def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> Samplin
 def released_as(config: GeneratorSizes) -> str | None:
     """Return the name of the tokenizer and preset that were released with a generator; None if it is not released."""
     known = released(config)
-    return "titok-" + known.name.split("-", 2)[2] if known else None
+    return known.tokenizer if known else None
 
 
 def _given(name: str, kind: str, fetch: bool) -> Given:
-    path = locate(name, fetch)
+    path = locate(name, fetch, kind)
     weights = read(path)
     if weights.kind != kind:
         hint = "`titokctl inspect` shows what a file holds; without the option, the newest run that fits is taken"

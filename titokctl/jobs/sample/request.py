@@ -46,7 +46,7 @@ class Sample:
         generator, tokenizer: run folder, file or known name; None finds the newest generator and its tokenizer.
         num_images: size of the set; 64 by default.
         per_class: number of images of each class, instead of `num_images`.
-        classes: class numbers; None for all classes.
+        classes: class numbers or names; None for all classes.
         settings: fields of SamplingConfig that differ from the generator's own settings. The guidance_scale may also
             be text: "4.0", or "5.0w" as DiT and diffusers count it.
         output: folder of the set; by default a run folder named by the settings.
@@ -63,7 +63,7 @@ class Sample:
     tokenizer: str | None = None
     num_images: int | None = None
     per_class: int | None = None
-    classes: Sequence[int] | None = None
+    classes: Sequence[int | str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     output: Path | None = None
     image_format: ImageFormat | None = None

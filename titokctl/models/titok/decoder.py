@@ -9,7 +9,7 @@ from torch import nn
 
 from titokctl.config.models import TokenizerConfig
 from titokctl.models.recompute import run_block
-from titokctl.models.titok.patches import from_patches
+from titokctl.models.titok.patches import from_overlapping_patches, from_patches
 from titokctl.models.titok.transformer import Block
 
 
@@ -30,7 +30,7 @@ class Decoder(nn.Module):
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, vit.num_heads, vit.mlp_ratio) for _ in range(vit.num_layers))
         self.norm_out = nn.LayerNorm(width)
-        self.head = ProxyHead(config) if config.proxy else PixelHead(width, vit.patch_size)
+        self.head = ProxyHead(config) if config.proxy else PixelHead(width, vit.patch_size, config.overlapping_patches)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """(B, K, C) to what the head gives: pixels (B, 3, S, S), or logits (B, N, proxy codes)."""
@@ -47,16 +47,20 @@ class Decoder(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """A patch of pixels from every vector, then a 3x3 convolution over the seams."""
+    """A patch of pixels from every vector, then a 3x3 convolution over the seams.
 
-    def __init__(self, width: int, patch_size: int) -> None:
+    Overlapping patches are twice as large and fade into each other.
+    """
+
+    def __init__(self, width: int, patch_size: int, overlapping: bool = False) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.to_pixels = nn.Linear(width, 3 * patch_size**2)
+        self.patch_size, self.overlapping = patch_size, overlapping
+        self.to_pixels = nn.Linear(width, 3 * patch_size**2 * (4 if overlapping else 1))
         self.smooth = nn.Conv2d(3, 3, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, N, D)
-        pixels = from_patches(self.to_pixels(x), self.patch_size)  # (B, 3, h p, w p)
+        joined = from_overlapping_patches if self.overlapping else from_patches
+        pixels = joined(self.to_pixels(x), self.patch_size)  # (B, 3, h p, w p)
         return self.smooth(pixels)
 
 

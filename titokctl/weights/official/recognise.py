@@ -8,7 +8,7 @@ from typing import Any
 from titokctl.config.base import Config
 from titokctl.config.models import TokenizerConfig
 from titokctl.errors import UserError
-from titokctl.weights.known import BY_NAME, of_kind
+from titokctl.weights.known import RELEASED
 from titokctl.weights.official.config import FieldsMissing, read_config
 from titokctl.weights.official.layout import official_shapes
 
@@ -71,22 +71,22 @@ def _configured(kind: str, official: Mapping[str, Any], found: Shapes, where: st
 
 
 def _named(model: str) -> tuple[str, Config]:
-    if model not in BY_NAME:
+    if model not in RELEASED:
         raise UserError(f"unknown model: {model!r}", _ask())
-    return BY_NAME[model].kind, BY_NAME[model].config
+    return RELEASED[model].kind, RELEASED[model].config
 
 
 def _same_shapes(kind: str, found: Shapes) -> Config | None:
     """Return the released configuration with these tensors: equal counts, widths and code sizes."""
-    for known in of_kind(kind):
-        if _signature_of(known.name) == _signature(found):
+    for known in RELEASED.values():
+        if known.kind == kind and _signature_of(known.name) == _signature(found):
             return known.config
     return None
 
 
 @cache
 def _signature_of(name: str) -> tuple[object, ...]:
-    return _signature(official_shapes(BY_NAME[name].kind, BY_NAME[name].config))
+    return _signature(official_shapes(RELEASED[name].kind, RELEASED[name].config))
 
 
 _TELLING = (
@@ -113,4 +113,4 @@ def _without_pixels(config: Config, found: Shapes) -> Config:
 
 
 def _ask() -> str:
-    return f"name it with --model, one of: {', '.join(BY_NAME)}"
+    return f"name it with --model, one of: {', '.join(RELEASED)}"
