@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Server:
     """Serves `files`; `broken[name]` answers break off after so many bytes, `refused[name]` ones say 503.
 
-    What is not there is `missing`: 404, or what object stores say.
+    What is not there is `missing`: 404, or what object stores say. Without `etags` files have no version.
     """
 
     def __init__(self) -> None:
@@ -16,8 +16,9 @@ class Server:
         self.broken: dict[str, list[int]] = {}
         self.refused: Counter[str] = Counter()
         self.missing = 404
-        self.ranges = self.lengths = True
+        self.ranges = self.lengths = self.etags = True
         self.asked: list[tuple[str, str | None]] = []
+        self.queries: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
@@ -47,8 +48,9 @@ class Server:
         return Handler
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        name, wanted = request.path.lstrip("/"), request.headers.get("Range")
+        name, wanted = request.path.partition("?")[0].lstrip("/"), request.headers.get("Range")
         self.asked.append((name, wanted))
+        self.queries.append(request.path.partition("?")[2])
         if self.refused[name] > 0 or name not in self.files:
             request.send_error(503 if self.refused[name] > 0 else self.missing)
             self.refused[name] -= 1
@@ -60,7 +62,8 @@ class Server:
             request.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
         if self.lengths:
             request.send_header("Content-Length", str(len(body) - begin))
-        request.send_header("ETag", f'"{hash(body)}"')
+        if self.etags:
+            request.send_header("ETag", f'"{hash(body)}"')
         request.end_headers()
         breaks = self.broken.get(name, [])
         request.wfile.write(body[begin : begin + breaks.pop(0)] if breaks else body[begin:])

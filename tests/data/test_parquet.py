@@ -9,7 +9,8 @@ from image_files import encoded, noise
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.pipeline import decode_units
-from titokctl.data.sources import open_source
+from titokctl.data.sources import open_source, reopen_source
+from titokctl.data.sources.choices import Choices
 from titokctl.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -117,3 +118,64 @@ def test_without_pyarrow_the_hint_says_what_to_install(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match="need the package pyarrow") as caught:
         open_source([path])
     assert "titokctl[parquet]" in caught.value.hint
+
+
+def table(path: Path, **columns: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def pictures(count: int) -> object:
+    return pa.array([picture(i) for i in range(count)], pa.binary())
+
+
+def test_plain_columns_and_labels_that_are_names(tmp_path: Path) -> None:
+    labels = pa.array(["dog", "cat", None, "dog"]).dictionary_encode()
+    source = open_source([table(tmp_path / "a.parquet", img=pictures(4), fine_label=labels)])
+    assert (source.class_names, source.by_position().labels().tolist()) == (["cat", "dog"], [1, 0, -1, 1])
+    assert [s.data for s in source.by_position().read_many(range(4))] == [picture(i) for i in range(4)]
+    assert source.remarks[0] == "labels from the column fine_label, images from the column img"
+
+
+def test_columns_that_are_not_clear_are_chosen(tmp_path: Path) -> None:
+    numbers = pa.array([3, 1], pa.int64())
+    path = table(tmp_path / "a.parquet", left=pictures(2), right=pictures(2), fine_label=numbers, coarse_label=numbers)
+    with pytest.raises(UserError, match="its columns left, right may all be images") as caught:
+        open_source([path])
+    assert "--image-column" in str(caught.value.hint)
+    with pytest.raises(UserError, match="its columns fine_label, coarse_label may all be labels") as caught:
+        open_source([path], choices=Choices(image_key="left"))
+    assert "--label-column" in str(caught.value.hint)
+    source = open_source([path], choices=Choices(image_key="right", label_key="coarse_label"))
+    assert source.by_position().labels().tolist() == [3, 1]
+    assert reopen_source(source.description).description == source.description
+    assert open_source([path], choices=Choices(image_key="left", use_labels=False)).class_names == []
+    with pytest.raises(UserError, match="has no column depth"):
+        open_source([path], choices=Choices(image_key="depth"))
+
+
+def test_the_layouts_of_the_hub(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        table(tmp_path / "a" / "default" / split / "0000.parquet", image=pictures(count))
+        table(tmp_path / "b" / "data" / f"{split}-00000-of-00001.parquet", image=pictures(count))
+        table(tmp_path / "c" / split / "0000.parquet", image=pictures(count))
+        for config in ("full", "small"):
+            table(tmp_path / "d" / config / split / "0.parquet", image=pictures(count))
+    for name in "abc":
+        assert len(open_source([tmp_path / name])) == 3
+        assert len(open_source([tmp_path / name], choices=Choices(split="test"))) == 2
+    with pytest.raises(UserError, match="several configurations: full, small"):
+        open_source([tmp_path / "d"])
+    with pytest.raises(UserError, match="of the split validation"):
+        open_source([tmp_path / "a"], choices=Choices(split="validation"))
+
+
+def test_other_files_of_that_name_are_named(tmp_path: Path) -> None:
+    for text, words in (
+        (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        (b"<html>", "an HTML page"),
+    ):
+        (tmp_path / "a.parquet").write_bytes(text)
+        with pytest.raises(UserError, match=words):
+            open_source([tmp_path / "a.parquet"])

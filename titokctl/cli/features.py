@@ -19,6 +19,7 @@ InceptionWeights = Annotated[
 Tokenizer = Annotated[str | None, tokenizer("For a token cache; by default the one it records.")]
 SkipBad = Annotated[bool, option("--skip-bad", "Judge the readable images of a set that has others.")]
 SaveFeatures = Annotated[bool, option("--save-features", "Keep the features beside the samples, to be used again.")]
+Exif = Annotated[bool, option("--exif", "Rotate image files as their EXIF tag says.")]
 Fast = Annotated[bool, option("--fast", "The feature network in bf16; recorded.")]
 
 
@@ -29,10 +30,10 @@ def network(name: str, weights: Path | None, fast: bool = False) -> "FeatureNetw
     return FeatureNetwork(name, weights, fast)
 
 
-def preprocessing(size: int | None, crop: str) -> "PreprocessingConfig | None":
-    """Return how --size and --crop make squares of image files; None without --size."""
+def preprocessing(size: int | None, crop: str, exif: bool = False) -> "PreprocessingConfig | None":
+    """Return how --size, --crop and --exif make squares of image files; None without --size."""
     if size is None:
         return None
     from titokctl.config.preprocessing import PreprocessingConfig
 
-    return PreprocessingConfig.model_validate({"size": size, "crop": crop})
+    return PreprocessingConfig.model_validate({"size": size, "crop": crop, "exif": exif})

@@ -1,6 +1,7 @@
 """`titokctl fid`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -39,6 +40,10 @@ def fid(
         tuple[Path, Path] | None,
         option("--selftest", "Check this installation against the figures published with ADM's batch.", "NPZ REF"),
     ] = None,
+    split: options.Split = None,
+    image_key: options.ImageKey = None,
+    image_column: options.ImageColumn = None,
+    exif: features.Exif = False,
     network: features.Features = "inception",
     inception_weights: features.InceptionWeights = None,
     tokenizer: features.Tokenizer = None,
@@ -65,8 +70,9 @@ def fid(
         _show_result(tested, as_json, _show_test)
         raise typer.Exit(0 if tested.passed else 1)
     names = None if metrics is None else [name.strip() for name in metrics.split(",")]
-    preprocessing = features.preprocessing(size, crop)
+    preprocessing = features.preprocessing(size, crop, exif)
     job = Fid(samples, reference, names, extractor, preprocessing, tokenizer, skip_bad, save_features)
+    job = replace(job, choices=options.choices(split, image_key=image_key, image_column=image_column), exif=exif)
     _show_result(perform(job, around), as_json, _show)
 
 

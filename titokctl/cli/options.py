@@ -1,14 +1,17 @@
 """Options that several commands share, in panels for --help."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from titokctl.cli import completion
 from titokctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from titokctl.data.sources.choices import Choices
 
 MACHINE, OUTPUT = "Where it runs", "Output"
 _CROPS = ("center", "adm")
@@ -56,9 +59,55 @@ Overwrite = Annotated[bool, _output("--overwrite", "Replace an existing output."
 Quiet = Annotated[bool, _output("--quiet -q", "Print only errors and warnings on stderr.")]
 Json = Annotated[bool, _output("--json", "Print the result as JSON on stdout.")]
 
+READING = "How images are read"
+_read = partial(option, panel=READING)
+Split = Annotated[
+    str | None, _read("--split", "Read this sub-folder; none if train, val, ... are classes.", "NAME|none")
+]
+Classes = Annotated[
+    Path | None, _read("--classes", "Class folders in the order of their labels, one per line.", "FILE")
+]
+NoLabels = Annotated[bool, _read("--no-labels", "Read the images without labels.")]
+Sort = Annotated[str | None, _read("--sort", "Order of class folders: as text, or with 2 before 10.", "name|natural")]
+ImageKey = Annotated[str | None, _read("--image-key", "Member of shard samples that is the image: image.png.", "KEY")]
+LabelKey = Annotated[str | None, _read("--label-key", "Member, or field of JSON members, with the label.", "KEY")]
+ImageColumn = Annotated[str | None, _read("--image-column", "Column of parquet files with the images.", "NAME")]
+LabelColumn = Annotated[
+    str | None, _read("--label-column", "Column of parquet or metadata files with the labels.", "NAME")
+]
+Exif = Annotated[
+    bool | None,
+    _read(
+        "--exif/--no-exif",
+        "Rotate images as their EXIF tag says; recorded. Default: as the tokenizer was trained.",
+        show_default=False,
+    ),
+]
+
 Device = Annotated[str | None, _machine("--device", "cpu, cuda or cuda:N; default: a GPU if there is one.")]
 Gpus = Annotated[str | None, _machine("--gpus", "Run one process on each of N GPUs.", "N|all")]
 Procs = Annotated[int | None, _machine("--procs", "Run N processes on the CPU.")]
 NumNodes = Annotated[int, _machine("--nodes", "Number of machines that run this command.")]
 NodeRank = Annotated[int | None, _machine("--node-rank", "Number of this machine, from 0.")]
 Endpoint = Annotated[str | None, _machine("--rdzv-endpoint", "Address of the first machine.", "HOST:PORT")]
+
+
+def choices(split: str | None, classes: Path | None = None, no_labels: bool = False, **keys: str | None) -> "Choices":
+    """Return the choices about a source that the options make.
+
+    Args:
+        keys: sort, image_key, image_column, label_key, label_column.
+
+    Raises UsageError for options that exclude each other.
+    """
+    from titokctl.data.sources.choices import Choices
+
+    return Choices(split, classes, not no_labels, keys.get("sort"), _key(keys, "image"), _key(keys, "label"))
+
+
+def _key(keys: Mapping[str, str | None], of: str) -> str | None:
+    """Return the member or the column that holds the image or the label; a source has one or the other."""
+    key, column = keys.get(f"{of}_key"), keys.get(f"{of}_column")
+    if key is not None and column is not None:
+        raise UsageError(f"--{of}-key and --{of}-column are mutually exclusive", "shards have keys, tables columns")
+    return key if key is not None else column

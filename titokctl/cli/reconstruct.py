@@ -1,5 +1,6 @@
 """`titokctl reconstruct`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,10 @@ def reconstruct(
         bool | None, option("--lpips/--no-lpips", "By default if its weights are here.", show_default=False)
     ] = None,
     skip_bad: Annotated[bool, option("--skip-bad", "Leave out images that can't be read.")] = False,
+    split: options.Split = None,
+    image_key: options.ImageKey = None,
+    image_column: options.ImageColumn = None,
+    exif: options.Exif = None,
     device: options.Device = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
@@ -45,6 +50,7 @@ def reconstruct(
     from titokctl.jobs.evaluate.reconstruct import Reconstruct
 
     job = Reconstruct(data, tokenizer, output, num_images, features, lpips, skip_bad, overwrite)
+    job = replace(job, choices=options.choices(split, image_key=image_key, image_column=image_column), exif=exif)
     result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
     if place().is_main:
         console.result(result, as_json, "reconstructions")

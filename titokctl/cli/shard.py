@@ -23,6 +23,14 @@ def shard(
         bool, option("--shuffle/--no-shuffle", "Mix the images, so that every shard holds all classes.")
     ] = True,
     seed: options.Seed = 0,
+    split: options.Split = None,
+    classes: options.Classes = None,
+    no_labels: options.NoLabels = False,
+    sort: options.Sort = None,
+    image_key: options.ImageKey = None,
+    label_key: options.LabelKey = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -34,7 +42,17 @@ def shard(
     """
     from titokctl.jobs.shard import REJECTED_NAME, Shard
 
-    job = Shard(paths, output, per_shard, max_bytes, shuffle, seed, overwrite)
+    chosen = options.choices(
+        split,
+        classes,
+        no_labels,
+        sort=sort,
+        image_key=image_key,
+        image_column=image_column,
+        label_key=label_key,
+        label_column=label_column,
+    )
+    job = Shard(paths, output, per_shard, max_bytes, shuffle, seed, overwrite, chosen)
     result = perform(job, Surroundings(quiet, as_json, dry_run))
     if as_json:
         console.emit_json(result)

@@ -1,5 +1,6 @@
 """`titokctl stats`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,10 @@ def stats(
         int | None, option("--size", "Bring images to this edge; by default they are taken as is.", min=1)
     ] = None,
     crop: Annotated[str, options.crop("How, with --size.")] = "center",
+    split: options.Split = None,
+    image_key: options.ImageKey = None,
+    image_column: options.ImageColumn = None,
+    exif: features.Exif = False,
     network: features.Features = "inception",
     inception_weights: features.InceptionWeights = None,
     tokenizer: features.Tokenizer = None,
@@ -38,7 +43,8 @@ def stats(
     from titokctl.jobs.evaluate.stats import Stats
 
     extractor = features.network(network, inception_weights, fast)
-    job = Stats(data, output, extractor, features.preprocessing(size, crop), tokenizer, skip_bad, overwrite)
+    job = Stats(data, output, extractor, features.preprocessing(size, crop, exif), tokenizer, skip_bad, overwrite)
+    job = replace(job, choices=options.choices(split, image_key=image_key, image_column=image_column), exif=exif)
     result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
     if place().is_main:
         console.result(result, as_json, "statistics")

@@ -14,8 +14,7 @@ from titokctl.cli.work import Machine, Surroundings, perform
 if TYPE_CHECKING:
     from titokctl.jobs.tokenize.request import TokenizeResult
 
-_READ = "How images are read"
-_read = partial(option, panel=_READ)
+_read = partial(option, panel=options.READING)
 
 
 def _sum(result: "TokenizeResult") -> str:
@@ -63,6 +62,14 @@ def tokenize(
     labels: Annotated[
         Path | None, _read("--labels", "Labels of images that have none of their own, one per line.", "FILE")
     ] = None,
+    split: options.Split = None,
+    classes: options.Classes = None,
+    no_labels: options.NoLabels = False,
+    sort: options.Sort = None,
+    image_key: options.ImageKey = None,
+    label_key: options.LabelKey = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     label_table: Annotated[
         Path | None, _read("--label-table", "Synset and ILSVRC2012_ID, one pair per line.", "FILE")
     ] = None,
@@ -70,9 +77,9 @@ def tokenize(
         str | None, _read("--terms", "Terms of use of the images, recorded; ImageNet's are known.", "TEXT")
     ] = None,
     crop: Annotated[
-        str, options.crop("adm halves large images first, as guided-diffusion does.", panel=_READ)
+        str, options.crop("adm halves large images first, as guided-diffusion does.", panel=options.READING)
     ] = "center",
-    exif: Annotated[bool, _read("--exif", "Rotate images as their EXIF tag says; recorded.")] = False,
+    exif: options.Exif = None,
     fast_decode: Annotated[
         bool, _read("--fast-decode", "Decode large JPEGs at a fraction of their size; recorded.")
     ] = False,
@@ -115,6 +122,16 @@ def tokenize(
         terms=terms,
         crop=crop,
         exif=exif,
+        choices=options.choices(
+            split,
+            classes,
+            no_labels,
+            sort=sort,
+            image_key=image_key,
+            image_column=image_column,
+            label_key=label_key,
+            label_column=label_column,
+        ),
         fast_decode=fast_decode,
         max_pixels=max_pixels,
         compress=compress,

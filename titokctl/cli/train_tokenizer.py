@@ -36,6 +36,10 @@ def train_tokenizer(
             completes=completion.tokenizers,
         ),
     ] = None,
+    split: options.Split = None,
+    image_key: options.ImageKey = None,
+    image_column: options.ImageColumn = None,
+    exif: options.Exif = None,
     name: options.RunName = None,
     device: options.Device = None,
     gpus: options.Gpus = None,
@@ -58,7 +62,9 @@ def train_tokenizer(
     from titokctl.distributed.place import place
     from titokctl.jobs.train.tokenizer import TrainTokenizer
 
-    request = TrainTokenizer(data, recipe, overrides or (), validation or (), proxy, init, name, overwrite)
+    chosen = options.choices(split, image_key=image_key, image_column=image_column)
+    given = TrainTokenizer(data, recipe, overrides or (), validation or (), proxy, init, name, overwrite)
+    request = replace(given, choices=chosen, exif=exif)
     machine = Machine(device, gpus, procs, nodes, node_rank, endpoint)
     around = Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine)
     if dry_run:

@@ -18,10 +18,11 @@ class ImageProblems:
     Args:
         count: number of images in the source.
         size: edge of the crop in pixels.
+        exif: apply the EXIF orientation when decoding.
     """
 
-    def __init__(self, count: int, size: int) -> None:
-        self._count, self._size = count, size
+    def __init__(self, count: int, size: int, exif: bool = False) -> None:
+        self._count, self._size, self._exif = count, size, exif
         self._bad: dict[int, Rejected] = {}
         self._small: set[int] = set()
         self._first_small = ""
@@ -46,7 +47,7 @@ class ImageProblems:
         Raises UserError when more than 1 % of all images can't be decoded.
         """
         try:
-            pixels = decode(sample.data)
+            pixels = decode(sample.data, exif=self._exif)
         except BadImage as error:
             self.reject(position, Rejected(sample.key, error.kind, error.text))
             return None

@@ -71,7 +71,7 @@ class StreamedImages:
         self._rank = rank
         self._begin, self._end = (len(source) * r // world_size for r in (rank, rank + 1))
         self._workers = workers or available_cores()
-        self.problems = ImageProblems(len(source), size)
+        self.problems = ImageProblems(len(source), size, augmentation.exif)
         self._lock = threading.Lock()
         self._samples: Iterator[Placed] = iter(())
         self._next = -_FAR

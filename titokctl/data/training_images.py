@@ -33,11 +33,13 @@ class Augmentation:
         crop: "center", or "random" along the longer edge.
         flip: mirror half of the images.
         seed: of crops and flips.
+        exif: apply the EXIF orientation first.
     """
 
     crop: Literal["center", "random"] = "random"
     flip: bool = True
     seed: int = 0
+    exif: bool = False
 
     def draw(self, epochs: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Draw the windows, (n,) in [0, 1) or None for the middle, and which are mirrored, (n,) bool."""
@@ -76,7 +78,7 @@ class TrainingImages:
         self._workers = workers or available_cores()
         self._kept: dict[int, np.ndarray] = {}
         self._free_bytes = keep_bytes if len(source) * size * size * 3 <= keep_bytes else 0
-        self.problems = ImageProblems(len(source), size)
+        self.problems = ImageProblems(len(source), size, augmentation.exif)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder, recorded_precision
 from titokctl.data.images import BadImage, decode, preprocess, to_bytes
 from titokctl.data.sources import Rejected, SeekableSource, Source, open_source, reopen_source
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.source import difference
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
@@ -114,12 +115,16 @@ class Opening:
         tokenizer: decodes token caches; None for the one that each records.
         preprocessing: of image files; None takes them as they are.
         keep_index: keep the index of shards that have none; a plan passes False.
+        choices: of split and member, as for `open_source`.
+        exif: apply the EXIF orientation of image files that are taken as they are.
     """
 
     context: Context
     tokenizer: str | None = None
     preprocessing: PreprocessingConfig | None = None
     keep_index: bool = True
+    choices: Choices = NO_CHOICES
+    exif: bool = False
 
 
 class NpzImages(ImageSet):
@@ -223,9 +228,13 @@ class SourceImages(ImageSet):
         source: the files.
         path: names the set.
         preprocessing: makes squares of them; None takes them as they are, which then are of one size.
+        exif: apply the EXIF orientation to files that are taken as they are.
     """
 
-    def __init__(self, source: Source, path: Path, preprocessing: PreprocessingConfig | None) -> None:
+    def __init__(
+        self, source: Source, path: Path, preprocessing: PreprocessingConfig | None, exif: bool = False
+    ) -> None:
+        self._exif = exif
         self._source, self._preprocessing = source.by_position(), preprocessing
         self._record = None if preprocessing is None else preprocessing.model_dump(mode="json")
         about = {name: source.description[name] for name in ("kind", "fingerprint", "listing")}
@@ -264,11 +273,12 @@ class SourceImages(ImageSet):
     def identity(self, exact: bool = False) -> dict[str, Any]:
         """Return the fingerprint of the files; with `exact` also a SHA-256 over names and bytes of all of them."""
         found = {"source": self._source.description["fingerprint"], "preprocessing": self._record}
+        found |= {"exif": True} if self._exif else {}
         return found | ({"bytes": self._sha256_of_all} if exact else {})
 
     def _decoded(self, data: bytes) -> np.ndarray | BadImage:
         try:
-            return preprocess(data, self._preprocessing) if self._preprocessing else decode(data)
+            return preprocess(data, self._preprocessing) if self._preprocessing else decode(data, exif=self._exif)
         except BadImage as error:
             return error
 
@@ -351,8 +361,9 @@ def open_images(path: Path, opening: Opening, shards: Sequence[Path] = ()) -> Im
         return TokenCacheImages(path, opening)
     if state_of(path) in ("finished", "unfinished") or (path / "run.json").is_file():
         return SampleSetImages(path, opening)
-    source = open_source(shards or [path], keep_index=opening.keep_index)
-    return SourceImages(source, path, opening.preprocessing)
+    choices = opening.choices.whatever_labels()
+    source = open_source(shards or [path], keep_index=opening.keep_index, choices=choices)
+    return SourceImages(source, path, opening.preprocessing, opening.exif)
 
 
 def unreadable(rejected: Sequence[Rejected], of: str = "images") -> str:

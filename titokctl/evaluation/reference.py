@@ -60,7 +60,7 @@ def reference_images(given: Path | None, samples: ImageSet, opening: Opening) ->
     Raises UserError if they can't be opened; UsageError if none are given and none are recorded.
     """
     if given is not None:
-        as_samples = PreprocessingConfig(size=samples.image_size) if samples.image_size else None
+        as_samples = PreprocessingConfig(size=samples.image_size, exif=opening.exif) if samples.image_size else None
         return open_images(given, replace(opening, preprocessing=opening.preprocessing or as_samples))
     if not {"source", "preprocessing"} <= samples.origin.keys():
         raise UsageError(

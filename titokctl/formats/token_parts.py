@@ -43,7 +43,7 @@ _MAX_HEADER_BYTES = 64 << 20
 MANIFEST, MERGE_LOCK = "manifest.json", ".merge.lock"
 _EXAMPLES = 5
 # Fields of a source's description that say the same as its fingerprint, or nothing about its images.
-_NOT_DECISIVE = ("paths", "passed_over", "label_files", "listing", "contents", "contents_whole")
+_NOT_DECISIVE = ("paths", "passed_over", "label_files", "listing", "labelling", "contents", "contents_whole", "choices")
 _ROWS_AT_ONCE = 16_384
 T = TypeVar("T")
 _Count = Annotated[int, Field(strict=True, ge=0)]

@@ -16,6 +16,7 @@ from titokctl.context import Context
 from titokctl.data.images import BadImage, decode, extension_of
 from titokctl.data.order import epoch_order
 from titokctl.data.sources import Rejected, SeekableSource, open_source
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.parquet import KIND as PARQUET
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
@@ -29,7 +30,7 @@ from titokctl.formats.shard_set import (
     write_shard,
 )
 from titokctl.formats.unfinished import Unfinished, begun_with_other_settings, changes
-from titokctl.jobs.plan import WritePlan, source_read
+from titokctl.jobs.plan import WritePlan, say_source, source_read
 
 PER_SHARD = 1000
 REJECTED_NAME = "rejected.jsonl"
@@ -63,6 +64,7 @@ class Shard:
         shuffle: mix the samples, so that every shard holds all classes; otherwise they keep the source's order.
         seed: of the shuffled order.
         overwrite: replace existing shards at `output`.
+        choices: as for `open_source`.
     """
 
     paths: Sequence[Path | str]
@@ -72,6 +74,7 @@ class Shard:
     shuffle: bool = True
     seed: int = 0
     overwrite: bool = False
+    choices: Choices = NO_CHOICES
 
     def plan(self, context: Context) -> WritePlan:
         """Return what would be written.
@@ -103,6 +106,7 @@ class Shard:
         the finished shards kept.
         """
         work = self._open(keep_index=True)
+        say_source(work.source, context)
         if work.finished:
             context.say(f"{self.output} is complete already")
             return work.finished
@@ -117,7 +121,7 @@ class Shard:
         return _result(self.output, infos, work.source.class_names, rejected)
 
     def _open(self, keep_index: bool) -> "_Work":
-        source = open_source(self.paths, keep_index=keep_index).by_position()
+        source = open_source(self.paths, keep_index=keep_index, choices=self.choices).by_position()
         settings = {
             "fingerprint": source.description["fingerprint"],
             "class_names": source.class_names,

@@ -30,16 +30,17 @@ class StepImages:
         source: the training images.
         recipe: for size, batch, augmentation and seed.
         context: its device gets the images, its processes share each batch, and it hears remarks about the images.
+        exif: apply the EXIF orientation.
     """
 
-    def __init__(self, source: Source, recipe: TokenizerRecipe, context: Context) -> None:
+    def __init__(self, source: Source, recipe: TokenizerRecipe, context: Context, exif: bool = False) -> None:
         group, say, self._device = context.group, context.say, context.device
         self._share = slice_of(recipe.training.global_batch_size, group)
         self._seed, self._size = recipe.training.seed, recipe.training.global_batch_size
         self._count = len(source)
         self._images: TrainingImages | StreamedImages
         self._crops = recipe.cached_crops if isinstance(recipe, ProxyRecipe) else None
-        augmentation = Augmentation(recipe.augmentation.crop, recipe.augmentation.flip, self._seed)
+        augmentation = Augmentation(recipe.augmentation.crop, recipe.augmentation.flip, self._seed, exif)
         if isinstance(source, SeekableSource):
             self._images = TrainingImages(source, recipe.image_size, augmentation)
         else:

@@ -1,6 +1,7 @@
 """Weights by path or name, in any form they have on disk."""
 
 import difflib
+import json
 from pathlib import Path
 
 from titokctl.errors import UserError
@@ -12,6 +13,9 @@ from titokctl.weights.hashes import encoder_sha256 as hash_of
 from titokctl.weights.known import BY_NAME, named, of_kind
 from titokctl.weights.official.files import is_safetensors, read_official, tensor_file
 from titokctl.weights.store import Weights, read_own
+
+# The entry of a product's `inputs` that says how its images were decoded; absent for what is usual.
+PREPROCESSING = "preprocessing"
 
 
 def locate(path_or_name: str | Path, fetch: bool = True, kind: str | None = None) -> Path:
@@ -66,6 +70,19 @@ def read(path: Path, model: str | None = None) -> Weights:
     if is_safetensors(file) and is_ours(read_metadata(file)):
         return read_own(file)
     return read_official(path, model)
+
+
+def trained_with_exif(path_or_name: str | Path, fetch: bool = True) -> bool:
+    """Return True if a tokenizer records that the EXIF orientation was applied to its training images."""
+    file = tensor_file(locate(path_or_name, fetch))
+    if not is_safetensors(file):
+        return False
+    try:
+        inputs = json.loads(read_metadata(file).get("inputs", "{}"))
+    except ValueError:
+        return False
+    recorded = inputs.get(PREPROCESSING) if isinstance(inputs, dict) else None
+    return isinstance(recorded, dict) and recorded.get("exif") is True
 
 
 def _product(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """The user's choices where the files of a source can be read in several ways."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Choices:
             raise UsageError(f"unknown order {self.sort!r}", f"one of: {', '.join(SORTS)}")
         if self.classes is not None and not self.use_labels:
             raise UsageError("--classes and --no-labels are mutually exclusive", "leave out one of them")
+
+    def whatever_labels(self) -> "Choices":
+        """Return the same choices for a reader that has no use for labels: class folders are sorted as text."""
+        return self if self.sort or self.classes or not self.use_labels else replace(self, sort="name")
 
     def record(self) -> dict[str, Any]:
         """Return JSON of the choices that were made; {} if none was. The paths of a source tell its split."""

@@ -17,7 +17,14 @@ from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.class_folders import check_not_chunks, class_order, in_words
 from titokctl.data.sources.folder_listing import Listing, list_files, sub_folders, suffix_of, text_of
 from titokctl.data.sources.label_lists import FILES, MAX_BYTES, LabelList, find_list, numbered
-from titokctl.data.sources.source import Sample, SeekableSource, description_of, passed_over_in_words, units_of
+from titokctl.data.sources.source import (
+    Sample,
+    SeekableSource,
+    description_of,
+    passed_over_in_words,
+    units_of,
+    with_labelling,
+)
 from titokctl.errors import UserError
 from titokctl.formats.file_kind import IMAGE_SUFFIXES
 from titokctl.formats.local_file import FileState, Identity, read_file
@@ -81,8 +88,9 @@ def open_folder(path: Path, choices: Choices = NO_CHOICES) -> FolderSource:
     states = [listing.states[i] for i in found.order]
     identity = Identity.of([path / name for name in names], states)
     made = choices.record()
-    listed = _digest(names, states, found.labels if made else None)
+    listed = _digest(names, states)
     description = description_of(KIND, [str(path.resolve())], len(names), listed, identity, listing.counts)
+    description = with_labelling(description, found.labels, found.class_names)
     return FolderSource(
         class_names=found.class_names,
         description=description | ({"choices": made} if made else {}),
@@ -117,7 +125,8 @@ def _labelled(path: Path, listing: Listing, choices: Choices) -> _Labelled:
             f"{path} holds {own:,} images itself and others in {len(used):,} folders",
             "move the images into a class folder, name the one you mean, or read all without labels: --no-labels",
         )
-    check_not_chunks(path, folders, listing.names)
+    if choices.sort is None and choices.classes is None:
+        check_not_chunks(path, folders, listing.names)
     order = class_order(path, folders, choices)
     label_of = {name: label for label, name in enumerate(order)}
     of_file = np.array([label_of[listing.names[i].partition("/")[0]] for i in by_name], np.int32)
@@ -151,13 +160,11 @@ def _no_images(path: Path, listing: Listing) -> UserError:
     return UserError(f"no images in {path}{found}", hint)
 
 
-def _digest(names: Sequence[str], states: Sequence[FileState], labels: np.ndarray | None) -> str:
-    """Return the SHA-256 of names, sizes and, where choices decide them, labels."""
+def _digest(names: Sequence[str], states: Sequence[FileState]) -> str:
+    """Return the SHA-256 of names and sizes."""
     total = hashlib.sha256()
     for name, state in zip(names, states, strict=True):
         total.update(os.fsencode(name) + b"\0" + str(state.size).encode() + b"\n")
-    if labels is not None:
-        total.update(labels.astype("<i4").tobytes())
     return total.hexdigest()
 
 

@@ -202,6 +202,13 @@ def description_of(
     }
 
 
+def with_labelling(description: dict[str, Any], labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the description of a source whose listing says nothing about labels, with a hash of them."""
+    digest = hashlib.sha256(labels.astype("<i4").tobytes() + "\n".join(class_names).encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{description['fingerprint']}\0{digest}".encode()).hexdigest()
+    return description | {"labelling": digest, "fingerprint": fingerprint}
+
+
 def difference(recorded: Mapping[str, Any], found: Mapping[str, Any], moved: bool = False) -> str | None:
     """Return in words how a source differs from the recorded one; None if it holds the same images.
 
@@ -217,6 +224,8 @@ def difference(recorded: Mapping[str, Any], found: Mapping[str, Any], moved: boo
         return None
     if recorded.get("listing", then) != found.get("listing"):
         return "names, sizes or labels differ"
+    if recorded.get("labelling", found.get("labelling")) != found.get("labelling"):
+        return "the labels differ"
     if "versions" in recorded and "versions" in found:
         return None if recorded["versions"] == found["versions"] else "the server has other versions of the files"
     if recorded.get("contents") != found.get("contents"):

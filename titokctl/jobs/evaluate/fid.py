@@ -7,6 +7,7 @@ from typing import Any
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import Extractor, FeatureNetwork
 from titokctl.evaluation.feature_pass import FeaturePass, Measured, measured_samples, statistics_key
@@ -62,6 +63,8 @@ class Fid:
             are, which must be of one size, and brings the reference to it.
         tokenizer: for a token cache whose tokenizer is not in the runs folder.
         skip_bad: leave out images that can't be read.
+        choices: of image files, as for `open_source`.
+        exif: apply the EXIF orientation of image files.
         save_features: keep the features beside the samples; later calls use them while nothing has changed.
     """
 
@@ -73,6 +76,8 @@ class Fid:
     tokenizer: str | None = None
     skip_bad: bool = False
     save_features: bool = False
+    choices: Choices = NO_CHOICES
+    exif: bool = False
 
     def __post_init__(self) -> None:
         metrics_named(self.metrics)
@@ -122,7 +127,7 @@ class Fid:
                     f"--metrics {metric.name} needs Inception; {extractor.name} has no {metric.needs[0]} features"
                 )
         found = str(pick_samples(self.samples, context.runs, context.say)) if group.is_main else ""
-        opening = Opening(context, self.tokenizer, self.preprocessing, keep_index=not is_plan)
+        opening = Opening(context, self.tokenizer, self.preprocessing, not is_plan, self.choices, self.exif)
         images = open_images(Path(group.from_main(found)), opening)
         if self.preprocessing is not None and images.about.get("preprocessing") is None:
             raise UsageError(

@@ -29,6 +29,7 @@ from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
+from titokctl.weights.read import trained_with_exif
 
 Input = Literal["latents", "ids"]
 INPUTS: tuple[Input, ...] = ("latents", "ids")
@@ -107,7 +108,7 @@ class Probe:
             )
         if len(sources) > 1:
             _check_same_classes(*sources)
-        reader = _Reader(model, self.input, context, self.skip_bad)
+        reader = _Reader(model, self.input, context, self.skip_bad, trained_with_exif(name))
         found = [reader.read(source) for source in sources]
         if not group.is_main:
             return ProbeResult(**group.from_main(None))
@@ -163,7 +164,8 @@ class _Rows:
 class _Reader:
     """Computes what the probe sees of images, on all processes; counts what is left out."""
 
-    def __init__(self, model: TiTok, wanted: Input, context: Context, skip_bad: bool) -> None:
+    def __init__(self, model: TiTok, wanted: Input, context: Context, skip_bad: bool, exif: bool) -> None:
+        self._exif = exif
         self._model, self._wanted, self._context, self._skip_bad = model, wanted, context, skip_bad
         self._encoder = prepared(model, context.device, "float32", "encoder")
         self.without_label = self.skipped = 0
@@ -173,7 +175,7 @@ class _Reader:
         context, size = self._context, self._model.config.image_size
         batch_size = default_batch_size(context.device, "encode")
         share = share_of(source, batch_size, context.group)
-        images = ImagesInBatches(source, share, PreprocessingConfig(size=size), batch_size)
+        images = ImagesInBatches(source, share, PreprocessingConfig(size=size, exif=self._exif), batch_size)
         width = self._model.config.num_latent_tokens * self._model.config.token_size
         features, labels, draws = [np.zeros((0, width), np.float32)], [np.zeros(0, np.int64)], [np.zeros(0)]
         context.progress.start("latents", sum(unit.count for unit in share))

@@ -12,6 +12,7 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.shares import ImagesInBatches, all_rejected, share_of
 from titokctl.data.sources import Rejected, Source, open_source
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.image_sets import unreadable
 from titokctl.evaluation.reconstruction import AUTO, Judges, ReconstructScores, find_judges, reconstructed
@@ -28,6 +29,7 @@ from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
+from titokctl.weights.read import trained_with_exif
 
 _PRODUCTS = (RECONSTRUCTION_PICTURE, RECONSTRUCTION)
 _SHOWN = 16
@@ -77,6 +79,8 @@ class Reconstruct:
         lpips: whether to compute it; None if its weights are here.
         skip_bad: leave out images that can't be read.
         overwrite: replace results in `output`.
+        choices: as for `open_source`; labels don't matter here.
+        exif: apply the EXIF orientation; None for what the tokenizer was trained with.
     """
 
     data: Sequence[Path | str]
@@ -87,6 +91,8 @@ class Reconstruct:
     lpips: bool | None = None
     skip_bad: bool = False
     overwrite: bool = False
+    choices: Choices = NO_CHOICES
+    exif: bool | None = None
 
     def __post_init__(self) -> None:
         if self.num_images is not None and self.num_images < 1:
@@ -138,12 +144,13 @@ class Reconstruct:
         picked = pick_tokenizer(self.tokenizer, context.runs, context.say, pixels=True) if group.is_main else ""
         name: str = group.from_main(picked)
         with group.main_first():
-            source = open_source(data, keep_index=not is_plan)
+            source = open_source(data, keep_index=not is_plan, choices=self.choices.whatever_labels())
             model = load_tokenizer(name, context.device, fetch=not is_plan)
         if not model.config.pixel_decoder:
             raise UserError(f"{name} was trained in stage proxy only and makes no pixels", "train its decoder (--init)")
+        exif = trained_with_exif(name, fetch=not is_plan) if self.exif is None else self.exif
         judges = find_judges(self.features, self.lpips, context, fetch=not is_plan)
-        opened = _Opened(name, model, data, source, _spread(len(source), self.num_images), judges)
+        opened = _Opened(name, model, data, source, _spread(len(source), self.num_images), judges, exif)
         if judges.extractor is not None:
             if opened.count < 2:
                 raise UserError("a distance between sets needs at least 2 images", "give more, or --features none")
@@ -162,6 +169,7 @@ class _Opened:
     source: Source
     chosen: Sequence[int] | None  # positions of the images; None for all
     judges: Judges
+    exif: bool
 
     @property
     def count(self) -> int:
@@ -169,7 +177,7 @@ class _Opened:
 
     @property
     def preprocessing(self) -> PreprocessingConfig:
-        return PreprocessingConfig(size=self.model.config.image_size)
+        return PreprocessingConfig(size=self.model.config.image_size, exif=self.exif)
 
     def about(self) -> dict[str, Any]:
         """Return JSON about what was compared."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError
 from titokctl.evaluation.extractors import Extractor, FeatureNetwork
 from titokctl.evaluation.feature_pass import KEEP_OF_REFERENCE, FeaturePass, measure, statistics_about, to_statistics
@@ -38,6 +39,8 @@ class Stats:
         tokenizer: for a token cache whose tokenizer is not in the runs folder.
         skip_bad: leave out images that can't be read.
         overwrite: replace a file at `output`.
+        choices: of image files, as for `open_source`.
+        exif: apply the EXIF orientation of image files.
     """
 
     data: Sequence[Path]
@@ -47,6 +50,8 @@ class Stats:
     tokenizer: str | None = None
     skip_bad: bool = False
     overwrite: bool = False
+    choices: Choices = NO_CHOICES
+    exif: bool = False
 
     def __post_init__(self) -> None:
         if self.output.suffix != ".npz":
@@ -81,5 +86,5 @@ class Stats:
         if context.group.from_main(self.output.exists()) and not self.overwrite:
             raise exists_already(self.output)
         extractor = self.network.open(context, fetch=not is_plan)
-        opening = Opening(context, self.tokenizer, self.preprocessing, keep_index=not is_plan)
+        opening = Opening(context, self.tokenizer, self.preprocessing, not is_plan, self.choices, self.exif)
         return extractor, open_images(self.data[0], opening, self.data)

@@ -15,6 +15,7 @@ from titokctl import __version__
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.sources import Source, open_source
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.imagenet import terms_of
 from titokctl.data.sources.opening import check_paths
 from titokctl.data.views import names_of, view
@@ -33,6 +34,7 @@ from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.load import load_tokenizer
+from titokctl.weights.read import trained_with_exif
 
 __all__ = ["Tokenize", "TokenizeResult"]
 
@@ -45,7 +47,7 @@ class Tokenize:
     """Make the token cache `output` of all images in `paths`, or resume it.
 
     Args:
-        paths, source_kind, accept_cut, labels, label_table: as for `open_source`.
+        paths, source_kind, accept_cut, labels, label_table, choices: as for `open_source`.
         output: the file to make; until then `<output>.parts/` holds what is finished.
         tokenizer: as for `load_tokenizer`; None for the newest in the runs folder.
         views: further views of each image, names of `views.GROUPS`.
@@ -53,7 +55,8 @@ class Tokenize:
         precision: of the encoder, recorded in the cache; None for fp16 on a GPU and float32 on a CPU.
         workers: images that each process decodes at once; None for its share of the cores.
         max_rejected: the largest share of images that may be unusable; None for 0.1 %, or ten of a small set.
-        crop, exif, fast_decode, max_pixels: as for `PreprocessingConfig`.
+        crop, fast_decode, max_pixels: as for `PreprocessingConfig`.
+        exif: apply the EXIF orientation; None for what the tokenizer was trained with.
         terms: terms of use of the images, recorded in the cache; None for ImageNet's where it is recognised.
         compress: deflate the rows of the file.
         keep_parts: `output` is a folder, and the parts stay in it.
@@ -78,13 +81,14 @@ class Tokenize:
     label_table: Path | None = None
     terms: str | None = None
     crop: str = "center"
-    exif: bool = False
+    exif: bool | None = None
     fast_decode: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
     compress: bool = False
     keep_parts: bool = False
     part: str | None = None
     overwrite: bool = False
+    choices: Choices = NO_CHOICES
 
     def __post_init__(self) -> None:
         names_of(self.views)
@@ -156,7 +160,8 @@ class Tokenize:
         return work.lead(self.max_rejected, self.overwrite, self.compress)
 
     def _source(self, keep_index: bool = True) -> Source:
-        return open_source(self.paths, self.source_kind, self.accept_cut, self.labels, self.label_table, keep_index)
+        labels = self.labels, self.label_table
+        return open_source(self.paths, self.source_kind, self.accept_cut, *labels, keep_index, self.choices)
 
     def _precision(self, device: str) -> Precision:
         return self.precision or encoding_precision(device)
@@ -170,18 +175,19 @@ class Tokenize:
     def _work(self, tokenizer: str, source: Source, context: Context, team: Team, fetch: bool = True) -> TokenizeWork:
         model = load_tokenizer(tokenizer, context.device, fetch=fetch)
         tile = self.batch_size or default_batch_size(context.device, "encode")
-        header = self._header(source, model, made_with(tile, self._precision(context.device), context.device))
+        exif = trained_with_exif(tokenizer, fetch) if self.exif is None else self.exif
+        header = self._header(source, model, exif, made_with(tile, self._precision(context.device), context.device))
         encoder = TileEncoder(model, header, context.device)
         part = None if self.part is None else parse_part(self.part)
         return TokenizeWork(source, encoder, self._parts(), part, self.workers, context, team)
 
-    def _header(self, source: Source, model: TiTok, makers: dict[str, Any]) -> CacheHeader:
+    def _header(self, source: Source, model: TiTok, exif: bool, makers: dict[str, Any]) -> CacheHeader:
         config = model.config
         preprocessing = PreprocessingConfig.model_validate(
             {
                 "size": config.image_size,
                 "crop": self.crop,
-                "exif": self.exif,
+                "exif": exif,
                 "fast_decode": self.fast_decode,
                 "max_pixels": self.max_pixels,
             }

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from titokctl.config import recipe_files
-from titokctl.config.tokenizer_recipe import ProxyRecipe, TokenizerRecipe
+from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, TokenizerRecipe
 from titokctl.context import Context
 from titokctl.data.sources import open_source
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.source import Source
 from titokctl.distributed.group import Group
 from titokctl.errors import UserError
@@ -18,6 +19,7 @@ from titokctl.formats import proxy_codes
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.proxy_codes import ProxyCodes
 from titokctl.formats.run_folder import RunFolder, open_run
+from titokctl.jobs.plan import say_source
 from titokctl.jobs.train.stage_start import Start, find_start
 from titokctl.jobs.train.stages import Parts, build_stage, run_kind, save_product
 from titokctl.jobs.train.validation import Validation, inception_if_here
@@ -27,6 +29,7 @@ from titokctl.training.loop import Loop
 from titokctl.training.run_setup import TrainingPlan, TrainingRun, check_division, check_folder
 from titokctl.training.speed import training_cost
 from titokctl.training.step_images import StepImages
+from titokctl.weights.read import PREPROCESSING, trained_with_exif
 
 WEIGHTS = "weights.safetensors"
 
@@ -72,6 +75,8 @@ class TrainTokenizer:
         name: the name of the run folder; None makes one from the recipe and the data.
         overwrite: delete an existing run and start over.
         processes: how many processes `plan` counts with; None for those of the context.
+        choices: as for `open_source`; the split is that of the training images, and labels don't matter.
+        exif: apply the EXIF orientation; None for what the tokenizer that the recipe continues was trained with.
     """
 
     data: Sequence[Path | str]
@@ -83,6 +88,8 @@ class TrainTokenizer:
     name: str | None = None
     overwrite: bool = False
     processes: int | None = None
+    choices: Choices = NO_CHOICES
+    exif: bool | None = None
 
     def __post_init__(self) -> None:
         _ = self.resolved
@@ -124,23 +131,41 @@ class TrainTokenizer:
         check_division(recipe.training, processes)
         if context.group.is_main:
             check_folder(context.runs / kind, dry)
-        source = open_source(self.data, keep_index=not dry)
-        held_out = open_source(self.validation, keep_index=not dry) if self.validation else None
+        choices = self.choices.whatever_labels()
+        source = open_source(self.data, keep_index=not dry, choices=choices)
+        held_out = (
+            open_source(self.validation, keep_index=not dry, choices=replace(choices, split=None))
+            if self.validation
+            else None
+        )
+        if context.group.is_main:
+            say_source(source, context)
         if len(source) < 1:
             raise UserError(f"no images in {self.data[0]}", "name a folder of images or of WebDataset shards")
         start = find_start(recipe, context.runs, context.say, context.group, not dry)
         inputs = {"data": source.description, "validation": held_out.description if held_out else None} | start.inputs
         identity = "/".join([*(s.description["fingerprint"] for s in (source, held_out) if s), *start.identity])
+        exif = self._exif(recipe, start)
+        if exif:
+            inputs[PREPROCESSING] = {"exif": True}
+            identity += "/exif"
         stem = Path(self.recipe).stem
         run = TrainingRun(context.runs, kind, stem, recipe, inputs, identity, self.name, self.overwrite)
-        return _Inputs(source, held_out, start, run)
+        return _Inputs(source, held_out, start, run, exif)
+
+    def _exif(self, recipe: TokenizerRecipe, start: Start) -> bool:
+        """Return True if the EXIF orientation is applied."""
+        begun = start.inputs.get("init") if isinstance(recipe, DecoderRecipe) else None
+        if self.exif is None and begun is not None:
+            return trained_with_exif(begun["from"])
+        return bool(self.exif)
 
     def _train(self, run: RunFolder, found: "_Inputs", context: Context) -> None:
         recipe, group, say = self.resolved, context.group, context.say
-        images, validate = StepImages(found.source, recipe, context), None
+        images, validate = StepImages(found.source, recipe, context, found.exif), None
         if found.held_out:
             judge = inception_if_here(context.device, say)
-            validate = Validation(found.held_out, recipe.image_size, run.path, group, judge, say)
+            validate = Validation(found.held_out, recipe.image_size, run.path, group, judge, say, found.exif)
         kept = _kept_codes(run.path, recipe, images, group)
         task = build_stage(recipe, found.start, Parts(images, validate, context.device, group, kept))
         cost = training_cost(lambda: tokenizer_operations(recipe), context.device, recipe.training.precision)
@@ -148,7 +173,7 @@ class TrainTokenizer:
         for remark in images.remarks():
             say(remark)
         if group.is_main:
-            run.finish(WEIGHTS, save_product(run.path / WEIGHTS, task.averaged().cpu(), found.start.inputs))
+            run.finish(WEIGHTS, save_product(run.path / WEIGHTS, task.averaged().cpu(), found.recorded))
 
 
 @dataclass(frozen=True)
@@ -159,6 +184,12 @@ class _Inputs:
     held_out: Source | None
     start: Start
     run: TrainingRun
+    exif: bool
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The record in the weights: the networks that training started from, and a decoding that is not the usual."""
+        return self.start.inputs | ({PREPROCESSING: {"exif": True}} if self.exif else {})
 
 
 def _kept_codes(folder: Path, recipe: TokenizerRecipe, images: StepImages, group: Group) -> KeptCodes | None:

@@ -41,6 +41,7 @@ class Validation:
         group: the processes that share the images.
         extractor: features of images, for rFID; None leaves it out.
         say: for remarks.
+        exif: apply the EXIF orientation.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class Validation:
         group: Group,
         extractor: Extractor | None,
         say: Callable[[str], None],
+        exif: bool = False,
     ) -> None:
         self._source, self._size, self._folder = source, size, folder
+        self._preprocessing = PreprocessingConfig(size=size, exif=exif)
         self._group, self._say = group, say
         self._extractor = extractor if len(source) > 1 else None
         self._units = share_of(source, _BATCH, group)
@@ -117,7 +120,7 @@ class Validation:
             yield from self._kept
             return
         kept, rejected = [], []
-        for unit in decode_units(self._source, self._units, PreprocessingConfig(size=self._size), available_cores()):
+        for unit in decode_units(self._source, self._units, self._preprocessing, available_cores()):
             rejected += unit.rejected
             for first in range(0, len(unit.pixels), _BATCH):
                 pixels = unit.pixels[first : first + _BATCH]
