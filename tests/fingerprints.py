@@ -102,7 +102,7 @@ merge-parts: merge parts -o unpacked.h5 --compress
 convert: convert runs/tokenizer/single -o converted.safetensors
 inspect: inspect folder.h5
 
-verify: verify folder.h5 --sample 8 --device cpu
+verify: verify folder.h5 --source recorded --sample 8 --device cpu
 diff: diff folder.h5 compressed.h5 --device cpu
 preview: preview folder.h5 --source recorded -n 12 --device cpu
 neighbors: neighbors shards.h5 folder.h5

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
-from titokctl.readable import counted, duration
+from titokctl.readable import counted, duration, plain
 
 _LINE_EVERY_S = 5.0
 # With a note, the bar itself is left out: a terminal of usual width has no room for both.
@@ -58,7 +58,7 @@ class QuietProgress(SilentProgress):
     """Progress that shows only warnings, on stderr, for --quiet."""
 
     def warn(self, text: str) -> None:
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(plain(f"warning: {text}"), file=sys.stderr, flush=True)
 
 
 class StderrProgress:
@@ -111,9 +111,9 @@ class StderrProgress:
 
     def say(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(plain(text), file=self._stream)
         else:
-            print(text, file=self._stream, flush=True)
+            print(plain(text), file=self._stream, flush=True)
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")

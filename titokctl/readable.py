@@ -52,3 +52,8 @@ def readable(value: Any, commas: bool = True, shown: int | None = None) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {readable(inner, commas, shown)}" for name, inner in value.items()) or "none"
     return str(value)
+
+
+def plain(text: str) -> str:
+    """Return the text with escapes for what a terminal would obey or can't show: names in files may hold anything."""
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -68,7 +68,7 @@ def test_a_wrong_argument(said_by, words: str, code: int, said: str) -> None:
 @pytest.mark.parametrize(
     "words",
     ["tokenize pictures -o t.h5", "train-gen good.h5", "sample", "train-tokenizer pictures --recipe tiny",
-     "reconstruct pictures", "fid", "verify good.h5 --sample 2", "preview good.h5 -o p.png"],
+     "reconstruct pictures", "fid", "verify good.h5 --source recorded --sample 2", "preview good.h5 -o p.png"],
 )  # fmt: skip
 def test_a_missing_gpu(said_by, words: str) -> None:
     assert "there is no CUDA device here" in said_by([*words.split(), "--device", "cuda"], 2)

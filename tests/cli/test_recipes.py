@@ -43,7 +43,7 @@ def test_cp_into_a_folder(run_cli, tmp_path):
 def test_cp_does_not_replace_unless_asked(run_cli, tmp_path):
     target = tmp_path / "my.yaml"
     target.write_text("mine")
-    result = run_cli("recipes", "cp", "tokenizer/tiny", "my.yaml", code=2)
+    result = run_cli("recipes", "cp", "tokenizer/tiny", "my.yaml", code=1)
     assert "my.yaml exists" in result.stderr
     assert "--overwrite" in result.stderr
     assert target.read_text() == "mine"

@@ -91,7 +91,7 @@ def check_cache(path: Path, imagenet: Path, tokenizer) -> None:
             assert (cache.view(view)[row] == ids).mean() > 0.9, "near ties may fall either way in another batch"
         assert cache.class_names[cache.labels[row]] == cache.key(row).split("/")[0]
     with h5py.File(path) as file:
-        assert file.attrs["format"] == "titokctl/token-cache"
+        assert file.attrs["format"] == b"titokctl/token-cache"
         assert file.attrs["complete"]
         assert file["tokens"].dtype == np.uint16
         assert file["tokens"].chunks is None

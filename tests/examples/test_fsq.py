@@ -85,7 +85,7 @@ def test_the_whole_chain(fsq, tmp_path, monkeypatch):
     assert (cache.codebook_size, cache.header.token_size, len(cache)) == (240, 0, 16)
     assert cache.header.encoder_sha256 == trained.hashes["encoder_sha256"]
     assert len(np.unique(cache.ids)) > 4
-    titokctl_does("verify", "tokens.h5", "--sample", "4")
+    titokctl_does("verify", "tokens.h5", "--source", "recorded", "--sample", "4")
     titokctl_does("train-gen", "tokens.h5", "--recipe", "tiny", *settings(SMALL_GENERATOR))
     titokctl_does("sample", "-n", "4", "-o", "samples")
     assert SampleSet.open("samples").manifest["num_images"] == 4

@@ -6,10 +6,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from caches import as_version_1, with_header
 from test_token_cache import write
 
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_folder import finish_folder
+from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart
 
 SECRET = "secret.bin"
 
@@ -63,7 +66,8 @@ def _named_type(f: h5py.File) -> None:
 
 
 U2 = {"dtype": "<u2", "data": None}
-PLANTED = {
+# In a file of format_version 1.
+FIRST = {
     "soft link": (_link("tokens", h5py.SoftLink("/labels")), "soft link"),
     "soft link among views": (_link("views/flip", h5py.SoftLink("/tokens")), "soft link"),
     "dangling link nobody asked for": (lambda f: f.__setitem__("more", h5py.SoftLink("/no")), "soft link"),
@@ -103,7 +107,7 @@ PLANTED = {
     "no checksums": (_without("checksums"), "missing"),
     "never finished": (_attribute("complete", None), "never finished"),
     "not complete": (_attribute("complete", 0), "never finished"),
-    "newer version": (_attribute("format_version", 2), "newer titokctl"),
+    "newer version": (_attribute("format_version", 3), "newer titokctl"),
     "another format": (_attribute("format", "titokctl/statistics"), "titokctl/statistics"),
     "another HDF5 file": (_attribute("format", None), "not a token cache"),
     "no codebook size": (_attribute("codebook_size", None), "codebook_size .*missing"),
@@ -117,18 +121,79 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_planted_files_are_refused(tmp_path: Path, name: str) -> None:
+HEADERLESS = ("keys", "class", "codebook", "tokenizer", "hash", "64 TB of keys")
+# In a file of format_version 2: the same, and what only this version has.
+SECOND = {name: plant for name, plant in FIRST.items() if not any(word in name for word in HEADERLESS)} | {
+    "no header": (_without("header"), "/header .*missing"),
+    "a header as numbers": (_replace("header", data=np.zeros(9, "<i4")), "expected bytes of text"),
+    "a header not UTF-8": (_values("header", 0, 0xFF), "not UTF-8"),
+    "a header changed": (_values("header", 5, 0x41), "changed since"),
+    "no key ends": (_without("key_ends"), "/key_ends .*missing"),
+    "fewer key ends": (_replace("key_ends", data=np.ones(9, "<u8")), "key_ends"),
+    "keys as text": (_replace("keys", data=np.zeros(10, "S4")), "keys"),
+    "64 TB of keys": (_replace("keys", data=None, dtype="u1", shape=(1 << 46,), chunks=(64,)), "out of proportion"),
+    "class names that are an object": (_replace("class_names", data=np.frombuffer(b"{}", "u1")), "not valid|list"),
+    "a view that the header lacks": (lambda f: f.__setitem__("views/more", f["views/flip"][:]), "not the views"),
+    "a view less": (_without("views/flip"), "not the views"),
+    "a group for every row": (lambda f: [f.create_group(f"g{i}") for i in range(200)], "names, more than 100"),
+    "ten thousand views": (lambda f: [f["views"].create_group(f"{i}") for i in range(300)], "names, more than 100"),
+    "a label of 1e8 without names": (
+        lambda f: (_replace("class_names", data=np.frombuffer(b"[]", "u1"))(f), _values("labels", 2, 10**8)(f)),
+        "reach from -1 to 100000000",
+    ),
+}
+PLANTED = [(version, name) for version, plants in ((1, FIRST), (2, SECOND)) for name in plants]
+
+
+@pytest.mark.parametrize(("version", "name"), PLANTED)
+def test_planted_files_are_refused(tmp_path: Path, version: int, name: str) -> None:
     (tmp_path / SECRET).write_bytes(bytes(80))
-    change, message = PLANTED[name]
+    change, message = {1: FIRST, 2: SECOND}[version][name]
     path = tmp_path / "tokens.h5"
     write(path)
+    if version == 1:
+        as_version_1(path)
     with h5py.File(path, "r+") as f:
         change(f)
     with pytest.raises(UserError, match=message) as caught:
         TokenCache.open(path)
     assert str(path) in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codebook_size": ...}, "codebook_size .*missing"),
+        ({"codebook_size": 0}, "at least 1"),
+        ({"codebook_size": "16"}, "whole number"),
+        ({"tokenizer": []}, "JSON object"),
+        ({"surprise": 1}, "surprise .*not a known field"),
+        ({"views": {"flip": {}, "plain": {}}}, "a view named 'plain'"),
+        ({"views": {f"v{i}": {} for i in range(65)}}, "more than 64"),
+        ({"views": {"v" * 201: {}}}, "200 characters"),
+        ({"views": {"\ud800": {}}}, "not UTF-8|not JSON|not valid"),
+        ({"num_rejected": "3"}, "whole number"),
+        ({"source": "/here"}, "JSON object"),
+    ],
+)
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_planted_headers_are_refused(tmp_path: Path, form: str, change: dict, message: str) -> None:
+    path = tmp_path / "tokens.h5"
+    write(path)
+    if form == "folder":
+        head = TokenCache.open(path).header
+        folder = PartsFolder(tmp_path / "parts", keep=True)
+        folder.begin(head, 1)
+        ids = np.zeros((2, 4), "<u2")
+        part = TokenPart(0, 0, 2, "", ids, np.zeros(2, np.int32), np.array([b"a", b"b"]), {"flip": ids})
+        folder.write(part)
+        finish_folder(folder, head, 1, Tally(rows=2), lambda n: None)
+        path = folder.path
+        change = {name: value for name, value in change.items() if name != "num_rejected"} or pytest.skip("not there")
+    with_header(path, **change)
+    with pytest.raises(UserError, match=message):
+        TokenCache.open(path)
 
 
 def test_what_is_no_hdf5_file_at_all(tmp_path: Path) -> None:

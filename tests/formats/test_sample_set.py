@@ -11,7 +11,15 @@ from titokctl.data.images import decode, encode_png, encode_webp
 from titokctl.data.sources import open_source
 from titokctl.errors import UserError
 from titokctl.formats.image_output import OutputSpec, Rows
-from titokctl.formats.sample_set import SampleSet, SampleSetWriter, check_fits, record_location, remove, state_of
+from titokctl.formats.sample_set import (
+    SampleSet,
+    SampleSetWriter,
+    check_fits,
+    files_of,
+    record_location,
+    state_of,
+    unfinished,
+)
 from titokctl.formats.token_cache import CacheHeader, TokenCache
 
 N, SIZE, TILE = 37, 8, 8
@@ -30,10 +38,10 @@ ENCODERS = {"png": encode_png, "webp": encode_webp, "wds": encode_png}
 FORMATS = ["npz", "png", "webp", "wds", "none"]
 
 
-def writer(folder, image_format="npz"):
+def writer(folder, image_format="npz", overwrite=False):
     spec = OutputSpec(image_format, SIZE, LABELS, ("a", "b", "c"), ENCODERS.get(image_format))
     made = SampleSetWriter(folder, SETTINGS, spec)
-    made.begin()
+    made.begin(overwrite)
     made.open()
     return made
 
@@ -45,14 +53,16 @@ def add(target, first, count=TILE):
     target.add(first, len(images), lambda: Rows(IDS[rows], kept, {"shown": images}))
 
 
-def write(folder, image_format="npz", order=None):
-    with writer(folder, image_format) as target:
+def write(folder, image_format="npz", order=None, overwrite=False):
+    with writer(folder, image_format, overwrite) as target:
         for first in order or range(0, N, TILE):
             if first not in target.done:
                 add(target, first)
                 target.commit(wait=False)
         target.commit()
-        return target.finish(HEADER, {"more": 1})
+        found = target.finish(HEADER, {"more": 1})
+    unfinished(folder).remove()
+    return found
 
 
 def images_of(found):
@@ -179,11 +189,61 @@ def test_states(tmp_path):
     assert state_of(tmp_path / "thesis.tex") == "foreign"
 
 
-def test_remove_leaves_what_is_not_part_of_the_set(tmp_path):
-    write(tmp_path, "png")
-    (tmp_path / "notes.txt").touch()
-    remove(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+@pytest.mark.parametrize("before", FORMATS)
+@pytest.mark.parametrize("after", FORMATS)
+def test_a_new_set_replaces_the_files_of_the_old_one_alone(tmp_path, before, after):
+    write(tmp_path, before)
+    for name in ("notes.txt", "evaluation-lite0.json", "evaluation-lite0.npz"):
+        (tmp_path / name).touch()
+    replaced = files_of(tmp_path)
+    assert replaced[-1] == "manifest.json"
+    assert {"evaluation-lite0.json", "evaluation-lite0.npz"} < set(replaced)
+    assert "notes.txt" not in replaced
+    found = write(tmp_path, after, overwrite=True)
+    if after != "none":
+        assert np.array_equal(images_of(found), IMAGES)
+    kept = {"manifest.json", "ids.h5", "grid.png", "notes.txt", found.images.name}
+    assert {p.name for p in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize(("image_format", "name"), [("png", "holiday.jpg"), ("wds", "shard.bak"), ("webp", "a/b.webp")])
+def test_a_file_among_the_images_keeps_a_set_from_being_replaced(tmp_path, image_format, name):
+    found = write(tmp_path, image_format)
+    (found.images / name).parent.mkdir(exist_ok=True)
+    (found.images / name).touch()
+    with pytest.raises(UserError, match=name):
+        files_of(tmp_path)
+
+
+def test_a_set_stays_readable_until_the_one_that_replaces_it_is_complete(tmp_path):
+    write(tmp_path)
+    with writer(tmp_path, "png", overwrite=True) as target:
+        add(target, 0)
+        target.commit()
+    assert np.array_equal(images_of(SampleSet.open(tmp_path)), IMAGES)
+    assert state_of(tmp_path) == "unfinished"
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("moved", range(5))
+def test_a_writer_killed_while_its_complete_set_took_its_place(tmp_path, image_format, moved):
+    """The state on disk at each of these moments: the complete set in its folder, some of its files moved."""
+    write(tmp_path / "whole", image_format)
+    folder = tmp_path / "set"
+    with writer(folder, image_format) as target:
+        for first in range(0, N, TILE):
+            add(target, first)
+        target.commit()
+    complete = folder / ".unfinished" / "finished"
+    (tmp_path / "whole").rename(complete)
+    for path in sorted(complete.iterdir(), key=lambda path: (path.name == "manifest.json", path.name))[:moved]:
+        path.rename(folder / path.name)
+    assert state_of(folder) == "unfinished"
+    found = write(folder, image_format)
+    if image_format != "none":
+        assert np.array_equal(images_of(found), IMAGES)
+    assert state_of(folder) == "finished"
+    assert not (folder / ".unfinished").exists()
 
 
 @pytest.mark.parametrize("contents", ['{"name": "an app"}', "[]", "{"])
@@ -193,7 +253,7 @@ def test_a_manifest_of_something_else_is_neither_read_nor_removed(tmp_path, cont
     with pytest.raises(UserError):
         SampleSet.open(tmp_path)
     with pytest.raises(UserError):
-        remove(tmp_path)
+        files_of(tmp_path)
     assert (tmp_path / "images").is_dir()
 
 

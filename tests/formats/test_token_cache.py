@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from caches import as_version_1
 
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import CacheHeader, TokenCache
@@ -42,7 +43,7 @@ def write(path: Path, n: int = 10, block: int = 3, head: CacheHeader | None = No
     head = head or header()
     ids = ids_for(n, head.codebook_size)
     keys = [f"bird/ö{i}.jpg" for i in range(n)]
-    with TokenCacheWriter(path, head, num_rows=n, key_bytes=16) as writer:
+    with TokenCacheWriter(path, head, num_rows=n, key_bytes=16 * n) as writer:
         for first in range(0, n, block):
             rows = slice(first, min(first + block, n))
             views = dict.fromkeys(head.views, ids[rows, ::-1])
@@ -53,7 +54,7 @@ def write(path: Path, n: int = 10, block: int = 3, head: CacheHeader | None = No
 def test_file_is_as_specified_when_read_with_h5py_alone(tmp_path: Path) -> None:
     ids = write(tmp_path / "tokens.h5")
     with h5py.File(tmp_path / "tokens.h5") as f:
-        assert set(f) == {"tokens", "labels", "keys", "class_names", "views", "checksums"}
+        assert set(f) == {"tokens", "labels", "keys", "key_ends", "class_names", "header", "views", "checksums"}
         assert f["tokens"].dtype == np.dtype("<u2")
         assert f["tokens"].chunks is None
         np.testing.assert_array_equal(f["tokens"][:], ids)
@@ -61,18 +62,19 @@ def test_file_is_as_specified_when_read_with_h5py_alone(tmp_path: Path) -> None:
         assert f["labels"].dtype == np.dtype("<i4")
         assert f["labels"][:4].tolist() == [-1, 0, 1, -1]
         assert (f["keys"].compression, f["keys"].fletcher32) == ("gzip", True)
-        assert h5py.check_string_dtype(f["keys"].dtype) == h5py.h5t.string_info("utf-8", 16)
-        assert f["keys"][3].decode() == "bird/ö3.jpg"
-        assert [n.decode() for n in f["class_names"][:]] == ["Ente", "Möwe"]
-        assert json.loads(f["views/flip"].attrs["preprocessing"])["flip"] is True
+        ends = f["key_ends"][:].tolist()
+        assert f["keys"][ends[2] : ends[3]].tobytes().decode() == "bird/ö3.jpg"
+        assert json.loads(f["class_names"][:].tobytes()) == ["Ente", "Möwe"]
+        assert dict(f.attrs) == {"format": b"titokctl/token-cache", "format_version": 2, "complete": 1}
+        header = json.loads(f["header"][:].tobytes())
         expected = {
-            "format": "titokctl/token-cache", "format_version": 1, "encoder_sha256": "e" * 64,
-            "weights_sha256": "d" * 64, "codebook_size": 16, "num_latent_tokens": 4, "image_size": 64, "complete": 1,
+            "encoder_sha256": "e" * 64, "weights_sha256": "d" * 64, "codebook_size": 16, "num_latent_tokens": 4,
+            "image_size": 64, "tokenizer": {"image_size": 64, "num_latent_tokens": 4}, "token_size": 0,
         }  # fmt: skip
-        assert {name: f.attrs[name] for name in expected} == expected
-        assert json.loads(f.attrs["tokenizer"]) == {"image_size": 64, "num_latent_tokens": 4}
-        assert json.loads(f.attrs["source"])["paths"] == ["/pictures"]
-        assert f.attrs["created_by"].startswith("titokctl ")
+        assert {name: header[name] for name in expected} == expected
+        assert header["views"]["flip"]["flip"] is True
+        assert header["source"]["paths"] == ["/pictures"]
+        assert header["created_by"].startswith("titokctl ")
 
 
 def test_reader_maps_the_file_and_gives_back_what_was_written(tmp_path: Path) -> None:
@@ -108,11 +110,15 @@ def test_checksums_follow_the_specification(tmp_path: Path) -> None:
         assert f["checksums/views/flip"].shape == (2,)
         assert f["checksums"].attrs["rows_per_crc"] == 65_536
         lines = []
-        for path in sorted(["tokens", "views/flip", "labels", "keys", "class_names"]):
+        for path in sorted(["tokens", "views/flip", "labels", "keys", "key_ends", "class_names"]):
             data = f[path][:]
             shape = ",".join(str(s) for s in data.shape)
             lines.append(f"/{path} {data.dtype.str} {shape} {hashlib.sha256(data.tobytes()).hexdigest()}\n")
-        assert f["checksums"].attrs["sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+            crcs = [zlib.crc32(data[i : i + 65_536].tobytes()) for i in range(0, len(data), 65_536)]
+            assert f[f"checksums/{path}"][:].tolist() == crcs
+        sums = f["checksums"].attrs
+        assert sums["sha256"].decode() == hashlib.sha256("".join(lines).encode()).hexdigest()
+        assert sums["header_sha256"].decode() == hashlib.sha256(f["header"][:].tobytes()).hexdigest()
 
 
 def test_wide_codebooks_take_four_bytes(tmp_path: Path) -> None:
@@ -138,11 +144,11 @@ def test_without_views_names_or_labels(tmp_path: Path) -> None:
         ({"ids": ids_for(2)[:, :3]}, "shape"),
         ({"ids": ids_for(2).astype(float)}, "integer"),
         ({"keys": ["a"]}, "1 keys and 2 labels"),
-        ({"keys": ["a", "x" * 17]}, "1 to 16 bytes"),
-        ({"keys": ["a", ""]}, "1 to 16 bytes"),
+        ({"keys": ["a", "x" * 65_536]}, "1 to 65,535"),
+        ({"keys": ["a", ""]}, "a key is empty"),
         ({"keys": ["a", "b\0c"]}, "zero byte"),
         ({"keys": np.array([b"a", b"b\0c"])}, "zero byte"),
-        ({"keys": np.array([b"a", b"x" * 17])}, "1 to 16 bytes"),
+        ({"keys": np.array([b"a", b"x" * 65_536])}, "1 to 65,535"),
         ({"views": {}}, "views"),
         ({}, "expected 3 rows, got 2"),
     ],
@@ -176,7 +182,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: the system then refuses to go on writing."""
     code = """
 import sys, numpy as np
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from pathlib import Path
 from test_token_cache import write
 from titokctl.errors import UserError
@@ -187,7 +193,7 @@ except UserError as error:
 """
     limit = 300_000
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "tokens.h5"), str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(tmp_path / "tokens.h5"), *map(str, Path(__file__).parents[:2])],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
@@ -225,12 +231,47 @@ def test_a_changed_bit_is_found_where_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["labels", "keys", "class_names"])
-def test_a_change_beside_the_ids_is_found(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_change_beside_the_ids_is_found(tmp_path: Path, name: str, version: int) -> None:
     write(tmp_path / "tokens.h5")
+    if version == 1:
+        as_version_1(tmp_path / "tokens.h5")
     with h5py.File(tmp_path / "tokens.h5", "r+") as f:
-        f[name][0] = f[name][1]
+        first, second = (2, 3) if name == "class_names" and version == 2 else (0, 1)
+        f[name][first] = f[name][second]
     (problem,) = TokenCache.open(tmp_path / "tokens.h5", check_ids=False).damage(lambda n: None)
     assert "changed" in problem
+
+
+@pytest.mark.parametrize("field", ["encoder_sha256", "preprocessing", "source", "views", "image_size"])
+def test_a_header_that_was_changed_is_refused(tmp_path: Path, field: str) -> None:
+    write(tmp_path / "tokens.h5")
+    data = (tmp_path / "tokens.h5").read_bytes()
+    at = data.index(f'"{field}"'.encode()) + len(field) + 5
+    (tmp_path / "tokens.h5").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(UserError, match=r"/header of .* changed"):
+        TokenCache.open(tmp_path / "tokens.h5")
+
+
+def test_one_long_key_costs_its_own_length_alone(tmp_path: Path) -> None:
+    n = 20_000
+    keys = [f"{i}" for i in range(n - 1)] + ["x" * 60_000]
+    with TokenCacheWriter(tmp_path / "t.h5", header(views={}), num_rows=n, key_bytes=200_000) as writer:
+        writer.append(ids_for(n), np.zeros(n), keys)
+    cache = TokenCache.open_whole(tmp_path / "t.h5")
+    assert cache.keys.data.nbytes == sum(map(len, keys))
+    assert (cache.key(0), cache.key(n - 2), len(cache.key(n - 1))) == ("0", str(n - 2), 60_000)
+    assert cache.num_bytes < 1_000_000
+
+
+def test_version_1_gives_back_the_same(tmp_path: Path) -> None:
+    write(tmp_path / "new.h5", n=100)
+    write(tmp_path / "old.h5", n=100)
+    new, old = (TokenCache.open_whole(path) for path in (tmp_path / "new.h5", as_version_1(tmp_path / "old.h5")))
+    assert new.header == old.header
+    assert new.keys.tolist() == old.keys.tolist()
+    np.testing.assert_array_equal(new.ids, old.ids)
+    np.testing.assert_array_equal(new.labels, old.labels)
 
 
 def test_the_example_in_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from caches import sealed
 from test_token_cache import header, ids_for
 
 from titokctl.errors import UserError
@@ -103,12 +104,16 @@ def _manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def planted(folder: Path) -> None:
         found = json.loads((folder / "manifest.json").read_text())
         change(found)
-        (folder / "manifest.json").write_text(json.dumps(found))
+        sealed(folder, found)
 
     return planted
 
 
 PLANTED = {
+    "changed by hand": (
+        lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text().replace("kind", "Kind")),
+        "its checksum does not fit",
+    ),
     "unfinished": (_manifest(lambda m: m.pop("complete")), "never finished"),
     "another format": (_manifest(lambda m: m.update(format="x")), "not written by titokctl"),
     "newer": (_manifest(lambda m: m.update(format_version=9)), "newer titokctl"),

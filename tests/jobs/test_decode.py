@@ -68,7 +68,7 @@ def test_folders_hold_the_same_images_and_shards_their_classes(drawn, decode, tm
         assert source.labels().tolist() == TokenCache.open(drawn[1].ids).labels.tolist()
         assert source.class_names == ["ant", "bee", "cat"]
     decode(drawn[1].ids, "-o", tmp_path / "out", "--format", "png", "--overwrite")
-    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".png"}
+    assert {p.suffix for p in (tmp_path / "out").glob("[!.]*")} == {".png"}
 
 
 def test_unfinished_work_is_resumed_with_the_same_settings_only(drawn, decode, tmp_path):

@@ -110,11 +110,15 @@ def test_existing_outputs(folder, tmp_path):
     ours.write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         convert(folder, ours)
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        convert(folder, ours, overwrite=True)
     assert ours.read_text() == "mine"
+    ours.unlink()
+    convert(folder, ours)
     convert(folder, ours, overwrite=True)
     precious.mkdir()
     (precious / "thesis.tex").write_text("...")
-    with pytest.raises(UserError, match=r"holds other files \(thesis\.tex\)"):
+    with pytest.raises(UserError, match="was not made by titokctl"):
         convert(ours, precious, "official", overwrite=True)
     assert (precious / "thesis.tex").is_file()
     convert(ours, back, "official")

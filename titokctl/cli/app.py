@@ -13,12 +13,10 @@ import typer
 
 from titokctl import __version__
 from titokctl.cli import console
-from titokctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Stopped, UserError
+from titokctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Stopped, UserError, fault_in_words
 
 # Typer has contained its own Click since 0.26 and used the separate package before; both export BadParameter.
 _WrongWords: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-# torch has its own out-of-memory errors, recognised by name because torch is not imported here.
-_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|Cannot allocate memory")
 # The parser's message for an argument that should be a number, in terms of its library.
 _NO_NUMBER = re.compile(r"Input should be a valid (integer|number), unable to parse.*$")
 # The parser's suggestion at the end of its message, which we move to the hint.
@@ -86,6 +84,7 @@ def run(arguments: list[str] | None = None) -> int:
     from titokctl.distributed import worker
 
     worker.started()
+    sys.unraisablehook = _unraisable
     stdout = _duplicate_stdout()
     try:
         register_commands()
@@ -151,13 +150,20 @@ def _show_wrong_words(error: Any) -> int:
 
 
 def _unexpected(error: BaseException) -> int:
-    """Print an unexpected error, or that memory ran out."""
-    if isinstance(error, MemoryError) or _MEMORY.search(f"{type(error).__name__}: {error}"):
-        message, hint = "out of memory", "use a smaller batch, or a machine with more memory"
+    """Print a fault of the machine, or an unexpected error."""
+    fault = fault_in_words(error)
+    if fault is not None:
+        message, hint = fault.message, fault.hint
     else:
         message, hint = f"unexpected {type(error).__name__}: {error}", "`titokctl --debug ...` shows the traceback"
     _traceback_if_wanted()
     return _failed(message, hint)
+
+
+def _unraisable(found: Any) -> None:
+    """Report an error that nobody could catch, unless it is a fault of the disk, which the command meets itself."""
+    if os.environ.get("TITOKCTL_DEBUG") or fault_in_words(found.exc_value) is None:
+        sys.__unraisablehook__(found)
 
 
 def _duplicate_stdout() -> int:

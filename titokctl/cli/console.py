@@ -9,12 +9,12 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from titokctl.progress import Progress, QuietProgress, SilentProgress, StderrProgress
-from titokctl.readable import readable
+from titokctl.readable import plain, readable
 
 
 def say(text: str) -> None:
     """Print a message on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -28,9 +28,9 @@ def error(message: str, hint: str = "") -> None:
     from rich.text import Text
 
     out = Console(stderr=True, highlight=False, soft_wrap=True)
-    out.print(Text("error: ", style="bold red") + Text(message))
+    out.print(Text("error: ", style="bold red") + Text(plain(message)))
     if hint:
-        out.print(Text("hint: ", style="bold cyan") + Text(hint))
+        out.print(Text("hint: ", style="bold cyan") + Text(plain(hint)))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> None:
@@ -40,7 +40,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[readable(cell, commas=False) for cell in row] for row in rows]
+    cells = [[plain(readable(cell, commas=False)) for cell in row] for row in rows]
     out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
     grid = Table(
         title=title or None, title_justify="left", caption=note or None, caption_justify="left", box=box.SIMPLE_HEAD
@@ -64,17 +64,20 @@ def pairs(title: str, items: dict[str, Any]) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in items.items():
-        grid.add_row(name, Text(readable(value, commas=False)))
+        grid.add_row(plain(name), Text(plain(readable(value, commas=False))))
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(grid)
 
 
 def emit_json(value: Any) -> None:
     """Print `value` as JSON on stdout; dataclasses become objects, paths become strings."""
 
-    def plain(value: Any) -> Any:
+    def as_plain(value: Any) -> Any:
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=plain))
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=as_plain)
+    if any(not (c.isprintable() or c == "\n") for c in text):  # for a terminal; the values are the same
+        text = json.dumps(value, indent=1, default=as_plain)
+    print(text)
 
 
 def progress(quiet: bool, is_main: bool = True) -> Progress:

@@ -17,19 +17,23 @@ def verify(
     sample: Annotated[int, option("--sample", "How many random images to encode again and compare.", min=0)] = 0,
     seed: options.Seed = 0,
     tokenizer: options.MadeWith = None,
+    source: Annotated[
+        str | None,
+        option("--source", "The images it was made from; recorded: at the path it records.", "PATH|recorded"),
+    ] = None,
     device: options.Device = None,
     runs_dir: options.RunsDir = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Check a token cache: structure, ids, labels, checksums, and the number of rows against its source.
+    """Check a token cache: structure, ids, labels and checksums.
 
-    With --sample, random images of the source are encoded again and compared with their rows.
+    With --source, the number of rows is compared with the images; with --sample, random ones are encoded again, too.
     """
     from titokctl.jobs.caches.verify import Verify
 
     around = Surroundings(quiet, as_json, runs_dir=runs_dir, device=device)
-    result = perform(Verify(path, sample, seed, tokenizer), around)
+    result = perform(Verify(path, sample, seed, tokenizer, source), around)
     console.result(result, as_json, "verified")
     if not quiet:
         for remark in result.remarks:

@@ -161,12 +161,14 @@ def show_plan(plan: "WritePlan", as_json: bool) -> None:
     free = _free_bytes(plan)
     if as_json:
         shown = {name: value for name, value in asdict(plan).items() if name != "makes_folders"}
-        console.emit_json(shown | {"free_bytes": free})
+        console.emit_json(shown | {"replaces": plan.replaces, "free_bytes": free})
         return
     needed = "" if plan.num_bytes is None else f", about {size(plan.num_bytes)}"
     lines: dict[str, Any] = {**plan.reads, "output": f"{plan.output}: {counted(plan.count, plan.unit)}{needed}"}
     if plan.replaces:
         lines["replaces"] = f"the existing {plan.output}"
+        if list(plan.removes) != [str(plan.output)]:
+            lines["deletes"] = readable(list(plan.removes), shown=5)
     if plan.done:
         lines["done before"] = f"{plan.done:,} of {counted(plan.count, plan.unit)}"
     lines |= plan.settings

@@ -6,6 +6,7 @@ Letters: N images, K latent tokens, B batch, V codebook size.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +87,7 @@ class TokenRows:
         return torch.cat([_signed(np.ascontiguousarray(ids)).to(self._device) for ids in chosen])
 
 
-def held_out(keys: np.ndarray, fraction: float) -> np.ndarray:
+def held_out(keys: Sequence[bytes], fraction: float) -> np.ndarray:
     """(N,) bool: which images are kept from training, by a hash of their key, so that it survives re-caching."""
     if fraction == 0:
         return np.zeros(len(keys), bool)

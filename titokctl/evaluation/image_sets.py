@@ -175,7 +175,7 @@ class TokenCacheImages(ImageSet):
 
     def __init__(self, path: Path, opening: Opening) -> None:
         context = opening.context
-        self._cache, self._device = TokenCache.open(path), context.device
+        self._cache, self._device = TokenCache.open_whole(path), context.device
         header = self._cache.header
         self._tokenizer = tokenizer_with(
             header.encoder_sha256, header.weights_sha256, opening.tokenizer, context.runs, context.say

@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from titokctl.errors import UserError
+from titokctl.errors import UserError, fault_in_words
 
 _MARK = ".tmp-"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def atomic_path(target: Path, is_replaceable: bool = False) -> Iterator[Path]:
     try:
         with disk_errors(target):
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             if temporary.is_dir() and target.is_dir():
                 os.replace(target, replaced)
             os.replace(temporary, target)
@@ -66,13 +67,25 @@ def write_new_json(target: Path, value: Any) -> bool:
         with disk_errors(target):
             temporary.write_bytes(_as_json(value))
             flush_entry(temporary)
-            os.link(temporary, target)
+            _link(temporary, target)
             flush_entry(target.parent)
         return True
     except FileExistsError:
         return False
     finally:
         _remove(temporary)
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Give a file a second name. Raises FileExistsError when the name is taken."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # A file system without hard links, such as exFAT: the file is complete a moment after it appears.
+        with open(target, "xb") as file:
+            file.write(temporary.read_bytes())
 
 
 def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
@@ -128,16 +141,13 @@ def disk_errors(target: Path) -> Iterator[None]:
 def _in_words(error: Exception, target: Path) -> UserError | None:
     """Return what to tell the user about an error while writing `target`; None if it is about something else."""
     number = getattr(error, "errno", None)
-    # h5py and safetensors raise exceptions of their own for it.
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        hint = "free some space and run the same command again; finished work is kept"
-        return UserError(f"the disk is full: cannot write {target}", hint)
-    if not isinstance(error, OSError) or not _is_about(error, target):
+    if isinstance(error, FileExistsError):
+        return None  # for callers that ask for it
+    if not isinstance(error, OSError):
+        return fault_in_words(error, target)  # h5py and safetensors raise exceptions of their own
+    if not _is_about(error, target):
         return None
-    if number == errno.EFBIG:
-        hint = "raise `ulimit -f`, or write to another file system"
-        return UserError(f"{target} exceeds the maximum size of a file", hint)
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in (errno.EACCES, errno.EPERM):
         return UserError(f"no permission to write {target}", "choose another output with -o")
     is_beside = isinstance(error.filename, str) and Path(error.filename).parent == target.parent
     if number == errno.ENOENT and is_beside and target.parent.is_dir():  # /proc, for one
@@ -147,7 +157,8 @@ def _in_words(error: Exception, target: Path) -> UserError | None:
     if number in (errno.EISDIR, errno.ENOTDIR) and target.exists():
         kind = "a folder" if target.is_dir() else "a file"
         return UserError(f"{target} is {kind}: cannot replace it", "choose another output with -o")
-    return None
+    error.filename = None  # a temporary name tells nobody anything
+    return fault_in_words(error, target)
 
 
 def _is_about(error: OSError, target: Path) -> bool:
@@ -163,7 +174,7 @@ def claim(path: Path, size: int) -> None:
 
     Inside a library, or in a write through a memory map, a full disk would kill the process.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
@@ -196,8 +207,8 @@ def _as_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _flush(path: Path) -> None:
-    """Flush a file, or a folder and all its contents."""
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder and all its contents, are on disk."""
     for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
         if entry.is_file() or entry.is_dir():
             flush_entry(entry)

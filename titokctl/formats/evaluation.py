@@ -8,18 +8,22 @@ Specification: each is JSON with a format, format_version 1 and `versions` of pa
   `metrics` to `versions`. Metrics of one reference and the same versions are in one result. `key` and `earlier` may be
   missing.
 - `reconstruction.json`, format "titokctl/reconstruction": the fields of `ReconstructResult`. Beside it
-  `reconstructions.png` shows images above their reconstructions.
+  `reconstructions.png` shows images above their reconstructions. Both are written into `.reconstruction.unfinished/`
+  before the first gets its name.
 - `reproduction.json` in the folder of a sample set, format "titokctl/reproduction": the fields of `Reproduction`.
 """
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import check_version, read_json, write_json
+from titokctl.formats.atomic import check_version, disk_errors, read_json, write_json
+from titokctl.formats.picture import save_png
 from titokctl.formats.run_folder import versions
+from titokctl.formats.unfinished import Unfinished, publish
 
 FORMAT = "titokctl/evaluation"
 FORMAT_VERSION = 1
@@ -79,9 +83,20 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     return [result.model_dump(exclude={"earlier"}) | {"key": file.key} for result in (file, *file.earlier)]
 
 
-def write_reconstruction(folder: Path, fields: dict[str, Any]) -> None:
-    """Write the result of `titokctl reconstruct` into `folder`."""
-    _write(folder / RECONSTRUCTION, "titokctl/reconstruction", fields)
+def unfinished_reconstruction(folder: Path) -> Unfinished:
+    """Return the folder in which both results of `titokctl reconstruct` lie until each gets its name in `folder`."""
+    return Unfinished(folder / RECONSTRUCTION, folder / ".reconstruction.unfinished")
+
+
+def write_reconstruction(folder: Path, fields: dict[str, Any], picture: np.ndarray) -> None:
+    """Write the results of `titokctl reconstruct` into `folder`: numbers, and a picture (h, w, 3) uint8."""
+    work = unfinished_reconstruction(folder)
+    with work.locked(), disk_errors(folder):
+        save_png(work.folder / RECONSTRUCTION_PICTURE, picture)
+        _write(work.folder / RECONSTRUCTION, "titokctl/reconstruction", fields)
+        for name in (RECONSTRUCTION_PICTURE, RECONSTRUCTION):
+            publish(work.folder / name, folder / name)
+        work.remove()
 
 
 def write_reproduction(folder: Path, fields: dict[str, Any]) -> None:

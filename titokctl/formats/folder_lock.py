@@ -59,7 +59,7 @@ def _opened(folder: Path, name: str) -> int:
     while True:
         make_folder(folder)
         try:
-            return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
             if folder.is_dir():  # not deleted in between: nothing can be made here
                 raise

@@ -6,6 +6,7 @@ contains, the functions here raise no other error than UserError.
 """
 
 import contextlib
+import errno
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -14,12 +15,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-from titokctl.errors import UserError
+from titokctl.errors import UserError, fault_in_words
+from titokctl.formats.hdf5_guard import check_can_be_opened
 
 # Deflate compresses to about 1/1,032 at best; a higher ratio means that the declared size is wrong.
 _MAX_RATIO = 1100
 _SMALL_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = 64 << 20
+_MAX_TEXT_BYTES = 64 << 20
+_FAULTS = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.EACCES)
+_MAX_NAMES = 100  # in a group; our files have fewer, and thousands of them cost minutes
 _MAKES = "`titokctl tokenize IMAGES -o tokens.h5` makes a token cache"
 _CUT = re.compile(r"truncated file: eof = (\d+),.* stored_eof = (\d+)")
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
@@ -35,7 +40,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty, not a token cache", _MAKES)
     try:
-        with h5py.File(path, "r", locking="best-effort") as file:
+        check_can_be_opened(path)
+        # A finished file is never changed, so no lock is needed, which some network file systems refuse.
+        with h5py.File(path, "r", locking=False) as file:
             if file.userblock_size:
                 raise UserError(f"{path} has a user block, which is refused")
             yield file
@@ -45,6 +52,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise UserError(f"no permission to read {path}", "make it readable: chmod +r") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
+        fault = fault_in_words(error, path)
+        if fault is not None and (getattr(error, "errno", None) in _FAULTS or "errno = " in reason):
+            raise fault from error  # a failing disk is no damage of the file
         if "signature not found" in reason:
             raise UserError(f"{path} is not an HDF5 file, so it is not a token cache", _MAKES) from error
         if cut := _CUT.search(reason):
@@ -56,6 +66,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 def names_of(group: h5py.Group) -> list[str]:
     """Return the names in `group`, sorted. Raises UserError for a soft or external link."""
+    if len(group) > _MAX_NAMES:
+        raise UserError(f"{group.name} of {group.file.filename} holds {len(group):,} names, more than {_MAX_NAMES}")
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
@@ -114,6 +126,17 @@ def attributes(owner: h5py.Group, names: Collection[str]) -> dict[str, Any]:
             except UnicodeDecodeError as error:
                 raise UserError(f"attribute {name} of {owner.file.filename} is not UTF-8") from error
     return found
+
+
+def text(group: h5py.Group, name: str) -> str:
+    """Return a text that is stored as a dataset of UTF-8 bytes. Raises UserError when it is anything else."""
+    found = dataset(group, name)
+    if found.dtype != np.dtype("u1") or len(found.shape) != 1 or len(found) > _MAX_TEXT_BYTES:
+        raise UserError(f"{_where(group, name)} is {found.dtype.str} {found.shape}, expected bytes of text")
+    try:
+        return found[:].tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_where(group, name)} is not UTF-8") from error
 
 
 def rows(path: Path, found: h5py.Dataset) -> np.ndarray:

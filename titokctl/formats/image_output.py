@@ -15,7 +15,6 @@ disk; images that no chunk names are written again. Several processes may write 
 """
 
 import io
-import os
 import threading
 import zipfile
 import zlib
@@ -38,7 +37,7 @@ ImageFormat = Literal["npz", "png", "webp", "wds", "none"]
 PRODUCTS = {"npz": "images.npz", "png": "images", "webp": "images", "wds": "shards"}
 FILE_TYPES = {"png": "png", "webp": "webp", "wds": "png"}
 IMAGES_A_SHARD = 1000
-_STAGED = "staged"
+STAGED = "staged"
 _WRITERS = 8
 _WAITING_PIECES = 16
 Encode = Callable[[np.ndarray], bytes]
@@ -135,7 +134,7 @@ class ImageShards:
 
     def __init__(self, work: Path, spec: OutputSpec, encode: Encode) -> None:
         self._work, self._labels, self._class_names = work, spec.labels, spec.class_names
-        self._files = ImageFiles(work / _STAGED, len(spec.labels), FILE_TYPES["wds"], encode)
+        self._files = ImageFiles(work / STAGED, len(spec.labels), FILE_TYPES["wds"], encode)
         self.write, self.flush, self.close = self._files.write, self._files.flush, self._files.close
 
     def finish(self, pieces: Iterable[tuple[int, int]]) -> None:
@@ -166,13 +165,6 @@ def open_output(work: Path, spec: OutputSpec) -> ImageOutput | None:
     if form == "wds":
         return ImageShards(work, spec, spec.encode)
     return ImageFiles(work / PRODUCTS[form], num_images, FILE_TYPES[form], spec.encode)
-
-
-def take_back(image_format: ImageFormat, folder: Path, work: Path) -> None:
-    """Move the product from `folder` back to `work`, if a writer was killed after it had moved the product there."""
-    name = PRODUCTS.get(image_format)
-    if name and (folder / name).exists():
-        os.replace(folder / name, work / name)
 
 
 @dataclass(frozen=True)
@@ -314,6 +306,4 @@ def _read_chunk(path: Path) -> dict[int, Piece]:
         parts = np.split(ids, np.cumsum(table[:, 1])[:-1])
         return {int(first): Piece(int(n), int(crc), part) for (first, n, crc), part in zip(table, parts, strict=True)}
     except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged", "delete it to make its images again, or start over with --overwrite"
-        ) from error
+        raise UserError(f"{path} is damaged", "delete it, and the same command makes its images again") from error

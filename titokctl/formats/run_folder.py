@@ -12,6 +12,7 @@ that was killed can't say so: it is recorded as running, and read as stopped, si
 
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl import __version__
-from titokctl.errors import UserError
+from titokctl.errors import UsageError, UserError
 from titokctl.formats.atomic import check_version, read_json, write_json
 from titokctl.formats.checkout import commit_of
 from titokctl.formats.folder_lock import is_held
@@ -28,6 +29,22 @@ from titokctl.formats.folder_lock import is_held
 FORMAT = "titokctl/run"
 FORMAT_VERSION = 1
 KINDS = ("tokenizer", "proxy", "generator", "samples")
+# Everything that a run consists of; a run folder may hold other files, which are never deleted.
+RUN_FILES = (
+    "run.json",
+    "recipe.yaml",
+    "metrics.jsonl",
+    "weights.safetensors",
+    "proxy-codes.npy",
+    "report.html",
+    "samples-*.png",
+    "reconstructions-*.png",
+    "checkpoints/step-*",
+    "checkpoints/.step-*.tmp-*",
+    "tensorboard/events.out.tfevents.*",
+    ".*.tmp-*",
+)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _MADE_WITH = ("torch", "numpy", "pillow", "h5py", "safetensors", "webdataset")
 _FIELDS: dict[str, Any] = {
     "settings": dict,
@@ -91,6 +108,31 @@ class RunFolder:
         self.save()
 
 
+def check_run_name(name: str | None) -> None:
+    """Raise UsageError unless `name`, if given, can name a run: one folder in the runs folder."""
+    if name is not None and not _NAME.fullmatch(name):
+        raise UsageError(
+            f"--name {name!r} is no name of a run: it must have 1 to 100 letters, digits, dots, underscores or dashes, "
+            "and must not begin with a dot or a dash",
+            "for another folder of runs, use --runs-dir",
+        )
+
+
+def files_of(run: Path) -> list[Path]:
+    """Return the files and folders in `run` that a run consists of."""
+    return sorted({path for pattern in RUN_FILES for path in run.glob(pattern)})
+
+
+def check_is_run(folder: Path) -> None:
+    """Raise UserError when `folder` is no run, but holds files that a run would overwrite."""
+    found = [] if (folder / "run.json").is_file() else [path for path in files_of(folder) if path.name[0] != "."]
+    if found:
+        raise UserError(
+            f"{folder} holds {found[0].relative_to(folder)}, but no run.json, so it is not a run of titokctl",
+            "choose another --name, or move the files away",
+        )
+
+
 def runs_root(given: Path | None = None) -> Path:
     """The runs folder: `given`, else TITOKCTL_RUNS, else ./runs."""
     return given or Path(os.environ.get("TITOKCTL_RUNS") or "runs")
@@ -103,6 +145,8 @@ def open_run(path: Path) -> RunFolder:
         raise UserError(f"{path / 'run.json'} is not a titokctl run")
     check_version(record.get("format_version", 0), FORMAT_VERSION, path, "run format")
     wrong = [name for name, type_ in _FIELDS.items() if not isinstance(record.get(name), type_)]
+    if "hashes" not in wrong and not all(isinstance(value, str) for value in record["hashes"].values()):
+        wrong.append("hashes")
     product = record.get("product")
     if isinstance(product, str) and Path(product).name != product and not Path(product).is_absolute():
         wrong.append("product")
@@ -119,14 +163,21 @@ def readable_runs(root: Path, kind: str) -> Iterator[RunFolder]:
     for marker in sorted((root / kind).glob("*/run.json")):
         try:
             yield open_run(marker.parent)
-        except UserError:
+        except (UserError, OSError, ValueError, RecursionError):
             continue
 
 
 def finished_runs(root: Path, kind: str) -> list[RunFolder]:
     """Finished runs of `kind` whose product is there, newest first; folders that can't be read are passed over."""
-    runs = [run for run in readable_runs(root, kind) if run.is_finished and run.product and run.product_path.exists()]
+    runs = [run for run in readable_runs(root, kind) if run.is_finished and _has_product(run)]
     return sorted(runs, key=lambda run: run.finished or "", reverse=True)
+
+
+def _has_product(run: RunFolder) -> bool:
+    try:
+        return bool(run.product) and run.product_path.exists()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def newest_run(root: Path, kind: str, fits: Callable[[RunFolder], bool] = lambda run: True) -> RunFolder | None:

@@ -8,13 +8,17 @@ Specification: a folder with
                     the images, in a form of `image_output`
     ids.h5          a token cache (`token_cache`) with the ids and labels of the same images, in the same order
     grid.png        the first 64 images
-While it is being written, `.unfinished/` (`unfinished`) holds settings.json, the images so far and their chunks
-(`image_output`), and arrays that are computed from the images on the way (`*.raw`). `.lock` locks the whole folder.
+Results that are computed from the images may lie beside them: evaluation-<network>.json, evaluation-<network>.npz,
+reproduction.json. The folder may hold other files, which are never deleted.
+While a set is being written, `.unfinished/` (`unfinished`) holds settings.json, the images so far and their chunks
+(`image_output`), and arrays that are computed from the images on the way (`*.raw`). The finished set is put together in
+`.unfinished/assembled/`, which becomes `.unfinished/finished/` by a rename. From then on the set is complete: whoever
+resumes it moves the set that it replaces to `.unfinished/replaced/`, the manifest last, and the new files into the
+folder, the manifest last. `.unfinished/` is deleted when the command has finished. `.lock` locks the whole folder.
 A run folder whose samples lie elsewhere holds location.json instead: {"folder": absolute path}.
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +27,21 @@ from typing import Any, Literal
 import numpy as np
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import check_version, disk_errors, read_json, write_json
-from titokctl.formats.image_output import PRODUCTS, ChunkWriter, OutputSpec, index_name, open_output, take_back
+from titokctl.formats.atomic import check_version, disk_errors, flush_entry, read_json, write_json
+from titokctl.formats.evaluation import REPRODUCTION
+from titokctl.formats.image_output import (
+    FILE_TYPES,
+    PRODUCTS,
+    STAGED,
+    ChunkWriter,
+    OutputSpec,
+    Piece,
+    index_name,
+    open_output,
+)
 from titokctl.formats.npz_stream import NpzArray
 from titokctl.formats.picture import save_grid
+from titokctl.formats.replacing import check_only_listed, delete_listed, listing_of
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.unfinished import SETTINGS, Unfinished, begun_with_other_settings, changes
@@ -40,7 +55,9 @@ LOCATION = "location.json"
 UNFINISHED = ".unfinished"
 NUM_SHOWN = 64
 SHOWN = "shown"
+_ASSEMBLED, _FINISHED, _REPLACED = "assembled", "finished", "replaced"
 _NOT_CONTENT = {".lock", "run.json", LOCATION}
+_RESULTS = ("evaluation-*.json", "evaluation-*.npz", REPRODUCTION)
 
 State = Literal["empty", "unfinished", "finished", "foreign"]
 
@@ -59,7 +76,7 @@ class SampleSet:
         Raises UserError when there is none, or an unfinished one, or one of a newer format.
         """
         folder = _followed(Path(path))
-        if state_of(folder) != "finished":
+        if not (folder / MANIFEST).is_file():
             hint = "run the `titokctl sample` command that made it again" if state_of(folder) == "unfinished" else ""
             raise UserError(f"{folder} holds no finished sample set", hint)
         manifest = read_json(folder / MANIFEST)
@@ -94,6 +111,7 @@ class SampleSetWriter(ChunkWriter):
                 writer.add(first, count, rows)      # in any order, in pieces that are the same in every run
             writer.commit()
             writer.finish(header, manifest)         # in one process, after the others have committed theirs
+        unfinished(folder).remove()                 # when all is done that needs the arrays
 
     Rows that are added have `images` unless the format is "none", an array "shown" (n, H, W, 3) uint8 of the same
     images for as long as one of them is among the first 64, and an array for each name in `widths`.
@@ -112,21 +130,26 @@ class SampleSetWriter(ChunkWriter):
         self._unfinished, self._widths = unfinished(folder), dict(widths or {})
         super().__init__(self._unfinished.folder, None)
 
-    def begin(self) -> None:
+    def begin(self, overwrite: bool = False) -> None:
         """Begin the set, or find out which images an earlier run finished.
 
-        Raises UserError when the unfinished set in the folder was begun with other settings.
+        Raises UserError when the unfinished set in the folder was begun with other settings, unless `overwrite`.
         """
-        self._unfinished.begin(self.settings)
+        self._unfinished.begin(self.settings, overwrite)
         with disk_errors(self.folder):
-            take_back(self.spec.image_format, self.folder, self.work)
+            self._take_back()
         self.read_chunks()
+        if self.done and not self._has_images():  # a killed writer of an older version
+            self._unfinished.clear()
+            self._unfinished.begin(self.settings)
+            self.done.clear()
 
     def open(self) -> None:
         """Open the files that the rows go to, after `begin` in this process or another."""
         n, edge = len(self.spec.labels), self.spec.image_size
         with disk_errors(self.folder):
-            self.output = open_output(self.work, self.spec)
+            if not (self.work / _FINISHED).is_dir():
+                self.output = open_output(self.work, self.spec)
             self.arrays = {SHOWN: self._array(SHOWN, (min(n, NUM_SHOWN), edge, edge, 3), np.uint8)}
             for name, width in self._widths.items():
                 self.arrays[name] = self._array(name, (n, width), np.float32)
@@ -151,25 +174,52 @@ class SampleSetWriter(ChunkWriter):
             "image_format": form,
             "settings": self.settings,
         }
-        written = own | manifest
         with disk_errors(self.folder):
-            if self.output is not None:
-                self.output.finish([(piece.count, piece.crc) for piece in pieces])
-            save_grid(self.work / GRID, self.arrays[SHOWN].read(0, self.arrays[SHOWN].shape[0]))
-            self._write_ids(header, [piece.ids for piece in pieces])
-            for name in (PRODUCTS.get(form), IDS, GRID):
-                if name is not None:
-                    os.replace(self.work / name, self.folder / name)
-            write_json(self.folder / MANIFEST, written)
-            self._unfinished.remove()
-        return SampleSet(self.folder, written)
+            if not (self.work / _FINISHED).is_dir():
+                self._assemble(header, own | manifest, pieces)
+            if (self.work / _FINISHED / MANIFEST).is_file():
+                _publish(self.work, self.folder)
+        return SampleSet.open(self.folder)
+
+    def _assemble(self, header: CacheHeader, manifest: dict[str, Any], pieces: list[Piece]) -> None:
+        """Put the complete set together in the folder of the unfinished one."""
+        if self.output is not None:
+            self.output.finish([(piece.count, piece.crc) for piece in pieces])
+        save_grid(self.work / GRID, self.arrays[SHOWN].read(0, self.arrays[SHOWN].shape[0]))
+        self._write_ids(header, [piece.ids for piece in pieces])
+        assembled = self.work / _ASSEMBLED
+        assembled.mkdir(exist_ok=True)
+        for name in (PRODUCTS.get(self.spec.image_format), IDS, GRID):
+            if name is not None:
+                os.replace(self.work / name, assembled / name)
+        write_json(assembled / MANIFEST, manifest)
+        os.replace(assembled, self.work / _FINISHED)
+        flush_entry(self.work)
+
+    def _take_back(self) -> None:
+        """Move back the files of a set that was being put together when its writer was killed."""
+        assembled = self.work / _ASSEMBLED
+        if assembled.is_dir():
+            for path in assembled.iterdir():
+                os.replace(path, self.work / path.name)
+            assembled.rmdir()
+        name = PRODUCTS.get(self.spec.image_format, "")
+        # Older versions moved the images before they wrote the manifest.
+        is_moved = not any(path.exists() for path in (self.work / _FINISHED, self.folder / MANIFEST, self.work / name))
+        if name and is_moved and (self.folder / name).exists():
+            os.replace(self.folder / name, self.work / name)
+
+    def _has_images(self) -> bool:
+        form = self.spec.image_format
+        places = (self.work / PRODUCTS.get(form, IDS), self.work / STAGED, self.work / _FINISHED)
+        return form == "none" or any(path.exists() for path in places)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> NpzArray:
         return NpzArray(self.work / f"{name}.raw", shape, dtype)
 
     def _write_ids(self, header: CacheHeader, ids: list[np.ndarray]) -> None:
         n, first = len(self.spec.labels), 0
-        key_bytes = len(index_name(0, n))
+        key_bytes = n * len(index_name(0, n))
         with TokenCacheWriter(self.work / IDS, header, num_rows=n, key_bytes=key_bytes) as cache:
             for block in ids:
                 last = first + len(block)
@@ -183,11 +233,14 @@ def unfinished(folder: Path) -> Unfinished:
 
 
 def state_of(folder: Path) -> State:
-    """Tell whether a folder holds a finished set, an unfinished one, nothing, or something else ("foreign")."""
-    if (folder / MANIFEST).is_file():
-        return "finished"
+    """Return the state of a folder: it holds a finished set, an unfinished one, nothing, or something else ("foreign").
+
+    A finished set that is being replaced is unfinished to its writers; `SampleSet.open` still reads it.
+    """
     if (folder / UNFINISHED / SETTINGS).is_file():
         return "unfinished"
+    if (folder / MANIFEST).is_file():
+        return "finished"
     if not folder.exists():
         return "empty"
     if not folder.is_dir():
@@ -195,18 +248,22 @@ def state_of(folder: Path) -> State:
     return "foreign" if {p.name for p in folder.iterdir()} - _NOT_CONTENT - {UNFINISHED} else "empty"
 
 
-def check_fits(folder: Path, settings: dict[str, Any]) -> State:
+def check_fits(folder: Path, settings: dict[str, Any], overwrite: bool = False) -> State:
     """Return the state of the folder in which a set with `settings` is to be written.
+
+    If `overwrite`, a finished set, and an unfinished one with other settings, count as nothing ("empty").
 
     Raises UserError when it holds something else, or a finished or unfinished set with other settings.
     """
     state = state_of(folder)
     if state == "foreign":
         raise not_a_set(folder)
+    if state == "finished" and overwrite:
+        return "empty"
     if state == "finished" and (changed := changes(SampleSet.open(folder).manifest["settings"], settings)):
         raise begun_with_other_settings(folder, changed)
-    if state == "unfinished":
-        unfinished(folder).resumes(settings)
+    if state == "unfinished" and not unfinished(folder).resumes(settings, overwrite):
+        return "empty"
     return state
 
 
@@ -215,20 +272,53 @@ def not_a_set(folder: Path) -> UserError:
     return UserError(f"{folder} is not empty and holds no sample set", "choose another folder with -o")
 
 
-def remove(folder: Path) -> None:
-    """Delete the set in `folder`, finished or not, and leave everything else that is there.
+def files_of(folder: Path) -> list[str]:
+    """Return the names, relative to `folder`, of the files of the finished set in it, the manifest last; [] for none.
 
-    Raises UserError when manifest.json belongs to something else.
+    Raises UserError when manifest.json belongs to something else, or when other files lie among the images.
     """
-    state = state_of(folder)
-    if state not in ("finished", "unfinished"):
-        return
-    if state == "finished":
-        SampleSet.open(folder)
-    # The manifest first, so that a killed process leaves no set that seems to be finished.
-    for name in (MANIFEST, *PRODUCTS.values(), IDS, GRID, UNFINISHED):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if not (folder / MANIFEST).is_file():
+        return []
+    found = SampleSet.open(folder)
+    names = [name for name in (IDS, GRID) if (folder / name).is_file()]
+    names += sorted(path.name for pattern in _RESULTS for path in folder.glob(pattern))
+    for product in dict.fromkeys(PRODUCTS.values()):
+        path = folder / product
+        if path.is_dir() and not path.is_symlink():
+            listed = listing_of(path) or _image_names(found.manifest)
+            check_only_listed(path, listed)
+            names += [f"{product}/{name}" for name in sorted(listed) if os.path.lexists(path / name)]
+        elif path.is_file():
+            names.append(product)
+    return [*names, MANIFEST]
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Move the complete set from `work` to `folder`; one that was interrupted is continued."""
+    new, replaced = work / _FINISHED, work / _REPLACED
+    for name in files_of(folder):
+        (replaced / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, replaced / name)
+    _remove_empty(folder)
+    names = {path.name for path in new.iterdir()}
+    for name in (*sorted(names - {MANIFEST}), MANIFEST):
+        os.replace(new / name, folder / name)
+    flush_entry(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folders of images that are empty now."""
+    for product in dict.fromkeys(PRODUCTS.values()):
+        if (folder / product).is_dir():
+            delete_listed(folder / product, {})
+
+
+def _image_names(manifest: dict[str, Any]) -> dict[str, int | None]:
+    """Return the names of the image files of a set, whose sizes aren't recorded."""
+    count, form = manifest.get("num_images"), manifest.get("image_format")
+    if form not in FILE_TYPES or form == "wds" or not isinstance(count, int):
+        return {}
+    return {f"{index_name(index, count)}.{FILE_TYPES[form]}": None for index in range(count)}
 
 
 def record_location(run: Path, folder: Path) -> None:

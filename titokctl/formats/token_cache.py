@@ -17,11 +17,11 @@ import numpy as np
 from titokctl.errors import UserError
 from titokctl.formats.token_file import TokenFile
 from titokctl.formats.token_folder import TokenFolder
-from titokctl.formats.token_header import CacheHeader, StoredCache
+from titokctl.formats.token_header import PLAIN, CacheHeader, StoredCache
+from titokctl.formats.token_keys import Keys
 
 __all__ = ["PLAIN", "CacheHeader", "TokenCache"]
 
-PLAIN = "plain"  # the name of the view that /tokens itself is
 _ROWS_AT_ONCE = 1 << 18
 _LARGE_BYTES = 256 << 20
 
@@ -53,6 +53,17 @@ class TokenCache:
         cache = cls(TokenFolder(path) if path.is_dir() else TokenFile(path))
         if check_ids:
             cache.check_ids()
+        return cache
+
+    @classmethod
+    def open_whole(cls, path: Path | str) -> "TokenCache":
+        """Open `path` as `open` does, and compare all contents with their checksums.
+
+        Whatever makes a new product of a cache opens it so: damage that was copied would have valid checksums.
+        """
+        cache = cls.open(path, check_ids=False)
+        cache.check_contents()
+        cache.check_ids()
         return cache
 
     def __len__(self) -> int:
@@ -101,8 +112,8 @@ class TokenCache:
         return self._stored.read_labels()
 
     @cached_property
-    def keys(self) -> np.ndarray:
-        """Keys (N,) as UTF-8 bytes (numpy type S), read at first use."""
+    def keys(self) -> Keys:
+        """The keys of all rows as UTF-8 bytes, read at first use."""
         return self._stored.read_keys()
 
     def key(self, row: int) -> str:
@@ -147,9 +158,15 @@ class TokenCache:
         """
         return self._stored.damage(advance)
 
-    def check_rows(self) -> None:
-        """Compare the rows with their checksums at the speed of memory. Raises UserError when some changed."""
-        self._stored.check_rows()
+    def check_contents(self) -> None:
+        """Compare all contents with their checksums. Raises UserError when some changed."""
+        wrong = self.damage(lambda rows: None)
+        self.release()
+        if wrong:
+            raise UserError(
+                f"{self.path} is damaged: {wrong[0]} since it was written",
+                f"fetch or make it again; `titokctl verify {self.path}` lists all changes",
+            )
 
     def release(self) -> None:
         """Return the memory of mapped rows to the system; they are read again when they are needed.

@@ -5,23 +5,30 @@ size.
 
     /tokens              (N, K) uint16, uint32 when V > 65,536; contiguous, little-endian; row i is image i's plain crop
     /latents             instead of /tokens, of a Gaussian tokenizer: (N, K, C) float16, the means
-    /views/<name>        same shape and type: other crops of the same images; attribute `preprocessing` (JSON)
+    /views/<name>        same shape and type: other crops of the same images
     /labels              (N,) int32, contiguous; -1 for none
-    /keys                (N,) fixed-length UTF-8 bytes, padded with zero bytes; chunked, gzip + fletcher32
-    /class_names         (classes,) the same kind of text; absent when there are no names
-    /checksums           attributes `sha256`, `rows_per_crc`; below it, for /tokens and each /views/<name>, a dataset
-                         of the same path: (ceil(N / 65,536),) uint32, the CRC-32 of every 65,536 rows
+    /keys                (B,) uint8, all keys in UTF-8 one after the other; chunked, gzip + fletcher32
+    /key_ends            (N,) uint64, where each key ends in /keys; chunked, gzip + shuffle + fletcher32
+    /class_names         (...,) uint8, JSON: a list of names, [] without names
+    /header              (...,) uint8, JSON: an object with the fields of `CacheHeader` but class_names
+    /checksums           attributes `sha256`, `header_sha256` (of the bytes of /header), `rows_per_crc`; below it, for
+                         each dataset but /header, a dataset of the same path: the CRC-32 of every 65,536 of its rows,
+                         uint32
 
-Root attributes: format "titokctl/token-cache", format_version 1, tokenizer (config, JSON), encoder_sha256,
-weights_sha256, codebook_size (0 with /latents), num_latent_tokens, image_size, preprocessing (JSON), source (JSON),
-created_by, with /latents token_size, and complete = 1, which is written after everything else; made_with (JSON),
-num_rejected and terms (text) may be there. `sha256` covers the contents: the SHA-256 of one line a dataset, sorted by
-path, "<path> <numpy type> <n,n> <sha256 of its bytes>\\n".
+The root has three attributes: format "titokctl/token-cache", format_version 2, and complete = 1, which is written after
+everything else. Text in attributes has fixed length, and the file has the layout of HDF5 1.10, which has checksums of
+its own structure. `sha256` covers the contents: the SHA-256 of one line a dataset but /header, sorted by path,
+"<path> <numpy type> <n,n> <sha256 of its bytes>\\n".
+
+Files of format_version 1 are read, too. They have no /header: its fields are root attributes of variable length, and
+each view has an attribute `preprocessing`. /keys and /class_names are text of fixed length, padded with zero bytes, and
+only the rows have CRC-32s.
 A writer (`token_cache_writer`) works under a temporary name and renames the finished file; the target itself is never
 opened for writing.
 """
 
-import zlib
+import errno
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -39,16 +46,19 @@ from titokctl.formats.token_header import (
     CacheHeader,
     ContentsChecksums,
     StoredCache,
-    bytes_of,
     check_labels,
     checked,
     checked_header,
 )
+from titokctl.formats.token_keys import LONGEST_KEY, Keys
 
 FORMAT = "titokctl/token-cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+LIBRARY = ("v110", "v110")
 _JSON: TypeAdapter[dict[str, Any]] = TypeAdapter(Json[dict[str, Any]])
-_TEXT = ("class_names", "keys")
+_JSON_LIST: TypeAdapter[list[Any]] = TypeAdapter(Json[list[Any]])
+_KEY_BLOCK = 64 << 20
+_KEYS_PER_BYTE = 200  # bytes of keys that a byte of the file may stand for, deflated
 _JSON_NAMES = ("tokenizer", "preprocessing", "source", "made_with")
 
 
@@ -71,27 +81,21 @@ class TokenFile(StoredCache):
                 many = f"{len(self.views[wrong[0]]):,} rows, /{self.header.main} {len(self.rows):,}"
                 raise UserError(f"/views/{wrong[0]} of {path} has {many}")
             self._labels = self._read_labels(file)
-            text_dataset(file, "keys", len(self.rows))
-            checksums = hdf5_checks.subgroup(file, "checksums")
-            if checksums is None:
-                raise UserError(f"/checksums of {path} is missing")
-            self.sha256 = str(hdf5_checks.attribute(checksums, "sha256", str))
+            _key_datasets(file, len(self.rows))
+            self.sha256 = str(hdf5_checks.attribute(_checksums(file), "sha256", str))
 
     def read_labels(self) -> np.ndarray:
         return self._labels
 
-    def read_keys(self) -> np.ndarray:
+    def read_keys(self) -> Keys:
         with hdf5_checks.opened(self.path) as file:
-            return np.asarray(text_dataset(file, "keys", len(self.rows))[...])
+            return _read_keys(file, len(self.rows))
 
     def num_bytes(self) -> int:
         return self.path.stat().st_size
 
     def damage(self, advance: Callable[[int], None]) -> list[str]:
         return _damage(self.path, advance)
-
-    def check_rows(self) -> None:
-        _check_rows(self.path)
 
     def _rows(self, group: h5py.Group, name: str) -> np.ndarray:
         found, header = hdf5_checks.dataset(group, name), self.header
@@ -129,7 +133,32 @@ def read_header(file: h5py.File) -> CacheHeader:
     if "complete" not in file.attrs or not hdf5_checks.attribute(file, "complete", int):
         raise UserError(f"{path} was never finished", "make it again with `titokctl tokenize`")
     hdf5_checks.names_of(file)
+    return _first_header(file) if _version(file) == 1 else _header(file)
+
+
+def _version(file: h5py.File) -> int:
+    return int(hdf5_checks.attribute(file, "format_version", int))
+
+
+def _header(file: h5py.File) -> CacheHeader:
+    """Return the header in /header and /class_names, whose bytes are compared with the recorded hash."""
+    path = file.filename
+    text = hdf5_checks.text(file, "header")
+    claimed = hdf5_checks.attribute(_checksums(file), "header_sha256", str)
+    if hashlib.sha256(text.encode()).hexdigest() != claimed:
+        raise UserError(f"/header of {path} changed since the file was written")
+    fields = _parsed(text, f"/header of {path}")
+    names: list[Any] = checked(_JSON_LIST, hdf5_checks.text(file, "class_names"), lambda _: f"/class_names of {path}")
+    header = checked_header(fields | {"class_names": names}, lambda name: f"{name} in /header of {path}")
     views = hdf5_checks.subgroup(file, "views")
+    if sorted(header.views) != ([] if views is None else hdf5_checks.names_of(views)):
+        raise UserError(f"/views of {path} are not the views of its header")
+    return header
+
+
+def _first_header(file: h5py.File) -> CacheHeader:
+    """Return the header of a file of format_version 1, from its attributes."""
+    path, views = file.filename, hdf5_checks.subgroup(file, "views")
     names = [] if views is None else hdf5_checks.names_of(views)
 
     def where(name: str) -> str:
@@ -142,6 +171,50 @@ def read_header(file: h5py.File) -> CacheHeader:
     values["codebook_size" if "latents" in file else "token_size"] = 0
     values["views"] = {name: _preprocessing(views, name) for name in names}
     return checked_header(values | {"class_names": _class_names(file)}, where)
+
+
+def _checksums(file: h5py.File) -> h5py.Group:
+    found = hdf5_checks.subgroup(file, "checksums")
+    if found is None:
+        raise UserError(f"/checksums of {file.filename} is missing")
+    return found
+
+
+def _key_datasets(file: h5py.File, num_rows: int) -> tuple[h5py.Dataset, h5py.Dataset | None]:
+    """Return /keys and /key_ends, their types checked; of format_version 1 the text in /keys, and None."""
+    if _version(file) == 1:
+        return text_dataset(file, "keys", num_rows), None
+    keys, ends = hdf5_checks.dataset(file, "keys"), hdf5_checks.dataset(file, "key_ends")
+    if keys.dtype != np.dtype("u1") or len(keys.shape) != 1:
+        raise UserError(f"/keys of {file.filename} is {keys.dtype.str} {keys.shape}, expected |u1 (bytes,)")
+    if ends.dtype != np.dtype("<u8") or ends.shape != (num_rows,):
+        raise UserError(f"/key_ends of {file.filename} is {ends.dtype.str} {ends.shape}, expected <u8 ({num_rows},)")
+    if len(keys) > num_rows * LONGEST_KEY or len(keys) > _KEYS_PER_BYTE * Path(file.filename).stat().st_size:
+        raise UserError(f"/keys of {file.filename} declares {len(keys):,} bytes, out of proportion to the file")
+    return keys, ends
+
+
+def _read_keys(file: h5py.File, num_rows: int) -> Keys:
+    """Return all keys. Raises UserError for any that is empty, too long, or not UTF-8."""
+    found, ends = _key_datasets(file, num_rows)
+    if ends is None:
+        block = max(1, _KEY_BLOCK // found.dtype.itemsize)
+        parts = (np.asarray(found[first : first + block]) for first in range(0, num_rows, block))
+    try:
+        keys = Keys.joined([Keys.of(part) for part in parts]) if ends is None else Keys(found[:], _as_ends(ends[:]))
+        keys.check()
+        keys.data.tobytes().decode()
+    except ValueError as error:
+        what = "a key is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise UserError(f"/keys of {file.filename} is damaged: {what}") from error
+    return keys
+
+
+def _as_ends(ends: np.ndarray) -> np.ndarray:
+    """Return the ends of keys as int64. Raises ValueError for numbers that no file has."""
+    if len(ends) and int(ends.max()) > 1 << 62:
+        raise ValueError("the ends of the keys don't fit their bytes")
+    return ends.astype(np.int64)
 
 
 def _preprocessing(views: h5py.Group, name: str) -> dict[str, Any]:
@@ -176,31 +249,50 @@ def text_dataset(group: h5py.Group, name: str, num_rows: int | None) -> h5py.Dat
 def _damage(path: Path, advance: Callable[[int], None]) -> list[str]:
     """Compare everything with the checksums, block by block, as `StoredCache.damage`."""
     with hdf5_checks.opened(path) as file:
-        checksums, ids = file["checksums"], _datasets_of_rows(file)
+        checksums, ids = _checksums(file), _datasets_of_rows(file)
         problems: list[str] = []
         found = ContentsChecksums()
-        for name in (*ids, "labels", *(name for name in _TEXT if name in file)):
-            for block in _blocks(file[name]):
+        others = ("labels", *(name for name in ("class_names", "keys", "key_ends") if name in file))
+        for name in (*ids, *others):
+            for block in _blocks(hdf5_checks.dataset(*_at(file, name))):
                 found.update(name, block)
                 advance(len(block) if name in ids else 0)
-            if name in ids:
+            if name in ids or _version(file) > 1:
                 problems += _wrong_blocks(checksums, name, found.crcs(name), len(file[name]))
         if found.sha256() != hdf5_checks.attribute(checksums, "sha256", str) and not problems:
-            problems.append("labels, keys, class names or the checksum itself changed since the file was written")
+            problems.append("labels, keys, class names or the checksum itself changed")
         return problems
 
 
-def _check_rows(path: Path) -> None:
-    """Compare the rows of all views with their CRC-32s, as `StoredCache.check_rows`."""
-    with hdf5_checks.opened(path) as file:
-        for name in _datasets_of_rows(file):
-            found = [zlib.crc32(bytes_of(block)) for block in _blocks(file[name])]
-            wrong = _wrong_blocks(file["checksums"], name, found, len(file[name]))
-            if wrong:
-                raise UserError(
-                    f"{path} is damaged: {wrong[0]} since the file was written",
-                    "fetch or make it again; `titokctl verify` lists all changes",
-                )
+def check_written(path: Path, wanted: ContentsChecksums) -> None:
+    """Compare a file that was just written with the checksums of what was to be written.
+
+    HDF5 writes text and its own structure when it closes them, where h5py drops errors of the disk. Rows are written at
+    once, with their errors, so of them only the checksums are compared.
+
+    Raises OSError when something is missing or differs.
+    """
+    try:
+        cache = TokenFile(path)
+        with hdf5_checks.opened(path) as file:
+            rows, found = _datasets_of_rows(file), ContentsChecksums()
+            for name in wanted.paths:
+                if name not in rows:
+                    for block in _blocks(hdf5_checks.dataset(*_at(file, name))):
+                        found.update(name, block)
+                crcs = (wanted if name in rows else found).crcs(name)
+                if crcs != wanted.crcs(name) or _wrong_blocks(_checksums(file), name, crcs, len(file[name])):
+                    raise UserError(f"/{name} differs")
+        if cache.sha256 != wanted.sha256():
+            raise UserError("the checksum differs")
+    except UserError as error:
+        raise OSError(errno.EIO, f"the file was not written as intended ({error.message})") from error
+
+
+def _at(file: h5py.File, path: str) -> tuple[h5py.Group, str]:
+    """Return the group that holds the dataset /path, and its name there."""
+    folder, _, name = path.rpartition("/")
+    return (file[folder] if folder else file), name
 
 
 def _datasets_of_rows(file: h5py.File) -> list[str]:

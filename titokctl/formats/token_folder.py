@@ -1,8 +1,10 @@
 """A token cache that stays a folder of parts: for collections too large for one file.
 
 Specification: the folder is as `token_parts` says, finished when its manifest has complete = 1, and then also `rows`
-(the number of rows of each unit's part, in order), `num_rejected`, and `sha256`, that of the same rows in one file
-(`token_file`). Row i is counted through the units in order. Parts are checked when they are read.
+(the number of rows of each unit's part, in order), `num_rejected`, `sha256`, that of the same rows in one file
+(`token_file`), and `checksum`, the SHA-256 of all other fields as compact JSON with sorted keys. Its format_version is
+then 2; in 1 there was no `checksum`, and `sha256` was that of a file of format_version 1. Row i is counted through the
+units in order. Parts are checked when they are read.
 """
 
 import json
@@ -17,6 +19,7 @@ import numpy as np
 
 from titokctl.errors import UserError
 from titokctl.formats.token_header import CacheHeader, ContentsChecksums, StoredCache, check_labels, checked_header
+from titokctl.formats.token_keys import Keys
 from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, all_parts
 
 _PARTS_KEPT = 64
@@ -94,7 +97,7 @@ class TokenFolder(StoredCache):
         if not manifest.complete:
             raise UserError(f"{path} was never finished", _AGAIN)
         self.header = _header(self._folder)
-        self.sha256, self._counts = manifest.sha256, manifest.rows
+        self.sha256, self._counts, self._version = manifest.sha256, manifest.rows, manifest.format_version
         ends = np.cumsum(np.array(self._counts, np.int64))
         if not len(ends) or ends[-1] < 1:
             raise UserError(f"{path} has no rows", _AGAIN)
@@ -113,8 +116,8 @@ class TokenFolder(StoredCache):
         check_labels(self.path, found, len(self.header.class_names))
         return found
 
-    def read_keys(self) -> np.ndarray:
-        return np.concatenate([self._part(unit).keys for unit in range(len(self._counts))])
+    def read_keys(self) -> Keys:
+        return Keys.joined([Keys.of(self._part(unit).keys) for unit in range(len(self._counts))])
 
     def num_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.path.iterdir())
@@ -129,13 +132,14 @@ class TokenFolder(StoredCache):
             advance(rows * (1 + len(self.header.views)))
         if not problems:
             units = range(len(self._counts))
-            width = max(summary.key_bytes for unit in units if (summary := self._folder.summary(unit)))
-            if _contents_sha256(map(self._read, units), self.header, width) != self.sha256:
+            if self._version > 1:
+                found = _contents_sha256(map(self._read, units), self.header)
+            else:
+                width = max(summary.key_bytes for unit in units if (summary := self._folder.summary(unit)))
+                found = _first_contents_sha256(map(self._read, units), self.header, width)
+            if found != self.sha256:
                 problems.append(f"the parts of {self.path} are not those it was finished with")
         return problems
-
-    def check_rows(self) -> None:
-        """Do nothing: a part is compared with its checksum whenever it is read."""
 
     def _read(self, unit: int) -> TokenPart:
         """Return the part of `unit` if it fits the header. Raises UserError otherwise."""
@@ -164,14 +168,29 @@ def finish_folder(
             yield part
             advance(len(part))
 
-    sha256 = _contents_sha256(parts(), header, tally.key_bytes)
+    sha256 = _contents_sha256(parts(), header)
     whole = {"header": json.loads(json.dumps(asdict(header))), "rows": rows}  # only now its counts are known
     folder.complete(whole | {"num_rejected": tally.rejected, "sha256": sha256})
     return sha256
 
 
-def _contents_sha256(parts: Iterator[TokenPart], header: CacheHeader, key_bytes: int) -> str:
+def _contents_sha256(parts: Iterator[TokenPart], header: CacheHeader) -> str:
     """Return the checksum that a file of these rows would have."""
+    sums, key_bytes = ContentsChecksums(), 0
+    for part in parts:
+        keys = Keys.of(part.keys)
+        arrays = {header.main: part.ids, "labels": part.labels, "keys": keys.data}
+        arrays["key_ends"] = (keys.ends + key_bytes).astype("<u8")
+        key_bytes += len(keys.data)
+        for name, array in (arrays | {f"views/{v}": rows for v, rows in part.views.items()}).items():
+            sums.update(name, array)
+    names = json.dumps(list(header.class_names), ensure_ascii=False)
+    sums.update("class_names", np.frombuffer(names.encode(), np.uint8))
+    return sums.sha256()
+
+
+def _first_contents_sha256(parts: Iterator[TokenPart], header: CacheHeader, key_bytes: int) -> str:
+    """Return the checksum that a file of format_version 1 with these rows would have."""
     sums = ContentsChecksums()
     for part in parts:
         arrays = {header.main: part.ids, "labels": part.labels, "keys": part.keys.astype(f"S{key_bytes}")}

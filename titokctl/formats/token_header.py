@@ -12,8 +12,12 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from titokctl.errors import UserError
+from titokctl.formats.token_keys import Keys
 
 ROWS_PER_CRC = 65_536
+# What a file may declare; larger numbers would cost memory or minutes before anything else is known of it.
+MAX_CLASSES, MAX_NAME_BYTES, MAX_VIEWS, MAX_VIEW_NAME = 1 << 20, 4096, 64, 200
+PLAIN = "plain"  # the name of the view that /tokens itself is
 _Text = Annotated[str, Field(strict=True)]
 _Count = Annotated[int, Field(strict=True, ge=0)]
 _Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -99,11 +103,28 @@ def checked_header(fields: Mapping[str, Any], where: Callable[[str], str]) -> Ca
     Raises UserError when a field is missing, unknown, or of another type.
     """
     header = checked(_HEADER, dict(fields), where)
+    _check_bounds(header, where)
     if (header.codebook_size > 0) == (header.token_size > 0):
         name = "token_size" if header.codebook_size else "codebook_size"
         found = getattr(header, name)
         raise UserError(f"{where(name)} is {found}, expected {'0 for a cache of ids' if found else 'at least 1'}")
     return header
+
+
+def _check_bounds(header: CacheHeader, where: Callable[[str], str]) -> None:
+    if len(header.class_names) > MAX_CLASSES:
+        raise UserError(f"{where('class_names')} are {len(header.class_names):,}, more than {MAX_CLASSES:,}")
+    if any(len(name) > MAX_NAME_BYTES for name in header.class_names):
+        raise UserError(f"{where('class_names')} hold a name of more than {MAX_NAME_BYTES:,} characters")
+    if len(header.views) > MAX_VIEWS or any(len(name) > MAX_VIEW_NAME for name in header.views):
+        raise UserError(f"{where('views')} are more than {MAX_VIEWS}, or have names above {MAX_VIEW_NAME} characters")
+    if PLAIN in header.views:
+        raise UserError(f"{where('views')} have a view named {PLAIN!r}, the name of the rows themselves")
+    for name in header.views:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where('views')} have a name that is not UTF-8") from error
 
 
 def checked(adapter: TypeAdapter[Any], value: Any, where: Callable[[str], str]) -> Any:
@@ -135,8 +156,8 @@ def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
     if not len(labels):
         return
     least, most = int(labels.min()), int(labels.max())
-    if least < -1 or (num_classes and most >= num_classes):
-        limit = f"-1 to {num_classes - 1}" if num_classes else "-1 or more"
+    if least < -1 or most >= (num_classes or MAX_CLASSES):
+        limit = f"-1 to {(num_classes or MAX_CLASSES) - 1}"
         raise UserError(f"/labels of {path} reach from {least} to {most}, expected {limit}")
 
 
@@ -163,8 +184,8 @@ class StoredCache(ABC):
         """Return the labels (N,) int32."""
 
     @abstractmethod
-    def read_keys(self) -> np.ndarray:
-        """Return the keys (N,) as UTF-8 bytes."""
+    def read_keys(self) -> Keys:
+        """Return the keys of all rows."""
 
     @abstractmethod
     def num_bytes(self) -> int:
@@ -180,10 +201,6 @@ class StoredCache(ABC):
         Returns one sentence for each thing that changed since it was written; [] when nothing did.
         """
 
-    @abstractmethod
-    def check_rows(self) -> None:
-        """Compare the rows with their checksums as quickly as possible. Raises UserError when some changed."""
-
 
 class ContentsChecksums:
     """The checksums of a cache (`token_file` specifies them), over blocks of rows of its datasets."""
@@ -196,6 +213,11 @@ class ContentsChecksums:
         if path not in self._of:
             self._of[path] = _Dataset(block)
         self._of[path].update(block)
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all datasets so far, sorted."""
+        return sorted(self._of)
 
     def crcs(self, path: str) -> list[int]:
         """Return one CRC-32 for every 65,536 rows of a dataset; the last one covers the remaining rows."""

@@ -31,13 +31,14 @@ from safetensors.numpy import load, save
 from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path, check_version, read_json, remove_leftovers, write_bytes, write_json
 from titokctl.formats.folder_lock import folder_lock
+from titokctl.formats.replacing import SetAside, files_to_delete
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.token_header import CacheHeader, checked
 from titokctl.formats.unfinished import Unfinished, changes
 
 FORMAT = "titokctl/token-parts"
 PART_FORMAT = "titokctl/token-part"
-FORMAT_VERSION = 1
+FORMAT_VERSION, FINISHED_VERSION = 1, 2
 _MAX_PART_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 64 << 20
 MANIFEST, MERGE_LOCK = "manifest.json", ".merge.lock"
@@ -51,7 +52,7 @@ _Count = Annotated[int, Field(strict=True, ge=0)]
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of a folder of parts. The last four fields are those of a finished folder (`token_folder`)."""
+    """The manifest of a folder of parts. The fields from `complete` on are those of a finished one (`token_folder`)."""
 
     num_units: _Count
     header: dict[str, Any]
@@ -59,6 +60,8 @@ class Manifest:
     rows: list[_Count] = field(default_factory=list)
     num_rejected: _Count | None = None
     sha256: str = ""
+    checksum: str = ""
+    format_version: int = 1
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -126,6 +129,7 @@ class PartsFolder:
         # Users may have put files of their own into a folder that is kept.
         owned = ("unit-*.safetensors", ".*.tmp-*", MERGE_LOCK)
         self._work = Unfinished(output, self.path, MANIFEST, lambda found: _decisive(self._checked(found)), owned=owned)
+        self._before = SetAside(output, owned[:1], MANIFEST)
 
     def locked(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Be the only process at work here, or one of several jobs that divide the units; as `Unfinished.locked`."""
@@ -146,13 +150,15 @@ class PartsFolder:
     def begin(self, header: CacheHeader, num_units: int, overwrite: bool = False, shared: bool = False) -> bool:
         """Begin, or resume what an earlier run left; call it with the lock held. Returns True when resuming.
 
-        If `overwrite`, parts with other settings and a finished folder are deleted, but never while the lock is shared.
+        If `overwrite`, parts with other settings are deleted, and a finished folder is set aside until the new one is
+        complete; but never while the lock is shared.
 
         Raises UserError, which lists the differences, when the parts were begun with other settings.
         """
         manifest = _manifest(header, num_units)
         if overwrite and self.is_complete():
-            self._work.clear()
+            self._before.drop()
+            self._before.take()
         resumed = self._work.begin(_decisive(manifest), overwrite, shared=shared, record=_record(manifest))
         if resumed and not shared:
             for left in (MANIFEST, "unit-*"):
@@ -173,6 +179,12 @@ class PartsFolder:
     def manifest(self) -> Manifest:
         """Return the manifest. Raises UserError when it is missing, damaged, or wasn't written by titokctl."""
         return self._checked(read_json(self._work.record))
+
+    def files_to_delete(self) -> list[str]:
+        """Return the paths of the existing output's files that the new output replaces."""
+        if not self.keep:
+            return files_to_delete(self.output)
+        return [str(path) for path in sorted(self.output.glob("unit-*.safetensors"))] if self.is_complete() else []
 
     def is_begun(self) -> bool:
         """Return True if there is a manifest, whatever it says."""
@@ -217,7 +229,9 @@ class PartsFolder:
 
     def complete(self, record: dict[str, Any]) -> None:
         """Add `record`, which `token_folder` specifies, and `complete` to the manifest."""
-        write_json(self._work.record, read_json(self._work.record) | record | {"complete": 1})
+        whole = read_json(self._work.record) | record | {"complete": 1, "format_version": FINISHED_VERSION}
+        write_json(self._work.record, whole | {"checksum": _manifest_checksum(whole)})
+        self._before.drop()
 
     def remove(self) -> None:
         """Delete the parts, and the folder unless it holds other files."""
@@ -236,10 +250,17 @@ class PartsFolder:
         path = self._work.record
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise UserError(f"{path} was not written by titokctl", "choose another -o")
-        check_version(found.get("format_version"), FORMAT_VERSION, path, "token parts")
+        check_version(found.get("format_version"), FINISHED_VERSION, path, "token parts")
         needed = {"rows": None, "sha256": None} if found.get("complete") else {}
         manifest: Manifest = checked(_MANIFEST, needed | found, lambda name: f"{name} in {path}")
+        if manifest.format_version > 1 and manifest.checksum != _manifest_checksum(found):
+            raise UserError(f"{path} changed since it was written: its checksum does not fit", "restore it from a copy")
         return manifest
+
+
+def _manifest_checksum(record: Mapping[str, Any]) -> str:
+    covered = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _decisive(manifest: Manifest, finished: bool = False) -> dict[str, Any]:
@@ -339,7 +360,7 @@ class Tally:
     units: int = 0
     rows: int = 0
     rejected: int = 0
-    key_bytes: int = 1
+    key_bytes: int = 0
     by_kind: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
     passed_over: dict[str, int] = field(default_factory=dict)
@@ -349,7 +370,7 @@ class Tally:
         """Count one part."""
         self.units += 1
         self.rows += part.rows
-        self.key_bytes = max(self.key_bytes, part.key_bytes)
+        self.key_bytes += part.rows * part.key_bytes
         self.reject(part.rejected)
         self.pass_over(part.passed_over, part.label_files)
 

@@ -9,7 +9,6 @@ name by a rename; after that the folder is deleted.
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 
 from titokctl.config.differences import flat_differences
 from titokctl.errors import UserError
-from titokctl.formats.atomic import disk_errors, make_folder, read_json, write_json, write_new_json
+from titokctl.formats.atomic import disk_errors, flush_entry, make_folder, read_json, write_json, write_new_json
 from titokctl.formats.folder_lock import LOCK, at_work, folder_lock, is_held
+from titokctl.formats.replacing import swap_in
 
 SETTINGS = "settings.json"
 _LINE = 160
@@ -108,6 +108,21 @@ class Unfinished:
                 return False
         return True
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[Path]:
+        """Yield the path at which to make the product in one go; it becomes the output when the block succeeds.
+
+        What a killed process left is deleted first, and everything but the product at the end.
+        """
+        with self.locked():
+            self.clear()
+            product = self.folder / self.output.name
+            try:
+                yield product
+                publish(product, self.output)
+            finally:
+                self.remove()
+
     def clear(self) -> None:
         """Delete all files of the work but the lock; the record last, so that nothing of unknown origin stays."""
         owned = {path for pattern in self._owned for path in self.folder.glob(pattern)} - {self.folder / LOCK}
@@ -140,27 +155,10 @@ class Unfinished:
 
 
 def publish(product: Path, output: Path) -> None:
-    """Rename the finished `product` to `output`, in place of the file or folder that is there.
-
-    A replaced folder is moved beside the product first, so that a crash leaves the old one or the new one complete.
-    """
+    """Rename the finished `product` to `output`, in place of the product that is there (`replacing`)."""
     with disk_errors(output):
-        replaced = product.with_name(f"{product.name}-replaced")
-        if output.is_dir() and not output.is_symlink():
-            os.replace(output, replaced)
-        os.replace(product, output)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def check_free(output: Path, overwrite: bool) -> None:
-    """Raise UserError when `output` exists, unless it may be replaced."""
-    if output.exists() and not overwrite:
-        raise exists_already(output)
-
-
-def exists_already(output: Path) -> UserError:
-    """Return the error for an output that exists already."""
-    return UserError(f"{output} exists already", "choose another -o, or replace it with --overwrite")
+        swap_in(product, output)
+        flush_entry(output.absolute().parent)
 
 
 def begun_with_other_settings(output: Path, changed: list[str]) -> UserError:

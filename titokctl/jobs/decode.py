@@ -13,9 +13,10 @@ from titokctl.context import Context
 from titokctl.data.image_decoder import ENCODERS, ImageDecoder, recorded_precision
 from titokctl.errors import UsageError
 from titokctl.formats.image_output import PRODUCTS, ChunkWriter, ImageFormat, OutputSpec, Rows, open_output
+from titokctl.formats.replacing import NPZ, check_free, files_to_delete, seal
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.formats.unfinished import Unfinished, check_free
+from titokctl.formats.unfinished import Unfinished
 from titokctl.jobs.caches.rows import tokenizer_of
 from titokctl.jobs.plan import WritePlan, cache_read, image_bytes
 from titokctl.models.device import default_batch_size
@@ -88,7 +89,7 @@ class Decode:
             done=kept.num_done,
             num_bytes=image_bytes(self._form, len(work.cache), work.cache.header.image_size),
             settings={name: work.settings[name] for name in ("image_format", "precision", "device")},
-            replaces=self.output.exists(),
+            removes=files_to_delete(self.output),
         )
 
     def run(self, context: Context) -> Decoded:
@@ -105,8 +106,8 @@ class Decode:
         return self.image_format or ("npz" if self.output.suffix == ".npz" else "png")
 
     def _work(self, context: Context, fetch: bool) -> "_Work":
-        check_free(self.output, self.overwrite)
-        cache, device = TokenCache.open(self.path), context.device
+        check_free(self.output, self.overwrite, NPZ if self._form == "npz" else None)
+        cache, device = TokenCache.open_whole(self.path), context.device
         rows = cache.view(self.view)
         model = tokenizer_of(cache, self.tokenizer, context, fetch)
         precision = self.precision or recorded_precision(cache.header, device) or fastest_precision(device)
@@ -156,6 +157,8 @@ class _Work:
                 context.progress.close()
             if store is not None:
                 store.finish([(piece.count, piece.crc) for piece in writer.in_order(len(self.cache))])
+        if self.spec.image_format in ("png", "webp"):
+            seal(folder / PRODUCTS[self.spec.image_format], "images")
 
     def _decode_missing(self, writer: ChunkWriter, context: Context) -> None:
         total, batch, stop = len(self.cache), self.settings["batch_size"], context.stop

@@ -57,7 +57,7 @@ class WritePlan:
         count, unit: how many images or rows it will hold; an earlier run has finished `done` of them.
         num_bytes: its approximate size; None where that depends on the images' contents.
         settings: the other settings that decide its contents, by name; JSON values.
-        replaces: True if something finished at `output` would be replaced.
+        removes: paths of existing files that would be deleted or replaced.
         makes_folders: True if missing folders above `output` would be made.
     """
 
@@ -68,8 +68,13 @@ class WritePlan:
     done: int = 0
     num_bytes: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    replaces: bool = False
+    removes: Sequence[str] = ()
     makes_folders: bool = True
+
+    @property
+    def replaces(self) -> bool:
+        """True if something at `output` would be replaced."""
+        return bool(self.removes)
 
 
 def source_read(paths: Sequence[Path | str], source: Source) -> dict[str, Any]:
@@ -95,8 +100,8 @@ def cache_read(cache: TokenCache, view: str | None = None) -> dict[str, Any]:
 
 
 def cache_bytes(header: CacheHeader, rows: int, key_bytes: int) -> int:
-    """Return the approximate size in bytes of a token cache that isn't compressed."""
-    return rows * (header.row_bytes + _LABEL_BYTES + key_bytes)
+    """Return the approximate size in bytes of a token cache that isn't compressed; `key_bytes` are of all keys."""
+    return rows * (header.row_bytes + _LABEL_BYTES) + key_bytes
 
 
 def image_bytes(image_format: str, images: int, image_size: int) -> int | None:

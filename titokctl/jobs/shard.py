@@ -5,6 +5,7 @@ So shards are finished one by one, and the same command resumes a stopped run.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from titokctl.data.sources.parquet import KIND as PARQUET
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json
+from titokctl.formats.replacing import check_free, check_name, files_to_delete
 from titokctl.formats.shard_set import (
     ShardInfo,
     ShardSample,
@@ -96,7 +98,7 @@ class Shard:
                 "shards": work.finished.shards if work.finished else len(work.parts),
                 "order": work.settings["order"],
             },
-            replaces=not work.finished and output.is_dir() and any(output.iterdir()),
+            removes=() if work.finished else files_to_delete(output),
         )
 
     def run(self, context: Context) -> Sharded:
@@ -141,12 +143,14 @@ class Shard:
 
 def _finished(output: Path, settings: dict[str, Any], overwrite: bool) -> Sharded | None:
     """Return the result if it exists. Raises UserError for anything else at the output, unless it may be replaced."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    check_name(output)
+    if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
         return None
-    record = read_set_index(output) if output.is_dir() else None
+    record = read_set_index(output) if output.is_dir() and not output.is_symlink() else None
     if record is None:
         raise UserError(f"{output} exists already and holds no shards made by titokctl", "choose another -o")
     if overwrite:
+        check_free(output, overwrite)
         return None
     changed = changes({name: record.get(name) for name in settings}, settings)
     if changed:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,7 +16,8 @@ from titokctl.config.training import TrainingConfig
 from titokctl.distributed.group import Group
 from titokctl.errors import Stopped, UserError
 from titokctl.formats.atomic import make_folder, write_bytes
-from titokctl.formats.run_folder import RunFolder, open_run
+from titokctl.formats.replacing import SetAside
+from titokctl.formats.run_folder import RUN_FILES, RunFolder, check_is_run, files_of, open_run
 from titokctl.formats.unfinished import Unfinished
 
 CostT = TypeVar("CostT")
@@ -35,14 +36,19 @@ class RunPlan:
         state: "new", "begun" or "finished".
         step: the last saved step, from which the run would resume.
         steps: the length of the run.
-        replaces: True if an existing run would be deleted.
+        removes: paths of the existing run that would be deleted once the new one is finished.
     """
 
     output: Path
     state: str
     step: int
     steps: int
-    replaces: bool
+    removes: Sequence[str] = ()
+
+    @property
+    def replaces(self) -> bool:
+        """True if an existing run would be replaced."""
+        return bool(self.removes)
 
     def in_words(self) -> str:
         """Return one line for people."""
@@ -50,7 +56,8 @@ class RunPlan:
             return _finished(self.output)
         if self.state == "begun":
             return f"run: {self.output}, would resume from step {self.step:,} of {self.steps:,}"
-        return f"run: {self.output}, new" + (", in place of the existing one" if self.replaces else "")
+        deleted = f", in place of the existing one: deletes {', '.join(self.removes)}" if self.replaces else ""
+        return f"run: {self.output}, new{deleted}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class TrainingRun:
         inputs: the record of what the run is trained on.
         identity: hashes of the data and of the weights that the run starts from.
         name: the name of the folder.
-        overwrite: delete an existing run and start over.
+        overwrite: start over, and delete an existing run when the new one is finished.
     """
 
     runs: Path
@@ -95,10 +102,11 @@ class TrainingRun:
         run = self._new()
         is_there, steps = (run.path / _RECORD).exists(), run.settings["training"]["steps"]
         Unfinished(run.path, run.path, _RECORD).check_not_at_work()
+        check_is_run(run.path)
         if self.overwrite or not is_there:
-            return RunPlan(run.path, "new", 0, steps, is_there)
+            return RunPlan(run.path, "new", 0, steps, [str(path) for path in files_of(run.path)])
         found = _reopened(run)
-        return RunPlan(run.path, "finished" if found.is_finished else "begun", found.saved_step() or 0, steps, False)
+        return RunPlan(run.path, "finished" if found.is_finished else "begun", found.saved_step() or 0, steps)
 
     @contextlib.contextmanager
     def opened(self, say: Callable[[str], None], group: Group) -> Iterator[RunFolder]:
@@ -110,10 +118,12 @@ class TrainingRun:
             yield open_run(Path(group.from_main(None)))
             return
         run = self._new()
-        work = Unfinished(run.path, run.path, _RECORD)
+        work = Unfinished(run.path, run.path, _RECORD, owned=RUN_FILES)
+        before = SetAside(run.path, RUN_FILES, _RECORD)
         with work.locked():
+            check_is_run(run.path)
             if self.overwrite:
-                work.clear()
+                _make_way(work, before, say)
             run = self._begun(run)
             group.from_main(str(run.path))
             say(_finished(run.path) if run.is_finished else f"run: {run.path}")
@@ -121,7 +131,13 @@ class TrainingRun:
                 yield run
             except BaseException as error:
                 _record_end(run, error)
+                failed = isinstance(error, Exception) and not isinstance(error, Stopped) and not run.is_finished
+                if failed and before.is_there() and run.saved_step() is None:
+                    work.clear()
+                    before.put_back()
                 raise
+            if run.is_finished:
+                before.drop()
 
     def _new(self) -> RunFolder:
         settings = self.recipe.model_dump(mode="json")
@@ -189,6 +205,16 @@ def _reopened(wanted: RunFolder) -> RunFolder:
     if grows:
         found.status = "running"
     return found
+
+
+def _make_way(work: Unfinished, before: SetAside, say: Callable[[str], None]) -> None:
+    """Clear the run folder; a finished run is kept aside until the new one is finished."""
+    with contextlib.suppress(UserError):  # a damaged record is that of no finished run
+        if work.record.is_file() and open_run(work.folder).is_finished:
+            before.drop()
+            before.take()
+            say(f"the finished run is kept in {before.aside} until the new one is finished")
+    work.clear()
 
 
 def _record_end(run: RunFolder, error: BaseException) -> None:

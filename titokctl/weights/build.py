@@ -53,10 +53,11 @@ def build(weights: Weights, where: str, device: torch.device | str, dtype: torch
         dtype: of all floating point weights; float32 when None.
 
     Raises:
-        UserError: missing or unexpected tensors, or wrong shapes.
+        UserError: missing or unexpected tensors, wrong shapes, or numbers that are not finite.
     """
     module = skeleton(weights.kind, weights.config)
     compare(shapes(weights.tensors), shapes(module.state_dict()), where)
+    check_finite(weights.tensors, where)
     module.load_state_dict(weights.tensors, assign=True)
     return module.to(device, dtype or torch.float32).eval()
 
@@ -78,6 +79,19 @@ def with_pixel_decoder(tokenizer: TiTok, vqgan: MaskGitVqgan) -> TiTok:
 def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shapes by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise UserError when a weight is infinite or no number: such a network computes the same for every image."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
+            least, most = torch.aminmax(tensor)
+            if not (torch.isfinite(least) and torch.isfinite(most)):
+                count = int((~torch.isfinite(tensor)).sum())
+                raise UserError(
+                    f"{where}: {count:,} of the {tensor.numel():,} numbers of {name} are infinite or not a number",
+                    "fetch the file again, or take an earlier checkpoint of its training",
+                )
 
 
 def compare(found: Shapes, expected: Shapes, where: str) -> None:

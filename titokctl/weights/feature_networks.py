@@ -14,7 +14,7 @@ from titokctl.errors import UserError
 from titokctl.models import efficientnet_lite0, inception
 from titokctl.models.efficientnet_lite0 import EfficientNetLite0
 from titokctl.models.inception import Inception
-from titokctl.weights.build import compare, shapes
+from titokctl.weights.build import check_finite, compare, shapes
 from titokctl.weights.network_files import INCEPTION, LITE0, find
 from titokctl.weights.pickled import read_pickled
 
@@ -91,5 +91,6 @@ def _lite0_layers(network: EfficientNetLite0) -> Iterator[tuple[str, str, str]]:
 def filled(network: N, tensors: StateDict, name: str) -> N:
     """Load weights into the network; return it frozen and in eval mode. Raises UserError if they don't fit."""
     compare(shapes(tensors), shapes(network.state_dict()), f"the weights of {name}")
+    check_finite(tensors, f"the weights of {name}")
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False)

@@ -10,13 +10,13 @@ from typing import Literal
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.context import Context
 from titokctl.data.class_order import say_class_order
-from titokctl.errors import UsageError, UserError
-from titokctl.formats.unfinished import check_free
+from titokctl.errors import UsageError
+from titokctl.formats.replacing import SAFETENSORS, check_free, files_to_delete
 from titokctl.jobs.plan import WritePlan
-from titokctl.weights.build import compare, shapes, skeleton
+from titokctl.weights.build import check_finite, compare, shapes, skeleton
 from titokctl.weights.known import released
 from titokctl.weights.official.config import write_config
-from titokctl.weights.official.files import CONFIG, TENSORS, tensor_file, write_official
+from titokctl.weights.official.files import tensor_file, write_official
 from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights, save
 
@@ -54,7 +54,7 @@ class Convert:
         output: a .safetensors file, or the folder to make for `to="official"`.
         model: the known name of the source, where its files don't say it.
         to: the layout to write.
-        overwrite: replace an existing output.
+        overwrite: replace a product of this layout at the output.
         dtype: "bf16" rounds the values to half the size; "keep" keeps them. Rounded weights are another network: ids
             and hashes differ from those of the source. They are made to be passed on, so they don't record where the
             token cache of a generator lies.
@@ -90,7 +90,7 @@ class Convert:
             unit="tensors",
             num_bytes=sum(t.numel() * t.element_size() for t in weights.tensors.values()),
             settings={"layout": self.to},
-            replaces=self.output.exists(),
+            removes=files_to_delete(self.output),
             makes_folders=self.to == "official",
         )
 
@@ -122,26 +122,14 @@ class Convert:
         path = locate(self.source, fetch)
         weights = read(path, self.model)
         compare(shapes(weights.tensors), shapes(skeleton(weights.kind, weights.config).state_dict()), str(path))
+        check_finite(weights.tensors, str(path))
         if self.dtype == "bf16":
             rounded = {n: t.bfloat16() if t.is_floating_point() else t for n, t in weights.tensors.items()}
             weights = replace(weights, tensors=rounded, extra=_portable(weights.extra))
         return path, weights
 
     def _check_output(self) -> None:
-        output, is_folder = self.output, self.to == "official"
-        check_free(output, self.overwrite)
-        if not output.exists():
-            return
-        if output.is_dir() != is_folder:
-            found, wanted = ("file", "folder") if is_folder else ("folder", "file")
-            raise UserError(f"{output} is a {found}, but a {wanted} would be written", "choose another -o")
-        # A folder is replaced as a whole, so it may hold only the files that we would write into it.
-        inside = output.iterdir() if is_folder else ()
-        others = sorted(path.name for path in inside if path.name not in (CONFIG, TENSORS))
-        if others:
-            raise UserError(
-                f"{output} holds other files ({', '.join(others[:3])}), so it is not replaced", "choose another -o"
-            )
+        check_free(self.output, self.overwrite, None if self.to == "official" else SAFETENSORS)
 
 
 def _sha256(file: Path, context: Context) -> str:

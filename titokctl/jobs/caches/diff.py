@@ -13,7 +13,7 @@ from titokctl.data.image_decoder import ImageDecoder
 from titokctl.errors import UserError
 from titokctl.evaluation.reconstruction import psnr
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.jobs.caches.rows import tokenizer_of
+from titokctl.jobs.caches.rows import open_to_look, tokenizer_of
 
 _ROWS_AT_ONCE = 1 << 16
 _DECODED_AT_MOST = 64
@@ -64,7 +64,7 @@ class Diff:
 
     def run(self, context: Context) -> Difference:
         """Compare. Raises UserError when the caches hold other images, or rows of another shape."""
-        a, b = self._open()
+        a, b = self._open(context)
         counts, rows, largest = _compare_rows(a, b, self.view, context)
         share = len(rows) / len(a)
         load = partial(tokenizer_of, a, self.tokenizer, context)
@@ -88,8 +88,8 @@ class Diff:
             remarks=remarks,
         )
 
-    def _open(self) -> tuple[TokenCache, TokenCache]:
-        a, b = TokenCache.open(self.first), TokenCache.open(self.second)
+    def _open(self, context: Context) -> tuple[TokenCache, TokenCache]:
+        a, b = open_to_look(self.first, context), open_to_look(self.second, context)
         one, other = a.view(self.view), b.view(self.view)
         if one.shape != other.shape or a.is_discrete != b.is_discrete:
             raise UserError(
@@ -97,9 +97,8 @@ class Diff:
                 f"{other.shape} {other.dtype} in {self.second}",
                 "compare two caches of the same images",
             )
-        unequal = np.flatnonzero(a.keys != b.keys)
-        if len(unequal):
-            row = int(unequal[0])
+        row = a.keys.first_difference(b.keys)
+        if row is not None:
             raise UserError(
                 f"row {row} is {a.key(row)} in {self.first} and {b.key(row)} in {self.second}",
                 "compare the same images",

@@ -12,9 +12,10 @@ from safetensors.numpy import save_file
 
 from titokctl.context import Context
 from titokctl.errors import UsageError
-from titokctl.formats.atomic import atomic_path
+from titokctl.formats.atomic import disk_errors, flush
+from titokctl.formats.replacing import JSON, NPY, SAFETENSORS, check_free, files_to_delete, seal
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.formats.unfinished import check_free, exists_already
+from titokctl.formats.unfinished import Unfinished
 from titokctl.jobs.plan import WritePlan, cache_read, rows_bytes
 
 _ROWS_AT_ONCE = 8192
@@ -44,7 +45,7 @@ class Export:
             and safetensors calls them `latents`.
         output: the file or folder to make; None for the cache's name with the form's ending, beside the cache.
         view: name of the view.
-        overwrite: replace a file at the output.
+        overwrite: replace a product of this form at the output.
 
     Raises UsageError for another form.
     """
@@ -75,7 +76,7 @@ class Export:
             unit="rows",
             num_bytes=rows_bytes(rows) if self.form in ("npy", "safetensors") else None,
             settings={"form": self.form},
-            replaces=self.target.exists(),
+            removes=files_to_delete(self.target),
         )
 
     def run(self, context: Context) -> Exported:
@@ -83,18 +84,17 @@ class Export:
         cache, rows = self._open()
         self.target.parent.mkdir(parents=True, exist_ok=True)
         context.progress.start("export", len(cache), "rows")
-        with atomic_path(self.target) as temporary:
-            for written in _WRITERS[self.form](temporary, cache, rows):
+        with Unfinished(self.target).at_once() as product, disk_errors(self.target):
+            for written in _WRITERS[self.form](product, cache, rows):
                 context.progress.advance(written)
                 context.stop.check()
+            flush(product)
         context.progress.close()
         return Exported(self.target, self.form, len(cache), self.view, cache.header.terms)
 
     def _open(self) -> tuple[TokenCache, np.ndarray]:
-        if self.target.is_dir():
-            raise exists_already(self.target)
-        check_free(self.target, self.overwrite)
-        cache = TokenCache.open(self.path)
+        check_free(self.target, self.overwrite, _KINDS[self.form])
+        cache = TokenCache.open_whole(self.path)
         rows = cache.view(self.view)
         if self.form == "jsonl" and not cache.is_discrete:
             raise UsageError(f"{self.path} holds latents, which jsonl can't hold", "take npy or safetensors")
@@ -140,6 +140,7 @@ def _write_wds(target: Path, cache: TokenCache, ids: np.ndarray) -> Iterator[int
                     member.size, member.mode = len(data), 0o444
                     tar.addfile(member, io.BytesIO(data))
         yield len(block)
+    seal(target, "exported token cache")
 
 
 def _members(cache: TokenCache, i: int, row: np.ndarray) -> dict[str, bytes]:
@@ -157,3 +158,4 @@ _WRITERS: dict[str, Callable[[Path, TokenCache, np.ndarray], Iterator[int]]] = {
     "safetensors": _write_safetensors,
     "wds": _write_wds,
 }
+_KINDS = {"jsonl": JSON, "npy": NPY, "safetensors": SAFETENSORS, "wds": None}

@@ -17,8 +17,8 @@ from titokctl.formats import sample_set, weights_file
 from titokctl.formats.atomic import read_json
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.shard_set import read_set_index
-from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_parts import FORMAT as PARTS_FORMAT
+from titokctl.jobs.caches.rows import open_to_look
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _KNOWN = "a token cache, a weights file, a run folder, a sample set, a folder of shards, or images"
@@ -47,9 +47,9 @@ class Inspect:
         if not path.exists():
             raise UserError(f"no such file or folder: {path}", f"inspect takes {_KNOWN}")
         if path.is_dir():
-            return _folder(path)
+            return _folder(path, context)
         if _first_bytes(path) == _HDF5:
-            return _token_cache(path)
+            return _token_cache(path, context)
         if path.suffix == ".safetensors":
             return _weights(path)
         if path.suffix == ".tar":
@@ -57,13 +57,13 @@ class Inspect:
         raise UserError(f"{path} was not made by titokctl", f"inspect takes {_KNOWN}")
 
 
-def _folder(path: Path) -> Inspection:
+def _folder(path: Path, context: Context) -> Inspection:
     if (path / "run.json").is_file():
         return _run(path)
     manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else None
     manifest = manifest if isinstance(manifest, dict) else {}
     if manifest.get("format") == PARTS_FORMAT:
-        return _token_cache(path) if manifest.get("complete") else _parts(path, manifest)
+        return _token_cache(path, context) if manifest.get("complete") else _parts(path, manifest)
     if manifest.get("format") == sample_set.FORMAT:
         return Inspection(path, "sample set", _without(sample_set.SampleSet.open(path).manifest, "format"))
     record = read_set_index(path)
@@ -73,8 +73,8 @@ def _folder(path: Path) -> Inspection:
     return _source(path)
 
 
-def _token_cache(path: Path) -> Inspection:
-    cache = TokenCache.open(path)
+def _token_cache(path: Path, context: Context) -> Inspection:
+    cache = open_to_look(path, context)
     head, tokenizer = cache.header, cache.header.tokenizer
     facts: dict[str, Any] = {
         "rows": len(cache),

@@ -13,10 +13,12 @@ from titokctl import __version__
 from titokctl.config.differences import flat_differences
 from titokctl.context import Context
 from titokctl.errors import UserError
+from titokctl.formats.replacing import CACHE, check_free, files_to_delete
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.unfinished import check_free, exists_already
+from titokctl.formats.token_keys import Keys
+from titokctl.formats.unfinished import Unfinished
 from titokctl.jobs.plan import WritePlan, cache_bytes
 
 _ROWS_AT_ONCE = 1 << 16
@@ -61,7 +63,7 @@ class Merge:
             unit="rows",
             num_bytes=None if self.compress else cache_bytes(header, total, self._key_bytes()),
             settings={"tokens_a_row": header.num_latent_tokens, "views": [PLAIN, *header.views]},
-            replaces=self.output.exists(),
+            removes=files_to_delete(self.output),
         )
 
     def run(self, context: Context) -> Merged:
@@ -71,7 +73,10 @@ class Merge:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         progress.start("merge", total, "rows")
         sizes = {"num_rows": total, "key_bytes": self._key_bytes()}
-        with TokenCacheWriter(self.output, _header(caches), **sizes, compress=self.compress) as writer:
+        with (
+            Unfinished(self.output).at_once() as product,
+            TokenCacheWriter(product, _header(caches), **sizes, compress=self.compress) as writer,
+        ):
             for cache in caches:
                 _append(writer, cache, context)
         progress.close()
@@ -80,10 +85,8 @@ class Merge:
         )
 
     def _open(self) -> list[TokenCache]:
-        if self.output.is_dir():
-            raise exists_already(self.output)
-        check_free(self.output, self.overwrite)
-        caches = [TokenCache.open(path) for path in self.paths]
+        check_free(self.output, self.overwrite, CACHE)
+        caches = [TokenCache.open_whole(path) for path in self.paths]
         for cache in caches[1:]:
             changes = flat_differences(_decisive(caches[0]), _decisive(cache))
             if changes:
@@ -94,7 +97,7 @@ class Merge:
         return caches
 
     def _key_bytes(self) -> int:
-        return max(_keys(path).dtype.itemsize for path in self.paths)
+        return sum(len(_keys(path).data) for path in self.paths)
 
 
 def _append(writer: TokenCacheWriter, cache: TokenCache, context: Context) -> None:
@@ -104,11 +107,11 @@ def _append(writer: TokenCacheWriter, cache: TokenCache, context: Context) -> No
         views = {name: np.asarray(cache.view(name)[rows]) for name in cache.views if name != PLAIN}
         writer.append(np.asarray(cache.rows[rows]), cache.labels[rows], keys[rows], views)
         cache.release()
-        context.progress.advance(len(keys[rows]))
+        context.progress.advance(len(cache.labels[rows]))
         context.stop.check()
 
 
-def _keys(path: Path) -> np.ndarray:
+def _keys(path: Path) -> Keys:
     """Return the keys of one cache, read again because the keys of all inputs together may not fit into memory."""
     return TokenCache.open(path, check_ids=False).keys
 

@@ -7,7 +7,7 @@ from typing import Any
 from titokctl.context import Context
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.near_duplicates import near_pairs
-from titokctl.formats.token_cache import TokenCache
+from titokctl.jobs.caches.rows import open_to_look
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Neighbors:
 
         Raises UserError when the caches are from different tokenizers, UsageError for an impossible distance.
         """
-        a = TokenCache.open(self.path)
-        b = a if self.other is None else TokenCache.open(self.other)
+        a = open_to_look(self.path, context)
+        b = a if self.other is None else open_to_look(self.other, context)
         if a.header.encoder_sha256 != b.header.encoder_sha256:
             raise UserError(
                 f"{self.path} and {self.other} are from different tokenizers, so their ids can't be compared",

@@ -7,14 +7,12 @@ import numpy as np
 
 from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder
-from titokctl.data.sources import open_source
 from titokctl.formats.picture import save_grid
+from titokctl.formats.replacing import PNG, check_free, files_to_delete
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.formats.unfinished import check_free
-from titokctl.jobs.caches.rows import Originals, tokenizer_of
+from titokctl.jobs.caches.rows import RECORDED, Originals, source_named, tokenizer_of
 from titokctl.jobs.plan import WritePlan, cache_read
 
-RECORDED = "recorded"
 _COLUMNS = 8
 
 
@@ -62,7 +60,7 @@ class Preview:
             output=self.output,
             count=len(work.rows),
             settings={"with_originals": self.source is not None},
-            replaces=self.output.exists(),
+            removes=files_to_delete(self.output),
             makes_folders=False,
         )
 
@@ -80,13 +78,14 @@ class _Work:
     """Everything that a preview needs, opened and checked; nothing is downloaded or indexed unless `may_store`."""
 
     def __init__(self, request: Preview, context: Context, may_store: bool = True) -> None:
-        check_free(request.output, request.overwrite)
-        self.cache = cache = TokenCache.open(request.path)
+        check_free(request.output, request.overwrite, PNG)
+        self.cache = cache = TokenCache.open_whole(request.path)
         cache.view(request.view)
         self.originals = None
         if request.source is not None:
-            given = None if request.source == RECORDED else open_source([request.source], keep_index=may_store)
-            self.originals = Originals(cache, given, may_store)
+            self.originals = Originals(
+                cache, source_named(request.source, cache, may_store), request.source != RECORDED
+            )
         tokenizer = tokenizer_of(cache, request.tokenizer, context, may_store)
         self.decoder = ImageDecoder(tokenizer, context.device, "float32")
         spread = np.linspace(0, len(cache) - 1, min(request.count, len(cache)))

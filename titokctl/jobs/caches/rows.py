@@ -1,11 +1,16 @@
 """The origins of a token cache's rows: their images and their tokenizer."""
 
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.images import preprocess
-from titokctl.data.sources import Source
+from titokctl.data.sources import Source, open_source
 from titokctl.data.sources.opening import reopen_source
 from titokctl.data.sources.source import difference
 from titokctl.errors import UserError
@@ -14,6 +19,10 @@ from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.chain import tokenizer_with
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_tokenizer
+
+RECORDED = "recorded"
+_MOST_PATHS = 100_000
+_LONGEST_PATH = 4096
 
 
 def tokenizer_of(cache: TokenCache, given: str | None, context: Context, fetch: bool = True) -> TiTok:
@@ -35,25 +44,70 @@ def tokenizer_of(cache: TokenCache, given: str | None, context: Context, fetch: 
     return model
 
 
+def open_to_look(path: Path, context: Context) -> TokenCache:
+    """Open a cache for a command that makes no product of it; damage is reported as a warning."""
+    cache = TokenCache.open(path)
+    wrong = cache.damage(lambda rows: context.stop.check())
+    if wrong:
+        context.progress.warn(
+            f"{path} is damaged: {wrong[0]} since it was written; `titokctl verify` lists all changes"
+        )
+    return cache
+
+
+def source_named(named: str, cache: TokenCache, keep_index: bool = True) -> Source:
+    """Open the images that the user names, or with "recorded" those that the cache records.
+
+    A cache of unknown origin may record anything, so only files, folders and http addresses are taken from it: no
+    pattern, pipe, device, or other scheme.
+
+    Args:
+        keep_index: store the index of shards beside them.
+
+    Raises UserError when the source can't be opened, or the cache records none that may be.
+    """
+    if named != RECORDED:
+        return open_source([named], keep_index=keep_index)
+    recorded, where = cache.header.source, f"the source that {cache.path} records"
+    paths = recorded.get("paths")
+    if not isinstance(paths, list) or not paths:
+        raise UserError(f"{cache.path} does not record which images it was made from", "name them with --source")
+    if len(paths) > _MOST_PATHS:
+        raise UserError(f"{where} has {len(paths):,} paths, more than {_MOST_PATHS:,}", "name it with --source")
+    for path in (*paths, *(recorded[name] for name in ("labels", "label_table") if name in recorded)):
+        _check_plain(path, where)
+    if not isinstance(recorded.get("kind", ""), str):
+        raise UserError(f"{where} has a kind that is not text", "name it with --source")
+    return reopen_source(recorded, keep_index)
+
+
+def _check_plain(path: object, where: str) -> None:
+    if not isinstance(path, str) or not path or "\0" in path or len(path) > _LONGEST_PATH:
+        raise UserError(f"{where} has a path that is not text", "name it with --source")
+    if path.startswith(("http://", "https://")) and not set("{}*[]\n ") & set(path):
+        return
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise UserError(f"{where} can't be opened: {path[:200]}: {reason}", "name it with --source") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{where} is not opened: {path} is no file or folder", "name it with --source")
+
+
 class Originals:
     """The images that the rows of a cache were made from.
 
     Args:
         cache: the token cache.
-        source: the images; None for those at the recorded path.
-        keep_index: store the index of the recorded source's shards beside them.
+        source: the images.
+        is_named: the user named them, so that other paths and times than the recorded ones are expected.
 
-    Raises UserError when the source is missing, has changed, or is another one.
+    Raises UserError when the source has changed, or is another one.
     """
 
-    def __init__(self, cache: TokenCache, source: Source | None = None, keep_index: bool = True) -> None:
-        recorded, is_named = cache.header.source, True
-        if source is None:
-            if not isinstance(recorded.get("paths"), list) or not recorded["paths"]:
-                raise UserError(
-                    f"{cache.path} does not record which images it was made from", "name them with --source"
-                )
-            source, is_named = reopen_source(recorded, keep_index), False
+    def __init__(self, cache: TokenCache, source: Source, is_named: bool = True) -> None:
+        recorded = cache.header.source
         if (changed := difference(recorded, source.description, moved=is_named)) is not None:
             where = source.description["paths"][0]
             raise UserError(f"{cache.path} was made from other images than {where} holds now: {changed}")
@@ -67,7 +121,7 @@ class Originals:
             )
         self._source = source.by_position()
         is_whole = len(source) == len(cache)
-        self._positions = None if is_whole else _positions(self._source.keys(), cache.keys.tolist())
+        self._positions = None if is_whole else _positions(self._source.keys(), cache.keys)
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """Return the plain crops of `rows` (n,), as (n, S, S, 3) uint8."""
@@ -75,7 +129,7 @@ class Originals:
         return np.stack([preprocess(sample.data, self._preprocessing) for sample in samples])
 
 
-def _positions(source_keys: list[str], row_keys: list[bytes]) -> np.ndarray:
+def _positions(source_keys: list[str], row_keys: Iterable[bytes]) -> np.ndarray:
     """Return each row's position in a source that also holds images without a row; both are in the same order."""
     remaining, positions = enumerate(source_keys), []
     for row, wanted in enumerate(map(bytes.decode, row_keys)):

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from titokctl.context import Context
-from titokctl.data.sources.opening import reopen_source
+from titokctl.data.sources import Source
 from titokctl.data.sources.source import difference, passed_over_in_words
-from titokctl.errors import UserError
+from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.jobs.caches.rows import Originals, tokenizer_of
+from titokctl.jobs.caches.rows import RECORDED, Originals, source_named, tokenizer_of
 from titokctl.jobs.tokenize.encode import TileEncoder
 from titokctl.models.inference import can_infer, kernels
 from titokctl.models.precision import PRECISIONS
@@ -53,19 +53,31 @@ class Verification:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check structure, types, ids, labels, checksums, and the number of rows against the source, if it can be read.
+    """Check structure, types, ids, labels and checksums; with `source` also the rows against their images.
 
     Args:
         path: the token cache.
-        sample: how many random images to encode again.
+        sample: how many random images of the source to encode again.
         seed: decides which.
         tokenizer: what encodes them; None for the one with the recorded hash.
+        source: the images that the cache was made from: a path, or "recorded" for the path that the cache records.
+            It isn't opened unless it is named, since a cache of unknown origin may record any address.
+
+    Raises UsageError for a sample without a source.
     """
 
     path: Path
     sample: int = 0
     seed: int = 0
     tokenizer: str | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.sample and self.source is None:
+            raise UsageError(
+                "--sample needs the images that the cache was made from",
+                "add --source recorded to read them at the recorded path, or --source PATH",
+            )
 
     def run(self, context: Context) -> Verification:
         """Return all problems.
@@ -81,8 +93,7 @@ class Verify:
 
         problems = cache.damage(advance)
         context.progress.close()
-        wrong, remarks = _against_source(cache)
-        agreement = self._encode_again(cache, context) if self.sample else None
+        wrong, remarks, agreement = self._with_source(cache, context)
         if agreement and not agreement.made_with and agreement.share_of_rows < 1:
             changed = 1 - agreement.share_of_rows
             wrong.append(f"{changed:.1%} of {agreement.images} images encoded again give other rows")
@@ -90,13 +101,23 @@ class Verify:
             self.path, len(cache), list(cache.views), cache.sha256, not remarks, agreement, problems + wrong, remarks
         )
 
-    def _encode_again(self, cache: TokenCache, context: Context) -> Agreement:
+    def _with_source(self, cache: TokenCache, context: Context) -> tuple[list[str], list[str], Agreement | None]:
+        """Return what is wrong beside the source, what could not be compared, and how encoding again agrees."""
+        if self.source is None:
+            return [], ["the images were not named; --source recorded reads them at the recorded path"], None
+        source = source_named(self.source, cache)
+        wrong = _against_source(cache, source, self.source != RECORDED)
+        agreement = self._encode_again(cache, source, context) if self.sample and not wrong else None
+        unknown = cache.header.num_rejected is None
+        return wrong, ["the cache does not record how many images were rejected"] if unknown else [], agreement
+
+    def _encode_again(self, cache: TokenCache, source: Source, context: Context) -> Agreement:
         """Encode random images as the cache records that they were encoded.
 
-        Raises UserError when the images or the tokenizer are not found.
+        Raises UserError when the images have changed, or the tokenizer is not found.
         """
         chosen = np.random.default_rng(self.seed).choice(len(cache), min(self.sample, len(cache)), replace=False)
-        rows, originals = np.sort(chosen), Originals(cache)
+        rows, originals = np.sort(chosen), Originals(cache, source, self.source != RECORDED)
         made_with = _repeatable(cache, context.device)
         tokenizer = tokenizer_of(cache, self.tokenizer, context)
         encoder = TileEncoder(tokenizer, replace(cache.header, views={}, made_with=made_with), context.device)
@@ -125,22 +146,15 @@ def _repeatable(cache: TokenCache, device: str) -> dict[str, Any]:
     return made_with if can_infer(device, precision) else made_with | {"precision": "float32"}
 
 
-def _against_source(cache: TokenCache) -> tuple[list[str], list[str]]:
-    """Return problems with the number of rows, and why it could not be checked."""
+def _against_source(cache: TokenCache, source: Source, is_named: bool) -> list[str]:
+    """Return what is wrong with the rows beside their source."""
     recorded, rejected = cache.header.source, cache.header.num_rejected
-    paths = recorded.get("paths")
-    if rejected is None or not isinstance(paths, list) or not paths:
-        return [], ["the cache does not record which images it was made from"]
-    try:
-        source = reopen_source(recorded)
-    except UserError as error:
-        return [], [f"the source can't be read: {error.message}"]
-    if (changed := difference(recorded, source.description)) is not None:
-        return [f"{paths[0]} has changed since the cache was made: {changed}"], []
-    if not source.is_whole(len(cache) + rejected):
+    if (changed := difference(recorded, source.description, moved=is_named)) is not None:
+        return [f"{source.description['paths'][0]} has changed since the cache was made: {changed}"]
+    if rejected is not None and not source.is_whole(len(cache) + rejected):
         expected = len(source) + len(source.problems)
-        return [f"{len(cache):,} rows + {rejected:,} rejected, but the source has {expected:,} images"], []
+        return [f"{len(cache):,} rows + {rejected:,} rejected, but the source has {expected:,} images"]
     if isinstance(recorded.get("passed_over"), dict) and source.passed_over not in ({}, recorded["passed_over"]):
         found, then = (passed_over_in_words(one) or "nothing" for one in (source.passed_over, recorded["passed_over"]))
-        return [f"the source holds {found} besides its images; {then} was passed over when the cache was made"], []
-    return [], []
+        return [f"the source holds {found} besides its images; {then} was passed over when the cache was made"]
+    return []

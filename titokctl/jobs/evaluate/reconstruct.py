@@ -18,10 +18,15 @@ from titokctl.evaluation.image_sets import unreadable
 from titokctl.evaluation.reconstruction import AUTO, Judges, ReconstructScores, find_judges, reconstructed
 from titokctl.evaluation.warnings import count_warnings
 from titokctl.formats.atomic import make_folder
-from titokctl.formats.evaluation import RECONSTRUCTION, RECONSTRUCTION_PICTURE, write_reconstruction
-from titokctl.formats.picture import grid, save_png
+from titokctl.formats.evaluation import (
+    RECONSTRUCTION,
+    RECONSTRUCTION_PICTURE,
+    unfinished_reconstruction,
+    write_reconstruction,
+)
+from titokctl.formats.picture import grid
+from titokctl.formats.replacing import JSON, PNG, check_free, files_to_delete
 from titokctl.formats.sample_set import IDS, MANIFEST, SampleSet
-from titokctl.formats.unfinished import check_free
 from titokctl.jobs.plan import WritePlan, source_read
 from titokctl.models.device import default_batch_size
 from titokctl.models.precision import precision
@@ -31,7 +36,7 @@ from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
 from titokctl.weights.read import trained_with_exif
 
-_PRODUCTS = (RECONSTRUCTION_PICTURE, RECONSTRUCTION)
+_PRODUCTS = {RECONSTRUCTION_PICTURE: PNG, RECONSTRUCTION: JSON}
 _SHOWN = 16
 _COLUMNS = 8
 Pair = tuple[np.ndarray, np.ndarray]  # original and reconstruction, each (S, S, 3) uint8
@@ -108,7 +113,7 @@ class Reconstruct:
             output=self.output,
             count=opened.count,
             settings=settings | {"device": device, "files": list(_PRODUCTS)},
-            replaces=any((self.output / name).exists() for name in _PRODUCTS),
+            removes=[path for name in _PRODUCTS for path in files_to_delete(self.output / name)],
         )
 
     def run(self, context: Context) -> ReconstructResult:
@@ -129,8 +134,7 @@ class Reconstruct:
         if found is not None:
             about = opened.about()
             result = ReconstructResult(output=str(self.output), **found, skipped=len(rejected), about=about)
-            save_png(self.output / RECONSTRUCTION_PICTURE, picture(shown))
-            write_reconstruction(self.output, asdict(result))
+            write_reconstruction(self.output, asdict(result), picture(shown))
             found = asdict(result)
         return ReconstructResult(**group.from_main(found))
 
@@ -138,8 +142,11 @@ class Reconstruct:
         """Open everything that `run` reads; a plan downloads and keeps nothing. Raises as `plan`."""
         if self.output.is_file():
             raise UsageError(f"-o {self.output} is a file; the result is a folder")
-        for product in _PRODUCTS if context.group.is_main else ():  # which may have written them when others check
-            check_free(self.output / product, self.overwrite)
+        if context.group.is_main:  # which may have written them when others check
+            # Half of the results is there after a process was killed while it moved them to their names.
+            may_replace = self.overwrite or unfinished_reconstruction(self.output).folder.is_dir()
+            for product, kind in _PRODUCTS.items():
+                check_free(self.output / product, may_replace, kind)
         group, data = context.group, _files_of(self.data)
         picked = pick_tokenizer(self.tokenizer, context.runs, context.say, pixels=True) if group.is_main else ""
         name: str = group.from_main(picked)

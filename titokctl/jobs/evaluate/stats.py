@@ -12,8 +12,8 @@ from titokctl.evaluation.extractors import Extractor, FeatureNetwork
 from titokctl.evaluation.feature_pass import KEEP_OF_REFERENCE, FeaturePass, measure, statistics_about, to_statistics
 from titokctl.evaluation.image_sets import ImageSet, Opening, open_images
 from titokctl.formats.atomic import file_sha256, make_folder
+from titokctl.formats.replacing import NPZ, check_free, files_to_delete
 from titokctl.formats.statistics import write_statistics
-from titokctl.formats.unfinished import exists_already
 from titokctl.jobs.plan import WritePlan
 
 
@@ -65,7 +65,7 @@ class Stats:
             output=self.output,
             count=images.count,
             settings={"features": extractor.name, **extractor.description},
-            replaces=self.output.exists(),
+            removes=files_to_delete(self.output),
         )
 
     def run(self, context: Context) -> StatsResult:
@@ -82,9 +82,8 @@ class Stats:
         return StatsResult(str(self.output), found.features.count, extractor.name, file_sha256(self.output))
 
     def _open(self, context: Context, is_plan: bool) -> tuple[Extractor, ImageSet]:
-        # Rank 0 looks for all: a slower process might find what another one has written already.
-        if context.group.from_main(self.output.exists()) and not self.overwrite:
-            raise exists_already(self.output)
+        if context.group.is_main:  # a slower process might find what rank 0 has written already
+            check_free(self.output, self.overwrite, NPZ)
         extractor = self.network.open(context, fetch=not is_plan)
         opening = Opening(context, self.tokenizer, self.preprocessing, not is_plan, self.choices, self.exif)
         return extractor, open_images(self.data[0], opening, self.data)

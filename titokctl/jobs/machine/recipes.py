@@ -8,6 +8,7 @@ from titokctl.config import recipe_files
 from titokctl.context import Context
 from titokctl.errors import UsageError
 from titokctl.formats.atomic import write_bytes
+from titokctl.formats.replacing import RECIPE, check_free
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class CopyRecipe:
         """
         source = recipe_files.find(self.name)
         target = self.target / source.name if self.target.is_dir() else self.target
-        if target.exists() and not self.overwrite:
-            raise UsageError(f"{target} exists already", "choose another name, or replace it with --overwrite")
+        check_free(target, self.overwrite, RECIPE)
         if not target.parent.is_dir():
             raise UsageError(f"the folder {target.parent} does not exist", f"make it first: mkdir -p {target.parent}")
         write_bytes(target, source.read_bytes())

@@ -10,10 +10,10 @@ from titokctl.context import Context
 from titokctl.errors import UsageError
 from titokctl.formats.evaluation import read_evaluations
 from titokctl.formats.metrics_log import MetricsLog
+from titokctl.formats.replacing import PAGE, check_free, files_to_delete
 from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.formats.run_folder import RunFolder, finished_runs
 from titokctl.formats.sample_set import GRID, SampleSet
-from titokctl.formats.unfinished import check_free
 from titokctl.jobs.machine.runs import METRICS, find_run, lineage_of
 from titokctl.jobs.plan import WritePlan
 from titokctl.readable import readable
@@ -78,7 +78,7 @@ class Report:
             count=drawn.pictures,
             unit="pictures",
             settings={"plots": drawn.plots},
-            replaces=output.exists(),
+            removes=files_to_delete(output),
             makes_folders=False,
         )
 
@@ -91,9 +91,9 @@ class Report:
 
     def _find(self, context: Context) -> tuple[RunFolder, Path]:
         run = find_run(self.name, context.runs)
-        if self.output is not None:
-            check_free(self.output, self.overwrite)
-        return run, self.output or run.path / _NAME
+        output = self.output or run.path / _NAME
+        check_free(output, self.overwrite or self.output is None, PAGE)
+        return run, output
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import FeatureNetwork
 from titokctl.formats.image_output import ChunkWriter, ImageFormat
-from titokctl.formats.sample_set import check_fits, not_a_set, state_of, unfinished
-from titokctl.formats.unfinished import exists_already
+from titokctl.formats.replacing import check_name, exists_already
+from titokctl.formats.sample_set import check_fits, files_of, not_a_set, state_of, unfinished
 from titokctl.jobs.plan import WritePlan, cache_bytes, image_bytes
 from titokctl.jobs.sample.inputs import (
     SampleTask,
@@ -102,8 +102,12 @@ class Sample:
         state = "empty" if self.output is None else state_of(self.output)
         if self.output is not None and state == "foreign":
             raise not_a_set(self.output)
+        if self.output is not None:
+            check_name(self.output)
         if self.output is not None and state == "finished" and not self.overwrite:
             raise exists_already(self.output)
+        if self.output is not None and self.overwrite:
+            files_of(self.output)  # raises when other files lie among its images
         if self.fid is not None and not self.fid.exists():
             raise UserError(f"no such file or folder: {self.fid}", "check the argument of --fid")
 
@@ -115,7 +119,7 @@ class Sample:
         work = self._work(context, fetch=False)
         task, folder = work.task, work.folder
         unfinished(folder).check_not_at_work()
-        before = "empty" if self.overwrite else check_fits(folder, task.identity)
+        before = check_fits(folder, task.identity, self.overwrite)
         count, kept = task.plan.num_images, ChunkWriter(unfinished(folder).folder, None)
         if before == "unfinished":
             kept.read_chunks()
@@ -126,7 +130,7 @@ class Sample:
             output=folder,
             count=count,
             done=count if before == "finished" else kept.num_done,
-            num_bytes=None if images is None else images + cache_bytes(task.header(), count, len(str(count))),
+            num_bytes=None if images is None else images + cache_bytes(task.header(), count, count * len(str(count))),
             settings={
                 "image_format": task.image_format,
                 "classes": None if task.plan.classes is None else len(set(task.plan.classes)),
@@ -134,7 +138,7 @@ class Sample:
                 "precision": task.precision,
                 "device": task.device,
             },
-            replaces=self.overwrite and state_of(folder) == "finished",
+            removes=[str(folder / name) for name in files_of(folder)] if before != "finished" else (),
         )
 
     def run(self, context: Context) -> Sampled:

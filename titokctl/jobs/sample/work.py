@@ -28,7 +28,6 @@ from titokctl.formats.sample_set import (
     SampleSetWriter,
     check_fits,
     record_location,
-    remove,
     unfinished,
 )
 from titokctl.formats.token_cache import TokenCache
@@ -87,20 +86,19 @@ class SampleWork:
         identity = self.task.identity
         run = RunFolder(path=self.run_path, kind="samples", settings=identity, inputs=self.task.inputs())
         with unfinished(self.folder).locked():
-            if overwrite:
-                remove(self.folder)
             rate = 0.0
-            if check_fits(self.folder, identity) == "finished":
+            if check_fits(self.folder, identity, overwrite) == "finished":
                 self.context.say(f"{self.folder} is finished already; --overwrite draws it again")
                 self.team.begin(identity, [])
             else:
                 run.save()
-                rate = self._draw()
+                rate = self._draw(overwrite)
             if self.output:
                 record_location(self.run_path, self.output)
             # Also when the set was finished before: it becomes the newest, since the user has just asked for it.
             ids_sha256 = TokenCache.open(SampleSet.open(self.folder).ids, check_ids=False).sha256
             run.finish(LOCATION if self.output else MANIFEST, {"ids_sha256": ids_sha256, **self.task.networks.hashes})
+            unfinished(self.folder).remove()
             self.team.set("finished", rate)
             return self._result(rate)
 
@@ -114,10 +112,10 @@ class SampleWork:
         self.team.finish()
         return self._result(self.team.get("finished"))
 
-    def _draw(self) -> float:
+    def _draw(self, overwrite: bool) -> float:
         """Draw the missing images and finish the set. Returns images/s of all processes together."""
         with self._writer() as writer:
-            writer.begin()
+            writer.begin(overwrite)
             writer.open()
             total, before, began = self.task.plan.num_images, writer.num_done, time.monotonic()
             todo = [number for number, tile in enumerate(self.task.plan.tiles()) if tile.first not in writer.done]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from titokctl.data.sources import Source
 from titokctl.errors import UserError
+from titokctl.formats.replacing import CACHE, check_free, check_name, exists_already
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_folder import finish_folder
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder, Tally, merge, summaries, write_rejected
-from titokctl.formats.unfinished import begun_with_other_settings, check_free, exists_already
+from titokctl.formats.unfinished import begun_with_other_settings
 from titokctl.progress import Progress
 
 _ALLOWED_SHARE, _ALLOWED_FEW, _ALLOWED_SHARE_OF_FEW = 0.001, 10, 0.05
@@ -46,13 +47,14 @@ class TokenizeResult:
 def check_output(parts: PartsFolder, overwrite: bool) -> None:
     """Raise UserError when the output of `parts` exists and may not be replaced, or can't be written."""
     output = parts.output
+    check_name(output)
     if parts.keep:
         _check_folder(parts, overwrite)
     elif output.is_dir():
         raise UserError(f"{output} is a folder", "name a file, e.g. -o tokens.h5")
     elif not parts.path.is_dir():
         # With parts beside it, a process was killed after it finished the output and before it deleted them.
-        check_free(output, overwrite)
+        check_free(output, overwrite, CACHE)
     folder = next(p for p in output.absolute().parents if p.exists())
     if not folder.is_dir():
         raise UserError(f"{folder} is a file, so {output} can't be made", "choose another -o")

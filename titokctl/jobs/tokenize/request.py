@@ -127,14 +127,14 @@ class Tokenize:
             count=len(source),
             unit="rows",
             done=done,
-            num_bytes=cache_bytes(header, len(source), _KEY_BYTES),
+            num_bytes=cache_bytes(header, len(source), len(source) * _KEY_BYTES),
             settings={
                 "tokens_a_row": header.num_latent_tokens,
                 "views": ["plain", *header.views],
                 **{name: header.made_with[name] for name in ("precision", "device")},
                 **({"terms": header.terms} if header.terms else {}),
             },
-            replaces=self.overwrite and self.output.exists() and not (done and self.keep_parts),
+            removes=() if done and self.keep_parts else self._parts().files_to_delete(),
         )
 
     def run(self, context: Context) -> TokenizeResult | None:

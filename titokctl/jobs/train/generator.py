@@ -15,7 +15,7 @@ from titokctl.data.tokens import TokenRows, held_out
 from titokctl.distributed.group import Group
 from titokctl.errors import UserError
 from titokctl.formats.metrics_log import MetricsLog
-from titokctl.formats.run_folder import RunFolder, open_run
+from titokctl.formats.run_folder import RunFolder, check_run_name, open_run
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.train.generator_recipe import num_classes, resolve_recipe
 from titokctl.jobs.train.preview import make_preview
@@ -58,7 +58,7 @@ class TrainGenerator:
         validation: a cache of held-out images by the same tokenizer, for the held-out loss.
         tokenizer: the tokenizer that made the cache, for previews; None finds it by its hash, or leaves previews out.
         name: the name of the run folder.
-        overwrite: delete an existing run and start over.
+        overwrite: start over, and delete an existing run when the new one is finished.
         measure: let `plan` train 20 steps to measure the speed.
         processes: how many processes `plan` counts with; None for those of the context.
     """
@@ -72,6 +72,9 @@ class TrainGenerator:
     overwrite: bool = False
     measure: bool = False
     processes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_run_name(self.name)
 
     def plan(self, context: Context) -> TrainingPlan[GeneratorCost]:
         """Return the resolved recipe, the cost, and the run folder; nothing is written.
@@ -110,11 +113,11 @@ class TrainGenerator:
         cache = TokenCache.open(self.cache, check_ids=is_main)
         if is_main:
             check_folder(context.runs / "generator", dry)
-        if is_main and not dry and cache.num_bytes <= _CHECKED_BYTES:
-            cache.check_rows()
+        if is_main and cache.num_bytes <= _CHECKED_BYTES:
+            cache.check_contents()
         name, recipe = resolve_recipe(cache, self.cache, self.recipe, self.overrides, context.progress)
         check_division(recipe.training, processes)
-        judged = _validation_cache(self.validation, cache, recipe)
+        judged = _validation_cache(self.validation, cache, recipe, is_main)
         rows = training_rows(recipe, cache, judged, context.device)
         identity = "/".join(c.sha256 for c in (cache, judged) if c)
         inputs = lineage(cache, self.cache)
@@ -141,7 +144,9 @@ def lineage(cache: TokenCache, path: Path) -> dict[str, Any]:
     return {"cache": str(path.absolute()), **made_by, "class_names": cache.class_names, **terms}
 
 
-def _validation_cache(path: Path | None, trained: TokenCache, recipe: GeneratorRecipe) -> TokenCache | None:
+def _validation_cache(
+    path: Path | None, trained: TokenCache, recipe: GeneratorRecipe, is_main: bool
+) -> TokenCache | None:
     if path is None:
         return None
     if recipe.val_fraction:
@@ -150,6 +155,8 @@ def _validation_cache(path: Path | None, trained: TokenCache, recipe: GeneratorR
             "leave out --val, or --set val_fraction=0",
         )
     cache = TokenCache.open(path)
+    if is_main and cache.num_bytes <= _CHECKED_BYTES:
+        cache.check_contents()
     theirs, ours = cache.header.encoder_sha256, trained.header.encoder_sha256
     if theirs != ours:
         raise UserError(

@@ -18,7 +18,7 @@ from titokctl.errors import UserError
 from titokctl.formats import proxy_codes
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.proxy_codes import ProxyCodes
-from titokctl.formats.run_folder import RunFolder, open_run
+from titokctl.formats.run_folder import RunFolder, check_run_name, open_run
 from titokctl.jobs.plan import say_source
 from titokctl.jobs.train.stage_start import Start, find_start
 from titokctl.jobs.train.stages import Parts, build_stage, run_kind, save_product
@@ -73,7 +73,7 @@ class TrainTokenizer:
         proxy: the VQGAN of the two-stage recipes; None leaves it to the recipe.
         init: the weights that stage decoder starts from; None leaves it to the recipe.
         name: the name of the run folder; None makes one from the recipe and the data.
-        overwrite: delete an existing run and start over.
+        overwrite: start over, and delete an existing run when the new one is finished.
         processes: how many processes `plan` counts with; None for those of the context.
         choices: as for `open_source`; the split is that of the training images, and labels don't matter.
         exif: apply the EXIF orientation; None for what the tokenizer that the recipe continues was trained with.
@@ -92,6 +92,7 @@ class TrainTokenizer:
     exif: bool | None = None
 
     def __post_init__(self) -> None:
+        check_run_name(self.name)
         _ = self.resolved
 
     @cached_property

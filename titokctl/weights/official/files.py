@@ -7,6 +7,7 @@ from typing import Any
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path, disk_errors, read_json, write_json
+from titokctl.formats.replacing import seal
 from titokctl.formats.weights_file import read_tensors, write_tensors
 from titokctl.weights.build import shapes
 from titokctl.weights.official.config import write_config
@@ -64,6 +65,7 @@ def write_official(folder: Path, weights: Weights) -> None:
         temporary.mkdir()
         write_json(temporary / CONFIG, config)
         write_tensors(temporary / TENSORS, tensors, {"format": "pt"})
+        seal(temporary, "official weights")
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""A folder with small inputs, every command on it, and what each command makes."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tiny
+import trained
+from caches import write_cache
+from safetensors.numpy import load_file
+
+from titokctl.context import Context
+from titokctl.jobs.sample.request import Sample
+from titokctl.jobs.tokenize.request import Tokenize
+
+RECIPE = """
+kind: generator
+model: {architecture: vit, num_latent_tokens: 8, codebook_size: 16, num_classes: 3, width: 16, num_layers: 1,
+        num_heads: 2, mlp_width: 32}
+views: [plain, flip]
+optimizer: {learning_rate: 1e-3, betas: [0.9, 0.96], weight_decay: 0.03}
+schedule: {warmup_steps: 2}
+training: {steps: 4, global_batch_size: 4, ema_decay: 0.9, log_every: 2, evaluate_every: 4, checkpoint_every: 2}
+"""
+_SAMPLE = "sample --runs-dir runs --device cpu -n 6 -o out"
+# Words of each command; what it makes is `out` with or without an ending, or the run `new`.
+COMMANDS = {
+    "tokenize": "tokenize images -o out.h5 --tokenizer tok.safetensors --views flip",
+    "tokenize folder": "tokenize images -o out/ --tokenizer tok.safetensors",
+    "train-gen": "train-gen gen.h5 --recipe small.yaml --name new --runs-dir runs",
+    "sample npz": _SAMPLE,
+    "sample png": f"{_SAMPLE} --format png",
+    "sample wds": f"{_SAMPLE} --format wds",
+    "decode npz": "decode set/ids.h5 -o out.npz --runs-dir runs --device cpu",
+    "decode png": "decode set/ids.h5 -o out --format png --runs-dir runs --device cpu",
+    "decode wds": "decode set/ids.h5 -o out --format wds --runs-dir runs --device cpu",
+    "export jsonl": "export t.h5 --to jsonl -o out.jsonl",
+    "export npy": "export t.h5 --to npy -o out.npy",
+    "export safetensors": "export t.h5 --to safetensors -o out.safetensors",
+    "export wds": "export t.h5 --to wds -o out",
+    "merge": "merge t.h5 t.h5 -o out.h5",
+    "convert": "convert tok.safetensors -o out.safetensors",
+    "stats": "stats set -o out.npz --features toy --runs-dir runs",
+    "fid": "fid set --ref ref.npz --features toy --runs-dir runs",
+    "reconstruct": "reconstruct images --tokenizer tok.safetensors -o out --features none",
+    "shard": "shard images -o out --per-shard 4",
+    "preview": "preview t.h5 -o out.png --tokenizer tok.safetensors --source images",
+    "report": "report gen -o out.html --runs-dir runs",
+    "verify": "verify t.h5 --source recorded --sample 2 --tokenizer tok.safetensors",
+    "inspect": "inspect t.h5",
+    "diff": "diff t.h5 t.h5",
+    "neighbors": "neighbors t.h5",
+    "runs": "runs ls --runs-dir runs",
+}
+# Fields that say when something was made, and how quickly.
+_TIMES = {"created", "finished", "seconds", "images_per_second", "images_per_s", "elapsed_s", "time", "step_ms"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The inputs, from which each run of a command gets its own copy."""
+
+    root: Path
+
+    def words(self, name: str) -> list[str]:
+        """Return the words of the command `name`."""
+        return COMMANDS[name].split()
+
+    def copy(self, target: Path) -> Path:
+        """Return a fresh copy of the inputs."""
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(self.root, target)
+        return target
+
+
+def inputs(root: Path) -> Place:
+    """Make the inputs."""
+    root.mkdir(parents=True)
+    runs = trained.both(root / "runs")
+    tiny.tokenizer(root / "tok.safetensors")
+    tiny.class_folder(root / "images", per_class=3)
+    Tokenize([Path("images")], root / "t.h5", str(root / "tok.safetensors"))  # its paths are those of the copy
+    write_cache(root / "gen.h5", 12)
+    (root / "small.yaml").write_text(RECIPE)
+    context = Context(runs)
+    Sample(num_images=6, output=root / "set", image_format="npz").run(context)
+    shutil.rmtree(runs / "samples")
+    rng = np.random.default_rng(0)
+    np.savez(root / "ref.npz", arr_0=rng.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8))
+    return Place(root)
+
+
+def made(place: Path, name: str) -> dict[str, str]:
+    """Return the SHA-256 of each file that a command made in `place`, without the times in it."""
+    found = {}
+    for path in sorted(place.rglob("*")):
+        where = path.relative_to(place).as_posix()
+        is_product = where.startswith(("out", "runs/generator/new/")) or "evaluation" in where
+        # The index of a shard is kept where that is possible, and holds the shard's time.
+        if path.is_file() and is_product and path.name != ".lock" and ".titokctl-index" not in where:
+            found[where] = hashlib.sha256(_lasting(path)).hexdigest()
+    return found
+
+
+def _lasting(path: Path) -> bytes:
+    """Return what is the same in each run of a command."""
+    if path.suffix == ".jsonl" and path.name == "metrics.jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return json.dumps([(line.get("step"), line.get("loss")) for line in lines if "loss" in line]).encode()
+    if path.suffix == ".json":
+        return json.dumps(_without_times(json.loads(path.read_text())), sort_keys=True).encode()
+    if path.name.startswith("unit-"):  # the order of its metadata is by chance
+        tensors = load_file(path)
+        return b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))
+    if path.suffix == ".html":
+        return b""
+    return path.read_bytes()
+
+
+def _without_times(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _without_times(v) for k, v in value.items() if k not in _TIMES and k not in ("files", "checksum")}
+    return [_without_times(one) for one in value] if isinstance(value, list) else value
