@@ -23,7 +23,7 @@ def test_other_files_in_the_folder_stay(train):
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("mine")
     _, talk = train(name="one", overwrite=True)
-    assert "is kept in" in talk
+    assert "the finished product is kept as" in talk
     assert open_run(folder).is_finished
     assert (folder / "notes" / "mine.txt").read_text() == "mine"
     assert [path.name for path in folder.parent.iterdir()] == ["one"]

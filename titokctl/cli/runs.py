@@ -1,15 +1,18 @@
 """`titokctl runs` and `titokctl report`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from titokctl.cli import completion, console
 from titokctl.cli.app import app
 from titokctl.cli.options import DryRun, Json, Overwrite, Quiet, RunsDir, option
-from titokctl.cli.work import Surroundings, perform
-from titokctl.readable import readable
+from titokctl.cli.work import Surroundings, context, perform
+from titokctl.readable import readable, size
+
+if TYPE_CHECKING:
+    from titokctl.jobs.machine.removal import Prune, RemoveRun
 
 _SHOWN = 12  # items of a list
 Run = Annotated[
@@ -17,7 +20,7 @@ Run = Annotated[
 ]
 
 
-group = typer.Typer(no_args_is_help=True, help="List and show the runs of the runs folder.")
+group = typer.Typer(no_args_is_help=True, help="List, show, finish and remove runs of the runs folder.")
 app.add_typer(group, name="runs")
 
 
@@ -56,6 +59,70 @@ def show(run: Run, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     if found.metrics:
         console.pairs("newest metrics", _shortened(found.metrics))
     console.pairs("settings", _shortened(flatten(found.record["settings"])))
+
+
+@group.command(epilog="Example: titokctl runs finish tokenizer/tiny-1@600")
+def finish(
+    run: Annotated[str, typer.Argument(metavar="RUN[@STEP]", autocompletion=completion.runs)],
+    runs_dir: RunsDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """End a stopped training run: the averaged weights of its newest checkpoint, or of STEP, become its product."""
+    from titokctl.jobs.train.finish import FinishRun
+
+    found = perform(FinishRun(run), Surroundings(quiet, as_json, runs_dir=runs_dir))
+    console.result(found, as_json, "finished run")
+
+
+@group.command(epilog="Example: titokctl runs rm generator/tiny-1 --dry-run")
+def rm(
+    run: Annotated[str, typer.Argument(metavar="RUN[@HASH]", autocompletion=completion.runs)],
+    dry_run: DryRun = False,
+    runs_dir: RunsDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a run, or one of its earlier products, that no other run refers to.
+
+    Token caches are not in the runs folder, so they are not looked at.
+    """
+    from titokctl.jobs.machine.removal import RemoveRun
+
+    _remove(RemoveRun(run), dry_run, Surroundings(quiet, as_json, runs_dir=runs_dir))
+
+
+@group.command(epilog="Example: titokctl runs prune --dry-run")
+def prune(
+    unfinished: Annotated[bool, option("--unfinished", "Stopped and failed runs without a product, too.")] = False,
+    dry_run: DryRun = False,
+    runs_dir: RunsDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Remove the earlier products of all runs that no other run refers to.
+
+    Token caches are not in the runs folder, so they are not looked at.
+    """
+    from titokctl.jobs.machine.removal import Prune
+
+    _remove(Prune(unfinished), dry_run, Surroundings(quiet, as_json, runs_dir=runs_dir))
+
+
+def _remove(job: "RemoveRun | Prune", dry_run: bool, around: Surroundings) -> None:
+    """Remove, or with `dry_run` only find, what the job names; show it and the bytes that it frees."""
+    with context(around) as found:
+        removed = job.plan(found) if dry_run else job.run(found)
+    freed = sum(one.num_bytes for one in removed)
+    if around.as_json:
+        console.emit_json({"removed": removed, "freed_bytes": freed, "dry_run": dry_run})
+        return
+    if not removed:
+        console.say("nothing to remove")
+        return
+    verb = "dry run: would free" if dry_run else "freed"
+    rows = [(one.reference, one.what, size(one.num_bytes)) for one in removed]
+    console.table(f"{verb} {size(freed)}", ("removed", "kind", "size"), rows)
 
 
 @app.command(epilog="Example: titokctl report generator/tiny-1 -o report.html")

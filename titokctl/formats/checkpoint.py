@@ -118,9 +118,9 @@ def save(folder: Path, checkpoint: Checkpoint, policy: Policy) -> Path:
         state["files"] = _fingerprints(temporary, [_SCALARS, *names])
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     # Later ones are damaged, since a run goes on from the newest that is whole: they must not push others out.
-    whole = [path for path in _step_folders(folder) if _step_of(path) <= checkpoint.step]
+    whole = [path for path in _step_folders(folder) if step_of(path) <= checkpoint.step]
     for old in whole[policy.keep :]:
-        if not policy.keep_every or _step_of(old) % policy.keep_every:
+        if not policy.keep_every or step_of(old) % policy.keep_every:
             shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -129,13 +129,24 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest whole checkpoint, or None; damaged ones are skipped and reported through `say`."""
     for path in _step_folders(folder):
         try:
-            return _load(path)
+            return load(path)
         except UserError as error:
             say(f"{error.message}; trying the checkpoint before it")
     return None
 
 
-def _load(path: Path) -> Checkpoint:
+def steps_in(folder: Path) -> list[int]:
+    """Return the steps whose checkpoints are in `folder`, ascending; nothing is read."""
+    return sorted(map(step_of, _step_folders(folder)))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return True if `path` is the folder of a checkpoint, by its name and its marker."""
+    return _NAME.fullmatch(path.name) is not None and (path / "state.json").is_file()
+
+
+def load(path: Path) -> Checkpoint:
+    """Return the checkpoint in the folder `path`. Raises UserError when it is damaged or of a newer titokctl."""
     state = read_json(path / "state.json")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint")
@@ -189,10 +200,11 @@ def _fingerprint(path: Path) -> dict[str, Any] | None:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Return the step that the name of a checkpoint's folder says."""
     return int(path.name.removeprefix("step-"))
 
 
 def _step_folders(folder: Path) -> list[Path]:
     found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)

@@ -6,15 +6,20 @@ Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are
 recipe or settings), inputs (paths and hashes of what the run was made from), product (once finished: a file name in the
 folder, or an absolute path when the user chose another place), hashes (of the product) and versions (of packages; and
 `commit`, that of titokctl, where it ran from a checkout). Other files of the folder belong to the command: recipe.yaml,
-metrics.jsonl, checkpoints/, tensorboard/, pictures. A run counts as a product only when its status is "finished". One
-that was killed can't say so: it is recorded as running, and read as stopped, since nobody holds its lock.
+metrics.jsonl, checkpoints/, tensorboard/, pictures. Only a finished run has a product. One that was killed can't say
+so: it is recorded as running, and read as stopped, since nobody holds its lock.
+
+A run that is made longer or started over keeps its product: the file stays under its name, and its entry in `earlier`,
+a list with the newest first, has product, hashes, finished, step and settings as they were. `step` is the number of
+steps after which the product was made, where a run has steps. Both fields may be missing. The first product of a
+training run is weights.safetensors, a later one weights-<first 12 digits of its weights_sha256>.safetensors.
 """
 
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +40,7 @@ RUN_FILES = (
     "recipe.yaml",
     "metrics.jsonl",
     "weights.safetensors",
+    "weights-*.safetensors",
     "proxy-codes.npy",
     "report.html",
     "samples-*.png",
@@ -45,6 +51,9 @@ RUN_FILES = (
     ".*.tmp-*",
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+WEIGHTS = "weights.safetensors"
+HASH_DIGITS = 12
+_OF_A_PRODUCT = ("product", "hashes", "finished", "step", "settings")
 _MADE_WITH = ("torch", "numpy", "pillow", "h5py", "safetensors", "webdataset")
 _FIELDS: dict[str, Any] = {
     "settings": dict,
@@ -72,6 +81,23 @@ class RunFolder:
     product: str | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    step: int | None = None
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    is_earlier: bool = False
+
+    @property
+    def reference(self) -> str:
+        """The argument that names this product: the folder, for an earlier product with the start of its hash."""
+        return (
+            f"{self.path}@{self.hashes.get('weights_sha256', '')[:HASH_DIGITS]}" if self.is_earlier else str(self.path)
+        )
+
+    @property
+    def products(self) -> "list[RunFolder]":
+        """The run once for each of its products that are there, the newest first."""
+        earlier = [replace(self, **entry, status="finished", earlier=[], is_earlier=True) for entry in self.earlier]
+        own = [replace(self, earlier=[])] if self.is_finished else []
+        return [run for run in own + earlier if _has_product(run)]
 
     @property
     def name(self) -> str:
@@ -100,12 +126,33 @@ class RunFolder:
         self.versions = self.versions or versions() | _commit()
         record = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": self.name}
         fields = ("kind", "status", "created", "finished", "product", "hashes", "inputs", "settings", "versions")
-        write_json(self.path / "run.json", record | {name: getattr(self, name) for name in fields})
+        record |= {name: getattr(self, name) for name in fields}
+        optional = {"step": self.step, "earlier": self.earlier}
+        write_json(self.path / "run.json", record | {name: value for name, value in optional.items() if value})
 
-    def finish(self, product: str, hashes: dict[str, str]) -> None:
-        """Record that `product` (a file name in the folder, or an absolute path) is complete."""
+    def finish(self, product: str, hashes: dict[str, str], step: int | None = None) -> None:
+        """Record that `product` (a file name in the folder, or an absolute path) is complete, after `step` steps."""
         self.status, self.finished, self.product, self.hashes = "finished", _now(), product, hashes
+        self.step, self.earlier = step, [entry for entry in self.earlier if entry["product"] != product]
         self.save()
+
+    def begin_again(self, settings: dict[str, Any]) -> None:
+        """Make a finished run an unfinished one with other settings; its product becomes an earlier one.
+
+        Nothing is written before `save`.
+        """
+        if self.product:
+            self.earlier.insert(0, {name: getattr(self, name) for name in _OF_A_PRODUCT})
+        self.status, self.settings = "running", settings
+        self.product, self.hashes, self.finished, self.step = None, {}, None, None
+
+    def product_name(self, weights_sha256: str) -> str:
+        """Return the name for a product of training with this hash, never that of another product."""
+        taken = {entry["product"]: entry["hashes"].get("weights_sha256") for entry in self.earlier}
+        same = [name for name, sha256 in taken.items() if sha256 == weights_sha256]
+        if same:
+            return str(same[0])
+        return f"weights-{weights_sha256[:HASH_DIGITS]}.safetensors" if WEIGHTS in taken else WEIGHTS
 
 
 def check_run_name(name: str | None) -> None:
@@ -118,9 +165,9 @@ def check_run_name(name: str | None) -> None:
         )
 
 
-def files_of(run: Path) -> list[Path]:
-    """Return the files and folders in `run` that a run consists of."""
-    return sorted({path for pattern in RUN_FILES for path in run.glob(pattern)})
+def files_of(run: Path, patterns: Sequence[str] = RUN_FILES) -> list[Path]:
+    """Return the files and folders in `run` that a run consists of, or those of them that fit `patterns`."""
+    return sorted({path for pattern in patterns for path in run.glob(pattern)})
 
 
 def check_is_run(folder: Path) -> None:
@@ -148,11 +195,15 @@ def open_run(path: Path) -> RunFolder:
     if "hashes" not in wrong and not all(isinstance(value, str) for value in record["hashes"].values()):
         wrong.append("hashes")
     product = record.get("product")
-    if isinstance(product, str) and Path(product).name != product and not Path(product).is_absolute():
+    if isinstance(product, str) and not _is_product(product):
         wrong.append("product")
+    earlier, step = record.get("earlier", []), record.get("step")
+    wrong += [] if isinstance(step, int | None) else ["step"]
+    wrong += [] if isinstance(earlier, list) and all(map(_is_entry, earlier)) else ["earlier"]
     if wrong:
         raise UserError(f"{path / 'run.json'} is damaged: {', '.join(wrong)}")
-    run = RunFolder(path=path, kind=record["kind"], **{name: record[name] for name in _FIELDS})
+    fields = {name: record[name] for name in _FIELDS} | {"step": step, "earlier": earlier}
+    run = RunFolder(path=path, kind=record["kind"], **fields)
     if run.status == "running" and is_held(path) is False:
         run.status = "stopped"
     return run
@@ -167,9 +218,22 @@ def readable_runs(root: Path, kind: str) -> Iterator[RunFolder]:
             continue
 
 
+def _is_product(name: Any) -> bool:
+    return isinstance(name, str) and (Path(name).name == name or Path(name).is_absolute())
+
+
+def _is_entry(entry: Any) -> bool:
+    types = _FIELDS | {"step": int | None}
+    is_record = isinstance(entry, dict) and entry.keys() == set(_OF_A_PRODUCT)
+    return is_record and _is_product(entry["product"]) and all(isinstance(entry[n], types[n]) for n in _OF_A_PRODUCT)
+
+
 def finished_runs(root: Path, kind: str) -> list[RunFolder]:
-    """Finished runs of `kind` whose product is there, newest first; folders that can't be read are passed over."""
-    runs = [run for run in readable_runs(root, kind) if run.is_finished and _has_product(run)]
+    """Return the products of all runs of `kind` that are there, newest first, a run once for each of its products.
+
+    Folders that can't be read are passed over.
+    """
+    runs = [product for run in readable_runs(root, kind) for product in run.products]
     return sorted(runs, key=lambda run: run.finished or "", reverse=True)
 
 

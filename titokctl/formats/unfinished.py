@@ -125,8 +125,13 @@ class Unfinished:
 
     def clear(self) -> None:
         """Delete all files of the work but the lock; the record last, so that nothing of unknown origin stays."""
+        self.clear_all_but_record()
+        self.record.unlink(missing_ok=True)
+
+    def clear_all_but_record(self) -> None:
+        """Delete all files of the work but the lock and the record, which says whose work it was."""
         owned = {path for pattern in self._owned for path in self.folder.glob(pattern)} - {self.folder / LOCK}
-        for path in (*(owned - {self.record}), self.record):
+        for path in owned - {self.record}:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
     def publish(self, product: Path) -> None:

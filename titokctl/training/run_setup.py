@@ -16,7 +16,6 @@ from titokctl.config.training import TrainingConfig
 from titokctl.distributed.group import Group
 from titokctl.errors import Stopped, UserError
 from titokctl.formats.atomic import make_folder, write_bytes
-from titokctl.formats.replacing import SetAside
 from titokctl.formats.run_folder import RUN_FILES, RunFolder, check_is_run, files_of, open_run
 from titokctl.formats.unfinished import Unfinished
 
@@ -25,6 +24,8 @@ _RECORD = "run.json"
 _ONLY_WATCHING = frozenset(
     ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "tensorboard")
 )
+# What a new training in the same folder replaces: everything but the record and the products.
+_OF_ONE_TRAINING = tuple(name for name in RUN_FILES if name != _RECORD and not name.startswith("weights"))
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RunPlan:
         state: "new", "begun" or "finished".
         step: the last saved step, from which the run would resume.
         steps: the length of the run.
-        removes: paths of the existing run that would be deleted once the new one is finished.
+        removes: paths of the existing run that would be deleted; its products stay.
     """
 
     output: Path
@@ -53,7 +54,7 @@ class RunPlan:
     def in_words(self) -> str:
         """Return one line for people."""
         if self.state == "finished":
-            return _finished(self.output)
+            return f"{self.output} is finished already; --overwrite trains it again"
         if self.state == "begun":
             return f"run: {self.output}, would resume from step {self.step:,} of {self.steps:,}"
         deleted = f", in place of the existing one: deletes {', '.join(self.removes)}" if self.replaces else ""
@@ -85,7 +86,7 @@ class TrainingRun:
         inputs: the record of what the run is trained on.
         identity: hashes of the data and of the weights that the run starts from.
         name: the name of the folder.
-        overwrite: start over, and delete an existing run when the new one is finished.
+        overwrite: start over; of an existing run only the products stay, as earlier ones.
     """
 
     runs: Path
@@ -104,7 +105,7 @@ class TrainingRun:
         Unfinished(run.path, run.path, _RECORD).check_not_at_work()
         check_is_run(run.path)
         if self.overwrite or not is_there:
-            return RunPlan(run.path, "new", 0, steps, [str(path) for path in files_of(run.path)])
+            return RunPlan(run.path, "new", 0, steps, [str(path) for path in files_of(run.path, _OF_ONE_TRAINING)])
         found = _reopened(run)
         return RunPlan(run.path, "finished" if found.is_finished else "begun", found.saved_step() or 0, steps)
 
@@ -118,26 +119,17 @@ class TrainingRun:
             yield open_run(Path(group.from_main(None)))
             return
         run = self._new()
-        work = Unfinished(run.path, run.path, _RECORD, owned=RUN_FILES)
-        before = SetAside(run.path, RUN_FILES, _RECORD)
+        work = Unfinished(run.path, run.path, _RECORD, owned=_OF_ONE_TRAINING)
         with work.locked():
             check_is_run(run.path)
-            if self.overwrite:
-                _make_way(work, before, say)
-            run = self._begun(run)
+            run = self._started_over(run, work, say) if self.overwrite else self._begun(run)
             group.from_main(str(run.path))
-            say(_finished(run.path) if run.is_finished else f"run: {run.path}")
+            say(_finished(run) if run.is_finished else f"run: {run.path}")
             try:
                 yield run
             except BaseException as error:
                 _record_end(run, error)
-                failed = isinstance(error, Exception) and not isinstance(error, Stopped) and not run.is_finished
-                if failed and before.is_there() and run.saved_step() is None:
-                    work.clear()
-                    before.put_back()
                 raise
-            if run.is_finished:
-                before.drop()
 
     def _new(self) -> RunFolder:
         settings = self.recipe.model_dump(mode="json")
@@ -145,6 +137,19 @@ class TrainingRun:
         name = self.name or f"{self.stem}-{_digest([_without(settings, free), self.identity])}"
         inputs = self.inputs | {"identity": self.identity}
         return RunFolder(path=self.runs / self.kind / name, kind=self.kind, settings=settings, inputs=inputs)
+
+    def _started_over(self, wanted: RunFolder, work: Unfinished, say: Callable[[str], None]) -> RunFolder:
+        """Return a new run; of one that is there only the products stay, as earlier ones."""
+        with contextlib.suppress(UserError):  # a damaged record names no products
+            before = open_run(wanted.path)
+            before.begin_again({})
+            wanted.earlier = before.earlier
+            for product in wanted.products[:1]:
+                say(f"the finished product is kept as {product.reference}")
+        work.clear_all_but_record()
+        wanted.save()  # from here on the old run is gone; before, it was whole but for its checkpoints
+        write_bytes(wanted.path / "recipe.yaml", to_yaml(self.recipe).encode())
+        return wanted
 
     def _begun(self, wanted: RunFolder) -> RunFolder:
         """Return the run on disk, or a new one, with its record and its recipe up to date."""
@@ -202,19 +207,9 @@ def _reopened(wanted: RunFolder) -> RunFolder:
             raise
         reason = "; only runs with a constant or warmup-stable-decay schedule can be made longer"
         raise UserError(error.message, error.hint + reason) from error
-    if grows:
-        found.status = "running"
+    if grows and found.is_finished:
+        found.begin_again(found.settings)
     return found
-
-
-def _make_way(work: Unfinished, before: SetAside, say: Callable[[str], None]) -> None:
-    """Clear the run folder; a finished run is kept aside until the new one is finished."""
-    with contextlib.suppress(UserError):  # a damaged record is that of no finished run
-        if work.record.is_file() and open_run(work.folder).is_finished:
-            before.drop()
-            before.take()
-            say(f"the finished run is kept in {before.aside} until the new one is finished")
-    work.clear()
 
 
 def _record_end(run: RunFolder, error: BaseException) -> None:
@@ -236,8 +231,10 @@ def _without(settings: dict[str, Any], free: Set[str]) -> dict[str, Any]:
     return settings | {"training": {k: v for k, v in training.items() if k not in free}}
 
 
-def _finished(folder: Path) -> str:
-    return f"{folder} is finished already; --overwrite trains it again"
+def _finished(run: RunFolder) -> str:
+    steps = run.settings["training"]["steps"]
+    early = f", ended early after {run.step:,} of {steps:,} steps" if run.step and run.step < steps else ""
+    return f"{run.path} is finished already{early}; --overwrite trains it again"
 
 
 def _short(identity: str) -> str:

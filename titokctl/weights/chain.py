@@ -4,13 +4,12 @@ Only the first link is chosen by age (the newest finished run that fits); every 
 were recorded when it was made. Every choice is reported through `say`.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from titokctl.errors import UserError
 from titokctl.formats.run_folder import RunFolder, finished_runs, newest_run
+from titokctl.weights.references import Say, in_runs
 
-Say = Callable[[str], None]
 DEFAULT_TOKENIZER = "titok-l-32"
 
 
@@ -23,11 +22,11 @@ def pick_tokenizer(given: str | None, root: Path, say: Say, pixels: bool = False
     Raises UserError, which says how to train or get one, if there is none.
     """
     if given is not None:
-        return given
+        return in_runs(given, root, "tokenizer", say)
     run = newest_run(root, "tokenizer", _makes_pixels if pixels else lambda run: True)
     if run is not None:
-        say(f"tokenizer: {run.path} (the newest in {root}/tokenizer)")
-        return str(run.path)
+        say(f"tokenizer: {run.reference} (the newest in {root}/tokenizer)")
+        return run.reference
     from titokctl.weights.local import is_here
 
     if is_here(DEFAULT_TOKENIZER):
@@ -46,24 +45,25 @@ def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, 
     One with exactly `weights_sha256` is preferred; another decoder of the same encoder fits too.
     """
     if given is not None:
-        return given
+        return in_runs(given, root, "tokenizer", say)
     same = [run for run in finished_runs(root, "tokenizer") if run.hashes.get("encoder_sha256") == encoder_sha256]
     fitting = [run for run in same if _makes_pixels(run)]
     if same and not fitting:
+        found = same[0].reference
         raise UserError(
-            f"the tokenizer that made these ids, {same[0].path}, was trained in stage proxy only and makes no pixels",
-            f"train its decoder first: titokctl train-tokenizer DATA --recipe NAME-decoder --init {same[0].path}",
+            f"the tokenizer that made these ids, {found}, was trained in stage proxy only and makes no pixels",
+            f"train its decoder first: titokctl train-tokenizer DATA --recipe NAME-decoder --init {found}",
         )
     exact = [run for run in fitting if run.hashes.get("weights_sha256") == weights_sha256]
     if not exact and len({run.hashes.get("weights_sha256") for run in fitting}) > 1:
         raise UserError(
-            f"several tokenizers fit these ids equally well: {', '.join(str(run.path) for run in fitting)}",
+            f"several tokenizers fit these ids equally well: {', '.join(run.reference for run in fitting)}",
             "name the one you mean with --tokenizer",
         )
     if exact or fitting:
         chosen = (exact or fitting)[0]
-        say(f"tokenizer: {chosen.path} (recorded by its hash)")
-        return str(chosen.path)
+        say(f"tokenizer: {chosen.reference} (recorded by its hash)")
+        return chosen.reference
     from titokctl.weights.read import name_with_encoder
 
     known = name_with_encoder(encoder_sha256)
@@ -79,8 +79,8 @@ def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, 
 def pick_generator(given: str | None, root: Path, say: Say) -> str:
     """Return an argument for `load_generator`: `given`, else the newest trained one under `root`."""
     if given is not None:
-        return given
-    return str(_newest(root, "generator", "train one with `titokctl train-gen tokens.h5`", say).path)
+        return in_runs(given, root, "generator", say)
+    return _newest(root, "generator", "train one with `titokctl train-gen tokens.h5`", say).reference
 
 
 def pick_samples(given: Path | None, root: Path, say: Say) -> Path:
@@ -99,5 +99,5 @@ def _newest(root: Path, kind: str, hint: str, say: Say) -> RunFolder:
     run = newest_run(root, kind)
     if run is None:
         raise UserError(f"no {kind} was named, and there is no finished one in {root}", hint)
-    say(f"{kind}: {run.path} (the newest in {root}/{kind})")
+    say(f"{kind}: {run.reference} (the newest in {root}/{kind})")
     return run

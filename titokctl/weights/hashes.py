@@ -45,6 +45,12 @@ def weights_sha256(module: nn.Module) -> str:
     return _digest(module.state_dict(), settings, lambda name: True)
 
 
+def product_hashes(module: nn.Module) -> dict[str, str]:
+    """Return the hashes that a run records of its product, by name: of the encoder too, if it is a tokenizer's."""
+    encoder = {"encoder_sha256": encoder_sha256(module)} if isinstance(module, TiTok) else {}
+    return encoder | {"weights_sha256": weights_sha256(module)}
+
+
 def _digest(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], wanted: Callable[[str], bool]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + b"\n")
     for name in sorted(filter(wanted, tensors)):

@@ -23,8 +23,8 @@ def load_tokenizer(
     """Load a TiTok in eval mode.
 
     Args:
-        path_or_name: a run folder, a .safetensors file of ours, an official folder or file, or a known name such as
-            "titok-l-32" (`titokctl weights ls` lists them).
+        path_or_name: a run's folder or name, RUN@STEP, a .safetensors file of ours, a checkpoint's folder, an official
+            folder or file, or a known name such as "titok-l-32" (`weights.references` has all forms).
         device: the device of the network.
         dtype: the type of its weights; float32 when None.
         fetch: download a known name that is not on this machine.
@@ -55,11 +55,11 @@ def _load(
     known = named(str(path_or_name), kind)
     if known and known.kind != kind and not Path(path_or_name).exists():
         raise _other_kind(known.name, "is", known.kind, kind)  # before anything is downloaded
-    path = locate(path_or_name, fetch, kind)
-    weights = read(path)
+    found = locate(path_or_name, fetch, kind)
+    weights = read(found)
     if weights.kind != kind:
-        raise _other_kind(str(path), "holds", weights.kind, kind)
-    return build(weights, str(path), device, dtype)
+        raise _other_kind(str(found.path), "holds", weights.kind, kind)
+    return build(weights, str(found.path), device, dtype)
 
 
 def _other_kind(what: str, verb: str, found: str, expected: str) -> UserError:

@@ -60,15 +60,20 @@ def read_own(path: Path) -> Weights:
     kind = metadata.get("kind", "")
     if not weights_file.is_ours(metadata) or kind not in CONFIGS:
         raise UserError(f"{path} is not a titokctl weights file", "convert it with `titokctl convert`")
+    config = config_of(kind, metadata.get("config", ""), path)
+    specified = {"format", "format_version", "kind", "config", weights_file.CHECKSUM, weights_file.METADATA_CHECKSUM}
+    extra = {name: text for name, text in metadata.items() if name not in specified}
+    return Weights(kind, config, weights_file.read_tensors(path), extra)
+
+
+def config_of(kind: str, text: str, path: Path) -> Config:
+    """Return the configuration in `text`, JSON. Raises UserError, which names `path`, when it is unusable."""
     try:
-        config = _config_class(kind, metadata.get("config", "")).model_validate_json(metadata.get("config", ""))
+        return _config_class(kind, text).model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "config"
         raise UserError(f"{path} has an unusable {kind} configuration ({where}: {first['msg']})") from error
-    specified = {"format", "format_version", "kind", "config", weights_file.CHECKSUM, weights_file.METADATA_CHECKSUM}
-    extra = {name: text for name, text in metadata.items() if name not in specified}
-    return Weights(kind, config, weights_file.read_tensors(path), extra)
 
 
 def _config_class(kind: str, text: str) -> type[Config]:

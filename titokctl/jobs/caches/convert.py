@@ -97,7 +97,8 @@ class Convert:
     def run(self, context: Context) -> Converted:
         """Write the weights. Raises as `plan`; Stopped after a signal, with nothing written."""
         path, weights = self._read(fetch=True)
-        digest = _sha256(tensor_file(path), context)
+        marker = path / "state.json"  # of a checkpoint, whose other files' hashes it has
+        digest = _sha256(marker if marker.is_file() else tensor_file(path), context)
         if self.to == "official":
             write_official(self.output, weights)
             if isinstance(weights.config, GeneratorConfig):
@@ -119,8 +120,8 @@ class Convert:
 
     def _read(self, fetch: bool) -> tuple[Path, Weights]:
         self._check_output()
-        path = locate(self.source, fetch)
-        weights = read(path, self.model)
+        found = locate(self.source, fetch)
+        path, weights = found.path, read(found, self.model)
         compare(shapes(weights.tensors), shapes(skeleton(weights.kind, weights.config).state_dict()), str(path))
         check_finite(weights.tensors, str(path))
         if self.dtype == "bf16":

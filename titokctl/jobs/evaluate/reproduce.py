@@ -132,7 +132,7 @@ class Reproduce:
             )
         # Rank 0 fetches; the others find the files in the cache.
         for wanted in (self.name, GENERATORS[self.name]) if context.group.is_main else ():
-            context.say(f"{wanted}: {locate(wanted, not is_plan)}")
+            context.say(f"{wanted}: {locate(wanted, not is_plan).path}")
         self.network.open(context, fetch=not is_plan)
         return not_comparable(self.num_images, self.network, _is_like_adms(self.reference))
 

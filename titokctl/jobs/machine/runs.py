@@ -15,7 +15,10 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A line of `runs ls`; `finished` is None for an unfinished run, `step` for a run without steps."""
+    """A line of `runs ls`; `finished` is None for an unfinished run, `step` for a run without steps.
+
+    The status is that of the run, or "earlier" for a product that a longer or newer training left, named RUN@HASH.
+    """
 
     kind: str
     name: str
@@ -72,6 +75,11 @@ class ShowRun:
 def _listed(root: Path) -> list[ListedRun]:
     runs = [run for kind in KINDS for run in readable_runs(root, kind)]
     found = [ListedRun(r.kind, r.name, r.status, r.created, _ended(r), _step(r), r.product) for r in runs]
+    for product in (p for run in runs for p in run.products if p.is_earlier):
+        name = Path(product.reference).name
+        found.append(
+            ListedRun(product.kind, name, "earlier", product.created, product.finished, product.step, product.product)
+        )
     return sorted(found, key=lambda run: (-KINDS.index(run.kind), run.finished or "", run.created), reverse=True)
 
 
@@ -82,7 +90,8 @@ def find_run(given: str, root: Path) -> RunFolder:
     """
     if (Path(given) / "run.json").is_file():
         return open_run(Path(given))
-    fitting = [root / run.kind / run.name for run in _listed(root) if given in (run.name, f"{run.kind}/{run.name}")]
+    runs = [run for kind in KINDS for run in readable_runs(root, kind)]
+    fitting = [root / run.kind / run.name for run in runs if given in (run.name, f"{run.kind}/{run.name}")]
     if len(fitting) == 1:
         return open_run(fitting[0])
     if fitting:
@@ -128,7 +137,7 @@ def _before(inputs: dict[str, Any], root: Path) -> Iterator[Link]:
 
 def _run_with(name: str, sha256: str, kind: str, what: str, root: Path) -> Link:
     """Find the newest run whose hash `name` is `sha256`."""
-    found = (str(run.path) for run in finished_runs(root, kind) if run.hashes.get(name) == sha256)
+    found = (run.reference for run in finished_runs(root, kind) if run.hashes.get(name) == sha256)
     return Link(what, next(found, "not in this runs folder"), sha256)
 
 

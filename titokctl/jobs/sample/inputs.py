@@ -288,8 +288,8 @@ def released_as(config: GeneratorSizes) -> str | None:
 
 
 def _given(name: str, kind: str, fetch: bool) -> Given:
-    path = locate(name, fetch, kind)
-    weights = read(path)
+    found = locate(name, fetch, kind)
+    path, weights = found.path, read(found)
     if weights.kind != kind:
         hint = "`titokctl inspect` shows what a file holds; without the option, the newest run that fits is taken"
         raise UserError(f"{path} holds a {weights.kind} where a {kind} is expected", hint)

@@ -32,7 +32,6 @@ from titokctl.training.speed import training_cost
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.store import save_generator
 
-WEIGHTS = "weights.safetensors"
 _CHECKED_BYTES = 4 << 30  # larger caches would delay the start: `titokctl verify` checks them
 Rows = tuple[TokenRows, TokenRows | None]
 
@@ -215,8 +214,10 @@ def _train(run: RunFolder, task: GeneratorTask, context: Context) -> None:
         return
     trained = task.averaged().cpu()
     extra = {"inputs": json.dumps(run.inputs), "sampling": recipe.sampling.model_dump_json()}
-    save_generator(run.path / WEIGHTS, trained, extra)
-    run.finish(WEIGHTS, {"weights_sha256": weights_sha256(trained)})
+    hashes = {"weights_sha256": weights_sha256(trained)}
+    product = run.product_name(hashes["weights_sha256"])
+    save_generator(run.path / product, trained, extra)
+    run.finish(product, hashes, recipe.training.steps)
 
 
 def _result(run: RunFolder) -> TrainedGenerator:

@@ -21,6 +21,7 @@ from titokctl.weights.build import with_pixel_decoder
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_proxy, load_tokenizer
 from titokctl.weights.read import locate, read
+from titokctl.weights.references import in_runs
 
 Say = Callable[[str], None]
 
@@ -57,7 +58,7 @@ def find_start(recipe: TokenizerRecipe, runs: Path, say: Say, group: Group, fetc
 
 def _vqgan_name(recipe: ProxyRecipe, runs: Path, say: Say) -> str:
     if recipe.proxy is not None:
-        return recipe.proxy
+        return in_runs(recipe.proxy, runs, "proxy", say)
     wanted = _proxy_config(recipe).model_dump(mode="json")
     run = newest_run(runs, "proxy", lambda run: run.settings.get("model") == wanted)
     if run is None:
@@ -65,13 +66,13 @@ def _vqgan_name(recipe: ProxyRecipe, runs: Path, say: Say) -> str:
             f"no proxy tokenizer was named, and none of the recipe's size was trained in {runs}",
             "train one with a recipe of stage vqgan (tiny-vqgan, maskgit-vqgan-f16), or name one with --proxy",
         )
-    say(f"proxy tokenizer: {run.path} (the newest that fits in {runs}/proxy)")
-    return str(run.path)
+    say(f"proxy tokenizer: {run.reference} (the newest that fits in {runs}/proxy)")
+    return run.reference
 
 
 def _init_name(recipe: DecoderRecipe, runs: Path, say: Say) -> str:
     if recipe.init is not None:
-        return recipe.init
+        return in_runs(recipe.init, runs, "tokenizer", say)
     wanted = _without_pixels(recipe.model)
 
     def fits(run: RunFolder) -> bool:
@@ -84,19 +85,20 @@ def _init_name(recipe: DecoderRecipe, runs: Path, say: Say) -> str:
             f"no run of stage proxy in {runs} has the model of this recipe",
             "train one with the -proxy recipe of the same name, or name its weights with --init",
         )
-    say(f"init: {run.path} (the newest of stage proxy that fits in {runs}/tokenizer)")
-    return str(run.path)
+    say(f"init: {run.reference} (the newest of stage proxy that fits in {runs}/tokenizer)")
+    return run.reference
 
 
 def _decoder_start(recipe: DecoderRecipe, named: str, runs: Path, fetch: bool) -> Start:
     """Load stage-1 weights with a VQGAN's codebook and decoder, or weights that have both already."""
     tokenizer = load_tokenizer(named, fetch=fetch)
-    given, wanted = _without_pixels(tokenizer.config), _without_pixels(recipe.model)
-    _check_same(f"{named} has another architecture", given, wanted, "model")
+    theirs, wanted = _without_pixels(tokenizer.config), _without_pixels(recipe.model)
+    _check_same(f"{named} has another architecture", theirs, wanted, "model")
     inputs = {"init": {"from": named, "weights_sha256": weights_sha256(tokenizer)}}
     if tokenizer.config.pixel_decoder and recipe.proxy is None:
         return Start(None, tokenizer, inputs)
-    source = recipe.proxy or _recorded_vqgan(named, runs, fetch)
+    given = None if recipe.proxy is None else in_runs(recipe.proxy, runs, "proxy", lambda _: None)
+    source = given or _recorded_vqgan(named, runs, fetch)
     vqgan = load_proxy(source, fetch=fetch)
     _check_same(f"{source} has other sizes", vqgan.config, _proxy_config(recipe), "model.proxy")
     inputs["proxy"] = {"from": source, "weights_sha256": weights_sha256(vqgan)}
@@ -112,7 +114,7 @@ def _recorded_vqgan(named: str, runs: Path, fetch: bool) -> str:
     digest = recorded.get("weights_sha256")
     for run in finished_runs(runs, "proxy"):
         if run.hashes.get("weights_sha256") == digest:
-            return str(run.path)
+            return run.reference
     source = str(recorded.get("from"))
     try:
         found = weights_sha256(load_proxy(source, fetch=fetch))

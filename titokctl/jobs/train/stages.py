@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from titokctl.config.tokenizer_recipe import (
 )
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import summed
+from titokctl.formats.run_folder import RunFolder
 from titokctl.jobs.train.stage_start import Start
 from titokctl.models.discriminator import Discriminator
 from titokctl.models.fan_in import initialize_fan_in
@@ -36,7 +36,7 @@ from titokctl.training.proxy_stage import ProxyStage
 from titokctl.training.randomness import key
 from titokctl.training.single_stage import SingleStage
 from titokctl.training.vqgan_stage import VqganStage
-from titokctl.weights.hashes import encoder_sha256, weights_sha256
+from titokctl.weights.hashes import product_hashes
 from titokctl.weights.perceptual import load_perceptual
 from titokctl.weights.store import save_proxy, save_tokenizer
 
@@ -79,15 +79,17 @@ def build_stage(recipe: TokenizerRecipe, start: Start, parts: Parts) -> ImageSta
     return DecoderStage(tokenizer, recipe, parts.images, *_judges(recipe, parts))
 
 
-def save_product(path: Path, trained: nn.Module, inputs: dict[str, Any]) -> dict[str, str]:
-    """Write the network of a stage as a weights file and return its hashes; `inputs` record what it started from."""
+def save_product(run: RunFolder, trained: nn.Module, inputs: dict[str, Any], step: int) -> None:
+    """Finish `run` with the network of a stage after `step` steps; `inputs` record what it started from."""
     extra = {"inputs": json.dumps(inputs)} if inputs else None
+    hashes = product_hashes(trained)
+    product = run.product_name(hashes["weights_sha256"])
     if isinstance(trained, TiTok):
-        save_tokenizer(path, trained, extra)
-        return {"encoder_sha256": encoder_sha256(trained), "weights_sha256": weights_sha256(trained)}
-    assert isinstance(trained, MaskGitVqgan)
-    save_proxy(path, trained, extra)
-    return {"weights_sha256": weights_sha256(trained)}
+        save_tokenizer(run.path / product, trained, extra)
+    else:
+        assert isinstance(trained, MaskGitVqgan)
+        save_proxy(run.path / product, trained, extra)
+    run.finish(product, hashes, step)
 
 
 def _first_tokenizer(recipe: SingleRecipe | ProxyRecipe, parts: Parts) -> TiTok:

@@ -31,8 +31,6 @@ from titokctl.training.speed import training_cost
 from titokctl.training.step_images import StepImages
 from titokctl.weights.read import PREPROCESSING, trained_with_exif
 
-WEIGHTS = "weights.safetensors"
-
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
@@ -174,7 +172,7 @@ class TrainTokenizer:
         for remark in images.remarks():
             say(remark)
         if group.is_main:
-            run.finish(WEIGHTS, save_product(run.path / WEIGHTS, task.averaged().cpu(), found.recorded))
+            save_product(run, task.averaged().cpu(), found.recorded, recipe.training.steps)
 
 
 @dataclass(frozen=True)
