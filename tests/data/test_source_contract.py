@@ -1,6 +1,7 @@
 """The contract of `Source` and `SeekableSource`: every kind of source passes the same assertions."""
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,6 +91,16 @@ def parquet(folder: Path, server: Server) -> Made:
     return [folder], {}, samples
 
 
+def zip_archive(folder: Path, server: Server) -> Made:
+    samples = [Sample(f"0000{i // 3}/img{i}", i % 2, picture(i)) for i in range(5)]
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for sample in samples:
+            archive.writestr(f"{sample.key}.png", sample.data)
+        archive.writestr("dataset.json", json.dumps({"labels": [[f"{s.key}.png", s.label] for s in samples]}))
+    return [folder / "images.zip"], {}, samples
+
+
 def remote_shards(folder: Path, server: Server) -> Made:
     folder.mkdir(parents=True)
     samples = labelled(0, 7)
@@ -97,7 +108,7 @@ def remote_shards(folder: Path, server: Server) -> Made:
     return [f"{server.url}/{{0..1}}.tar"], {}, samples
 
 
-SEEKABLE = (class_folders, flat_folder, one_shard, several_shards, class_tars, label_file, parquet)
+SEEKABLE = (class_folders, flat_folder, one_shard, several_shards, class_tars, label_file, parquet, zip_archive)
 EVERY = (*SEEKABLE, remote_shards)
 
 

@@ -211,8 +211,8 @@ def test_a_single_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_words(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown kind of source: 'zip'"):
-        open_source([tmp_path], kind="zip")
+    with pytest.raises(UsageError, match="unknown kind of source: 'rar'"):
+        open_source([tmp_path], kind="rar")
     with pytest.raises(UsageError, match="no source was named"):
         open_source([])
     with pytest.raises(UserError, match="braces"):

@@ -20,6 +20,8 @@ _WrongWords: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 # The parser's message for an argument that should be a number, in terms of its library.
 _NO_NUMBER = re.compile(r"Input should be a valid (integer|number), unable to parse.*$")
 # The parser's suggestion at the end of its message, which we move to the hint.
+# Commands of which people expect that the second argument is the reference.
+_TAKES_REFERENCE = ("fid",)
 _GUESS = re.compile(r"\.? \(?(Did you mean|Possible options:) (?P<names>[^?)]+)[?)]$")
 # The modules of the commands by panel, in the order of --help.
 _COMMANDS = {
@@ -146,6 +148,8 @@ def _show_wrong_words(error: Any) -> int:
     hint = f"`{context.command_path if context else 'titokctl'} --help` lists its arguments and options"
     if guess := _GUESS.search(message):
         message, hint = message[: guess.start()], f"did you mean {guess.group('names')}? {hint}"
+    if "unexpected extra argument" in message and context and context.command.name in _TAKES_REFERENCE:
+        hint = f"the reference is named with --ref: `{context.command_path} SAMPLES --ref REF`"
     return _failed(message[:1].lower() + message[1:], hint, int(error.exit_code))
 
 

@@ -51,7 +51,7 @@ class DecodeProcesses:
         try:
             process = self._idle.get_nowait()
         except queue.Empty:
-            process = _Process(self._configs)
+            process = _started(self._configs)
             self._all.append(process)
         bad = process.decode(files, into)
         self._idle.put(process)
@@ -134,6 +134,16 @@ class _Process:
             self._process.wait()
         self._process.stdout.close()
         os.close(self._memory)
+
+
+def _started(configs: Sequence[PreprocessingConfig]) -> _Process:
+    try:
+        return _Process(configs)
+    except OSError as error:
+        raise UserError(
+            f"no process that decodes images can be started: {error.strerror}",
+            "use fewer with --workers 1, or raise the limits (ulimit -n, ulimit -u)",
+        ) from error
 
 
 def _anonymous_file() -> int:

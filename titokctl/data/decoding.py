@@ -13,6 +13,7 @@ import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import BadImage, decode_for, square
+from titokctl.errors import UserError
 
 CHUNK = 16  # files per task of a worker
 _TOGETHER = 16 << 20  # bytes of pixels that are decoded before they are resized: each step runs from warm caches
@@ -91,3 +92,5 @@ def main() -> None:
             print(json.dumps(decode_files(task.files(sizes), configs, task.squares)), flush=True)
     except (BrokenPipeError, KeyboardInterrupt):
         pass
+    except (UserError, MemoryError):  # no memory: the parent says so when this process ends
+        sys.exit(1)

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfig
 from titokctl.data.resize import resize
+from titokctl.errors import UserError
 from titokctl.formats.file_kind import HEAD_BYTES, described, image_kind
 from titokctl.formats.shard_scan import MAX_IMAGE_BYTES
 
@@ -89,8 +90,13 @@ def decode(
         image.load()
         turned = _upright(image) if exif else image
         return _to_rgb(turned)
-    except (BadImage, MemoryError):
+    except BadImage:
         raise
+    except MemoryError as error:
+        raise UserError(
+            f"not enough memory to decode an image of {len(data):,} bytes",
+            "decode fewer at once with --workers 1, or leave out large images with --max-pixels",
+        ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on broken files
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, _TOO_SHORT) or isinstance(error.__cause__, _TOO_SHORT):

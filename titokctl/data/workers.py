@@ -4,12 +4,15 @@ Threads are enough for a few images, since Pillow and NumPy release Python's loc
 each thread hands its files to a process (`decode_processes`).
 """
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, TypeVar
+
+from titokctl.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,7 +34,7 @@ def in_order(make: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: in
         yield from ((task, make(task)) for task in tasks)
         return
     remaining = iter(tasks)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+    with no_more_threads(), ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         waiting = deque((task, pool.submit(make, task)) for task in islice(remaining, ahead))
         try:
             while waiting:
@@ -42,6 +45,19 @@ def in_order(make: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: in
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+@contextlib.contextmanager
+def no_more_threads() -> Iterator[None]:
+    """Raise UserError when the system starts no more threads."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise UserError(
+            "the system starts no more threads for this user", "use fewer with --workers 1, or raise `ulimit -u`"
+        ) from error
 
 
 class Prefetch(Generic[T]):
@@ -64,5 +80,6 @@ class Prefetch(Generic[T]):
             if ahead is not None and not ahead[1].cancel():
                 ahead[1].exception()  # wait for it; an error in a batch that was not requested doesn't matter
             value = self._make(step)
-        self._ahead = (step + 1, self._pool.submit(self._make, step + 1))
+        with no_more_threads():
+            self._ahead = (step + 1, self._pool.submit(self._make, step + 1))
         return value

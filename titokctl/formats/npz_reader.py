@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 
 from titokctl.errors import UserError
+from titokctl.formats.file_kind import described, head_of, hint_for
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MAX_WHOLE_BYTES = 2 << 30
@@ -48,7 +49,9 @@ class NpzReader:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise UserError(f"{path} is not an .npz file, or is cut short ({error})") from error
+            head = head_of(path)
+            what = f"({error})" if head.startswith(b"PK") else f"but {described(head)}"
+            raise UserError(f"{path} is not an .npz file, or is cut short {what}", hint_for(head, path)) from error
         self.names = [name.removesuffix(_SUFFIX) for name in self._zip.namelist() if name.endswith(_SUFFIX)]
 
     def __enter__(self) -> "NpzReader":

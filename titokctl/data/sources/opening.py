@@ -20,11 +20,13 @@ from titokctl.data.sources.remote import expand_urls, is_url, open_remote
 from titokctl.data.sources.shards import KIND as SHARDS
 from titokctl.data.sources.shards import expand_pattern, open_shards, shards_in
 from titokctl.data.sources.source import Source, passed_over_in_words
+from titokctl.data.sources.zips import KIND as ZIP
+from titokctl.data.sources.zips import open_zip
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.file_kind import described, head_of, hint_for, image_kind
 from titokctl.formats.shard_index import CLASS_TARS
 
-KINDS = (FOLDER, SHARDS, CLASS_TARS, PARQUET, REMOTE)
+KINDS = (FOLDER, SHARDS, CLASS_TARS, PARQUET, ZIP, REMOTE)
 _IMAGENET_TRAIN = "ILSVRC2012_img_train.tar"
 
 
@@ -40,8 +42,8 @@ def open_source(
     """Open the images at `paths`, whatever kind of source they are.
 
     Accepted are a folder of images or of class folders, a folder of tar shards, paths, patterns or URLs of shards,
-    parquet files, and the tar of class tars in which ImageNet is distributed. Of a folder that contains only splits,
-    `train/` is read; likewise ILSVRC2012_img_train.tar.
+    parquet files, a zip archive of images, and the tar of class tars in which ImageNet is distributed. Of a folder that
+    contains only splits, `train/` is read; likewise ILSVRC2012_img_train.tar.
 
     Args:
         paths: files, folders, brace patterns or URLs.
@@ -95,6 +97,8 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, optio
     if kind == PARQUET or (kind is None and all(p.suffix == ".parquet" for p in given)):
         files = [file for path in given for file in (parquet_in(path, choices.split) if path.is_dir() else [path])]
         return open_parquet(files, choices)
+    if len(given) == 1 and (kind == ZIP or (kind is None and given[0].suffix == ".zip")) and given[0].is_file():
+        return open_zip(given[0], choices)
     if len(given) == 1 and given[0].is_dir():
         return _open_one_folder(given[0], kind, accept_cut, options)
     shards = [shard for path in given for shard in (shards_in(path) if path.is_dir() else [path])]
