@@ -98,13 +98,16 @@ def read_file(path: Path, limit: int, expected: FileState | None = None) -> byte
     def read() -> bytes:
         # A pipe would block open(2), and a device would never end.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise UserError(f"{path} is not a regular file", "leave it out of the folder")
             if expected is not None and FileState.of(found) != expected:
                 raise changed(path, expected, FileState.of(found))
-            return file.read(limit)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(limit)
+        finally:
+            os.close(descriptor)
 
     return retried(read, path)
 
