@@ -127,16 +127,20 @@ class Identity:
     is_whole: bool
 
     @classmethod
-    def of(cls, paths: Sequence[Path], states: Sequence[FileState]) -> "Identity":
+    def of(cls, paths: Sequence[Path | str], states: Sequence[FileState]) -> "Identity":
         """Read what is needed of the files `paths`, in a fixed order; `states` are those of each."""
         listed = hashlib.sha256()
+        real: dict[str, str] = {}  # of folders: following the links of each path of a large set takes seconds
         for path, state in zip(paths, states, strict=True):
-            listed.update(os.fsencode(os.path.realpath(path)) + f"\0{state.size} {state.mtime_ns}\n".encode())
+            folder, name = os.path.split(path)
+            if folder not in real:
+                real[folder] = os.path.realpath(folder)
+            listed.update(os.fsencode(f"{real[folder]}/{name}\0{state.size} {state.mtime_ns}\n"))
         is_whole = sum(state.size for state in states) <= OF_SOURCE.whole
         return cls(listed.hexdigest(), contents_of(paths, states, OF_SOURCE), is_whole)
 
 
-def contents_of(paths: Sequence[Path], states: Sequence[FileState], extent: Extent) -> str:
+def contents_of(paths: Sequence[Path | str], states: Sequence[FileState], extent: Extent) -> str:
     """Return the SHA-256 of the contents of files, as far as `extent` says."""
     total = hashlib.sha256()
     for path, offset, count in _pieces(paths, states, extent):
@@ -144,7 +148,9 @@ def contents_of(paths: Sequence[Path], states: Sequence[FileState], extent: Exte
     return total.hexdigest()
 
 
-def _pieces(paths: Sequence[Path], states: Sequence[FileState], extent: Extent) -> Iterator[tuple[Path, int, int]]:
+def _pieces(
+    paths: Sequence[Path | str], states: Sequence[FileState], extent: Extent
+) -> Iterator[tuple[Path | str, int, int]]:
     """Yield which bytes (path, offset, count) of the files are hashed."""
     ends = list(itertools.accumulate(state.size for state in states))
     length = ends[-1] if ends else 0
@@ -158,9 +164,9 @@ def _pieces(paths: Sequence[Path], states: Sequence[FileState], extent: Extent) 
         yield paths[i], begin - (ends[i] - states[i].size), extent.block_bytes
 
 
-def _bytes_at(path: Path, offset: int, count: int) -> bytes:
+def _bytes_at(path: Path | str, offset: int, count: int) -> bytes:
     def read() -> bytes:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             file.seek(offset)
             return file.read(count)
 

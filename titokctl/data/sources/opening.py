@@ -144,8 +144,11 @@ def check_paths(paths: Sequence[Path | str]) -> list[Path]:
 def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _Options) -> Source:
     choices, keep_index = options.choices, options.keep_index
     remarks: list[str] = []
-    if not shards_in(path) and not (kind in (None, PARQUET) and parquet_in(path, choices.split)):
+    shards = shards_in(path)
+    files = parquet_in(path, choices.split) if kind is None and not shards else []
+    if not shards and not files:
         path, remarks = split_of(path, choices)
+        files = parquet_in(path) if kind is None and remarks else []
     if (path / _IMAGENET_TRAIN).is_file() and kind in (None, CLASS_TARS):
         return open_shards([path / _IMAGENET_TRAIN], accept_cut, keep_index, choices)
     shards = shards_in(path)
@@ -158,7 +161,7 @@ def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _O
             raise UserError(f"no .tar shards in {path}")
         source: Source = open_shards(shards, accept_cut, keep_index, choices)
         remarks = remarks + _beside(path)
-    elif kind is None and (files := parquet_in(path, choices.split)):
+    elif files:
         source = open_parquet(files, choices)
         remarks = [f"reading {len(files):,} parquet files, the first is {files[0]}"]
     else:

@@ -21,6 +21,7 @@ import numpy as np
 
 from titokctl.data.sources.choices import NO_CHOICES, NO_SPLIT, Choices
 from titokctl.data.sources.class_folders import SPLITS
+from titokctl.data.sources.folder_listing import sub_folders
 from titokctl.data.sources.label_lists import numbered
 from titokctl.data.sources.shard_checks import label_remarks
 from titokctl.data.sources.source import Counts, Sample, SeekableSource, description_of, units_of
@@ -119,9 +120,11 @@ def parquet_in(path: Path, split: str | None = None) -> list[Path]:
 
     Raises UserError for several configurations, or if there is no file of the split.
     """
-    files: list[Path] = []
-    for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet", "*/*/*.parquet"):
-        files = files or sorted(p for p in path.glob(pattern) if not _is_hidden(p.relative_to(path)))
+    files = _files_in(path) or _files_in(path / "data")
+    files = files or [file for name in SPLITS for file in _files_in(path / name)]
+    if not files:
+        # Only where the names of splits are: listing all folders of a large set of images takes seconds.
+        files = [file for name in sub_folders(path) for s in SPLITS for file in _files_in(path / name / s)]
     folders = {p.parent.parent for p in files if p.parent.name in SPLITS}
     if len(folders) > 1:
         named = ", ".join(sorted(folder.name for folder in folders))
@@ -133,8 +136,8 @@ def parquet_in(path: Path, split: str | None = None) -> list[Path]:
     return found or files
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
 
 
 @dataclass(frozen=True)
