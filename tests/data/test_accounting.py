@@ -215,3 +215,10 @@ def test_a_shard_that_is_recorded_as_empty_may_be_empty(tmp_path: Path) -> None:
     write_tar(tmp_path / "1.tar", [("a.png", PNG)])
     (tmp_path / "sizes.json").write_text('{"0.tar": 0, "1.tar": 1}')
     assert len(open_source([tmp_path])) == 1
+
+
+def test_a_shard_that_is_a_link_to_nowhere_is_not_left_out(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("a.png", PNG)])
+    (tmp_path / "1.tar").symlink_to("elsewhere.tar")
+    with pytest.raises(UserError, match=r"cannot read .*1\.tar"):
+        open_source([tmp_path])

@@ -179,3 +179,55 @@ def test_other_files_of_that_name_are_named(tmp_path: Path) -> None:
         (tmp_path / "a.parquet").write_bytes(text)
         with pytest.raises(UserError, match=words):
             open_source([tmp_path / "a.parquet"])
+
+
+def saved(folder: Path, counts: tuple[int, ...]) -> Path:
+    """A data set as `save_to_disk` writes it."""
+    folder.mkdir(parents=True)
+    kind, first, files = pa.struct({"bytes": pa.binary(), "path": pa.string()}), 0, []
+    for number, count in enumerate(counts):
+        seeds = range(first, first + count)
+        rows = pa.array([{"bytes": picture(i), "path": f"{i}.png"} for i in seeds], kind)
+        part = pa.table({"image": rows, "label": pa.array([i % 3 for i in seeds], pa.int64())})
+        name = f"data-{number:05d}-of-{len(counts):05d}.arrow"
+        with pa.ipc.new_stream(str(folder / name), part.schema) as out:
+            out.write_table(part, max_chunksize=2)
+        files.append({"filename": name})
+        first += count
+    (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+    return folder
+
+
+def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
+    source = open_source([saved(tmp_path / "a", (5, 2))]).by_position()
+    assert source.labels().tolist() == [i % 3 for i in range(7)]
+    assert source.keys() == [str(i) for i in range(7)]
+    assert [s.data for s in source.read_many([6, 0, 4])] == [picture(i) for i in (6, 0, 4)]
+    assert reopen_source(source.description).description == source.description
+    saved(tmp_path / "b" / "train", (3,))
+    saved(tmp_path / "b" / "test", (2,))
+    assert len(open_source([tmp_path / "b"])) == 3
+    assert len(open_source([tmp_path / "b"], choices=Choices(split="test"))) == 2
+
+
+def test_a_damaged_saved_data_set_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "a", (5,))
+    file = next(folder.glob("*.arrow"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="can't be read as arrow"):
+        open_source([folder])
+    file.unlink()
+    with pytest.raises(UserError, match="cannot read"):
+        open_source([folder])
+    for text in ("{broken", "{}", '{"_data_files": [{"filename": "../x.arrow"}]}'):
+        (folder / "state.json").write_text(text)
+        with pytest.raises(UserError, match=r"state\.json (does not list|lists files)"):
+            open_source([folder])
+
+
+def test_tables_on_a_server_are_refused_with_what_to_do() -> None:
+    with pytest.raises(UserError, match="can't be read from a server") as caught:
+        open_source(["https://127.0.0.1:1/data/a.parquet?sig=s3cret"])
+    assert "download it first, then name a.parquet" in str(caught.value.hint)
+    assert "s3cret" not in caught.value.message

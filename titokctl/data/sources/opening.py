@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from titokctl.data.sources.arrow_files import SUFFIX as ARROW
+from titokctl.data.sources.arrow_files import saved_files
 from titokctl.data.sources.choices import NO_CHOICES, NO_SPLIT, Choices
 from titokctl.data.sources.class_folders import split_of
 from titokctl.data.sources.folder import KIND as FOLDER
@@ -24,6 +26,7 @@ from titokctl.data.sources.zips import KIND as ZIP
 from titokctl.data.sources.zips import open_zip
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.file_kind import described, head_of, hint_for, image_kind
+from titokctl.formats.remote_file import folder_and_name, shown
 from titokctl.formats.shard_index import CLASS_TARS
 
 KINDS = (FOLDER, SHARDS, CLASS_TARS, PARQUET, ZIP, REMOTE)
@@ -42,8 +45,8 @@ def open_source(
     """Open the images at `paths`, whatever kind of source they are.
 
     Accepted are a folder of images or of class folders, a folder of tar shards, paths, patterns or URLs of shards,
-    parquet files, a zip archive of images, and the tar of class tars in which ImageNet is distributed. Of a folder that
-    contains only splits, `train/` is read; likewise ILSVRC2012_img_train.tar.
+    parquet and arrow files, a zip archive of images, and the tar of class tars in which ImageNet is distributed. Of a
+    folder that contains only splits, `train/` is read; likewise ILSVRC2012_img_train.tar.
 
     Args:
         paths: files, folders, brace patterns or URLs.
@@ -92,10 +95,16 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, optio
     if urls:
         if len(urls) < len(paths) or kind not in (None, REMOTE, SHARDS):
             raise UsageError("URLs and local paths can't be mixed", "name one or the other")
+        tables = [url for url in urls if shown(url).endswith((".parquet", ARROW, ".zip"))]
+        if tables:
+            name = folder_and_name(tables[0])[1]
+            raise UserError(
+                f"{shown(tables[0])} can't be read from a server, as shards can", f"download it first, then name {name}"
+            )
         return open_remote(expand_urls(urls), accept_cut, keep_index, choices)
     given = check_paths(paths)
-    if kind == PARQUET or (kind is None and all(p.suffix == ".parquet" for p in given)):
-        files = [file for path in given for file in (parquet_in(path, choices.split) if path.is_dir() else [path])]
+    if kind == PARQUET or (kind is None and all(p.suffix in (".parquet", ARROW) for p in given)):
+        files = [file for path in given for file in (_tables_in(path, choices.split) if path.is_dir() else [path])]
         return open_parquet(files, choices)
     if len(given) == 1 and (kind == ZIP or (kind is None and given[0].suffix == ".zip")) and given[0].is_file():
         return open_zip(given[0], choices)
@@ -145,10 +154,10 @@ def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _O
     choices, keep_index = options.choices, options.keep_index
     remarks: list[str] = []
     shards = shards_in(path)
-    files = parquet_in(path, choices.split) if kind is None and not shards else []
+    files = _tables_in(path, choices.split) if kind is None and not shards else []
     if not shards and not files:
         path, remarks = split_of(path, choices)
-        files = parquet_in(path) if kind is None and remarks else []
+        files = _tables_in(path, None) if kind is None and remarks else []
     if (path / _IMAGENET_TRAIN).is_file() and kind in (None, CLASS_TARS):
         return open_shards([path / _IMAGENET_TRAIN], accept_cut, keep_index, choices)
     shards = shards_in(path)
@@ -163,13 +172,18 @@ def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _O
         remarks = remarks + _beside(path)
     elif files:
         source = open_parquet(files, choices)
-        remarks = [f"reading {len(files):,} parquet files, the first is {files[0]}"]
+        remarks = [f"reading {len(files):,} {files[0].suffix[1:]} files, the first is {files[0]}"]
     else:
         if not entries(path):
             raise UserError(f"the folder {path} is empty", "name a folder of images, or of tar shards")
         source = open_folder(path, choices)
     source.remarks = remarks + source.remarks
     return source
+
+
+def _tables_in(path: Path, split: str | None) -> list[Path]:
+    """Return the files of a saved data set, or the parquet files, in a folder."""
+    return saved_files(path) or parquet_in(path, split)
 
 
 def _beside(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Data sets in parquet files: a column with the bytes of image files, and perhaps one with labels.
+"""Data sets in parquet or arrow files: a column with the bytes of image files, and perhaps one with labels.
 
 The column of images is a struct with a field `bytes`, as the Hub writes it, or plain binary. Labels are class indices,
 whose names come from the schema's metadata (a ClassLabel feature), or names, numbered in text order. Files are read by
@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from titokctl.data.sources.arrow_files import SUFFIX as ARROW
+from titokctl.data.sources.arrow_files import ArrowFile
 from titokctl.data.sources.choices import NO_CHOICES, NO_SPLIT, Choices
 from titokctl.data.sources.class_folders import SPLITS
 from titokctl.data.sources.folder_listing import sub_folders
@@ -26,7 +28,7 @@ from titokctl.data.sources.label_lists import numbered
 from titokctl.data.sources.shard_checks import label_remarks
 from titokctl.data.sources.source import Counts, Sample, SeekableSource, description_of, units_of
 from titokctl.errors import UserError
-from titokctl.formats.file_kind import described, head_of, hint_for
+from titokctl.formats.file_kind import described, head_of, hint_for, kind_of
 from titokctl.formats.local_file import FileState, Identity, changed, retried
 
 T = TypeVar("T")
@@ -325,13 +327,14 @@ def _reading(path: Path, use: Callable[[Any], T]) -> T:
     import pyarrow as pa
 
     try:
-        with pq.ParquetFile(path) as file:
+        with ArrowFile(path) if path.suffix == ARROW else pq.ParquetFile(path) as file:
             return use(file)
     except UserError as error:
         raise UserError(f"{path}: {error.message}", error.hint) from error
     except (pa.ArrowException, OSError, MemoryError) as error:
         text = " ".join(str(error).split())
         head = head_of(path)
-        what = text if not head or head.startswith(b"PAR1") else described(head)
+        kind = kind_of(head)
+        what = text if kind is None or kind.name in ("parquet", "arrow") else described(head)
         hint = hint_for(head, path, "copy or download it again")
-        raise UserError(f"{path} can't be read as parquet: {what}", hint) from error
+        raise UserError(f"{path} can't be read as {path.suffix[1:]}: {what}", hint) from error

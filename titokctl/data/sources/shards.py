@@ -147,7 +147,8 @@ class ShardSource(SeekableSource):
 
 def shards_in(path: Path) -> list[Path]:
     """Return the .tar files of a folder, sorted by name, without hidden ones."""
-    return sorted(p for p in path.glob("*.tar") if not p.name.startswith(".") and p.is_file())
+    # A link that leads nowhere counts: to open it is an error.
+    return sorted(p for p in path.glob("*.tar") if not p.name.startswith(".") and not p.is_dir())
 
 
 def expand_pattern(pattern: str) -> list[str]:
