@@ -73,7 +73,7 @@ def test_a_remote_shard_that_holds_more_than_was_counted(tmp_path: Path, server:
     remote = run(tmp_path, [f"{server.url}/0.tar"], "remote.h5", max_rejected=1)
     assert (remote.rows, remote.rejected, remote.samples) == (local.rows, local.rejected, local.samples) == (3, 3, 6)
     assert remote.rejected_by_kind == local.rejected_by_kind == {"duplicate": 1, "no-image": 1, "several-dots": 1}
-    checked = Verify(tmp_path / "remote.h5").run(Context())
+    checked = Verify(tmp_path / "remote.h5", source="recorded").run(Context())
     assert (checked.problems, checked.source_checked) == ([], True)
 
 
@@ -101,6 +101,6 @@ def test_labels_from_a_file_are_in_the_cache_and_found_again(tmp_path: Path) -> 
     cache = TokenCache.open(tmp_path / "val.h5")
     assert cache.labels.tolist() == [2, 0, 1, 0]
     assert cache.class_names == ["n01440764", "n01443537", "n02119789"]
-    found = Verify(tmp_path / "val.h5").run(Context())
+    found = Verify(tmp_path / "val.h5", source="recorded").run(Context())
     assert not found.problems
     assert not found.remarks

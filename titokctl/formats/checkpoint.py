@@ -3,11 +3,13 @@
 Specification: `<folder>/step-00001000/` holds tensors-0.safetensors, tensors-1.safetensors, ... (weights, EMA,
 optimizer moments; names say which; large states are spread over several files, so that they are written and hashed side
 by side) and scalars.json (numbers and settings). state.json is the commit marker: format "titokctl/checkpoint",
-format_version 2, step, and for every other file its size and SHA-256. The folder is written under a temporary name,
-flushed and renamed, so a folder with a final name is whole; a damaged one (a disk's fault, an edit) fails its hashes
-and the one before is used. In format_version 1 there was one file, tensors.safetensors.
+format_version 2, step, for every other file its size and SHA-256, and sha256, that of all this as compact JSON with
+sorted keys (the first ones lack it). The folder is written under a temporary name, flushed and renamed, so a folder
+with a final name is whole; a damaged one (a disk's fault, an edit) fails its hashes and the one before is used. In
+format_version 1 there was one file, tensors.safetensors.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -116,6 +118,7 @@ def save(folder: Path, checkpoint: Checkpoint, policy: Policy) -> Path:
             raise UserError(error.message.replace(str(temporary), str(target)), error.hint) from error
         state = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": checkpoint.step}
         state["files"] = _fingerprints(temporary, [_SCALARS, *names])
+        state["sha256"] = _sha256_of(state)
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     # Later ones are damaged, since a run goes on from the newest that is whole: they must not push others out.
     whole = [path for path in _step_folders(folder) if step_of(path) <= checkpoint.step]
@@ -154,6 +157,9 @@ def load(path: Path) -> Checkpoint:
     recorded = state.get("files")
     if not isinstance(recorded, dict) or not all(name == _SCALARS or _TENSORS.fullmatch(name) for name in recorded):
         raise UserError(f"{path / 'state.json'} is damaged: it names files that no checkpoint has")
+    # Without a checksum, as in older checkpoints, the name of the folder tells the step.
+    if state.get("sha256", _sha256_of(state)) != _sha256_of(state) or state.get("step") != step_of(path):
+        raise UserError(f"{path / 'state.json'} is damaged: its checksum or its step does not fit")
     for name, found in _fingerprints(path, list(recorded)).items():
         if found != recorded[name]:
             raise UserError(f"{path / name} is damaged (its hash is not the recorded one)")
@@ -198,6 +204,11 @@ def _fingerprint(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _sha256_of(state: Mapping[str, Any]) -> str:
+    covered = {name: value for name, value in state.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def step_of(path: Path) -> int:

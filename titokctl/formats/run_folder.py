@@ -202,8 +202,8 @@ def open_run(path: Path) -> RunFolder:
     wrong += [] if isinstance(earlier, list) and all(map(_is_entry, earlier)) else ["earlier"]
     if wrong:
         raise UserError(f"{path / 'run.json'} is damaged: {', '.join(wrong)}")
-    fields = {name: record[name] for name in _FIELDS} | {"step": step, "earlier": earlier}
-    run = RunFolder(path=path, kind=record["kind"], **fields)
+    found: dict[str, Any] = {name: record.get(name) for name in _FIELDS}
+    run = RunFolder(path=path, kind=record["kind"], **found | {"step": step, "earlier": earlier})
     if run.status == "running" and is_held(path) is False:
         run.status = "stopped"
     return run
