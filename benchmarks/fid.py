@@ -1,7 +1,7 @@
 """What `titokctl fid` costs: features beside the bare network, statistics, the trace; and what --fast does to numbers.
 
     python -m benchmarks.fid [--device cpu|cuda] [--quick] [--json out.json]    # Inception at full size, random weights
-    python -m benchmarks.fid --what deviation                       # float32 beside bf16, on the Earth tiles
+    python -m benchmarks.fid --what deviation                       # float32 beside bf16, on rendered scenes
 
 Speed: the whole way of `titokctl stats` (an .npz on the disk -> features -> sums) beside the bare network on batches
 that are ready; the float64 sums and the trace of two covariances of 2,048 features beside one float64 matrix product of
@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,9 @@ import torch
 
 from benchmarks.measuring import BASELINE, Figures, Way, compare, parser, report, report_numbers
 from titokctl.context import Context
-from titokctl.data.earth import earth_tiles
+from titokctl.data.scenes.factors import scene
+from titokctl.data.scenes.renderer import render
+from titokctl.data.scenes.shards import HELD_OUT_FROM
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, inception_extractor, open_extractor
@@ -100,8 +101,8 @@ def statistics_ways() -> dict[str, Way]:
 
 
 def deviation(device: str, count: int) -> dict[str, object]:
-    """How far bf16 moves features and distances between two sets of `count` Earth tiles."""
-    first, second = tiles("train", count), tiles("heldout", count)
+    """How far bf16 moves features and distances between two sets of `count` scenes."""
+    first, second = scenes(0, count), scenes(HELD_OUT_FROM, count)
     found: dict[str, object] = {"images_a_set": count}
     for name, make in (("lite0", lambda o: open_extractor("lite0", o)), ("inception_by_formula", by_formula)):
         sets = {}
@@ -145,10 +146,9 @@ def published_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "fc.bias", (inception.NUM_CLASSES,)
 
 
-def tiles(split: str, count: int) -> np.ndarray:
-    """(count, 64, 64, 3) uint8 Earth tiles of a split, spread over it."""
-    found = [tile.pixels for tile in earth_tiles() if tile.split == split]
-    return np.stack(list(islice(found, 0, None, len(found) // count))[:count])
+def scenes(first: int, count: int) -> np.ndarray:
+    """(count, 64, 64, 3) uint8 rendered scenes from index `first` on."""
+    return np.stack([render(scene(0, first + index)) for index in range(count)])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""The commands a person types, one after the other, on real map tiles, with nothing named that can be found."""
+"""The commands a person types, one after the other, on rendered scenes, with nothing named that can be found."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import h5py
@@ -10,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from titokctl.data.earth import CLASS_NAMES, earth_tiles
 from titokctl.data.images import encode_png
+from titokctl.data.scenes.factors import CLASS_NAMES, scene
+from titokctl.data.scenes.renderer import render
 from titokctl.formats.run_folder import finished_runs
 from titokctl.formats.token_cache import TokenCache
 from titokctl.weights.load import load_generator, load_tokenizer
 
-TILES_PER_CLASS = 10
+PER_CLASS = 8
 FEW_STEPS = (
     "--set=training.steps=30",
     "--set=training.evaluate_every=30",
@@ -26,16 +26,13 @@ FEW_STEPS = (
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory) -> Path:
-    """imagenet/<class>/<tile>.png: a few real tiles of each of the 21 classes."""
-    folder = tmp_path_factory.mktemp("tiles") / "imagenet"
-    taken: Counter[str] = Counter()
-    for tile in earth_tiles():
-        if tile.split == "train" and taken[tile.class_name] < TILES_PER_CLASS:
-            taken[tile.class_name] += 1
-            place = folder / tile.class_name / f"{tile.key.split('/')[-1]}.png"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(encode_png(tile.pixels))
-    assert len(taken) == len(CLASS_NAMES)
+    """imagenet/<class>/<index>.png: a few rendered scenes of each class."""
+    folder = tmp_path_factory.mktemp("scenes") / "imagenet"
+    for index in range(PER_CLASS * len(CLASS_NAMES)):
+        found = scene(0, index)
+        place = folder / found.class_name / f"{index:04d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(encode_png(render(found)))
     return folder
 
 
@@ -73,13 +70,13 @@ def test_shards_to_score(run_cli, runs, tmp_path, imagenet):
     assert shown["images"] == 16
     with Image.open(tmp_path / "seen" / "reconstructions.png") as picture:
         assert picture.size[0] > 64
-    assert f"{TILES_PER_CLASS * len(CLASS_NAMES)}" in run_cli("inspect", "tokens.h5", code=0).stdout
+    assert f"{PER_CLASS * len(CLASS_NAMES)}" in run_cli("inspect", "tokens.h5", code=0).stdout
 
 
 def check_cache(path: Path, imagenet: Path, tokenizer) -> None:
     """Row i is image i, as the tokenizer sees it now; the file alone says all of it."""
     cache = TokenCache.open(path)
-    assert len(cache) == TILES_PER_CLASS * len(CLASS_NAMES)
+    assert len(cache) == PER_CLASS * len(CLASS_NAMES)
     assert cache.class_names == CLASS_NAMES
     assert cache.header.weights_sha256 == tokenizer.hashes["weights_sha256"]
     model = load_tokenizer(tokenizer.path)

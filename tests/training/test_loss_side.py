@@ -24,7 +24,7 @@ from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.jobs.train.stage_start import Start
 from titokctl.jobs.train.stages import Parts, build_stage
 from titokctl.models.convnext import ConvNextSmall
-from titokctl.models.efficientnet_lite0 import STAGES
+from titokctl.models.efficientnet_lite import LITE0
 from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.decoder_stage import DecoderStage
@@ -109,7 +109,7 @@ def exact_gradient(task: ImageStage, name: str, made: torch.Tensor, target: torc
 
 
 def lite0_distance(network: nn.Module, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    depths = np.cumsum([0, *(stage.repeats for stage in STAGES)])
+    depths = np.cumsum([0, *(stage.repeats for stage in LITE0.stages)])
     pairs = list(zip(network.maps(made), network.maps(target), strict=True))
     ratios = [(pairs[i][0] - pairs[i][1]).square().mean() / pairs[i][1].square().mean() for i in depths]
     return torch.stack(ratios).mean()

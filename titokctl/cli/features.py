@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from titokctl.evaluation.extractors import FeatureNetwork
 
 Features = Annotated[
-    str, option("--features", "lite0 works offline, and is never called FID.", metavar="inception|lite0")
+    str, option("--features", "lite0 works offline, and is never called FID.", metavar="inception|lite0|lite2")
 ]
 InceptionWeights = Annotated[
     Path | None,

@@ -25,7 +25,7 @@ def reconstruct(
         option(
             "--features",
             "Network for rFID against the originals; auto: Inception, else lite0 (no rFID), if it is here.",
-            "auto|inception|lite0|none",
+            "auto|inception|lite0|lite2|none",
         ),
     ] = "auto",
     lpips: Annotated[

@@ -63,7 +63,7 @@ def sample(
     fid: Annotated[
         Path | None, _result("--fid", "Compare the images with statistics or images while they are drawn.", "REF")
     ] = None,
-    features: Annotated[str, _result("--features", "Network of --fid.", "inception|lite0")] = "inception",
+    features: Annotated[str, _result("--features", "Network of --fid.", "inception|lite0|lite2")] = "inception",
     inception_weights: Annotated[Path | None, _result("--inception-weights", "For --fid.", "FILE")] = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,

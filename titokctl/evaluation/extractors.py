@@ -18,16 +18,19 @@ from torch import Tensor, nn
 from titokctl.config import registry
 from titokctl.context import Context
 from titokctl.errors import UsageError
-from titokctl.models import efficientnet_lite0, inception
+from titokctl.models import efficientnet_lite, inception
 from titokctl.models.device import default_batch_size
+from titokctl.models.efficientnet_lite import EfficientNetLite
 from titokctl.models.inception import Inception
 from titokctl.progress import Progress
 from titokctl.weights.feature_networks import (
     INCEPTION_SHA256_START,
     LITE0_SHA256_START,
+    LITE2_SHA256_START,
     find_lite0,
     load_inception,
     load_lite0,
+    load_lite2,
 )
 from titokctl.weights.network_files import INCEPTION, find
 
@@ -59,7 +62,7 @@ class Extractor:
     """A feature network, and what a record says of it.
 
     Args:
-        name: "inception", "lite0", or an entry point's name.
+        name: "inception", "lite0", "lite2", or an entry point's name.
         network: images (B, H, W, 3) uint8 on `device` -> {output name: (B, D) float32}; "pool" is always there.
         widths: D of every output.
         batch_size: images a call takes; the last batch is padded to it, so that no feature depends on its neighbours.
@@ -92,7 +95,7 @@ class FeatureNetwork:
     """The feature network that a request names.
 
     Args:
-        name: "inception", "lite0", or an entry point's name.
+        name: "inception", "lite0", "lite2", or an entry point's name.
         weights: a file to read instead of the usual place, for Inception.
         fast: run it in bf16; results record it.
     """
@@ -137,18 +140,28 @@ def open_extractor(name: str, options: ExtractorOptions | None = None) -> Extrac
 
 
 def _lite0(options: ExtractorOptions) -> Extractor:
-    network = load_lite0(options.weights or find_lite0())
+    return _lite(load_lite0(options.weights or find_lite0()), "lite0", LITE0_SHA256_START, options)
+
+
+def _lite2(options: ExtractorOptions) -> Extractor:
+    return _lite(load_lite2(options.weights), "lite2", LITE2_SHA256_START, options)
+
+
+def _lite(
+    network: EfficientNetLite, name: Literal["lite0", "lite2"], sha256_start: str, options: ExtractorOptions
+) -> Extractor:
+    size = network.variant.input_size
 
     def features(images: Tensor) -> dict[str, Tensor]:
-        x = resized(images, efficientnet_lite0.INPUT_SIZE).div_(255)  # (B, 3, 224, 224)
+        x = resized(images, size).div_(255)  # (B, 3, size, size)
         return {"pool": network.features(x.contiguous(memory_format=torch.channels_last))}
 
     about = {
-        "network": "EfficientNet-Lite0, 1,280 pooled features",
-        "weights_sha256_start": LITE0_SHA256_START,
-        "resize": "bilinear to 224, antialiased when shrinking",
+        "network": f"{network.variant.name}, 1,280 pooled features",
+        "weights_sha256_start": sha256_start,
+        "resize": f"bilinear to {size}, antialiased when shrinking",
     }
-    return _ready(network, options, "lite0", features, {"pool": efficientnet_lite0.FEATURE_WIDTH}, about)
+    return _ready(network, options, name, features, {"pool": efficientnet_lite.FEATURE_WIDTH}, about)
 
 
 def _inception(options: ExtractorOptions) -> Extractor:
@@ -175,7 +188,7 @@ def inception_extractor(network: Inception, options: ExtractorOptions) -> Extrac
 def _ready(
     network: nn.Module,
     options: ExtractorOptions,
-    name: Literal["inception", "lite0"],
+    name: Literal["inception", "lite0", "lite2"],
     features: Callable[[Tensor], dict[str, Tensor]],
     widths: dict[str, int],
     about: dict[str, str],
@@ -196,4 +209,8 @@ def resized(images: Tensor, size: int) -> Tensor:
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-_BUILT_IN: dict[str, Callable[[ExtractorOptions], Extractor]] = {"inception": _inception, "lite0": _lite0}
+_BUILT_IN: dict[str, Callable[[ExtractorOptions], Extractor]] = {
+    "inception": _inception,
+    "lite0": _lite0,
+    "lite2": _lite2,
+}

@@ -1,9 +1,9 @@
 """The folder of `titokctl demo`.
 
 Specification: `demo.json`, {"format": "titokctl/demo", "format_version": 1}, marks the folder, whose files the demo may
-replace. `results.json` is an object with `folder`, `report`, `tiles` (number by split), `tokenizer` and `generator`
-(their last metrics, and yardsticks), `scores`, `kid_ratio`, and `seconds` (of each step in the last run). It has no
-version: it is for people, and to compare runs of one release.
+replace. `results.json` is an object with `folder`, `report`, `about`, `images` (number by split), `tokenizer` and
+`generator` (their last metrics), `baselines`, `scores`, `kid_ratio`, and `seconds` (of each step in the last run). It
+has no version: it is for people, and to compare runs of one release.
 """
 
 from pathlib import Path

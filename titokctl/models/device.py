@@ -7,7 +7,7 @@ import torch
 
 from titokctl.errors import UsageError
 
-Batched = Literal["encode", "draw", "decode", "reconstruct", "inception", "lite0"]
+Batched = Literal["encode", "draw", "decode", "reconstruct", "inception", "lite0", "lite2"]
 # Images at once on a CPU and on a GPU. Those of "encode" and "draw" are also the sizes of canonical tiles, so they
 # decide which bytes are made. On a CPU, large maps fall out of the cache: one core does 56 images/s through lite0 in
 # batches of 4, 47 in batches of 8, 39 in batches of 64.
@@ -18,6 +18,7 @@ _BATCH_SIZES: dict[Batched, tuple[int, int]] = {
     "reconstruct": (16, 64),
     "inception": (8, 64),
     "lite0": (4, 128),
+    "lite2": (4, 128),
 }
 
 

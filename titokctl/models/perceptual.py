@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from titokctl.models import convnext
-from titokctl.models.efficientnet_lite0 import STAGES
+from titokctl.models.efficientnet_lite import LITE0
 
 
 class _Perceptual(nn.Module):
@@ -47,7 +47,7 @@ class Lite0Perceptual(_Perceptual):
 
     def _seen(self, images: Tensor) -> list[Tensor]:
         maps = self.network.maps(images.contiguous(memory_format=torch.channels_last))
-        return [maps[i] for i in (0, *accumulate(stage.repeats for stage in STAGES))]
+        return [maps[i] for i in (0, *accumulate(stage.repeats for stage in LITE0.stages))]
 
     def _distance(self, made: list[Tensor], target: list[Tensor]) -> Tensor:
         return torch.stack([_relative(a, b) for a, b in zip(made, target, strict=True)]).mean()

@@ -11,14 +11,14 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from titokctl.errors import UserError
-from titokctl.models import efficientnet_lite0, inception
-from titokctl.models.efficientnet_lite0 import EfficientNetLite0
+from titokctl.models import efficientnet_lite, inception
+from titokctl.models.efficientnet_lite import EfficientNetLite, Variant
 from titokctl.models.inception import Inception
 from titokctl.weights.build import check_finite, compare, shapes
-from titokctl.weights.network_files import INCEPTION, LITE0, find
+from titokctl.weights.network_files import INCEPTION, LITE0, LITE2, find
 from titokctl.weights.pickled import read_pickled
 
-LITE0_SHA256_START = LITE0.sha256
+LITE0_SHA256_START, LITE2_SHA256_START = LITE0.sha256, LITE2.sha256
 INCEPTION_SHA256_START = INCEPTION.sha256[:8]
 
 N = TypeVar("N", bound=nn.Module)
@@ -30,23 +30,28 @@ def find_lite0() -> Path:
     return find(LITE0)
 
 
-def load_lite0(path: Path | None = None) -> EfficientNetLite0:
+def load_lite0(path: Path | None = None) -> EfficientNetLite:
     """Return the network in eval mode, float32, from `path` or the installed package."""
-    return lite0_from(read_pickled(path or find_lite0()))
+    return lite_from(read_pickled(path or find_lite0()), efficientnet_lite.LITE0)
 
 
-def lite0_from(published: StateDict) -> EfficientNetLite0:
+def load_lite2(path: Path | None = None) -> EfficientNetLite:
+    """Return the network in eval mode, float32, from `path` or the installed package. Raises UserError without it."""
+    return lite_from(read_pickled(path or find(LITE2)), efficientnet_lite.LITE2)
+
+
+def lite_from(published: StateDict, variant: Variant) -> EfficientNetLite:
     """Return the network with weights under the names of the published file. Raises UserError if they don't fit."""
-    network = EfficientNetLite0()
-    eps = efficientnet_lite0.BATCH_NORM_EPS
+    network = EfficientNetLite(variant)
+    eps = efficientnet_lite.BATCH_NORM_EPS
     named: StateDict = {}
     try:
-        for ours, conv, norm in _lite0_layers(network):
+        for ours, conv, norm in _lite_layers(network):
             named |= fold_batch_norm(published, ours, conv, norm, eps)
         named |= {f"classifier.{leaf}": published[f"_fc.{leaf}"] for leaf in ("weight", "bias")}
     except KeyError as error:
-        raise UserError(f"these are not weights of EfficientNet-Lite0: {error} is missing") from error
-    return filled(network, named, "EfficientNet-Lite0")
+        raise UserError(f"these are not weights of {variant.name}: {error} is missing") from error
+    return filled(network, named, variant.name)
 
 
 def load_inception(path: Path) -> Inception:
@@ -77,7 +82,7 @@ def fold_batch_norm(published: StateDict, ours: str, conv: str, norm: str, eps: 
     return {f"{ours}.weight": (weight * scale[:, None, None, None]).float(), f"{ours}.bias": shift.float()}
 
 
-def _lite0_layers(network: EfficientNetLite0) -> Iterator[tuple[str, str, str]]:
+def _lite_layers(network: EfficientNetLite) -> Iterator[tuple[str, str, str]]:
     """Yield our name of every convolution, and the published names of it and of its batch norm."""
     yield "stem", "_conv_stem", "_bn0"
     for i, block in enumerate(network.blocks):

