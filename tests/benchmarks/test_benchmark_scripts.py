@@ -19,7 +19,7 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> None:
     importlib.import_module(f"benchmarks.{name}").main()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"gpu_check"}))
 def test_every_benchmark_has_the_common_flags(name: str, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, name, "--help")
@@ -53,3 +53,26 @@ def test_a_quick_run_compares_with_the_baseline_and_the_peaks(
     table = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in table[3:5]] == ["baseline", "ours"]
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_the_acceptance_run_writes_a_page_and_says_what_fails(tmp_path: Path, monkeypatch, capsys) -> None:
+    words = ["--quick", "--device", "cpu", "--only", "env,kernels,nccl", "--out", tmp_path / "found"]
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", *map(str, words)])
+    code = importlib.import_module("benchmarks.gpu_check").main()
+    found = json.loads((tmp_path / "found" / "gpu_check.json").read_text())
+    held = {check["name"]: check["ok"] for check in found["checks"]}
+    assert held["collectives"]
+    assert code == (0 if all(held.values()) else 1)
+    page = (tmp_path / "found" / "gpu_check.md").read_text()
+    assert all(name in page for name in held)
+    assert not found["left_out"]
+
+
+def test_an_acceptance_run_leaves_out_what_no_longer_fits(tmp_path: Path, monkeypatch, capsys) -> None:
+    words = ["--quick", "--device", "cpu", "--only", "stages,train", "--budget", 11, "--out", tmp_path]
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", *map(str, words)])
+    assert importlib.import_module("benchmarks.gpu_check").main() == 0
+    assert json.loads((tmp_path / "gpu_check.json").read_text())["left_out"] == ["stages", "train"]
+    assert "left out: stages" in capsys.readouterr().out

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import trained
+from titokctl.models.efficientnet_lite0 import EfficientNetLite0
 
 from titokctl.cli.app import run
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.atomic import read_json, write_json
-from titokctl.models.efficientnet_lite0 import EfficientNetLite0
 from titokctl.weights.feature_networks import filled
 from titokctl.weights.load import load_generator, load_tokenizer
 from titokctl.weights.store import save_generator, save_tokenizer
