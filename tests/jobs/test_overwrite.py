@@ -9,6 +9,8 @@ import h5py
 import numpy as np
 import pytest
 import tiny
+import toy_features
+import trained
 
 from titokctl.cli.app import run
 from titokctl.context import Context
@@ -183,3 +185,27 @@ def test_a_damaged_product_can_be_replaced(place: Place, tmp_path: Path) -> None
     (tmp_path / "o.npy").touch()
     assert place.run("export npy", tmp_path / "o.npy", "--overwrite") == 0
     assert np.load(tmp_path / "o.npy").shape == (8, tiny.TOKENS)
+
+
+def test_a_judged_sample_set_is_drawn_again_and_other_files_stay(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    toy_features.install(tmp_path / "package")
+    trained.both(tmp_path / "runs")
+    sample = ["sample", "-n", "6", "-o", "set", "--device", "cpu", "-q"]
+    np.savez("ref.npz", arr_0=np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8))
+    assert run(sample) == 0
+    assert run(["fid", "set", "--ref", "ref.npz", "--features", "toy", "--save-features", "-q"]) == 0
+    (tmp_path / "set" / "notes.txt").write_text("mine")
+    made = everything(tmp_path / "set")
+    assert {"evaluation-toy.json", "evaluation-toy.npz"} < made.keys()
+    capsys.readouterr()
+    assert run([*sample, "--overwrite", "--dry-run", "--json"]) == 0
+    gone = {Path(path).name for path in json.loads(capsys.readouterr().out)["removes"]}
+    assert gone == made.keys() - {"notes.txt", ".lock"}
+    for _ in range(2):
+        assert run([*sample, "--overwrite"]) == 0
+        again = everything(tmp_path / "set")
+        assert again["ids.h5"] == made["ids.h5"]
+        assert again["notes.txt"] == b"mine"
+        assert not [name for name in again if "evaluation" in name or "unfinished" in name]

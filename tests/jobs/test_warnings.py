@@ -146,3 +146,15 @@ def test_images_of_a_reference_like_adms_are_looked_at_once(tmp_path, monkeypatc
     bare = judge(tmp_path / "a.npz", tmp_path / "pytorch-fid.npz", tmp_path / "runs")
     assert bare.metrics["fd-toy"] == first.metrics["fd-toy"]
     assert not {"precision-toy", "kid-toy", "sfid-toy"} & bare.metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "is_unknown"), [(("mu", "sigma"), True), (("mu", "sigma", "mu_s", "sigma_s"), False)]
+)
+def test_statistics_that_do_not_say_who_made_them_are_told(tmp_path, names, is_unknown):
+    np.savez(tmp_path / "a.npz", noise(20, 0))
+    shapes = {"mu": 9, "mu_s": 9, "sigma": (9, 9), "sigma_s": (9, 9)}
+    arrays = {name: np.eye(9) if "sigma" in name else np.zeros(shapes[name]) for name in names}
+    np.savez(tmp_path / "fid_stats.npz", **arrays)
+    found = judge(tmp_path / "a.npz", tmp_path / "fid_stats.npz", tmp_path / "runs")
+    assert warned(found, "nothing tells who made it") is is_unknown

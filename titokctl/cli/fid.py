@@ -95,6 +95,8 @@ def _show_test(found: "SelftestResult") -> None:
 
 
 def _show(result: "FidResult") -> None:
+    from titokctl.evaluation.inception_score import SPLIT_SIZE
+
     sha = str(result.reference.get("sha256", ""))[:12]
     network, seen = result.extractor, result.samples
     rounding = seen.get("rounding", "none")
@@ -103,5 +105,8 @@ def _show(result: "FidResult") -> None:
         f"against {result.reference['path']}" + (f" (SHA-256 {sha}...)" if sha else ""),
         f"{network.get('network', network['name'])}; resize {network.get('resize', 'its own')}",
     ]
+    if "is" in result.metrics:
+        splits = -(-seen["count"] // SPLIT_SIZE)
+        about.append(f"Inception score: mean of {splits} splits of up to {SPLIT_SIZE:,} images in the order of the set")
     rows = [(name, f"{value:.5g}") for name, value in result.metrics.items()]
     console.table(f"{seen['count']:,} images", ["metric", "value"], rows, "\n".join(about))

@@ -88,7 +88,8 @@ def run_workers(command: list[str], count: int, nodes: Nodes | None = None, stdo
         folder = Path(name)
         with (folder / ALIVE).open("w") as alive:
             fcntl.flock(alive, fcntl.LOCK_EX)  # the kernel releases it when this process ends in any way
-            silent = _run(folder, count, [*_torchrun_arguments(count, nodes or Nodes()), *command], stdout)
+            arguments = [*_torchrun_arguments(count, nodes or Nodes()), f"--log-dir={folder}", *command]
+            silent = _run(folder, count, arguments, stdout)
         _raise_for(folder, count, silent)
 
 

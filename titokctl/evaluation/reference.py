@@ -13,6 +13,8 @@ from titokctl.evaluation.image_sets import ImageSet, NpzImages, Opening, Origina
 from titokctl.formats.atomic import file_sha256
 from titokctl.formats.statistics import Statistics, has_images, is_statistics, read_statistics
 
+UNKNOWN_MAKER = "unknown"
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -91,4 +93,6 @@ def _from_file(path: Path, one_by_one: bool, work: FeaturePass) -> Reference:
         found = replace(found, features=measured.features.features)
     about = {"path": str(path.absolute()), "count": found.count or None, "sha256": file_sha256(path)}
     about |= {name: statistics.about[name] for name in ("source", "extractor") if name in statistics.about}
+    if not statistics.about:
+        about["made_by"] = UNKNOWN_MAKER if statistics.spatial_mean is None else "ADM's evaluator"
     return Reference(found, about, statistics.about.get("image_size"))

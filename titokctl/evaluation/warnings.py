@@ -10,7 +10,7 @@ from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.feature_pass import Measured
 from titokctl.evaluation.image_sets import ImageSet
 from titokctl.evaluation.metrics import FID_IMAGES
-from titokctl.evaluation.reference import Reference
+from titokctl.evaluation.reference import UNKNOWN_MAKER, Reference
 
 _TRAINING_SET = re.compile(r"^VIRTUAL_imagenet|train", re.IGNORECASE)
 _VALIDATION_SET = re.compile(r"(^|[^a-z])val(id|idation)?([^a-z]|$)", re.IGNORECASE)
@@ -31,6 +31,13 @@ def warnings_about(images: ImageSet, measured: Measured, reference: Reference, e
     if reference.image_size and measured.image_size and reference.image_size != measured.image_size:
         found.append(f"the samples are of {measured.image_size} px, the reference of {reference.image_size} px")
     found += _of_kinds(images, reference)
+    if reference.about.get("made_by") == UNKNOWN_MAKER:
+        name = Path(str(reference.about["path"])).name
+        found.append(
+            f"{name} holds mu and sigma alone, so nothing tells who made it: pytorch-fid and clean-fid resize "
+            "images in other ways, and then even equal images have a distance far above 0; make it again with "
+            "`titokctl stats`, or check how it was made"
+        )
     recorded = reference.about.get("extractor")
     if recorded and recorded != extractor.description:
         found.append("the reference statistics were computed with other settings of the feature network")

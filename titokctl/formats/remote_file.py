@@ -198,6 +198,19 @@ def fetch(url: str) -> bytes | None:
     return data
 
 
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    """Follow redirects to http and https alone: a server must not lead to files, or to other protocols."""
+
+    def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
+        target = str(arguments[-1])
+        if not target.lower().startswith(("http://", "https://")):
+            raise UserError(f"{arguments[0].full_url} redirects to {target[:200]}, which is not followed")
+        return super().redirect_request(*arguments)
+
+
+_OPENER = urllib.request.build_opener(_WebOnly)
+
+
 def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
     """Request the file from `position` on."""
     # In a compressed response, neither size nor positions would be those of the file.
@@ -205,7 +218,7 @@ def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
     if position:
         headers["Range"] = f"bytes={position}-"
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
+        response = _OPENER.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in _NOT_GIVEN:

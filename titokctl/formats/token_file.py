@@ -30,7 +30,7 @@ opened for writing.
 import errno
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def _header(file: h5py.File) -> CacheHeader:
     views = hdf5_checks.subgroup(file, "views")
     if sorted(header.views) != ([] if views is None else hdf5_checks.names_of(views)):
         raise UserError(f"/views of {path} are not the views of its header")
-    return header
+    return replace(header, views=dict(sorted(header.views.items())))
 
 
 def _first_header(file: h5py.File) -> CacheHeader:

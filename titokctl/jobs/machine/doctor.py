@@ -144,7 +144,12 @@ def _storage(folder: Path) -> Iterator[Finding]:
     yield Finding("free disk", f"{size(free)} at {folder.absolute()}", advice)
     problem = hardware.folder_problem(folder)
     advice = "choose a folder on a local disk with -o and --runs-dir" if problem else ""
-    yield Finding("token caches", problem or "can be written and locked here", advice, bool(problem))
+    yield Finding("token caches", problem or "can be written here", advice, bool(problem))
+    if not problem:
+        advice = (
+            "" if hardware.has_locks(folder) else "start one titokctl in an output at a time: others are not noticed"
+        )
+        yield Finding("locks", "none on this file system" if advice else "work here", advice)
 
 
 def _weights() -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Facts about a machine's hardware for `titokctl doctor`."""
 
+import fcntl
 import os
 import platform
 import shutil
@@ -44,19 +45,26 @@ def shared_memory_bytes() -> int | None:
 
 
 def folder_problem(folder: Path) -> str:
-    """Return why no token cache can be written and read in `folder`, or "" if it can.
-
-    HDF5 locks files, which some network file systems refuse, so this writes and reads a file.
-    """
+    """Return why no token cache can be written, mapped and read in `folder`, or "" if it can."""
     if not os.access(folder, os.W_OK):
         return "not writable"
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".titokctl-") as inside:
             path = Path(inside) / "probe.h5"
-            with h5py.File(path, "w") as file:
+            with h5py.File(path, "w", locking=False) as file:
                 file["x"] = 1
-            with h5py.File(path, "r", locking=True) as file:
+            with h5py.File(path, "r", locking=False) as file:
                 file["x"][()]
     except OSError as error:
-        return f"HDF5 can't lock files there ({' '.join(str(error).split())[:80]})"
+        return f"HDF5 files can't be written there ({' '.join(str(error).split())[:80]})"
     return ""
+
+
+def has_locks(folder: Path) -> bool:
+    """Return True if files in `folder` can be locked (flock), which some network file systems refuse."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".titokctl-") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
