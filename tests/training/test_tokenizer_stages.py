@@ -162,8 +162,10 @@ def test_the_command_line_takes_both_flags(chain, run_cli):
                      "--proxy", chain.vqgan.run, "--dry-run", code=0)  # fmt: skip
     assert f"init: {chain.proxy.run}" in result.stdout
     assert f"proxy: {chain.vqgan.run}" in result.stdout
-    refused = run_cli("train-tokenizer", chain.pictures, "--recipe", "tiny", "--init", "x", "--dry-run", code=2)
-    assert "init: unknown field" in refused.stderr
+    refused = run_cli("train-tokenizer", chain.pictures, "--recipe", "tiny", "--init", "x", "--dry-run", code=1)
+    assert "no weights found: x" in refused.stderr
+    refused = run_cli("train-tokenizer", chain.pictures, "--recipe", "tiny", "--proxy", "x", "--dry-run", code=2)
+    assert "proxy: unknown field" in refused.stderr
 
 
 def no_stop():

@@ -29,6 +29,12 @@ def train_gen(
     validation: Annotated[
         Path | None, option("--val", "A cache of held-out images, for the held-out loss.", "TOKENS")
     ] = None,
+    init: Annotated[
+        str | None,
+        option(
+            "--init", "Weights to start from; what fits is taken.", "RUN|FILE|NAME", completes=completion.generators
+        ),
+    ] = None,
     tokenizer: options.MadeWith = None,
     name: options.RunName = None,
     measure: Annotated[bool, option("--measure", "Like --dry-run, and train 20 steps to estimate the time.")] = False,
@@ -52,7 +58,7 @@ def train_gen(
     from titokctl.distributed.place import place
     from titokctl.jobs.train.generator import TrainGenerator
 
-    request = TrainGenerator(cache, recipe, overrides or (), validation, tokenizer, name, overwrite, measure)
+    request = TrainGenerator(cache, recipe, overrides or (), validation, tokenizer, name, overwrite, measure, init=init)
     machine = Machine(device, gpus, procs, nodes, node_rank, endpoint)
     # A measurement needs the processes that a dry run leaves out.
     around = Surroundings(quiet, as_json, dry_run and not measure, runs_dir, machine=machine)

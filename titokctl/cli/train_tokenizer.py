@@ -31,8 +31,8 @@ def train_tokenizer(
         str | None,
         option(
             "--init",
-            "What stage decoder starts from: a run of stage proxy.",
-            "RUN|FILE",
+            "Weights to start from; what fits is taken. Stage decoder: a run of stage proxy.",
+            "RUN|FILE|NAME",
             completes=completion.tokenizers,
         ),
     ] = None,

@@ -2,6 +2,9 @@
 
 `single` trains pixels from the start. The two-stage way of the released S-128, B-64 and L-32: `vqgan` trains the proxy
 tokenizer (or one is given), `proxy` a tokenizer that predicts its codes, `decoder` that tokenizer's way to pixels.
+
+`init` names weights to start from (`weights.references` has the forms, `weights.adoption` says what is taken of them);
+null starts from random values.
 """
 
 from typing import Annotated, Any, Literal
@@ -113,6 +116,7 @@ class SingleRecipe(_OfTiTok):
 
     kind: Literal["tokenizer"]
     stage: Literal["single"]
+    init: str | None = None
     encoder_steps: PositiveInt | None = None
     initialization: Initialization = "published"
     loss: SingleStageLossConfig = SingleStageLossConfig()
@@ -129,6 +133,7 @@ class VqganRecipe(Config):
 
     kind: Literal["tokenizer"]
     stage: Literal["vqgan"]
+    init: str | None = None
     image_size: PositiveInt
     model: VqganConfig
     loss: VqganLossConfig = VqganLossConfig()
@@ -158,6 +163,7 @@ class ProxyRecipe(_OfTiTok):
 
     kind: Literal["tokenizer"]
     stage: Literal["proxy"]
+    init: str | None = None
     proxy: str | None = None
     cached_crops: PositiveInt | None = None
     initialization: Initialization = "published"

@@ -59,6 +59,8 @@ class TrainingConfig(Config):
     `keep_checkpoints` stay, and those whose step is a multiple of `keep_every`. `tensorboard` writes the metrics for
     TensorBoard, too.
 
+    `freeze` names parts of the network that are not trained, such as encoder, or decoder.blocks.
+
     `compile` null means torch.compile on a GPU and none on a CPU, where starting takes longer than it saves.
     On a GPU some sums are made in an order that changes from run to run, so that a resumed run equals an uninterrupted
     one but for rounding. `deterministic` takes kernels without such sums where there are some, and raises an error
@@ -68,6 +70,7 @@ class TrainingConfig(Config):
     """
 
     steps: PositiveInt
+    freeze: tuple[str, ...] = ()
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt | None = None
     precision: Literal["float32", "bf16"] = "float32"

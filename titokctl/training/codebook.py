@@ -34,6 +34,7 @@ class LiveCodebook:
     def __init__(self, module: nn.Module, name: str, config: CodebookConfig, normalize: bool, group: Group) -> None:
         self.name, self.config, self.normalize, self.group = name, config, normalize, group
         self.codes = module.get_parameter(name)
+        self.is_trained = self.codes.requires_grad  # codes that the recipe freezes are neither seeded nor re-seeded
         reseeds = config.reseed_decay is not None
         self.usage = torch.zeros(len(self.codes), device=self.codes.device) if reseeds else None
         self.last_used = torch.full((len(self.codes),), -RECENT_STEPS, device=self.codes.device)

@@ -110,7 +110,7 @@ class ImageStage(Generic[M]):
 
     def cares_for_codes(self, step: int) -> bool:
         """Return True if unused codes are re-seeded after `step`."""
-        return self.codebook is not None and self.codebook.quantizes(step)
+        return self.codebook is not None and self.codebook.quantizes(step) and self.codebook.is_trained
 
     def prepare(self, step: int) -> None:
         """Fetch the images of `step`."""
@@ -118,7 +118,7 @@ class ImageStage(Generic[M]):
 
     def step(self, step: int) -> Metrics:
         """One optimizer step over the global batch, in micro batches."""
-        if self.codebook is not None and self.codebook.config.continuous_steps == step > 0:
+        if self.codebook is not None and self.codebook.config.continuous_steps == step > 0 and self.codebook.is_trained:
             self._seed_codes(self.codebook, step)
         self.begin(step)
         micros = self._micros(step)

@@ -29,7 +29,12 @@ from titokctl.training.loop import Loop
 from titokctl.training.randomness import key
 from titokctl.training.run_setup import TrainingPlan, TrainingRun, check_division, check_folder
 from titokctl.training.speed import training_cost
+from titokctl.weights.adoption import Given, adopt, freeze, planned
+from titokctl.weights.build import skeleton
 from titokctl.weights.hashes import weights_sha256
+from titokctl.weights.load import load_generator
+from titokctl.weights.read import locate, read
+from titokctl.weights.references import in_runs
 from titokctl.weights.store import save_generator
 
 _CHECKED_BYTES = 4 << 30  # larger caches would delay the start: `titokctl verify` checks them
@@ -55,6 +60,7 @@ class TrainGenerator:
         recipe: a recipe's name or path; None finds the one that fits the cache's K, V and number of classes.
         overrides: changes of the recipe, such as "training.steps=2000".
         validation: a cache of held-out images by the same tokenizer, for the held-out loss.
+        init: weights to start from, as `load_generator` takes them; None starts from random values.
         tokenizer: the tokenizer that made the cache, for previews; None finds it by its hash, or leaves previews out.
         name: the name of the run folder.
         overwrite: start over, and delete an existing run when the new one is finished.
@@ -71,6 +77,7 @@ class TrainGenerator:
     overwrite: bool = False
     measure: bool = False
     processes: int | None = None
+    init: str | None = None
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
@@ -85,7 +92,7 @@ class TrainGenerator:
         cost = generator_cost(found.recipe, found.name, found.rows[0].count, found.cache.ids.itemsize, processes)
         run = found.run.plan()
         if self.measure:
-            rate = measured_rate(build_task(found.recipe, found.rows, context.device, context.group))
+            rate = measured_rate(build_task(found.recipe, found.rows, context.device, context.group, init=found.init))
             cost = replace(cost, images_per_s=rate, seconds=cost.images / rate)
         return TrainingPlan(found.recipe, cost, run)
 
@@ -102,7 +109,8 @@ class TrainGenerator:
         with found.run.opened(context.say, group) as run:
             if not run.is_finished:
                 draw = preview(run.path) if preview else None
-                _train(run, build_task(found.recipe, found.rows, context.device, group, draw), context)
+                task = build_task(found.recipe, found.rows, context.device, group, draw, found.init)
+                _train(run, task, context)
             group.barrier()
             return _result(open_run(run.path))
 
@@ -120,9 +128,40 @@ class TrainGenerator:
         rows = training_rows(recipe, cache, judged, context.device)
         identity = "/".join(c.sha256 for c in (cache, judged) if c)
         inputs = lineage(cache, self.cache)
+        init = self._given(cache, recipe, context, not dry)
+        if init is not None:
+            inputs["init"] = planned(skeleton("generator", recipe.model), init.given).record(init.given)
+            identity += f"/{init.given.weights_sha256}"
         stem = Path(name).stem
         run = TrainingRun(context.runs, "generator", stem, recipe, inputs, identity, self.name, self.overwrite)
-        return _Inputs(cache, name, recipe, rows, run)
+        return _Inputs(cache, name, recipe, rows, run, init)
+
+    def _given(
+        self, cache: TokenCache, recipe: GeneratorRecipe, context: Context, fetch: bool
+    ) -> "GeneratorStart | None":
+        """Load the weights to start from, and report what is taken of them."""
+        if self.init is None:
+            return None
+        named = in_runs(self.init, context.runs, "generator", context.say)
+        network = load_generator(named, fetch=fetch)
+        made_by = json.loads(read(locate(named, fetch, "generator")).extra.get("inputs", "{}"))
+        given = Given(named, weights_sha256(network), network, made_by.get("class_names") or ())
+        context.say(f"init: {named}: {planned(skeleton('generator', recipe.model), given).in_words()}")
+        encoder = made_by.get("encoder_sha256")
+        if encoder not in (None, cache.header.encoder_sha256):
+            context.say(
+                f"warning: {named} was trained on ids of another tokenizer (encoder {encoder[:12]}, not "
+                f"{cache.header.encoder_sha256[:12]}), whose codes mean something else"
+            )
+        return GeneratorStart(given, cache.class_names)
+
+
+@dataclass(frozen=True)
+class GeneratorStart:
+    """Weights that a generator starts from, and the names of the classes that it will be trained on."""
+
+    given: Given
+    class_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +173,7 @@ class _Inputs:
     recipe: GeneratorRecipe
     rows: Rows
     run: TrainingRun
+    init: GeneratorStart | None = None
 
 
 def lineage(cache: TokenCache, path: Path) -> dict[str, Any]:
@@ -177,11 +217,15 @@ def build_task(
     device: str,
     group: Group,
     preview: Callable[[Generator, int], None] | None = None,
+    init: GeneratorStart | None = None,
 ) -> GeneratorTask:
-    """Build a freshly initialised generator and the task that trains it."""
+    """Build an initialised generator, with what fits of `init`, and the task that trains it."""
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     generator = generator_kinds.build(recipe.model)
     initialize_fan_in(generator) if recipe.initialization == "fan-in" else initialize(generator)
+    if init is not None:
+        adopt(generator, init.given, init.class_names)
+    freeze(generator, recipe.training.freeze)
     return GeneratorTask(generator.to(device).train(), recipe, *rows, group, preview)
 
 

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 from titokctl.config.base import Config
 from titokctl.config.differences import flat_differences
-from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, TokenizerRecipe
+from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, SingleRecipe, TokenizerRecipe, VqganRecipe
 from titokctl.distributed.group import Group
 from titokctl.errors import UserError
 from titokctl.formats.run_folder import RunFolder, finished_runs, newest_run
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
-from titokctl.weights.build import with_pixel_decoder
+from titokctl.weights.adoption import Given, planned
+from titokctl.weights.build import skeleton, with_pixel_decoder
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_proxy, load_tokenizer
 from titokctl.weights.read import locate, read
@@ -28,11 +29,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Start:
-    """The networks, and for the record {"proxy": {"from": ..., "weights_sha256": ...}, "init": {...}}."""
+    """The networks, and for the record {"proxy": {"from": ..., "weights_sha256": ...}, "init": {...}}.
+
+    `tokenizer` is continued by stage decoder; of `init` the other stages take what fits.
+    """
 
     vqgan: MaskGitVqgan | None
     tokenizer: TiTok | None
-    inputs: dict[str, dict[str, str]]
+    inputs: dict[str, dict[str, Any]]
+    init: Given | None = None
 
     @property
     def identity(self) -> list[str]:
@@ -45,15 +50,37 @@ def find_start(recipe: TokenizerRecipe, runs: Path, say: Say, group: Group, fetc
 
     Raises UserError when one is missing or has another architecture than the recipe's (the differences are listed).
     """
+    if isinstance(recipe, DecoderRecipe):
+        named = group.from_main(_init_name(recipe, runs, say) if group.is_main else None)
+        return _decoder_start(recipe, named, runs, fetch)
+    init, inputs = _given(recipe, runs, say, fetch)
     if isinstance(recipe, ProxyRecipe):
         named = group.from_main(_vqgan_name(recipe, runs, say) if group.is_main else None)
         vqgan = load_proxy(named, fetch=fetch)
         _check_same(f"{named} has other sizes", vqgan.config, _proxy_config(recipe), "model.proxy")
-        return Start(vqgan, None, {"proxy": {"from": named, "weights_sha256": weights_sha256(vqgan)}})
-    if isinstance(recipe, DecoderRecipe):
-        named = group.from_main(_init_name(recipe, runs, say) if group.is_main else None)
-        return _decoder_start(recipe, named, runs, fetch)
-    return Start(None, None, {})
+        of_proxy = {"proxy": {"from": named, "weights_sha256": weights_sha256(vqgan)}}
+        return Start(vqgan, None, of_proxy | inputs, init)
+    return Start(None, None, inputs, init)
+
+
+def _given(
+    recipe: SingleRecipe | VqganRecipe | ProxyRecipe, runs: Path, say: Say, fetch: bool
+) -> tuple[Given | None, dict[str, dict[str, Any]]]:
+    """Load the weights that the recipe names as `init`, and report what is taken of them."""
+    if recipe.init is None:
+        return None, {}
+    kind = "proxy" if isinstance(recipe, VqganRecipe) else "tokenizer"
+    named = in_runs(recipe.init, runs, kind, say)
+    network = load_proxy(named, fetch=fetch) if kind == "proxy" else load_tokenizer(named, fetch=fetch)
+    given = Given(named, weights_sha256(network), network)
+    adoption = planned(skeleton(kind, recipe.model), given)
+    say(f"init: {named}: {adoption.in_words()}")
+    if recipe.codebook.continuous_steps and any(name.endswith("codebook") for name in adoption.taken):
+        say(
+            f"warning: k-means replaces the codes of the given weights after {recipe.codebook.continuous_steps} steps; "
+            "--set codebook.continuous_steps=0 keeps them"
+        )
+    return given, {"init": adoption.record(given)}
 
 
 def _vqgan_name(recipe: ProxyRecipe, runs: Path, say: Say) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from titokctl.config.tokenizer_recipe import (
     TokenizerRecipe,
     VqganRecipe,
 )
+from titokctl.config.training import TrainingConfig
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import summed
 from titokctl.formats.run_folder import RunFolder
@@ -36,11 +37,13 @@ from titokctl.training.proxy_stage import ProxyStage
 from titokctl.training.randomness import key
 from titokctl.training.single_stage import SingleStage
 from titokctl.training.vqgan_stage import VqganStage
+from titokctl.weights.adoption import adopt, freeze
 from titokctl.weights.hashes import product_hashes
 from titokctl.weights.perceptual import load_perceptual
 from titokctl.weights.store import save_proxy, save_tokenizer
 
 PixelRecipe = SingleRecipe | VqganRecipe | DecoderRecipe
+M = TypeVar("M", bound=nn.Module)
 Validate = Callable[[Any, int], dict[str, float]]
 
 
@@ -66,16 +69,17 @@ def build_stage(recipe: TokenizerRecipe, start: Start, parts: Parts) -> ImageSta
     Raises UserError when the weights of a perceptual network are missing.
     """
     if isinstance(recipe, SingleRecipe):
-        tokenizer = _first_tokenizer(recipe, parts)
+        tokenizer = _first_tokenizer(recipe, start, parts)
         return SingleStage(tokenizer, recipe, parts.images, *_judges(recipe, parts))
     if isinstance(recipe, VqganRecipe):
-        return VqganStage(_first_vqgan(recipe, parts), recipe, parts.images, *_judges(recipe, parts))
+        return VqganStage(_first_vqgan(recipe, start, parts), recipe, parts.images, *_judges(recipe, parts))
     if isinstance(recipe, ProxyRecipe):
         assert start.vqgan is not None
-        tokenizer, vqgan = _first_tokenizer(recipe, parts), start.vqgan.to(parts.device)
+        tokenizer, vqgan = _first_tokenizer(recipe, start, parts), start.vqgan.to(parts.device)
         return ProxyStage(tokenizer, recipe, parts.images, vqgan, parts.validate, parts.group, parts.kept)
     assert start.tokenizer is not None
     tokenizer = start.tokenizer.to(parts.device).train()
+    freeze(tokenizer, recipe.training.freeze)
     return DecoderStage(tokenizer, recipe, parts.images, *_judges(recipe, parts))
 
 
@@ -92,17 +96,17 @@ def save_product(run: RunFolder, trained: nn.Module, inputs: dict[str, Any], ste
     run.finish(product, hashes, step)
 
 
-def _first_tokenizer(recipe: SingleRecipe | ProxyRecipe, parts: Parts) -> TiTok:
+def _first_tokenizer(recipe: SingleRecipe | ProxyRecipe, start: Start, parts: Parts) -> TiTok:
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     tokenizer = TiTok(recipe.model)
     if recipe.initialization == "fan-in":
         initialize_fan_in(tokenizer, pixel_mean=_pixel_mean(parts))
     else:
         initialize(tokenizer)
-    return tokenizer.to(parts.device).train()
+    return _ready(tokenizer, recipe.training, start, parts)
 
 
-def _first_vqgan(recipe: VqganRecipe, parts: Parts) -> MaskGitVqgan:
+def _first_vqgan(recipe: VqganRecipe, start: Start, parts: Parts) -> MaskGitVqgan:
     """Build a VQGAN: convolutions with torch's initial values, for any width, the last one at the mean colour."""
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     vqgan = MaskGitVqgan(recipe.model)
@@ -110,7 +114,15 @@ def _first_vqgan(recipe: VqganRecipe, parts: Parts) -> MaskGitVqgan:
     nn.init.uniform_(vqgan.codebook, -bound, bound)
     assert vqgan.decoder.conv_out.bias is not None
     nn.init.constant_(vqgan.decoder.conv_out.bias, _pixel_mean(parts))
-    return vqgan.to(parts.device).train()
+    return _ready(vqgan, recipe.training, start, parts)
+
+
+def _ready(module: M, training: TrainingConfig, start: Start, parts: Parts) -> M:
+    """Put what fits of `start.init` into an initialised network, freeze parts of it, and move it to the device."""
+    if start.init is not None:
+        adopt(module, start.init)
+    freeze(module, training.freeze)
+    return module.to(parts.device).train()
 
 
 def _pixel_mean(parts: Parts) -> float:
