@@ -249,3 +249,23 @@ def test_stdout_holds_only_the_json(run_cli):
     result = run_cli("recipes", "ls", "--json", code=0)
     assert json.loads(result.stdout) == result.json
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_while_torch_is_loaded_is_a_stop(name: str, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+from titokctl.cli.app import run
+
+class Killer:
+    def find_spec(self, module, *_):
+        if module == "torch":
+            os.kill(os.getpid(), signal.{name})
+
+sys.meta_path.insert(0, Killer())
+sys.exit(run(["decode", "ids.h5", "-o", "out.npz"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == "stopped before any work was begun. Run the same command again.\n"
+    assert not list(tmp_path.iterdir())

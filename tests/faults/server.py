@@ -48,7 +48,7 @@ def _forked(request: dict) -> dict:
         _child(request, count)
     status, usage = _waited(child, request.get("seconds", 120))
     code = os.waitstatus_to_exitcode(status)
-    counted = int(count.read_text()) if count.is_file() else -1
+    counted = json.loads(count.read_text()) if count.is_file() else {}
     count.unlink(missing_ok=True)
     return {"code": code, "count": counted, "peak_kb": usage.ru_maxrss}
 
@@ -73,18 +73,16 @@ def _child(request: dict, count: Path) -> None:
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"]) if "LD_PRELOAD" in os.environ else None
     if shim is not None and request.get("kind"):
-        shim.fault_set(
-            os.getcwd().encode(), request["kind"].encode(), ctypes.c_long(request["call"]), request["errno"], 0
-        )
+        shim.fault_set(os.getcwd().encode(), request["kind"].encode(), ctypes.c_long(request["call"]), request["errno"])
     code = 70
     try:
         code = app.run(request["words"])
     finally:
         if shim is not None:
             shim.fault_count.restype = ctypes.c_long
-            counted = shim.fault_count()
-            shim.fault_set(b"", b"", ctypes.c_long(-1), 0, 0)
-            count.write_text(str(counted))
+            counted = {kind: shim.fault_count(kind.encode()) for kind in request.get("kinds", ())}
+            shim.fault_set(b"", b"", ctypes.c_long(-1), 0)
+            count.write_text(json.dumps(counted))
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()

@@ -1,7 +1,7 @@
 /* Makes one system call of a process fail, as a failing disk or a full table would.
  *
- * Preloaded into a process (LD_PRELOAD), it counts the calls of one kind that concern files below a folder, and lets
- * call number N fail with an errno, or that call and all after it. fault_set arms it; fault_count returns the count.
+ * Preloaded into a process (LD_PRELOAD), it counts the calls of each kind that concern files below a folder, and lets
+ * call number N of one kind fail with an errno. fault_set arms it; fault_count returns the count of a kind.
  * Only files below the folder count, so that the interpreter and its libraries work on.
  */
 #define _GNU_SOURCE
@@ -21,17 +21,25 @@
 
 static char folder[PATH_MAX];
 static char kind[32];
-static long wanted = -1, seen = 0;
-static int number = 0, lasts = 0;
+static const char *const KINDS[] = {"open",   "create", "read", "write",    "fsync", "close", "rename", "unlink",
+                                    "rmdir",  "mkdir",  "link", "truncate", "stat",  "list",  "thread", NULL};
+static long wanted = -1, seen[16];
+static int number = 0, is_counting = 0;
 
-void fault_set(const char *under, const char *what, long n, int error, int all_after) {
-    snprintf(folder, sizeof folder, "%s", under);
-    snprintf(kind, sizeof kind, "%s", what);
-    wanted = n, number = error, lasts = all_after;
-    __atomic_store_n(&seen, 0, __ATOMIC_SEQ_CST);
+static int index_of(const char *what) {
+    int i = 0;
+    while (KINDS[i] && strcmp(KINDS[i], what)) i++;
+    return i;
 }
 
-long fault_count(void) { return __atomic_load_n(&seen, __ATOMIC_SEQ_CST); }
+void fault_set(const char *under, const char *what, long n, int error) {
+    snprintf(folder, sizeof folder, "%s", under);
+    snprintf(kind, sizeof kind, "%s", what);
+    wanted = n, number = error, is_counting = n < 0;
+    memset(seen, 0, sizeof seen);
+}
+
+long fault_count(const char *what) { return seen[index_of(what)]; }
 
 static int below(const char *path) {
     char here[PATH_MAX], whole[2 * PATH_MAX + 2];
@@ -55,15 +63,15 @@ static int below_fd(int fd) {
 
 /* Returns 1 if this call is to fail. */
 static int fails(const char *what, int concerned) {
-    if (!folder[0] || !concerned || strcmp(what, kind)) return 0;
-    long n = __atomic_fetch_add(&seen, 1, __ATOMIC_SEQ_CST);
-    if (wanted < 0 || (lasts ? n < wanted : n != wanted)) return 0;
+    if (!folder[0] || !concerned) return 0;
+    long n = __atomic_fetch_add(&seen[index_of(what)], 1, __ATOMIC_SEQ_CST);
+    if (is_counting || strcmp(what, kind) || n != wanted) return 0;
     errno = number;
     return 1;
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
-#define ARMED(what) (folder[0] && !strcmp(kind, what))
+#define ARMED(what) (folder[0] && (is_counting || !strcmp(kind, what)))
 
 #define OPENS(name, ...)                                                             \
     int mode = 0;                                                                    \

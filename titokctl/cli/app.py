@@ -4,7 +4,9 @@ import inspect
 import os
 import re
 import select
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +15,7 @@ import typer
 
 from titokctl import __version__
 from titokctl.cli import console
-from titokctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Stopped, UserError, fault_in_words
+from titokctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, Stopped, UserError, fault_in_words
 
 # Typer has contained its own Click since 0.26 and used the separate package before; both export BadParameter.
 _WrongWords: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -88,6 +90,7 @@ def run(arguments: list[str] | None = None) -> int:
     worker.started()
     sys.unraisablehook = _unraisable
     stdout = _duplicate_stdout()
+    early = _handle_early_signals()
     try:
         register_commands()
         code = app(args=arguments, prog_name="titokctl", standalone_mode=False)
@@ -116,6 +119,25 @@ def run(arguments: list[str] | None = None) -> int:
         return _unexpected(error.__context__ or error)
     except Exception as error:
         return _unexpected(error)
+    finally:
+        for number, handler in early.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+
+
+def _handle_early_signals() -> dict[signal.Signals, Any]:
+    """End with the code for a stop when SIGTERM or SIGUSR1 comes before the job handles them, while torch is loaded.
+
+    Returns the handlers that were there. Workers leave this to their launcher.
+    """
+    from titokctl.distributed import worker
+
+    def leave(number: int, frame: object) -> None:
+        os.write(2, b"stopped before any work was begun. Run the same command again.\n")
+        os._exit(EXIT_STOPPED)
+
+    if worker.has_launcher() or threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
 
 def _ended(code: object) -> int:
