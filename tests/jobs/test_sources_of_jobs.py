@@ -66,10 +66,10 @@ def test_tokenize_accounts_for_everything_and_verify_checks_the_sum(tmp_path, ca
     assert "1 classes have no image and keep their numbers: emu" in shown.err
     assert "passed over: 2 .txt" in shown.err
     assert TokenCache.open(tmp_path / "t.h5").header.source["passed_over"] == {".txt": 2}
-    assert run(["verify", str(tmp_path / "t.h5")]) == 0
+    assert run(["verify", str(tmp_path / "t.h5"), "--source", "recorded"]) == 0
     (folder / "cat" / "more.txt").write_text("x")
     capsys.readouterr()
-    assert run(["verify", str(tmp_path / "t.h5")]) == 1
+    assert run(["verify", str(tmp_path / "t.h5"), "--source", "recorded"]) == 1
     assert "the source holds 3 .txt besides its images; 2 .txt was passed over" in capsys.readouterr().err
 
 
@@ -102,7 +102,7 @@ def test_a_finished_cache_of_other_images_is_not_the_result(tmp_path):
     pictures(tmp_path / "in", 50)
     with pytest.raises(UserError):
         tokenize(tmp_path, [tmp_path / "in"])
-    (problem,) = Verify(tmp_path / "t.h5").run(Context()).problems
+    (problem,) = Verify(tmp_path / "t.h5", source="recorded").run(Context()).problems
     assert "the names and sizes are the same, but the contents differ" in problem
 
 
@@ -200,3 +200,15 @@ def test_fid_reads_the_same_images_with_and_without_exif_as_different_ones(tmp_p
         for exif in (False, True)
     ]  # fmt: skip
     assert found[0].reference["statistics"] != found[1].reference["statistics"]
+
+
+def test_a_source_that_is_named_again_is_read_with_the_choices_made_then(tmp_path):
+    for name in ("1", "2", "10"):
+        pictures(tmp_path / "in" / name, int(name), 1)
+    tokenize(tmp_path, [tmp_path / "in"], choices=Choices(sort="natural"))
+    (tmp_path / "in").rename(tmp_path / "moved")
+    found = Verify(tmp_path / "t.h5", source=str(tmp_path / "moved")).run(Context())
+    assert (found.problems, found.source_checked) == ([], True)
+    (tmp_path / "moved" / "2" / "cat" / "note.txt").write_text("x")
+    (problem,) = Verify(tmp_path / "t.h5", source=str(tmp_path / "moved")).run(Context()).problems
+    assert "holds 1 .txt besides its images; nothing was passed over" in problem

@@ -11,6 +11,7 @@ from pathlib import Path
 from titokctl.data.sources.choices import NO_SPLIT, Choices
 from titokctl.data.sources.folder_listing import has_images, sub_folders, text_of
 from titokctl.errors import UsageError, UserError
+from titokctl.formats.local_file import read_file
 
 SPLITS = ("train", "val", "valid", "validation", "test", "heldout")
 _TRAIN = "train"
@@ -105,11 +106,9 @@ def in_words(path: Path, order: Sequence[str], empty: Sequence[str], choices: Ch
 
 def _listed(path: Path, names: Sequence[str], file: Path) -> list[str]:
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{file} is too large for a list of classes")
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the classes {file}: {error}", "expected text with a name per line") from error
+        lines = read_file(file, _MAX_BYTES).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not text: {error.reason}", "expected a file with a name per line") from error
     order = [line.strip() for line in lines if line.strip()]
     if len(set(order)) < len(order):
         twice = next(name for i, name in enumerate(order) if name in order[:i])

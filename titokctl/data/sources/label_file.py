@@ -20,6 +20,7 @@ from titokctl.data.sources.imagenet import is_synset
 from titokctl.data.sources.source import Sample, SeekableSource
 from titokctl.errors import UserError
 from titokctl.formats.file_kind import IMAGE_SUFFIXES
+from titokctl.formats.local_file import read_file
 
 _MAX_BYTES = 256 << 20
 _LEAVES = 1000  # the rest of the devkit's table are inner nodes of the tree, which are not labels of images
@@ -156,7 +157,7 @@ def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UserError(f"{path} is {path.stat().st_size:,} bytes, too large for a list of labels")
-        return path.read_text(encoding="utf-8-sig")
+        return read_file(path, _MAX_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read the labels {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

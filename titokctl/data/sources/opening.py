@@ -68,9 +68,16 @@ def open_source(
     return source if labels is None else with_labels(source.by_position(), labels, label_table)
 
 
-def reopen_source(description: dict[str, Any], keep_index: bool = True) -> Source:
-    """Open the source of a recorded `Source.description`. Raises UserError when it is gone or no longer fits."""
-    if description.get("kind") == "merged":
+def reopen_source(description: dict[str, Any], keep_index: bool = True, at: Path | str | None = None) -> Source:
+    """Open the source of a recorded `Source.description`, with the choices that were made then.
+
+    Args:
+        at: where the images are now; None for the recorded paths.
+
+    Raises UserError when it is gone or no longer fits.
+    """
+    kind = description.get("kind")
+    if kind == "merged" and at is None:
         raise UserError(
             "the cache was merged from several caches with sources of their own", "name one of those caches"
         )
@@ -78,9 +85,12 @@ def reopen_source(description: dict[str, Any], keep_index: bool = True) -> Sourc
     accept_cut = bool(description.get("accepted_cut_shards"))
     made = description.get("choices")
     choices = Choices.of(made) if isinstance(made, dict) else NO_CHOICES
+    if at is not None:
+        kind = kind if kind in KINDS and kind != REMOTE and not is_url(str(at)) else None
+        return open_source([at], kind, accept_cut, labels, table, keep_index, choices)
     # Of several splits, the recorded path names the one that was read.
     choices = replace(choices, split=NO_SPLIT)
-    return open_source(description["paths"], description.get("kind"), accept_cut, labels, table, keep_index, choices)
+    return open_source(description["paths"], kind, accept_cut, labels, table, keep_index, choices)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.images import preprocess
-from titokctl.data.sources import Source, open_source
+from titokctl.data.sources import Source
 from titokctl.data.sources.opening import reopen_source
 from titokctl.data.sources.source import difference
 from titokctl.errors import UserError
@@ -67,7 +67,7 @@ def source_named(named: str, cache: TokenCache, keep_index: bool = True) -> Sour
     Raises UserError when the source can't be opened, or the cache records none that may be.
     """
     if named != RECORDED:
-        return open_source([named], keep_index=keep_index)
+        return reopen_source(cache.header.source, keep_index, named)
     recorded, where = cache.header.source, f"the source that {cache.path} records"
     paths = recorded.get("paths")
     if not isinstance(paths, list) or not paths:
