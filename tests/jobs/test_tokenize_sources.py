@@ -60,6 +60,25 @@ def test_remote_shards_give_the_cache_of_local_ones_and_resume_by_shard(tmp_path
     assert a.labels.tolist() == b.labels.tolist()
 
 
+def test_shards_that_were_uploaded_again_are_read_again_on_resume(tmp_path: Path, server: Server) -> None:
+    first, second = (tiny.shards(tmp_path / name, 3, count) for name, count in (("a", 5), ("b", 6)))
+    server.files = {p.name: p.read_bytes() for p in first.glob("*.tar")}
+    server.files["sizes.json"] = b'{"000.tar": 5, "001.tar": 5, "002.tar": 5}'
+    whole, url = server.files["002.tar"], f"{server.url}/{{000..002}}.tar"
+    server.files["002.tar"] = whole[: len(whole) // 2]
+    with pytest.raises(UserError, match=r"002\.tar is incomplete"):
+        run(tmp_path, [url], "t.h5", workers=1)
+    other = [m for i in range(5) for m in ((f"n{i}.jpg", tiny.jpeg(90 + i)), (f"n{i}.cls", b"1"))]
+    server.files |= {"002.tar": whole, "001.tar": tar_bytes(other)}
+    resumed = run(tmp_path, [url], "t.h5", workers=1)
+    fresh = run(tmp_path, [url], "fresh.h5", workers=1)
+    assert (resumed.rows, resumed.units_reused, resumed.sha256) == (15, 1, fresh.sha256)
+    server.files["000.tar"] = (second / "000.tar").read_bytes()
+    server.files["sizes.json"] = b'{"000.tar": 6, "001.tar": 5, "002.tar": 5}'
+    with pytest.raises(UserError):
+        run(tmp_path, [url], "t.h5")  # finished with other images
+
+
 @pytest.mark.parametrize("counted", [None, 3, 5])
 def test_a_remote_shard_that_holds_more_than_was_counted(tmp_path: Path, server: Server, counted: int | None) -> None:
     images = [(f"{i}.jpg", tiny.jpeg(i)) for i in range(3)]
@@ -73,6 +92,7 @@ def test_a_remote_shard_that_holds_more_than_was_counted(tmp_path: Path, server:
     remote = run(tmp_path, [f"{server.url}/0.tar"], "remote.h5", max_rejected=1)
     assert (remote.rows, remote.rejected, remote.samples) == (local.rows, local.rejected, local.samples) == (3, 3, 6)
     assert remote.rejected_by_kind == local.rejected_by_kind == {"duplicate": 1, "no-image": 1, "several-dots": 1}
+    assert (remote.passed_over, remote.label_files) == (local.passed_over, local.label_files) == ({}, 3)
     checked = Verify(tmp_path / "remote.h5", source="recorded").run(Context())
     assert (checked.problems, checked.source_checked) == ([], True)
 
