@@ -55,6 +55,8 @@ class ArrowFile:
             self._map.seek(0)
             file = pa.ipc.open_file(self._map)
             self._batches = [file.get_batch(i) for i in range(file.num_record_batches)]
+        for batch in self._batches:
+            batch.validate(full=True)  # Arrow itself trusts offsets, and would read outside of the file
         if not self._batches:
             raise UserError("it has no rows", "name a data set with rows")
         self.schema_arrow = self._batches[0].schema

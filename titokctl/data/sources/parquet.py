@@ -94,9 +94,18 @@ class ParquetSource(SeekableSource):
     def _read(self, group: int) -> list[bytes]:
         path, number = self.paths[int(self.groups[group, 0])], int(self.groups[group, 1])
         _check_state(path, self.states[int(self.groups[group, 0])])
-        table = _reading(path, lambda file: file.read_row_group(number, columns=[self.column]))
+
+        def read(file: Any) -> list[bytes]:
+            table = file.read_row_group(number, columns=[self.column])
+            return [_bytes_of(cell) for cell in table.column(self.column).to_pylist()]
+
+        images = _reading(path, read)
         _check_state(path, self.states[int(self.groups[group, 0])])
-        return [_bytes_of(cell) for cell in table.column(self.column).to_pylist()]
+        ends = [*self.groups[1:, 2].tolist(), len(self)]
+        # A group may be followed by one of another file, or by empty ones: they have no rows in between.
+        if len(images) != ends[group] - int(self.groups[group, 2]):
+            raise UserError(f"{path} is damaged: row group {number} has another number of rows than the file says")
+        return images
 
 
 def _bytes_of(cell: Any) -> bytes:
@@ -331,7 +340,8 @@ def _reading(path: Path, use: Callable[[Any], T]) -> T:
             return use(file)
     except UserError as error:
         raise UserError(f"{path}: {error.message}", error.hint) from error
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    # Names and metadata that are damaged raise errors of Python's.
+    except (pa.ArrowException, OSError, MemoryError, ValueError, LookupError, OverflowError) as error:
         text = " ".join(str(error).split())
         head = head_of(path)
         kind = kind_of(head)
