@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from titokctl.evaluation.reconstruction import ReconstructionSums, psnr, ssim
+from titokctl.distributed.group import single_group
+from titokctl.evaluation.baselines import PrincipalAxes, mean_colour_psnr
+from titokctl.evaluation.reconstruction import ReconstructionSums, ShownPairs, psnr, ssim
 
 
 def pictures(n: int, size: int = 16, seed: int = 0) -> np.ndarray:
@@ -75,3 +77,35 @@ def test_pairs_that_do_not_fit_are_refused():
         ReconstructionSums().add(pictures(2), pictures(2).astype(float))
     with pytest.raises(ValueError, match="no images"):
         ReconstructionSums().score()
+
+
+def test_shown_pairs_are_spread_over_the_set():
+    """In whatever batches they come: the first images may all be of one class."""
+    images = np.arange(100, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    for size in (1, 7, 64, 100):
+        shown = ShownPairs(8, len(images), 2)
+        for first in reversed(range(0, len(images), size)):
+            batch = images[first : first + size]
+            shown.add(batch, 255 - batch, np.arange(first, first + len(batch)))
+        pairs = shown.result(single_group())
+        assert [int(original[0, 0, 0]) for original, _ in pairs] == [0, 12, 25, 37, 50, 62, 75, 87]
+        assert all((original + made == 255).all() for original, made in pairs)
+    few = ShownPairs(8, 3, 2)
+    few.add(images[:2], images[:2], np.array([0, 2]))
+    assert len(few.result(single_group())) == 2, "an image that can't be read leaves no gap"
+
+
+def test_baselines_are_ordered_as_they_must_be():
+    """More numbers give more; bits on axes lie between; the mean colour is the poorest."""
+    draws = np.random.default_rng(0)
+    factors, axes = draws.normal(size=(400, 40)), draws.normal(size=(40, 8 * 8 * 3))
+    scales = 0.8 ** np.arange(40)
+    pixels = (128 + 12 * (factors * scales) @ axes).clip(0, 255).astype(np.uint8).reshape(400, 8, 8, 3)
+    found = PrincipalAxes(pixels[:300])
+    by_numbers = [found.psnr_of_numbers(pixels[300:], numbers) for numbers in (1, 4, 16, 40)]
+    by_bits = [found.psnr_of_bits(pixels[300:], bits) for bits in (1, 20, 200)]
+    assert by_numbers == sorted(by_numbers)
+    assert by_bits == sorted(by_bits)
+    assert mean_colour_psnr(pixels[300:]) < by_numbers[2]
+    exact = -10 * np.log10(np.square((pixels[300:] - pixels[:300].mean(0)) / 255.0).mean())
+    assert found.psnr_of_bits(pixels[300:], 1e-6) == pytest.approx(exact, abs=0.05)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from titokctl.formats.picture import grid, labelled_rows, save_png
+from titokctl.formats.picture import grid, labelled_rows, save_class_grid, save_png
 
 
 def tiles(n: int, height: int = 8, width: int = 6) -> np.ndarray:
@@ -57,3 +57,18 @@ def test_anything_but_bytes_is_refused(bad):
         grid(bad, 2)
     with pytest.raises(ValueError, match="no rows"):
         labelled_rows([])
+
+
+def test_a_row_for_each_class_where_classes_repeat(tmp_path):
+    images = np.zeros((6, 20, 20, 3), np.uint8)
+    save_class_grid(tmp_path / "rows.png", images, np.array([0, 2, 0, 2, 0, 2]), ["ant", "bee", "cat"])
+    save_class_grid(tmp_path / "plain.png", images, np.arange(6), ())
+    save_class_grid(tmp_path / "none.png", images, np.full(6, -1), ())
+    sizes = []
+    for name in ("rows", "plain", "none"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            sizes.append(picture.size)
+    rows, plain, none = sizes
+    assert rows[1] < plain[1] + 4
+    assert rows[0] > 3 * 20 + 20, "three images and a name"
+    assert plain == none

@@ -84,7 +84,9 @@ def test_what_it_makes(networks, run_cli: RunCli):
     tokenizer = load_tokenizer(str(networks / "tokenizer" / "tok"))
     expected = tokenizer.detokenize(torch.from_numpy(cache.ids.astype(np.int64))).mul(255).round()
     assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy().astype(np.uint8))
-    assert pixels_of(found.folder / "grid.png").shape[0] > 7 * trained.SIZE
+    height, width, _ = pixels_of(found.folder / "grid.png").shape
+    assert height > trained.CLASSES * trained.SIZE, "a row for each class"
+    assert width > len(images) // trained.CLASSES * trained.SIZE + 20, "and its name"
 
 
 def test_what_it_records(sample, networks):

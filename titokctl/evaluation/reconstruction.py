@@ -57,6 +57,33 @@ class ReconstructionScore:
     ssim: float | None
 
 
+class ShownPairs:
+    """Originals and reconstructions for a picture, spread evenly over a set: its first images may be all of one class.
+
+    Args:
+        count: how many pairs to keep, at most.
+        total: number of images in the set.
+        size: their edge S in pixels.
+    """
+
+    def __init__(self, count: int, total: int, size: int) -> None:
+        self._wanted = np.unique(np.arange(count) * total // count)
+        self._pairs = np.zeros((len(self._wanted), 2, size, size, 3))
+        self._is_here = np.zeros(len(self._wanted))
+
+    def add(self, originals: np.ndarray, reconstructions: np.ndarray, positions: np.ndarray) -> None:
+        """Add images at `positions` (n,) of the set, (n, S, S, 3) uint8 each; those that aren't shown are dropped."""
+        for row in np.flatnonzero(np.isin(positions, self._wanted)):
+            place = np.searchsorted(self._wanted, positions[row])
+            self._pairs[place] = originals[row], reconstructions[row]
+            self._is_here[place] = 1
+
+    def result(self, group: Group) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the pairs of all processes in the order of the set; on rank 0, the others get some or all of them."""
+        sum_arrays([self._pairs, self._is_here], group)
+        return [(pair[0], pair[1]) for pair in self._pairs[self._is_here > 0].astype(np.uint8)]
+
+
 class ReconstructionSums:
     """Running sums over pairs of originals and reconstructions.
 

@@ -68,6 +68,24 @@ def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Non
     save_png(path, grid(images, columns or math.isqrt(max(len(images), 1) - 1) + 1))
 
 
+def save_class_grid(path: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write images (n, H, W, 3) uint8 as one PNG with a row for each class and its name.
+
+    Where most classes have a single image, or there are no labels, the images come in order, as in `save_grid`.
+
+    Args:
+        labels: (n,) integers, -1 for none.
+        class_names: names by label; () when unknown, and then the rows show numbers.
+    """
+    classes = np.unique(labels)
+    if classes[0] < 0 or len(classes) * 2 > len(images):
+        save_grid(path, images)
+        return
+    names = [class_names[c] if c < len(class_names) else f"class {c}" for c in classes.tolist()]
+    rows = zip(names, (images[labels == c] for c in classes), strict=True)
+    save_png(path, labelled_rows(list(rows)))
+
+
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Write a picture (h, w, 3) uint8 as PNG, atomically."""
     _check(picture[None])

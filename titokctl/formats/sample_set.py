@@ -7,7 +7,7 @@ Specification: a folder with
     images.npz, images/ or shards/
                     the images, in a form of `image_output`
     ids.h5          a token cache (`token_cache`) with the ids and labels of the same images, in the same order
-    grid.png        the first 64 images
+    grid.png        the first 64 images, a row for each class where classes repeat
 Results that are computed from the images may lie beside them: evaluation-<network>.json, evaluation-<network>.npz,
 reproduction.json. The folder may hold other files, which are never deleted.
 While a set is being written, `.unfinished/` (`unfinished`) holds settings.json, the images so far and their chunks
@@ -40,7 +40,7 @@ from titokctl.formats.image_output import (
     open_output,
 )
 from titokctl.formats.npz_stream import NpzArray
-from titokctl.formats.picture import save_grid
+from titokctl.formats.picture import save_class_grid
 from titokctl.formats.replacing import check_only_listed, delete_listed, listing_of
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.formats.token_cache_writer import TokenCacheWriter
@@ -185,7 +185,8 @@ class SampleSetWriter(ChunkWriter):
         """Put the complete set together in the folder of the unfinished one."""
         if self.output is not None:
             self.output.finish([(piece.count, piece.crc) for piece in pieces])
-        save_grid(self.work / GRID, self.arrays[SHOWN].read(0, self.arrays[SHOWN].shape[0]))
+        shown = self.arrays[SHOWN].read(0, self.arrays[SHOWN].shape[0])
+        save_class_grid(self.work / GRID, shown, self.spec.labels[: len(shown)], self.spec.class_names)
         self._write_ids(header, [piece.ids for piece in pieces])
         assembled = self.work / _ASSEMBLED
         assembled.mkdir(exist_ok=True)

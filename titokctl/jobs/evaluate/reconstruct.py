@@ -15,7 +15,7 @@ from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.image_sets import unreadable
-from titokctl.evaluation.reconstruction import AUTO, Judges, ReconstructScores, find_judges, reconstructed
+from titokctl.evaluation.reconstruction import AUTO, Judges, ReconstructScores, ShownPairs, find_judges, reconstructed
 from titokctl.evaluation.warnings import count_warnings
 from titokctl.formats.atomic import make_folder
 from titokctl.formats.evaluation import (
@@ -202,11 +202,12 @@ class _Opened:
 def _through(opened: _Opened, scores: ReconstructScores, context: Context) -> tuple[list[Pair], list[Rejected]]:
     """Take this process's images through the tokenizer into `scores`.
 
-    Returns its first pairs, and the images that gave no pixels, of all processes. Raises Stopped after a signal.
+    Returns some pairs, spread over the images of all processes, and the images that gave no pixels. Raises Stopped
+    after a signal.
     """
     batch_size = default_batch_size(context.device, "reconstruct")
     share = share_of(opened.source, batch_size, context.group, opened.chosen)
-    shown: list[Pair] = []
+    shown = ShownPairs(_SHOWN, opened.count, opened.model.config.image_size)
     images = ImagesInBatches(opened.source, share, opened.preprocessing, batch_size)
     context.progress.start("reconstruct", sum(unit.count for unit in share))
     with precision("float32", context.device), closing(iter(images)) as batches:
@@ -216,10 +217,11 @@ def _through(opened: _Opened, scores: ReconstructScores, context: Context) -> tu
             tokens, made = reconstructed(opened.model, batch.pixels)
             places = batch.positions if opened.chosen is None else np.searchsorted(opened.chosen, batch.positions)
             scores.add(batch.pixels, made, tokens, places)
-            shown += list(zip(batch.pixels, made, strict=True))[: _SHOWN - len(shown)]
+            shown.add(batch.pixels, made, places)
             context.progress.advance(len(batch.pixels))
     context.progress.close()
-    return shown, all_rejected(images.rejected, context, "Nothing was written.")
+    rejected = all_rejected(images.rejected, context, "Nothing was written.")
+    return shown.result(context.group), rejected
 
 
 def _files_of(data: Sequence[Path | str]) -> Sequence[Path | str]:

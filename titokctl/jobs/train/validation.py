@@ -17,7 +17,7 @@ from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.features import FeatureCollector, extract
 from titokctl.evaluation.frechet import Gaussian, frechet_distance
-from titokctl.evaluation.reconstruction import ReconstructionSums, reconstructed
+from titokctl.evaluation.reconstruction import ReconstructionSums, ShownPairs, reconstructed
 from titokctl.formats.picture import grid, save_png
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
@@ -85,16 +85,20 @@ class Validation:
         self, tokenizer: Tokenizer, step: int, sums: ReconstructionSums, counts: np.ndarray
     ) -> Iterator[np.ndarray]:
         """Yield the reconstructions of this process's images, batch by batch, and count them."""
-        for number, pixels in enumerate(self._batches()):
+        shown = ShownPairs(_PICTURED, len(self._source), self._size)
+        place = self._units[0].first if self._units else 0
+        for pixels in self._batches():
             tokens, made = reconstructed(tokenizer, pixels)
             sums.add(pixels, made)
             if len(counts):
                 counts += np.bincount(tokens.flatten(), minlength=len(counts))
-            if number == 0 and self._group.is_main:
-                pictured = np.concatenate([pixels[:_PICTURED], made[:_PICTURED]])
-                picture = grid(pictured, columns=len(pictured) // 2)
-                save_png(self._folder / f"reconstructions-{step:08d}.png", picture)
+            shown.add(pixels, made, np.arange(place, place + len(pixels)))
+            place += len(pixels)
             yield made
+        pairs = shown.result(self._group)
+        if pairs and self._group.is_main:
+            rows = [image for row in zip(*pairs, strict=True) for image in row]
+            save_png(self._folder / f"reconstructions-{step:08d}.png", grid(np.stack(rows), len(pairs)))
 
     def _distance(self, made: Iterator[np.ndarray]) -> dict[str, float]:
         """Uses up `made`; the Frechet distance to the originals, whose features are computed once."""
