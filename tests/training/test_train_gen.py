@@ -245,6 +245,30 @@ def test_tensorboard_without_its_package_is_one_sentence(train):
         assert "needs the package tensorboard" in refusal(train, "training.tensorboard=true")
 
 
+def test_the_hint_after_a_loss_that_stays_infinite_names_a_checkpoint_to_start_from(train, runs, tmp_path):
+    steps = ("training.steps=20", "schedule={kind: constant, warmup_steps: 0}")
+    first, _ = train(*steps, "training.checkpoint_every=5", name="calm")
+    text = (first.run / "run.json").read_text().replace('"status": "finished"', '"status": "stopped"')
+    (first.run / "run.json").write_text(text.replace("0.001", "1e+30"))  # as if its rate had been too high from here on
+    longer = (*steps, "training.steps=60", "training.keep_checkpoints=20", "optimizer.learning_rate=1e30")
+    with pytest.raises(UserError, match="not finite in 10 steps in a row") as diverged:
+        train(*longer, name="calm")
+    hint = diverged.value.hint
+    assert f"--init {first.run}@20 --set optimizer.learning_rate=5e+29" in hint
+    tuned, talk = train(*steps, "training.steps=2", "optimizer.learning_rate=1e-4", init=f"{first.run}@20")
+    assert tuned.run != first.run
+    assert "init: " in talk
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_leaves_its_name_to_a_corrected_one(train, runs):
+    wild = ("optimizer.learning_rate=1e30", "schedule={kind: constant, warmup_steps: 0}", "training.steps=60")
+    message = refusal(train, *wild, "training.checkpoint_every=1000", name="one")
+    assert "not finite" in message
+    assert open_run(runs / "generator" / "one").status == "failed"
+    corrected, _ = train("training.steps=5", name="one")
+    assert open_run(corrected.run).is_finished
+
+
 def test_a_loss_that_stays_infinite_ends_the_run(train, runs):
     wild = ("optimizer.learning_rate=1e30", "schedule={kind: constant, warmup_steps: 0}", "training.steps=60")
     assert "not finite in 10 steps in a row" in refusal(train, *wild, name="wild")

@@ -146,8 +146,7 @@ class Loop:
         if values.get("skipped_in_a_row", 0) >= _MOST_SKIPPED:
             raise UserError(
                 f"the loss was not finite in {_MOST_SKIPPED} steps in a row (found at step {step:,})",
-                f"the newest checkpoint in {self.checkpoints} has weights from before; lower the learning rate "
-                "with --set, or use training.precision=float32",
+                self._lower_rate(values.get("learning_rate", 0.0) / 2, step - int(values["skipped_in_a_row"])),
             )
         speed = recent.take(self.config.global_batch_size, self.group.world_size, self.cost)
         if self.group.is_main:
@@ -156,6 +155,16 @@ class Loop:
         hidden = _NOT_SHOWN | ({"skipped_steps"} if not values.get("skipped_steps") else set())
         shown = [f"{name} {values[name]:.4g}" for name in values if name not in hidden]
         return ", ".join([f"step {step:,}", *shown, *speed.shown()])
+
+    def _lower_rate(self, rate: float, finite: int) -> str:
+        """Return the hint for a run that was finite up to step `finite`: where to start from, with a lower rate."""
+        slower = f"--set optimizer.learning_rate={rate:.3g}"
+        kept = checkpoint.steps_in(self.checkpoints)
+        saved = [step for step in kept if step <= finite] or kept[:1]  # skipped steps leave weights as they were
+        if not saved:
+            return f"run the command again with {slower}, or with --set training.precision=float32"
+        start = f"{self.checkpoints.parent}@{saved[-1]}"
+        return f"start from a checkpoint: the same command, without --name, with --init {start} {slower}"
 
     def _evaluate(self, step: int) -> None:
         values = self.task.evaluate(step)

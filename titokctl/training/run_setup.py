@@ -104,7 +104,7 @@ class TrainingRun:
         is_there, steps = (run.path / _RECORD).exists(), run.settings["training"]["steps"]
         Unfinished(run.path, run.path, _RECORD).check_not_at_work()
         check_is_run(run.path)
-        if self.overwrite or not is_there:
+        if self.overwrite or not is_there or _has_failed_at_once(run.path):
             return RunPlan(run.path, "new", 0, steps, [str(path) for path in files_of(run.path, _OF_ONE_TRAINING)])
         found = _reopened(run)
         return RunPlan(run.path, "finished" if found.is_finished else "begun", found.saved_step() or 0, steps)
@@ -122,7 +122,8 @@ class TrainingRun:
         work = Unfinished(run.path, run.path, _RECORD, owned=_OF_ONE_TRAINING)
         with work.locked():
             check_is_run(run.path)
-            run = self._started_over(run, work, say) if self.overwrite else self._begun(run)
+            starts_over = self.overwrite or _has_failed_at_once(run.path)
+            run = self._started_over(run, work, say) if starts_over else self._begun(run)
             group.from_main(str(run.path))
             say(_finished(run) if run.is_finished else f"run: {run.path}")
             try:
@@ -186,6 +187,14 @@ def check_division(training: TrainingConfig, processes: int) -> None:
             f"training.global_batch_size {size:,} is not a multiple of {processes} processes",
             f"use another number of processes, or --set training.global_batch_size={fitting}",
         )
+
+
+def _has_failed_at_once(folder: Path) -> bool:
+    """Return True if the run in `folder` failed before its first checkpoint: it has nothing that could be resumed."""
+    with contextlib.suppress(UserError):
+        run = open_run(folder)
+        return run.status == "failed" and run.saved_step() is None
+    return False
 
 
 def _reopened(wanted: RunFolder) -> RunFolder:
