@@ -69,8 +69,10 @@ class Server:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 @pytest.fixture(scope="module")
