@@ -325,3 +325,11 @@ def test_a_cache_with_a_changed_id_is_refused(train, cache, runs, tmp_path):
     (tmp_path / "changed.h5").write_bytes(data)
     assert "/tokens: rows 0 to 199 changed" in refusal(train, cache=tmp_path / "changed.h5")
     assert not runs.exists()
+
+
+def test_classes_without_rows_are_told(train, cache, tmp_path):
+    assert "classes have no rows" not in train("training.steps=1", name="all")[1]
+    _, talk = train("training.steps=1", "model.num_classes=5", name="more")
+    assert "2 of the 5 classes have no rows" in talk
+    assert "(3, 4)" in talk
+    assert "--set model.num_classes=3 leaves out those above" in talk

@@ -13,6 +13,8 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.progress import Progress
 from titokctl.weights.build import skeleton
 
+_SHOWN = 5  # classes without rows
+
 
 def resolve_recipe(
     cache: TokenCache, path: Path, name: str | None, overrides: Sequence[str], progress: Progress
@@ -35,7 +37,24 @@ def resolve_recipe(
     say_class_order(cache.class_names, recipe.model, progress.say)
     if classes == 0:
         progress.say("the cache has no labels: training an unconditional generator")
+    _warn_of_untrained(cache, recipe.model.num_classes, path, progress)
     return name, recipe
+
+
+def _warn_of_untrained(cache: TokenCache, classes: int, path: Path, progress: Progress) -> None:
+    """Warn of classes without a row: they can be drawn, and show noise."""
+    labels = np.asarray(cache.labels)
+    present = np.bincount(labels[labels >= 0], minlength=classes) > 0
+    missing = np.flatnonzero(~present[:classes])
+    if not len(missing):
+        return
+    needed = num_classes(cache)
+    shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
+    smaller = f"; --set model.num_classes={needed} leaves out those above" if needed < classes else ""
+    progress.say(
+        f"warning: {len(missing):,} of the {classes:,} classes have no rows in {path} ({shown}), so the generator will "
+        f"draw noise for them{smaller}"
+    )
 
 
 def num_classes(cache: TokenCache) -> int:
