@@ -51,5 +51,6 @@ def test_models_and_runs(offered):
     released = [known.name for known in of_kind("tokenizer")]
     assert offered("titokctl sample --tokenizer ") == ["runs/tokenizer/tok", *released]
     assert offered("titokctl sample --generator ru") == ["runs/generator/gen"]
+    assert offered("titokctl sample --tokenizer to") == ["tok"]
     assert offered("titokctl runs show --runs-dir runs ge") == ["generator/gen", "gen"]
     assert offered("titokctl runs show --runs-dir elsewhere ge") == []

@@ -71,7 +71,9 @@ def _recipes_of(kind: str, incomplete: str) -> list[str]:
 def _of_kind(kind: str, context: typer.Context, incomplete: str) -> list[str]:
     from titokctl.weights.known import of_kind
 
-    names = [*map(str, _folders(kind, context)), *(known.name for known in of_kind(kind))]
+    folders = _folders(kind, context)
+    short = [folder.name for folder in folders] if incomplete else []  # what is taken as well, once it is begun
+    names = [*map(str, folders), *short, *(known.name for known in of_kind(kind))]
     return _fitting(names, incomplete)
 
 
