@@ -1,0 +1,84 @@
+"""Work on a pretend GPU, for test_device_paths: `python scenarios.py NAME FOLDER` prints what waits, and mixes."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / each) for each in ("training", ".")]
+
+import pretend_gpu  # noqa: E402
+
+with pretend_gpu.pretend():  # before anything keeps one of torch's functions that it replaces
+    import tiny
+    from caches import write_cache
+    from conftest import SMALL
+    from stages import NAMES, Leave, write_recipe
+
+    from titokctl.context import Context
+    from titokctl.evaluation.extractors import FeatureNetwork
+    from titokctl.jobs.decode import Decode
+    from titokctl.jobs.evaluate.fid import Fid
+    from titokctl.jobs.evaluate.reconstruct import Reconstruct
+    from titokctl.jobs.sample.request import Sample
+    from titokctl.jobs.tokenize.request import Tokenize
+    from titokctl.jobs.train.generator import TrainGenerator
+    from titokctl.jobs.train.tokenizer import TrainTokenizer
+
+
+def stages(folder: Path) -> None:
+    """Each stage of training a tokenizer, begun and resumed, with held-out pictures."""
+    data = tiny.class_folder(folder / "pictures", 12)
+    for stage in NAMES:
+        for steps in (7, 8):
+            words = [f"training.steps={steps}", "training.precision=bf16", "training.micro_batch_size=4",
+                     "training.log_every=1000"]  # fmt: skip
+            words += ["cached_crops=2"] if stage == "proxy" else []
+            request = TrainTokenizer(
+                [data], str(write_recipe(folder, stage)), tuple(words), name=stage, validation=[data]
+            )
+            request.run(context(folder))
+
+
+def generators(folder: Path) -> None:
+    """Both bodies, begun and resumed."""
+    cache = write_cache(folder / "tokens.h5", 200)
+    for body in ("vit", "uvit"):
+        path = folder / f"{body}.yaml"
+        path.write_text(SMALL.replace("architecture: vit", f"architecture: {body}"))
+        for steps in (7, 8):
+            words = (f"training.steps={steps}", "training.precision=bf16", "training.log_every=1000",
+                     "training.micro_batch_size=8", "val_fraction=0.2", "schedule.kind=constant")  # fmt: skip
+            TrainGenerator(cache, str(path), words, name=body).run(context(folder))
+
+
+def products(folder: Path) -> None:
+    """Tokenize in each precision; then a generator, samples with scores, fid, decode and reconstruct."""
+    data, tokenizer = tiny.class_folder(folder / "pictures", 12), folder / "tokenizer.safetensors"
+    tiny.tokenizer(tokenizer)
+    for name in ("float32", "tf32", "bf16", "fp16", None):
+        cache = folder / f"{name}.h5"
+        Tokenize([data], cache, str(tokenizer), precision=name).run(context(folder))  # type: ignore[arg-type]
+    path, lite0 = folder / "generator.yaml", FeatureNetwork("lite0")
+    path.write_text(SMALL.replace("codebook_size: 16", f"codebook_size: {tiny.CODES}"))
+    TrainGenerator(cache, str(path), ("training.steps=2",), name="g").run(context(folder))
+    generator, samples = str(folder / "runs" / "generator" / "g"), folder / "samples"
+    request = Sample(
+        generator, str(tokenizer), num_images=20, output=samples, fid=data, features="lite0", image_format="npz"
+    )
+    request.run(context(folder))
+    Fid(samples, data, network=lite0, tokenizer=str(tokenizer)).run(context(folder))
+    Decode(cache, folder / "decoded.npz", tokenizer=str(tokenizer)).run(context(folder))
+    Reconstruct([data], str(tokenizer), folder / "reconstructed", features="none").run(context(folder))
+
+
+def context(folder: Path) -> Context:
+    """A context on the pretend device."""
+    return Context(folder / "runs", "cuda", Leave())
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    with pretend_gpu.pretend():
+        globals()[sys.argv[1]](Path(sys.argv[2]))
+    print(json.dumps({"waits": pretend_gpu.WAITS, "mixed": pretend_gpu.MIXED}))
