@@ -204,7 +204,7 @@ def _meaning(speeds: dict[str, float]) -> Iterator[Finding]:
     speed = speeds[f"matrix_{encoding_precision(best_device())}"]
     seconds = max(work / speed, _IMAGENET / speeds["decode"])
     on_gpu = f"on one H100 about {duration(work / _H100)} (estimated)"
-    text = f"with {_MODEL} and its two views about {duration(seconds)} here; {on_gpu}"
+    text = f"with {_MODEL} about {duration(seconds)} here for two views; {on_gpu}"
     yield Finding("tokenizing ImageNet", text)
 
 
