@@ -193,7 +193,7 @@ def test_an_existing_output(sample, refused, tmp_path):
         (["--per-class", "0"], "--per-class must be at least 1"),
         (["-n", "3", "--per-class", "3"], "mutually exclusive"),
         (["--classes", "7"], "class 7 is out of range: this generator has the classes 0 to 2"),
-        (["--classes", "a"], "not a list of class numbers"),
+        (["--classes", "a"], "no class named"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--choice-temperature", "-1"], "--choice-temperature must be at least 0"),
         (["--cfg-power", "nan"], "--cfg-power must be"),

@@ -117,5 +117,6 @@ def _number_of(given: int | str, names: Sequence[str]) -> int:
     if not names:
         raise UsageError(f"this generator records no class names, such as {given!r}", "give numbers: --classes 0,1")
     near = difflib.get_close_matches(given, names, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"its classes: {', '.join(names[:_NAMED])}"
-    raise UsageError(f"this generator has no class named {given!r}", hint + (", ..." if not near else ""))
+    more = ", ..." if len(names) > _NAMED else ""
+    hint = f"did you mean {' or '.join(near)}?" if near else f"its classes: {', '.join(names[:_NAMED])}{more}"
+    raise UsageError(f"this generator has no class named {given!r}", hint)

@@ -57,7 +57,7 @@ class Convert:
         overwrite: replace a product of this layout at the output.
         dtype: "bf16" rounds the values to half the size; "keep" keeps them. Rounded weights are another network: ids
             and hashes differ from those of the source. They are made to be passed on, so they don't record where the
-            token cache of a generator lies.
+            token cache and the images of a generator lie.
 
     Raises UsageError when the output's name doesn't fit the layout.
     """
@@ -150,8 +150,12 @@ def _known_name(weights: Weights) -> str | None:
 
 
 def _portable(extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata without the place of the token cache on the machine that trained a generator."""
+    """Return the metadata without places on the machine that trained a generator: of its sources, names remain."""
     inputs = json.loads(extra.get("inputs") or "{}")
-    if "cache" not in inputs:
+    if not inputs:
         return dict(extra)
-    return {**extra, "inputs": json.dumps({name: value for name, value in inputs.items() if name != "cache"})}
+    kept = {name: value for name, value in inputs.items() if name != "cache"}
+    source = kept.get("source")
+    if isinstance(source, dict) and isinstance(source.get("paths"), list):
+        kept["source"] = source | {"paths": [Path(str(path)).name for path in source["paths"]]}
+    return {**extra, "inputs": json.dumps(kept)}
