@@ -24,6 +24,7 @@ from titokctl.weights.read import locate
 # Outputs, and the commands that write them.
 PLANNED = [
     ("t.h5", "tokenize shards -o t.h5 --tokenizer tok.safetensors"),
+    ("rendered", "scenes -o rendered -n 8 --heldout 2 --size 16"),
     ("packed", "shard shards -o packed --per-shard 2"),
     ("made", "sample -n 5 -o made --procs 3"),
     ("out.npz", "decode ids.h5 -o out.npz"),
@@ -225,7 +226,11 @@ def test_a_read_only_folder_is_refused(place, capsys):
 @pytest.mark.parametrize(
     ("words", "said", "plan"),
     [
-        ("train-tokenizer shards --recipe tiny --val shards", "# sees 26,240 images", ("epochs", 26_240 / 6)),
+        (
+            "train-tokenizer shards --recipe tiny --val shards --set training.global_batch_size=20",
+            "# sees 44,000 images",
+            ("epochs", 44_000 / 6),
+        ),
         (
             "train-gen ids.h5 --recipe tiny --set model.num_latent_tokens=8 --set model.codebook_size=32",
             "6 images per step each",

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import trained
-from titokctl.models.efficientnet_lite0 import EfficientNetLite0
 
 from titokctl.cli.app import run
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.atomic import read_json, write_json
+from titokctl.models.efficientnet_lite import LITE0, EfficientNetLite
 from titokctl.weights.feature_networks import filled
 from titokctl.weights.load import load_generator, load_tokenizer
 from titokctl.weights.store import save_generator, save_tokenizer
@@ -36,10 +36,10 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, value: float, kind:
 
 
 def test_a_feature_network_is_checked_too() -> None:
-    tensors = EfficientNetLite0().state_dict()
+    tensors = EfficientNetLite(LITE0).state_dict()
     tensors["stem.weight"][0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match=r"stem\.weight"):
-        filled(EfficientNetLite0(), tensors, "EfficientNet-Lite0")
+        filled(EfficientNetLite(LITE0), tensors, "EfficientNet-Lite0")
 
 
 @pytest.mark.parametrize("change", [{"step": 3}, {"step": "2"}, {"step": None}])
