@@ -9,7 +9,6 @@ import torch
 from titokctl.models.precision import PRECISIONS, precision
 
 BACKENDS: Any = torch.backends
-HAS_NEW_SWITCHES = hasattr(BACKENDS.cudnn, "conv")
 
 
 def legacy_products(allowed: bool) -> None:
@@ -64,11 +63,9 @@ def state() -> list[Any]:
         told(lambda: BACKENDS.cudnn.allow_tf32),
         told(torch.get_float32_matmul_precision),
     ]
-    if HAS_NEW_SWITCHES:
-        cudnn, mkldnn = BACKENDS.cudnn, BACKENDS.mkldnn
-        switches = [BACKENDS, BACKENDS.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
-        found += [switch.fp32_precision for switch in switches]
-    return found
+    cudnn, mkldnn = BACKENDS.cudnn, BACKENDS.mkldnn
+    switches = [BACKENDS, BACKENDS.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
+    return found + [switch.fp32_precision for switch in switches]
 
 
 @pytest.fixture(autouse=True)
@@ -77,23 +74,18 @@ def restored():
     before = state()
     with precision("float32", "cpu"):
         yield
-    if HAS_NEW_SWITCHES:
-        new()("none")
+    new()("none")
     torch.set_float32_matmul_precision(before[2])
     BACKENDS.cudnn.allow_tf32 = before[1]
-    if HAS_NEW_SWITCHES:
-        for path, value in zip(
-            (("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn"), ("mkldnn", "matmul"), ("mkldnn", "conv")),
-            (before[4], *before[6:]),
-            strict=True,
-        ):
-            new(*path)(value)
+    paths = [("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn"), ("mkldnn", "matmul"), ("mkldnn", "conv")]
+    for path, value in zip(paths, (before[4], *before[6:]), strict=True):
+        new(*path)(value)
     assert state() == before
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available", "ignore:.*device_type of .cuda.")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("way", OLD_WAYS + (NEW_WAYS if HAS_NEW_SWITCHES else []))
+@pytest.mark.parametrize("way", OLD_WAYS + NEW_WAYS)
 def test_switches_are_as_before_whatever_api_the_program_used(way, device) -> None:
     for set_to, value in way:
         set_to(value)
@@ -104,8 +96,7 @@ def test_switches_are_as_before_whatever_api_the_program_used(way, device) -> No
             # TF32 only where it was asked for: what stays float32 under a 16-bit precision is exact.
             assert inside[:2] == [name == "tf32" and device == "cuda"] * 2
             assert inside[2] != "refused"  # torch.compile reads it
-            if HAS_NEW_SWITCHES:
-                assert {"tf32" if name == "tf32" and device == "cuda" else "ieee"} == set(inside[4:5] + inside[6:])
+            assert {"tf32" if name == "tf32" and device == "cuda" else "ieee"} == set(inside[4:5] + inside[6:])
             with precision("float32", device):
                 pass
             assert state() == inside

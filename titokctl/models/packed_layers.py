@@ -4,7 +4,8 @@
 used here also keep the bits of a row or an image independent of the others and of the number of threads. No single
 operator does so for every data type and instruction set (docs/experiments.md):
 
-- linear layers in float32: oneDNN's inner product;
+- linear layers in float32: oneDNN's inner product. Before torch 2.13 its bits depend on the number of rows on a CPU
+  without AVX-512, so there they are 1x1 convolutions, too;
 - linear layers in bfloat16: oneDNN's 1x1 convolution. With AMX, the inner product splits its sums by the number of
   rows and threads;
 - convolutions: oneDNN's, called directly for one image at a time. torch's own takes another kernel for one thread.
@@ -16,12 +17,13 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 
 # The layouts are chosen for about this many rows, and places of a picture; other numbers are as fast.
 _LAYOUT_ROWS, _LAYOUT_PLACES = 512, 32
 # With fewer rows the convolution can fall back to oneDNN's reference kernel, a hundred times slower; a single row of
 # the inner product is a matrix-vector product with another order of sums.
-_MIN_ROWS = {torch.bfloat16: 128, torch.float32: 2}
+_CONVOLVED_ROWS, _MULTIPLIED_ROWS = 128, 2
 # Padding, stride, dilation and groups of a 1x1 and of a 3x3 convolution.
 _IN_PLACE, _PADDED = ([0, 0], [1, 1], [1, 1], 1), ([1, 1], [1, 1], [1, 1], 1)
 InstructionSet = Literal["amx", "avx512_bf16", "avx512", "avx2", "other"]
@@ -46,7 +48,7 @@ def instruction_set() -> InstructionSet:
 
     This is what the CPU has, limited by the environment variable ONEDNN_MAX_CPU_ISA, which oneDNN reads itself.
     """
-    # torch has these checks from version 2.6 on, on x86 only.
+    # torch has these checks on x86 only.
     checks: dict[InstructionSet, str] = {
         "amx": "_is_amx_tile_supported",
         "avx512_bf16": "_is_avx512_bf16_supported",
@@ -70,6 +72,11 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and operators._is_mkldnn_bf16_supported())
 
 
+def _product_keeps_rows() -> bool:
+    """Return True if a row of oneDNN's inner product in float32 does not depend on how many there are."""
+    return TorchVersion(torch.__version__) >= "2.13" or instruction_set() != "avx2"
+
+
 class PackedLinear(nn.Module):
     """The same function as `linear`, computed in `dtype` whatever the type of the input; frozen.
 
@@ -80,7 +87,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.dtype, self.out_features = dtype, linear.out_features
         weight = linear.weight.detach().to(dtype)  # (outputs, inputs)
-        self._as_convolution = dtype == torch.bfloat16
+        self._as_convolution = dtype == torch.bfloat16 or not _product_keeps_rows()
         if self._as_convolution:
             kernel = weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
             shape = [1, linear.in_features, _LAYOUT_ROWS, 1]
@@ -100,7 +107,7 @@ class PackedLinear(nn.Module):
             return x.new_empty((*x.shape[:-1], self.out_features), dtype=self.dtype)
         rows = x.to(self.dtype).flatten(0, -2)  # (rows, inputs)
         count = len(rows)
-        if count < (least := _MIN_ROWS[self.dtype]):
+        if count < (least := _CONVOLVED_ROWS if self._as_convolution else _MULTIPLIED_ROWS):
             rows = F.pad(rows, (0, 0, 0, least - count))
         y = self._convolved(rows, then) if self._as_convolution else self._product(rows, then)
         return y[:count].view(*x.shape[:-1], self.out_features)

@@ -1,7 +1,7 @@
 """One context for the precision of arithmetic: autocast, and TF32 for matrix products and convolutions together.
 
-torch has two sets of switches for float32 arithmetic: `allow_tf32`, and since 2.9 `fp32_precision`. Once a program has
-used the second, reading the first raises an error. Nothing else in the package touches either.
+torch has two sets of switches for float32 arithmetic, `allow_tf32` and `fp32_precision`. Once a program has used the
+second, reading the first may raise an error. Nothing else in the package touches either.
 """
 
 import contextlib
@@ -50,15 +50,6 @@ def _switches() -> Callable[[], None]:
     """Return a function that sets all switches to what they are now."""
     backends: Any = torch.backends
     new = _new_switches()
-    if not new:
-        products, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-
-        def restore_old() -> None:
-            torch.set_float32_matmul_precision(products)
-            backends.cudnn.allow_tf32 = convolutions
-
-        return restore_old
-
     values = [switch.fp32_precision for switch in new]
     # torch refuses to tell an old switch that disagrees with the new one, and so tells it all the same.
     allowed = _told(lambda: backends.cuda.matmul.allow_tf32, values[0] != "tf32")
@@ -75,13 +66,11 @@ def _switches() -> Callable[[], None]:
 
 
 def _new_switches() -> list[Any]:
-    """Return the switches since torch 2.9, those of products and convolutions on a GPU first; [] before.
+    """Return the switches `fp32_precision`, those of products and convolutions on a GPU first.
 
     Those of mkldnn are a CPU's, whose float32 arithmetic may be bfloat16 in truth.
     """
     backends: Any = torch.backends
-    if not hasattr(backends.cudnn, "conv"):
-        return []
     return [
         backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv
     ]  # fmt: skip
