@@ -38,8 +38,11 @@ def wheel(tmp_path_factory) -> Path:
 def test_recipes_and_types_are_inside(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    files = {path.relative_to(recipes_folder()).as_posix() for path in recipes_folder().rglob("*") if path.is_file()}
-    assert {f"titokctl/recipes/{name}" for name in files} <= names
+    folder = recipes_folder()
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    scripts = {name for name in files if name.endswith(".py")}  # for a checkout
+    assert {f"titokctl/recipes/{name}" for name in files - scripts} <= names
+    assert not {f"titokctl/recipes/{name}" for name in scripts} & names
     assert {"titokctl/py.typed", "titokctl/cli/app.py"} <= names
     assert not any(name.startswith(("tests", "docs", "benchmarks", "examples")) for name in names)
 
