@@ -98,3 +98,14 @@ def test_the_command_in_two_processes_gives_the_result_of_one(made, tmp_path, ru
     two = run_cli(*words, "--procs", 2, code=0)
     assert two.json == run_cli(*words, "--device", "cpu", code=0).json
     assert two.json["accuracy"] > 0.9
+
+
+def test_choices_about_the_source_are_taken(made, run_cli, tmp_path):
+    """A folder with both splits in it is read where --split says."""
+    weights, _, _ = made
+    for split in ("train", "val"):
+        class_folder(tmp_path / "pictures" / split, 8, ("dark", "light"))
+    words = ["--split", "train", "--tokenizer", weights, "--json", "--device", "cpu"]
+    found = run_cli("probe", tmp_path / "pictures", *words, code=0).json
+    assert found["training_images"] + found["held_out_images"] == 16
+    assert found["classes"] == 2

@@ -1,5 +1,6 @@
 """`titokctl probe`."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
@@ -24,6 +25,13 @@ def probe(
     penalty: Annotated[float, option("--penalty", "Weight of the probe's squared weights.")] = 0.01,
     tokenizer: options.Tokenizer = None,
     skip_bad: features.SkipBad = False,
+    split: options.Split = None,
+    classes: options.Classes = None,
+    sort: options.Sort = None,
+    image_key: options.ImageKey = None,
+    label_key: options.LabelKey = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     device: options.Device = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
@@ -36,6 +44,16 @@ def probe(
     from titokctl.jobs.evaluate.probe import Probe
 
     job = Probe(data, tokenizer, validation or (), val_fraction, input, penalty, skip_bad)
+    chosen = options.choices(
+        split,
+        classes,
+        sort=sort,
+        image_key=image_key,
+        image_column=image_column,
+        label_key=label_key,
+        label_column=label_column,
+    )
+    job = replace(job, choices=chosen)
     result = perform(job, Surroundings(quiet, as_json, runs_dir=runs_dir, machine=Machine(device, gpus, procs)))
     if place().is_main:
         console.result(result, as_json, "linear probe")

@@ -45,7 +45,7 @@ def reconstruct(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show images above their reconstructions, and measure them: PSNR, SSIM, LPIPS, rFID, codebook use."""
+    """Show images above their reconstructions, and measure them: PSNR, SSIM, LPIPS, rFID, IS, codebook use."""
     from titokctl.distributed.place import place
     from titokctl.jobs.evaluate.reconstruct import Reconstruct
 

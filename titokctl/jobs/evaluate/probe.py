@@ -18,6 +18,7 @@ from titokctl.context import Context
 from titokctl.data.images import to_float
 from titokctl.data.shares import ImagesInBatches, all_rejected, share_of
 from titokctl.data.sources import Source, open_source
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.distributed.reduce import rows_on_main
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.image_sets import unreadable
@@ -71,6 +72,7 @@ class Probe:
             probe sees K x C standardised numbers of an image; of a Gaussian tokenizer, the means.
         penalty: weight of half the squared norm of the probe's weights.
         skip_bad: leave out images that can't be read.
+        choices: of both sources, as for `open_source`.
     """
 
     data: Sequence[Path | str]
@@ -80,6 +82,7 @@ class Probe:
     input: Input = "latents"
     penalty: float = 0.01
     skip_bad: bool = False
+    choices: Choices = NO_CHOICES
 
     def __post_init__(self) -> None:
         if self.input not in INPUTS:
@@ -101,7 +104,7 @@ class Probe:
         name: str = group.from_main(picked)
         with group.main_first():
             model = load_tokenizer(name, context.device)
-            sources = [open_source(paths) for paths in (self.data, self.validation) if paths]
+            sources = [open_source(paths, choices=self.choices) for paths in (self.data, self.validation) if paths]
         if self.input == "ids" and not model.config.is_discrete:
             raise UserError(
                 f"{name} has a Gaussian bottleneck, which makes no ids", "probe its latents: --input latents"

@@ -33,7 +33,8 @@ GENERATORS = {
 # How far from the published FID a reproduction may be, chosen before any was measured. Another seed moves an FID of 2
 # to 3 on 50,000 images by some hundredths; the published pixels were truncated to bytes where ours are rounded, and
 # their features came from other kernels, which should be of the same size. Wrong settings are far outside: with
-# constant guidance and without softmax annealing, users of the first official release got 6.9 where 2.77 was published.
+# constant guidance and without softmax annealing, a user of the code of July 2024 got 6.9 where 2.77 was published
+# (issue 11 of bytedance/1d-tokenizer).
 TOLERANCE = 0.10
 
 
