@@ -173,4 +173,7 @@ def _bytes_at(path: Path | str, offset: int, count: int) -> bytes:
     try:
         return retried(read, path)
     except UserError as error:
+        # A fault that passes is no content: later, the same files would be told from these.
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _TEMPORARY:
+            raise
         return error.message.encode()  # whoever reads the file gets the error
