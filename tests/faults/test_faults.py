@@ -124,7 +124,8 @@ def test_a_fault_is_one_sentence_and_the_same_command_then_succeeds(
         elif first["code"] and "error: " not in said:
             problems.append(f"{what}: nothing was said")
         if first["code"] == 0:
-            if commands.made(work, name) != expected:
+            # `fid` prints its numbers, and says so where it could not keep them.
+            if commands.made(work, name) != expected and "is not kept" not in said:
                 problems.append(f"{what}: another product, in silence: {said[-300:]}")
             continue
         again = server.run(work, words)

@@ -23,6 +23,10 @@ T = TypeVar("T")
 PAUSES = (0.05, 0.5, 2.0)  # seconds before each retry
 _NAMES = ("EIO", "ESTALE", "EAGAIN", "EINTR", "ETIMEDOUT", "EREMOTEIO", "ENOLINK")
 _TEMPORARY = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
+# Errors that say something about a file, not about the machine; they stay until somebody changes the file.
+_OF_THE_FILE = frozenset(
+    (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG)
+)
 _START_OVER = "work that was begun can't be resumed with other files: start over with --overwrite"
 
 
@@ -173,7 +177,6 @@ def _bytes_at(path: Path | str, offset: int, count: int) -> bytes:
     try:
         return retried(read, path)
     except UserError as error:
-        # A fault that passes is no content: later, the same files would be told from these.
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _TEMPORARY:
-            raise
-        return error.message.encode()  # whoever reads the file gets the error
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_FILE:
+            return error.message.encode()  # whoever reads the file gets the error
+        raise  # a fault of the machine is no content: later, the same files would be told from these
