@@ -126,7 +126,7 @@ class _Attention(nn.Module):
     def __init__(self, attention: SelfAttention, dtype: torch.dtype) -> None:
         super().__init__()
         self.num_heads, self.dtype = attention.num_heads, dtype
-        self.qkv, self.out = _Layer(attention.qkv, dtype), _Layer(attention.out, dtype)
+        self.qkv, self.out = LowLinear(attention.qkv, dtype), LowLinear(attention.out, dtype)
 
     def forward(self, x: torch.Tensor, last: int | None = None) -> torch.Tensor:
         """(B, L, D) to (B, L, D), or to the values of the `last` positions, (B, last, D)."""
@@ -144,14 +144,14 @@ class _Attention(nn.Module):
 class _Mlp(nn.Module):
     def __init__(self, up: nn.Linear, down: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
-        self.up, self.down = _Layer(up, dtype), _Layer(down, dtype)
+        self.up, self.down = LowLinear(up, dtype), LowLinear(down, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(F.gelu(self.up(x)))
 
 
-class _Layer(nn.Module):
-    """A frozen linear layer in the lower precision."""
+class LowLinear(nn.Module):
+    """A frozen linear layer in `dtype`, whatever type its input has."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class _Layer(nn.Module):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
     def rows(self, x: torch.Tensor, rows: slice) -> torch.Tensor:
         """Return some of the outputs."""

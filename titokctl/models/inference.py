@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from titokctl.errors import UsageError
 from titokctl.models.attention import SelfAttention
-from titokctl.models.fused import PostNormBlocks, PreNormBlocks, uses_triton
+from titokctl.models.fused import LowLinear, PostNormBlocks, PreNormBlocks, uses_triton
 from titokctl.models.maskgit.uvit import UvitBlock, UvitBody
 from titokctl.models.maskgit.vit import VitLayer
 from titokctl.models.packed_layers import (
@@ -146,19 +146,7 @@ def _linear(layer: nn.Linear, dtype: torch.dtype, on_cpu: bool) -> nn.Module:
     """Return the layer that computes `layer` in `dtype`."""
     if on_cpu and can_pack(dtype):
         return PackedLinear(layer, dtype)
-    return _ExactLinear(layer) if dtype == torch.float32 else _LowLinear(layer, dtype)
-
-
-class _LowLinear(nn.Module):
-    """A linear layer in lower precision, whatever type its input has."""
-
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., inputs) -> (..., outputs)
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+    return _ExactLinear(layer) if dtype == torch.float32 else LowLinear(layer, dtype)
 
 
 class _ExactLinear(nn.Module):

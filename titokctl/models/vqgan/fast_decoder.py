@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from titokctl.models.fused import uses_triton
+from titokctl.models.fused import LowLinear, uses_triton
 from titokctl.models.packed_layers import PackedConvolution, PackedLinear, can_pack, scaled_silu
 from titokctl.models.vqgan.layers import ResBlock
 from titokctl.models.vqgan.vqgan import VqganDecoder
@@ -100,19 +100,8 @@ class _Convolution(nn.Module):
         return F.conv2d(x, self.weight, self.bias, padding=1)
 
 
-class _Linear(nn.Module):
-    """A frozen linear layer without a bias."""
-
-    def __init__(self, weight: torch.Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = _frozen(weight, dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
-
-
 def _linear(layer: nn.Linear, dtype: torch.dtype, packs: bool) -> nn.Module:
-    return PackedLinear(layer, dtype) if packs else _Linear(layer.weight, dtype)
+    return PackedLinear(layer, dtype) if packs else LowLinear(layer, dtype)
 
 
 def _convolution(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, packs: bool) -> nn.Module:
