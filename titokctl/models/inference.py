@@ -50,8 +50,8 @@ def fastest_precision(device: torch.device | str) -> Precision:
 def encoding_precision(device: torch.device | str) -> Precision:
     """Return the precision of token caches: "fp16" on a GPU, "float32" on a CPU.
 
-    fp16 keeps 99.8 % of the ids, as many as TF32, and is about ten times as fast as float32 on a GPU. bfloat16, the
-    only 16-bit type of CPUs, keeps 98.5 %.
+    On an H200 fp16 keeps 99.8 % of the ids, TF32 99.7 %, and its matrix products are 13 times as fast as float32's.
+    bfloat16, the only 16-bit type of CPUs, keeps 98.5 %.
     """
     return "float32" if torch.device(device).type == "cpu" else "fp16"
 

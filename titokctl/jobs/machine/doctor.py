@@ -126,7 +126,7 @@ def _hardware() -> Iterator[Finding]:
     yield Finding("GPUs", "; ".join(gpus) or "none", advice)
     if gpus:
         problem = triton_problem()
-        advice = "tokenize, sample and training take up to twice as long; install triton, gcc and Python's headers"
+        advice = "tokenize, sample and training take longer; install triton, gcc and Python's headers"
         yield Finding("GPU kernels", problem or "compile", advice if problem else "")
     free = hardware.memory_bytes()
     if free is not None:
