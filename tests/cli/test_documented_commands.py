@@ -20,7 +20,8 @@ def shown() -> list[str]:
     pages = ["README.md", "CONTRIBUTING.md", "docs/*.md", "examples/*/README.md"]
     for page in sorted(path for pattern in pages for path in ROOT.glob(pattern)):
         for block in FENCE.findall(page.read_text(encoding="utf-8")):
-            lines = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in block.splitlines())
+            joined = re.sub(r"\\\n\s*", "", block)
+            lines = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in joined.splitlines())
             found += [line for line in lines if line.startswith("titokctl ")]
     for recipe in sorted((ROOT / "recipes").glob("*/*.yaml")):
         found += IN_A_HEADER.findall(recipe.read_text(encoding="utf-8"))

@@ -1,6 +1,8 @@
 """Work on a pretend GPU, for test_device_paths: `python scenarios.py NAME FOLDER` prints what waits, and mixes."""
 
 import json
+import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +12,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / each) for each in ("tr
 import pretend_gpu  # noqa: E402
 
 with pretend_gpu.pretend():  # before anything keeps one of torch's functions that it replaces
+    import numpy as np
     import tiny
+    import trained
     from caches import write_cache
     from conftest import SMALL
     from stages import NAMES, Leave, write_recipe
@@ -20,6 +24,7 @@ with pretend_gpu.pretend():  # before anything keeps one of torch's functions th
     from titokctl.jobs.decode import Decode
     from titokctl.jobs.evaluate.fid import Fid
     from titokctl.jobs.evaluate.reconstruct import Reconstruct
+    from titokctl.jobs.evaluate.reproduce import Reproduce
     from titokctl.jobs.sample.request import Sample
     from titokctl.jobs.tokenize.request import Tokenize
     from titokctl.jobs.train.generator import TrainGenerator
@@ -70,6 +75,23 @@ def products(folder: Path) -> None:
     Fid(samples, data, network=lite0, tokenizer=str(tokenizer)).run(context(folder))
     Decode(cache, folder / "decoded.npz", tokenizer=str(tokenizer)).run(context(folder))
     Reconstruct([data], str(tokenizer), folder / "reconstructed", features="none").run(context(folder))
+    _reproduce(folder)
+
+
+def _reproduce(folder: Path) -> None:
+    """A published pair in its published precision, with small networks under its names."""
+    hashes = trained.tokenizer_run(folder / "trained")
+    trained.generator_run(folder / "trained", hashes)
+    weights = Path(os.environ["TITOKCTL_WEIGHTS"])
+    weights.mkdir()
+    for run, name in (("tokenizer/tok", "titok-l-32"), ("generator/gen", "maskgit-vit-l-32")):
+        shutil.copy(folder / "trained" / run / "weights.safetensors", weights / f"{name}.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, trained.SIZE, trained.SIZE, 3), dtype=np.uint8)
+    np.savez(folder / "ref.npz", pixels)
+    found = Reproduce("titok-l-32", folder / "ref.npz", 8, FeatureNetwork("lite0")).run(context(folder))
+    assert found.precision == "tf32"
+    manifest = json.loads((Path(found.samples) / "manifest.json").read_text())
+    assert manifest["settings"]["precision"] == "tf32"
 
 
 def context(folder: Path) -> Context:

@@ -40,7 +40,7 @@ MAY_WAIT = {
 @pytest.mark.parametrize("scenario", ["stages", "generators", "products"])
 def test_no_device_is_mixed_and_no_hot_loop_waits(scenario: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TITOKCTL_OFFLINE": "1"}
-    environment["OMP_NUM_THREADS"] = "1"
+    environment |= {"OMP_NUM_THREADS": "1", "TITOKCTL_WEIGHTS": str(tmp_path / "weights")}
     command = [sys.executable, Path(__file__).with_name("scenarios.py"), scenario, tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from remarks import Remarks
 
 from titokctl.context import Context
 from titokctl.errors import UsageError, UserError
@@ -46,6 +47,12 @@ def test_classes_that_can_be_seen_are_read(made, tmp_path, input):
     assert found.training_accuracy >= 0.9
     assert found.chance == pytest.approx(1 / 3)
     assert found.standard_error == pytest.approx((found.accuracy * (1 - found.accuracy) / 21) ** 0.5)
+
+
+def test_the_memory_that_it_takes_is_said_before(made, tmp_path):
+    talk = Remarks()
+    Probe([made[1]], str(made[0]), validation=[made[2]]).run(Context(tmp_path, progress=talk))
+    assert f"111 images x {tiny.TOKENS * 4} numbers: up to 42.6 kB of memory" in talk.said
 
 
 def test_a_gaussian_tokenizers_means_are_read_and_its_ids_refused(made, tmp_path):

@@ -14,6 +14,7 @@ from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import FeatureNetwork
 from titokctl.jobs.evaluate.fid import FidResult
 from titokctl.jobs.evaluate.reproduce import GENERATORS, TOLERANCE, Reproduce, not_comparable, verdict
+from titokctl.models.inference import can_infer
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.titok.tokenizer import TiTok
@@ -73,6 +74,13 @@ def test_from_a_server_to_a_result_and_again_without_the_work(tmp_path, referenc
     assert again.json == found
     assert "is finished already" in again.stderr
     assert "evaluation-toy.npz" in again.stderr
+    other = "bf16" if can_infer("cpu", "bf16") else "tf32"
+    lower = run_cli(*words, "--precision", other, env=toy | caches, code=0).json
+    assert lower["samples"] != found["samples"]  # drawn, not taken from the set in float32
+    manifest = json.loads((tmp_path / lower["samples"] / "manifest.json").read_text())
+    kept = json.loads((tmp_path / lower["samples"] / "reproduction.json").read_text())
+    assert manifest["settings"]["precision"] == kept["precision"] == lower["precision"] == other
+    assert ("drawn in bf16, not in float32 or TF32" in lower["reasons"]) == (other == "bf16")
 
 
 def test_what_is_missing_is_said_before_hours_are_spent(tmp_path, reference, monkeypatch):
@@ -97,11 +105,14 @@ def test_what_is_missing_is_said_before_hours_are_spent(tmp_path, reference, mon
 
 def test_only_the_published_protocol_is_comparable():
     inception = FeatureNetwork()
-    assert not_comparable(50_000, inception, True) == []
-    assert not_comparable(49_999, inception, True)
-    assert not_comparable(50_000, FeatureNetwork("lite0"), True)
-    assert not_comparable(50_000, FeatureNetwork(fast=True), True)
-    assert not_comparable(50_000, inception, False)
+    assert not_comparable(50_000, "tf32", inception, True) == []
+    assert not_comparable(50_000, "float32", inception, True) == []
+    assert not_comparable(50_000, "bf16", inception, True) == ["drawn in bf16, not in float32 or TF32"]
+    assert not_comparable(50_000, "fp16", inception, True)
+    assert not_comparable(49_999, "tf32", inception, True)
+    assert not_comparable(50_000, "tf32", FeatureNetwork("lite0"), True)
+    assert not_comparable(50_000, "tf32", FeatureNetwork(fast=True), True)
+    assert not_comparable(50_000, "tf32", inception, False)
 
 
 @pytest.mark.parametrize(

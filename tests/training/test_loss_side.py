@@ -1,5 +1,6 @@
 """The networks that judge pictures in training: first values and arithmetic; and the ids of a fixed encoder."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,98 @@ def test_the_gradient_on_the_picture_is_that_of_float64(tmp_path, files, name, m
     exact = exact_gradient(tasks[0], name, made, target)
     assert (default - exact).norm() < 1e-4 * exact.norm()
     assert (low - exact).norm() > 1e-2 * exact.norm()
+
+
+def fill_all(module: nn.Module) -> None:
+    """Give every tensor of a network the values of the formula."""
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            tensor.copy_(torch.from_numpy(fill(name, tuple(tensor.shape))))
+
+
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two real pictures, and two made ones that are near them."""
+    real = torch.from_numpy(image(2, SIZE))
+    return real, real + 0.1 * torch.from_numpy(np.random.default_rng(0).normal(size=real.shape)).float()
+
+
+def moments(task: ImageStage) -> torch.Tensor:
+    """The first moments of the discriminator's optimizer, all in one."""
+    named = task.adversary.tensors()
+    return torch.cat([named[name].flatten() for name in sorted(named) if name.endswith("exp_avg")])
+
+
+def test_the_discriminators_steps_are_those_of_float64(tmp_path):
+    """Two steps with weights by formula: hinge loss, LeCam against the averages of the first, and clipping."""
+    changes = ("loss.perceptual={}", "adversary.lecam_weight=2.0", "training.global_batch_size=2")
+    tasks = [stage(tmp_path, *changes, f"loss.precision={p}") for p in ("tf32", "bf16")]
+    for task in tasks:
+        fill_all(task.adversary.discriminator)
+        for step in (STEP, STEP + 1):  # the first has the rate 0, so both have the same weights
+            metrics = task.adversary.update([pair()], step)
+    config, exact = tasks[0].adversary.config, copy.deepcopy(tasks[0].adversary.discriminator).double()
+    fill_all(exact)
+    real, made = (exact(pictures.double()) for pictures in pair())
+    means = torch.stack([real.mean(), made.mean()])
+    averages = (1 - config.lecam_decay) * means.detach()
+    hinge = 0.5 * ((1 - real).relu().mean() + (1 + made).relu().mean())
+    pulled = (means[0] - averages[1]).relu() ** 2 + (averages[0] - means[1]).relu() ** 2
+    first = means[0].relu() ** 2 + (-means[1]).relu() ** 2
+    expected, decay = 0.0, config.optimizer.betas[0]
+    order = sorted(name for name, _ in exact.named_parameters())
+    for lecam in (first, pulled):
+        named = dict(exact.named_parameters())
+        found = torch.autograd.grad(hinge + 2.0 * lecam, [named[name] for name in order], retain_graph=True)
+        gradients = torch.cat([gradient.flatten() for gradient in found])
+        clipped = gradients * min(1.0, config.optimizer.clip_norm / float(gradients.norm()))
+        expected = decay * expected + (1 - decay) * clipped
+    assert float(metrics["discriminator_gradient_norm"]) > 0
+    assert (moments(tasks[0]) - expected).norm() < 1e-4 * expected.norm()
+    assert (moments(tasks[1]) - expected).norm() > 1e-2 * expected.norm()
+
+
+def test_the_discriminators_gradient_on_the_picture_is_that_of_float64(tmp_path):
+    """With weights by formula, and alone, so that no larger term covers an error."""
+    _, made = pair()
+    found = {}
+    for name in ("tf32", "bf16"):
+        task = stage(tmp_path, "loss.perceptual={}", f"loss.precision={name}")
+        fill_all(task.adversary.discriminator)
+        pictures = made.clone().requires_grad_()
+        task.adversary.loss(pictures, STEP).backward()
+        found[name] = pictures.grad
+    pictures = made.double().requires_grad_()
+    (-task.adversary.config.weight * task.adversary.discriminator.double()(pictures).mean()).backward()
+    assert (found["tf32"] - pictures.grad).norm() < 1e-4 * pictures.grad.norm()
+    assert (found["bf16"] - pictures.grad).norm() > 1e-2 * pictures.grad.norm()
+
+
+def test_a_step_of_the_second_stage_is_that_of_float64(tmp_path, files, monkeypatch):
+    """All weights by formula: from pictures through the fixed encoder to the gradients of everything trained."""
+    for variable, path in files.items():
+        monkeypatch.setenv(variable, str(path))
+    changes = ("training.precision=float32", "loss.perceptual={lpips: 0.1}", "adversary.channels=128")
+    recipe = recipe_files.load(str(write_recipe(tmp_path, "decoder")), "tokenizer", changes)
+    torch.manual_seed(0)
+    tokenizer = TiTok(recipe.model)
+    fill_all(tokenizer)
+    task = build_stage(recipe, Start(None, tokenizer, {}), Parts(Pictures(), None, "cpu", single_group()))
+    fill_all(task.adversary.discriminator)
+    images = pair()[0]
+    task.make(Micro(images, slice(0, len(images)), STEP)).loss.backward()
+    ours = {name: p.grad for name, p in task.tokenizer.named_parameters() if p.grad is not None}
+
+    exact, target = tokenizer.double().eval(), images.double()
+    vectors = exact.quantizer.vectors_of(exact.tokenize(target)).double()
+    made = exact.decode(vectors)
+    perceptual = task.pixel_loss.networks["lpips"].network.double()(made, target).mean()
+    judged = task.adversary.discriminator.double()(made).mean()
+    (F.mse_loss(made, target) + 0.1 * perceptual - task.adversary.config.weight * judged).backward()
+    trained = {name: exact.get_parameter(name).grad for name in ours}
+    assert any(name.startswith("decoder.") for name in ours)
+    assert not any(name.startswith("encoder.") for name in ours)
+    for name, gradient in trained.items():
+        assert (ours[name] - gradient).norm() < 1e-3 * gradient.norm() + 1e-9, name
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,11 @@ def reproduce(
     ] = 50_000,
     precision: Annotated[
         Literal["float32", "tf32", "bf16", "fp16"] | None,
-        option("--precision", "Of generator and decoder; TF32 on a GPU, as published.", "float32|tf32|bf16|fp16"),
+        option(
+            "--precision",
+            "Of generator and decoder; TF32 on a GPU, as published. A 16-bit result is not comparable.",
+            "float32|tf32|bf16|fp16",
+        ),
     ] = None,
     network: features.Features = "inception",
     inception_weights: features.InceptionWeights = None,

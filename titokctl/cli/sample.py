@@ -72,8 +72,8 @@ def sample(
         option("--batch-size", "Images decoded at once; does not change which are drawn.", panel=MACHINE),
     ] = None,
     precision: Annotated[
-        Literal["float32", "bf16"] | None,
-        option("--precision", "The device's fastest by default; recorded.", panel=MACHINE),
+        Literal["float32", "tf32", "bf16", "fp16"] | None,
+        option("--precision", "The device's fastest by default; recorded.", "float32|tf32|bf16|fp16", panel=MACHINE),
     ] = None,
     device: options.Device = None,
     gpus: options.Gpus = None,

@@ -23,10 +23,12 @@ from titokctl.distributed.reduce import rows_on_main
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.image_sets import unreadable
 from titokctl.evaluation.linear_probe import fit_probe
+from titokctl.jobs.machine.hardware import memory_bytes
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import prepared
 from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
+from titokctl.readable import size
 from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
@@ -34,6 +36,7 @@ from titokctl.weights.read import trained_with_exif
 
 Input = Literal["latents", "ids"]
 INPUTS: tuple[Input, ...] = ("latents", "ids")
+_COPIES = 3  # of all features that are in memory at once: batches, joined batches, and the two parts of a split
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,11 @@ class Probe:
     def run(self, context: Context) -> ProbeResult:
         """Return the accuracies; of several processes, which share the images, each returns the same.
 
-        The features of all images are held in memory on rank 0: 1.5 kB an image for 32 tokens of 12 numbers.
+        The features of all images are held in memory on rank 0, three times for a moment: 4 x K x C bytes an image, 1.5
+        kB for 32 tokens of 12 numbers and 65 kB for 256 tokens of 64.
 
-        Raises UserError for images without labels, classes that differ, or unreadable images; Stopped after a signal.
+        Raises UserError for images without labels, classes that differ, unreadable images, or features that don't fit
+        into memory; Stopped after a signal.
         """
         group = context.group
         picked = pick_tokenizer(self.tokenizer, context.runs, context.say) if group.is_main else ""
@@ -111,6 +116,8 @@ class Probe:
             )
         if len(sources) > 1:
             _check_same_classes(*sources)
+        if group.is_main:
+            context.say(_memory_for(sum(map(len, sources)), model))
         reader = _Reader(model, self.input, context, self.skip_bad, trained_with_exif(name))
         found = [reader.read(source) for source in sources]
         if not group.is_main:
@@ -175,10 +182,10 @@ class _Reader:
 
     def read(self, source: Source) -> _Rows:
         """Return the rows of all labelled images on rank 0. Raises UserError when images can't be read."""
-        context, size = self._context, self._model.config.image_size
+        context, edge = self._context, self._model.config.image_size
         batch_size = default_batch_size(context.device, "encode")
         share = share_of(source, batch_size, context.group)
-        images = ImagesInBatches(source, share, PreprocessingConfig(size=size, exif=self._exif), batch_size)
+        images = ImagesInBatches(source, share, PreprocessingConfig(size=edge, exif=self._exif), batch_size)
         width = self._model.config.num_latent_tokens * self._model.config.token_size
         features, labels, draws = [np.zeros((0, width), np.float32)], [np.zeros(0, np.int64)], [np.zeros(0)]
         context.progress.start("latents", sum(unit.count for unit in share))
@@ -214,6 +221,17 @@ class _Reader:
         else:
             vectors = self._encoder.latents(images)[..., : self._model.config.token_size]
         return vectors.flatten(1).float().cpu().numpy()
+
+
+def _memory_for(images: int, model: TiTok) -> str:
+    """Return a remark about the memory that the features of all images take. Raises UserError for more than is free."""
+    width = model.config.num_latent_tokens * model.config.token_size
+    needed, free = _COPIES * 4 * width * images, memory_bytes()
+    remark = f"{images:,} images x {width:,} numbers: up to {size(needed)} of memory"
+    if free is not None and needed > free:
+        hint = "probe part of the images, for example some of the shards, or a tokenizer with fewer latent tokens"
+        raise UserError(f"{remark}, and {size(free)} are free", hint)
+    return remark
 
 
 def _check_same_classes(training: Source, judged: Source) -> None:

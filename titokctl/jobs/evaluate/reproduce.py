@@ -20,7 +20,7 @@ from titokctl.formats.statistics import is_statistics, read_statistics
 from titokctl.jobs.evaluate.fid import Fid, FidResult
 from titokctl.jobs.plan import WritePlan
 from titokctl.jobs.sample.request import Sample
-from titokctl.models.precision import PRECISIONS, Precision
+from titokctl.models.precision import PRECISIONS, Precision, low_dtype
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.read import locate
 
@@ -73,7 +73,7 @@ class Reproduce:
         num_images: another number than 50,000 gives a result that is not comparable, and says so.
         network: another network than Inception gives no FID, and the result says so.
         precision: of the generator and the decoder; None for that of the official pipeline, TF32 on a GPU and float32
-            on a CPU.
+            on a CPU. A 16-bit one gives a result that is not comparable, and says so.
     """
 
     name: str
@@ -110,7 +110,6 @@ class Reproduce:
         return result
 
     def _sample(self, context: Context) -> Sample:
-        on_gpu = torch.device(context.device).type == "cuda"
         settings: SamplingConfig = recipe_files.load(self.name, "sampling")
         return Sample(
             generator=GENERATORS[self.name],
@@ -118,7 +117,7 @@ class Reproduce:
             num_images=self.num_images,
             settings=settings.model_dump(mode="json"),
             image_format="npz",
-            precision=self.precision or ("tf32" if on_gpu else "float32"),
+            precision=self._precision(context),
         )
 
     def _check(self, context: Context, is_plan: bool) -> list[str]:
@@ -135,7 +134,11 @@ class Reproduce:
         for wanted in (self.name, GENERATORS[self.name]) if context.group.is_main else ():
             context.say(f"{wanted}: {locate(wanted, not is_plan).path}")
         self.network.open(context, fetch=not is_plan)
-        return not_comparable(self.num_images, self.network, _is_like_adms(self.reference))
+        return not_comparable(self.num_images, self._precision(context), self.network, _is_like_adms(self.reference))
+
+    def _precision(self, context: Context) -> Precision:
+        on_gpu = torch.device(context.device).type == "cuda"
+        return self.precision or ("tf32" if on_gpu else "float32")
 
 
 def verdict(name: str, found: FidResult, samples: Path, precision: str, reasons: list[str]) -> Reproduction:
@@ -161,15 +164,18 @@ def verdict(name: str, found: FidResult, samples: Path, precision: str, reasons:
     )
 
 
-def not_comparable(num_images: int, network: FeatureNetwork, is_adm: bool) -> list[str]:
+def not_comparable(num_images: int, precision: Precision, network: FeatureNetwork, is_adm: bool) -> list[str]:
     """Return what keeps a result from being comparable with the published number.
 
     Args:
+        precision: of the generator and the decoder.
         is_adm: the reference is a file like ADM's.
     """
     reasons = []
     if num_images != FID_IMAGES:
         reasons.append(f"{num_images:,} images, not {FID_IMAGES:,}")
+    if low_dtype(precision) is not None:
+        reasons.append(f"drawn in {precision}, not in float32 or TF32")
     if network.name != "inception":
         reasons.append(f"features of {network.name}, not of Inception: this is not FID")
     elif network.fast:

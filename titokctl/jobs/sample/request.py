@@ -27,12 +27,10 @@ from titokctl.jobs.sample.scoring import Judge
 from titokctl.jobs.sample.work import Sampled, SampleWork
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import fastest_precision
-from titokctl.models.precision import Precision
+from titokctl.models.precision import PRECISIONS, Precision
 from titokctl.sampling.decoding import too_many_steps
 
 __all__ = ["Sample", "Sampled"]
-
-PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 
 
 @dataclass(frozen=True)
