@@ -48,6 +48,13 @@ def sample(
     softmax_annealing: Annotated[
         bool | None, _switch("--softmax-annealing/--no-softmax-annealing", "Sharpen logits step by step.", "")
     ] = None,
+    unmasking: Annotated[
+        str | None,
+        _how("--unmasking", "Which positions a step decides.", "confidence|random-order|remasking"),
+    ] = None,
+    remasking_cap: Annotated[
+        float | None, _how("--remasking-cap", "Largest share of decided positions that remasking masks again.")
+    ] = None,
     seed: Annotated[int | None, _how("--seed", "Seed of all randomness; 0 by default.")] = None,
     output: Annotated[
         Path | None, _result("-o --output", "Folder of the set; in the runs folder by default.", "DIR")
@@ -100,6 +107,8 @@ def sample(
         "num_steps": steps,
         "choice_temperature": choice_temperature,
         "softmax_annealing": softmax_annealing,
+        "unmasking": unmasking,
+        "remasking_cap": remasking_cap,
         "seed": seed,
     }
     request = Sample(

@@ -1,6 +1,6 @@
 """Things found by name: ours, and those that installed packages add through entry points."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -23,5 +23,10 @@ def find(kind: str, name: str, built_in: Mapping[str, Any], group: str, error: t
     for entry in found:
         if entry.name == name:
             return entry.load()
-    names = sorted({*built_in, *found.names})
-    raise error(f"unknown {kind} {name!r}", f"known here: {', '.join(names)} (entry points of {group} add more)")
+    names = ", ".join(known_names(built_in, group))
+    raise error(f"unknown {kind} {name!r}", f"known here: {names} (entry points of {group} add more)")
+
+
+def known_names(built_in: Collection[str], group: str) -> list[str]:
+    """Return the names that `find` knows, sorted; nothing is loaded."""
+    return sorted({*built_in, *entry_points(group=group).names})

@@ -13,7 +13,7 @@ import torch
 
 from titokctl.config import recipe_files
 from titokctl.config.models import GeneratorSizes, TokenizerConfig, kind_of
-from titokctl.config.sampling import SamplingConfig
+from titokctl.config.sampling import REMASKING, SamplingConfig
 from titokctl.data.class_order import say_class_order
 from titokctl.data.image_decoder import ENCODERS, ImageDecoder
 from titokctl.data.sources.imagenet import IMAGENET
@@ -278,7 +278,12 @@ def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> Samplin
     say(f"settings: {where}" + (f", changed: {', '.join(changes)}" if changes else ""))
     say_class_order(generator.lineage.get("class_names", ()), generator.config, say)
     wanted = {**preset.model_dump(mode="json"), **changes}
-    return recipe_files.validate(SamplingConfig, wanted, "the sampling settings")
+    found = recipe_files.validate(SamplingConfig, wanted, "the sampling settings")
+    if "remasking_cap" in changes and found.unmasking != REMASKING:
+        raise UsageError(
+            f"--remasking-cap was given, but the unmasking rule is {found.unmasking}", "add --unmasking remasking"
+        )
+    return found
 
 
 def released_as(config: GeneratorSizes) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.config.guidance_scale import both_forms, doubt, parse_scale
+from titokctl.config.sampling import CONFIDENCE, REMASKING
 from titokctl.context import Context
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
@@ -80,6 +81,7 @@ class Sample:
             ("--steps", self.settings.get("num_steps"), 1),
             ("--choice-temperature", self.settings.get("choice_temperature"), 0),
             ("--cfg-power", self.settings.get("guidance_power"), 1e-3),
+            ("--remasking-cap", self.settings.get("remasking_cap"), 0),
         ]
         for flag, value, least in at_least:
             if value is not None and not least <= value < math.inf:
@@ -197,10 +199,12 @@ def _say_settings(task: SampleTask, context: Context) -> None:
     labels = task.plan.classes
     classes = "no classes" if labels is None else f"{len(set(labels))} of {config.num_classes} classes"
     annealing = "on" if sampling.softmax_annealing else "off"
+    cap = f" of at most {sampling.remasking_cap:g}" if sampling.unmasking == REMASKING else ""
+    unmasking = "" if sampling.unmasking == CONFIDENCE else f", unmasking by {sampling.unmasking}{cap}"
     power = f" of power {sampling.guidance_power:g}" if sampling.guidance_schedule == "power-cosine" else ""
     context.say(
         f"{task.plan.num_images:,} images, {classes}, seed {sampling.seed}, {sampling.num_steps} steps; "
         f"guidance {both_forms(sampling.guidance_scale)}, {sampling.guidance_schedule}{power}; "
-        f"choice temperature {sampling.choice_temperature:g}, softmax annealing {annealing}; "
+        f"choice temperature {sampling.choice_temperature:g}, softmax annealing {annealing}{unmasking}; "
         f"{task.precision}"
     )

@@ -1,7 +1,8 @@
-"""Parallel decoding (MaskGIT, arXiv 2202.04200, section 3.2): predict all masked ids, keep the most confident, repeat.
+"""Parallel decoding (MaskGIT, arXiv 2202.04200, section 3.2): predict all masked ids, keep some of them, repeat.
 
-The loop never waits for the device: the number of ids that stay masked is known beforehand and equal for all rows, so
-that each step has fixed shapes. Only the positions that are still masked get logits and noise.
+An unmasking rule chooses those that are kept (`unmasking`): the most confident ones, as published, or others. The loop
+never waits for the device: the number of ids that stay masked is known beforehand and equal for all rows, so that each
+step has fixed shapes. Only the positions that are still masked get logits and noise.
 
 Letters: B batch, K latent tokens, D width, V codebook size, n positions that are still masked.
 """
@@ -14,6 +15,7 @@ from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.models.guidance import guided, strength
 from titokctl.models.maskgit.mask_schedule import tokens_left
+from titokctl.models.maskgit.unmasking import Step, rule_named
 from titokctl.models.noise import Noise
 
 
@@ -35,6 +37,7 @@ def decode(network: Network, labels: torch.Tensor | None, settings: SamplingConf
     noise.prepare(settings.num_steps, tokens)
     positions = torch.arange(tokens, device=noise.image_indices.device).expand(len(noise.image_indices), -1)
     ids = torch.full_like(positions, mask)  # (B, K)
+    masked_after = rule_named(settings.unmasking)
     for step, left in enumerate(tokens_left(tokens, settings.num_steps)):
         rest = 1 - (step + 1) / settings.num_steps
         temperature = settings.choice_temperature * rest
@@ -44,10 +47,7 @@ def decode(network: Network, labels: torch.Tensor | None, settings: SamplingConf
         drawn = noise.choose(scores, temperature, step, positions)  # (B, n)
         ids = ids.scatter(1, positions, drawn)
         confidence = scores.gather(-1, drawn[..., None]).squeeze(-1)  # (B, n)
-        if temperature:
-            confidence = confidence + temperature * noise.gumbel(step, positions)
-        unsure = confidence.argsort(dim=1, stable=True)[:, :left]  # exactly as many in each row, whatever the ties
-        positions = positions.gather(1, unsure)
+        positions = masked_after(Step(step, left, tokens, positions, confidence, temperature, settings, noise))
         ids = ids.scatter(1, positions, mask)
     return ids
 
