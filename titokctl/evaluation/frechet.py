@@ -9,6 +9,7 @@ Letters: n images, D feature width.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,6 +185,19 @@ def paired_test(first: float, second: float, influences_1: np.ndarray, influence
     z = abs(difference) / error if error else (math.inf if difference else 0.0)
     p = math.erfc(z / math.sqrt(2))
     return PairedTest(difference, error, p, is_paired)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm, 1979), in the same order.
+
+    The smallest counts as many times as there are values, the next one time less, and so on; none is below a smaller
+    one's correction.
+    """
+    highest, corrected = 0.0, dict[int, float]()
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        corrected[i] = highest
+    return [corrected[i] for i in range(len(p_values))]
 
 
 def _standard_error(values: np.ndarray) -> float:

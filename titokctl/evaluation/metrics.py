@@ -214,6 +214,19 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     return within - 2 * _kernel_sum(a, b) / (len(a) * len(b))
 
 
+def kernel_influences(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return (n,) float64, n times the influence of each row of `x` on `kernel_distance`, up to a constant.
+
+    It is twice the mean kernel with the other rows of `x` less twice the mean kernel with `y`, which is taken as exact:
+    the first term of Hoeffding's decomposition of the estimate. Arguments and errors as for `kernel_distance`.
+    """
+    a, b = _checked(x, y)
+    n, width = a.shape
+    itself = ((a * a).sum(1) / width + 1) ** 3
+    within = (_kernel_means(a, a) * n - itself) / (n - 1)
+    return (2 * (within - _kernel_means(a, b))).numpy()
+
+
 def kernel_distance_in_subsets(
     x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
@@ -245,6 +258,12 @@ def _kernel_sum(a: Tensor, b: Tensor) -> float:
     width = a.shape[1]
     parts = (rows @ b.T for rows in a.split(_ROWS_AT_ONCE))
     return float(sum((part.div_(width).add_(1) ** 3).sum() for part in parts))
+
+
+def _kernel_means(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean kernel (n,) of each row of `a` with all rows of `b`."""
+    width = a.shape[1]
+    return torch.cat([((rows @ b.T).div_(width).add_(1) ** 3).mean(1) for rows in a.split(_ROWS_AT_ONCE)])
 
 
 def _mean_off_diagonal(a: Tensor) -> float:

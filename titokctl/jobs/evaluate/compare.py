@@ -20,7 +20,7 @@ from titokctl.evaluation.feature_pass import (
     statistics_key,
 )
 from titokctl.evaluation.features import FeatureSet
-from titokctl.evaluation.frechet import IMAGES_PER_FEATURE, Gaussian, frechet_distance, influences, paired_test
+from titokctl.evaluation.frechet import IMAGES_PER_FEATURE, Gaussian, frechet_distance, holm, influences, paired_test
 from titokctl.evaluation.image_sets import ImageSet, Opening, open_images
 from titokctl.formats.atomic import file_sha256
 from titokctl.formats.evaluation import read_evaluations
@@ -200,11 +200,7 @@ def _network(judged: Judged) -> tuple[str, dict[str, Any]]:
 
 def _of_all_pairs(found: Sequence[tuple[str, float, np.ndarray]]) -> list[PairTested]:
     pairs = [(a, b, paired_test(a[1], b[1], a[2], b[2])) for a, b in combinations(found, 2)]
-    # Holm: the smallest p counts as many times as there are pairs, the next one less, and so on.
-    order, highest, corrected = sorted(range(len(pairs)), key=lambda i: pairs[i][2].p), 0.0, {}
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, pairs[i][2].p * (len(pairs) - rank)))
-        corrected[i] = highest
+    corrected = holm([test.p for _, _, test in pairs])
     return [PairTested(a[0], b[0], p_of_all=corrected[i], **vars(test)) for i, (a, b, test) in enumerate(pairs)]
 
 
