@@ -50,7 +50,6 @@ from titokctl.jobs.train.generator import build_task
 from titokctl.jobs.train.stage_start import Start
 from titokctl.jobs.train.stages import Parts as StageParts
 from titokctl.jobs.train.stages import build_stage
-from titokctl.training.cost import generator_operations
 from titokctl.training.generator_task import GeneratorTask
 from titokctl.training.image_stage import ImageStage
 from titokctl.training.loop import Loop, Metrics
@@ -88,7 +87,7 @@ def generator(recipe: MaskGitRecipe, device: str, steps: int) -> tuple[Mapping[s
         cache = random_cache(Path(folder) / "tokens.h5", 20_000, recipe.model.num_latent_tokens, recipe)
         task = build_task(recipe, (TokenRows(cache, recipe.views, None, device), None), device, single_group())
         plain, numbers = Plain(recipe, device), itertools.count()
-        operations = batch * generator_operations(task.model)
+        operations = batch * task.model.operations()
         ways = {
             BASELINE: Way(plain.step, operations=operations, items=batch),
             "ours": Way(

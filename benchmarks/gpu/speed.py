@@ -30,7 +30,6 @@ from titokctl.models.inception import Inception
 from titokctl.models.inference import prepared
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import Precision, precision
-from titokctl.training.cost import generator_operations
 from titokctl.weights.store import save_generator, save_tokenizer
 
 _FULL_SET = 50_000
@@ -166,7 +165,7 @@ def _steps(record: Record, name: str, overrides: list[str]) -> None:
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
     record.speed(
         f"train {name}", images_per_s=rate, data_share=waited / spent, first_step_s=first, memory_gb=memory,
-        of_peak=rate * generator_operations(task.model) / record.speeds["peak"]["bf16"],
+        of_peak=rate * task.model.operations() / record.speeds["peak"]["bf16"],
     )  # fmt: skip
     with record.waiting(f"train {name}"):
         take(range(100, 101))

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from titokctl.config.base import Config, Fraction, PositiveInt
 from titokctl.config.models import GeneratorSizes
 from titokctl.config.recipe import GeneratorRecipe
-from titokctl.config.sampling import SamplingConfig
-from titokctl.models.generator import Batch, Drawn, Generator, Losses
+from titokctl.config.sampling import GuidanceConfig
+from titokctl.models.generator import Batch, Drawn, Generator, Losses, TrainingStep
 from titokctl.models.guidance import guided, strength
 from titokctl.models.noise import Noise
 
@@ -53,7 +53,6 @@ class CausalGenerator(Generator):
     """The ids of an image from the first to the last, each given the label and those before it."""
 
     recipe = CausalRecipe
-    reads = frozenset({"guidance_scale", "guidance_schedule", "guidance_power"})
 
     def __init__(self, config: CausalConfig) -> None:
         super().__init__(config)
@@ -75,7 +74,7 @@ class CausalGenerator(Generator):
             x = block(x)
         return self.head(self.norm(x)).float()
 
-    def draw(self, count: int, settings: CausalLossConfig, draws: torch.Generator) -> Drawn:
+    def draw(self, count: int, settings: CausalLossConfig, draws: torch.Generator, step: TrainingStep) -> Drawn:
         """Draw which labels are dropped; each id of each image counts once."""
         dropped = torch.rand(count, generator=draws) < settings.label_dropout
         return Drawn(dropped, float(count * self.config.num_latent_tokens), {})
@@ -87,7 +86,7 @@ class CausalGenerator(Generator):
         return Losses(total, {"accuracy": (logits.detach().argmax(-1) == batch.ids).float().mean()})
 
     @torch.inference_mode()
-    def sample(self, labels: torch.Tensor | None, settings: SamplingConfig, noise: Noise) -> torch.Tensor:
+    def sample(self, labels: torch.Tensor | None, settings: GuidanceConfig, noise: Noise) -> torch.Tensor:
         """Draw id after id; the network runs over all positions each time, which keeps the example short."""
         tokens, count = self.config.num_latent_tokens, len(noise.image_indices)
         noise.prepare(tokens, tokens)

@@ -90,12 +90,15 @@ def test_what_it_makes(networks, run_cli: RunCli):
 
 
 def test_what_it_records(sample, networks):
-    found = sample("--cfg", "6.9w", "-n", 3, "--steps", 3, "--seed", 9)
+    found = sample("--cfg", "6.9w", "-n", 3, "--steps", 3, "--seed", 9, "--cfg-interval", "0.2,0.9")
     manifest = found.manifest
     assert (manifest["guidance"]["s"], manifest["guidance"]["w"]) == (5.9, 6.9)
+    assert manifest["guidance"]["interval"] == [0.2, 0.9]
     assert "c - u" in manifest["guidance"]["formula"]
     own = trained.OWN.model_dump(mode="json")
-    assert manifest["settings"]["sampling"] == own | {"guidance_scale": 5.9, "num_steps": 3, "seed": 9}
+    assert manifest["settings"]["sampling"] == own | {
+        "guidance_scale": 5.9, "guidance_interval": [0.2, 0.9], "num_steps": 3, "seed": 9,
+    }  # fmt: skip
     assert manifest["settings"]["classes"] == "all"
     (newest, *_) = finished_runs(networks, "samples")
     assert newest.path == found.folder
@@ -206,6 +209,12 @@ def test_an_existing_output(sample, refused, tmp_path):
         (["--procs", "0"], "must be at least 1"),
         (["--procs", "2", "--gpus", "2"], "mutually exclusive"),
         (["--cfg-schedule", "cubic"], "cubic"),
+        (["--cfg-interval", "0.8,0.2"], "--cfg-interval '0.8,0.2' is not two rising fractions"),
+        (["--cfg-interval", "0.2,1.5"], "not two rising fractions"),
+        (["--cfg-interval", "-0.1,0.5"], "not two rising fractions"),
+        (["--cfg-interval", "0.5,0.5"], "not two rising fractions"),
+        (["--cfg-interval", "0.5"], "not two rising fractions"),
+        (["--cfg-interval", "nan,1"], "not two rising fractions"),
     ],
 )
 def test_wrong_options(refused, networks, words, message):

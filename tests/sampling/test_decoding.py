@@ -198,3 +198,27 @@ def test_strength_of_guidance():
     assert of("linear") == [0.0, 0.5, 1.0, 1.5]
     assert of("power-cosine") == pytest.approx([1 - math.cos(math.pi * (k / 4) ** 3) for k in range(4)])
     assert of("power-cosine", 1.0) == pytest.approx([0, 1 - math.cos(math.pi / 4), 1, 1 - math.cos(math.pi * 3 / 4)])
+
+
+def test_strength_is_zero_outside_the_guidance_interval():
+    def of(interval, schedule="constant"):
+        config = SamplingConfig(guidance_scale=2.0, guidance_schedule=schedule, guidance_interval=interval)
+        return [strength(config, step / 8) for step in range(8)]
+
+    assert of((0.25, 0.75)) == [0, 0, 2, 2, 2, 2, 0, 0]
+    assert of((0.0, 1.0)) == [2.0] * 8
+    assert of((0.3, 0.5)) == [0, 0, 0, 2, 0, 0, 0, 0]
+    assert of((0.5, 1.0), "linear") == [0, 0, 0, 0, 1, 1.25, 1.5, 1.75], "the ramp is not stretched"
+
+
+def test_steps_outside_the_interval_cost_one_pass(generator):
+    settings = SETTINGS.model_copy(update={"guidance_interval": (0.5, 0.7), "guidance_schedule": "constant"})
+    seen = rows_seen(generator)
+    sample_ids(generator, torch.arange(CLASSES), settings)
+    assert seen == [CLASSES] * 3 + [2 * CLASSES] * 2 + [CLASSES]
+
+
+def test_an_interval_of_no_steps_draws_as_without_guidance(generator):
+    unguided = SETTINGS.model_copy(update={"guidance_scale": 0.0})
+    between = SETTINGS.model_copy(update={"guidance_interval": (0.01, 0.02)})  # no step of 6 lies there
+    assert torch.equal(*(sample_ids(generator, torch.arange(CLASSES), s) for s in (unguided, between)))

@@ -41,6 +41,9 @@ def sample(
         _how("--cfg-schedule", "Guidance over the steps: constant, linear or power-cosine.", "NAME"),
     ] = None,
     cfg_power: Annotated[float | None, _how("--cfg-power", "Power of the power-cosine schedule.")] = None,
+    cfg_interval: Annotated[
+        str | None, _how("--cfg-interval", "Guidance only between two fractions of the steps.", "A,B")
+    ] = None,
     steps: Annotated[int | None, _how("--steps", "Decoding steps.")] = None,
     choice_temperature: Annotated[
         float | None, _how("--choice-temperature", "Scale of the noise in the choices.")
@@ -104,6 +107,7 @@ def sample(
         "guidance_scale": cfg,
         "guidance_schedule": cfg_schedule,
         "guidance_power": cfg_power,
+        "guidance_interval": cfg_interval,
         "num_steps": steps,
         "choice_temperature": choice_temperature,
         "softmax_annealing": softmax_annealing,

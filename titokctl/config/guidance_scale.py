@@ -1,4 +1,4 @@
-"""The guidance scale as text: a number in the s-form (ours), or in the w-form with a "w" after the number.
+"""The guidance scale as text: a number in the s-form (ours), or in the w-form with a "w" after the number; intervals.
 
 s: l = c + s (c - u), 0 is off.  w: l = u + w (c - u), 1 is off (DiT, diffusers).  s = w - 1.
 """
@@ -27,6 +27,19 @@ def parse_scale(text: str) -> float:
         raise UsageError(f"--cfg {text} is below {least} no guidance", "larger numbers follow the class more closely")
     # Rounded, so that 6.9w is 5.9 and not 5.9000000000000004.
     return round(value - 1, 12) if is_w else value
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Return the (A, B) of text such as "0.2,0.8". Raises UsageError unless 0 <= A < B <= 1."""
+    try:
+        begin, end = (float(part) for part in text.split(","))
+    except ValueError:
+        begin, end = math.nan, math.nan
+    if not 0 <= begin < end <= 1:
+        raise UsageError(
+            f"--cfg-interval {text!r} is not two rising fractions of the sampling steps", "e.g. --cfg-interval 0.2,0.8"
+        )
+    return begin, end
 
 
 def doubt(text: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from titokctl.config.base import Config, Fraction, NonNegativeFloat, PositiveInt
 from titokctl.config.models import MASKGIT, GeneratorConfig, GeneratorSizes
 from titokctl.config.registry import find
-from titokctl.config.sampling import SamplingConfig
+from titokctl.config.sampling import GuidanceConfig, SamplingConfig
 from titokctl.config.tokenizer_recipe import Initialization
 from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 from titokctl.errors import UserError
@@ -30,7 +30,7 @@ class MaskedLossConfig(Config):
 
 
 class GeneratorRecipe(Config):
-    """A run of train-gen. Each kind of generator has a subclass with its own `model` and `loss`.
+    """A run of train-gen. Each kind of generator has a subclass with its own `model`, `loss` and `sampling`.
 
     `views` names the datasets that rows are drawn from; "plain" is /tokens. `val_fraction` of the rows, chosen by a
     hash of their key, is held out. `image_size` is the edge in pixels of the images that the tokens encode (null: any):
@@ -47,7 +47,7 @@ class GeneratorRecipe(Config):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     training: TrainingConfig
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: GuidanceConfig = GuidanceConfig()
 
     @model_validator(mode="after")
     def _views_differ(self) -> "GeneratorRecipe":
@@ -61,6 +61,7 @@ class MaskGitRecipe(GeneratorRecipe):
 
     model: GeneratorConfig
     loss: MaskedLossConfig = MaskedLossConfig()
+    sampling: SamplingConfig = SamplingConfig()
 
 
 def recipe_model(model: Any, error: type[UserError] = UserError) -> type[GeneratorRecipe]:

@@ -1,10 +1,11 @@
 """Settings of sampling and of classifier-free guidance."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from titokctl.config.base import Config, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from titokctl.config.guidance_scale import both_forms
 from titokctl.config.registry import known_names
 
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
@@ -12,24 +13,57 @@ UNMASKING_ENTRY_POINTS = "titokctl.unmasking_rules"
 CONFIDENCE, RANDOM_ORDER, REMASKING = UNMASKING_RULES = ("confidence", "random-order", "remasking")
 
 
-class SamplingConfig(Config):
-    """Settings of sampling.
+class GuidanceConfig(Config):
+    """Settings of sampling that all kinds of generators share; each kind has a subclass with its own.
 
     `guidance_scale` is the s of l = c + s x ramp x (c - u): 0 switches guidance off, and DiT's or diffusers' scale is
-    this one plus 1. `choice_temperature` scales the Gumbel noise of step k by (1 - (k + 1) / num_steps). `unmasking`
+    this one plus 1. Guidance is on in the steps k of S with A <= k / S < B, where `guidance_interval` is (A, B).
+    """
+
+    guidance_scale: NonNegativeFloat = 4.5
+    guidance_schedule: GuidanceSchedule = "linear"
+    guidance_power: PositiveFloat = 3.0
+    guidance_interval: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.0, 1.0)
+    seed: int = 0
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _interval_rises(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if interval[0] >= interval[1]:
+            raise ValueError(f"should begin below its end, not {list(interval)}")
+        return interval
+
+    def in_words(self) -> str:
+        """Return the settings for people, without the seed."""
+        power = f" of power {self.guidance_power:g}" if self.guidance_schedule == "power-cosine" else ""
+        begin, end = self.guidance_interval
+        between = "" if (begin, end) == (0, 1) else f", between {begin:g} and {end:g} of the steps"
+        return f"guidance {both_forms(self.guidance_scale)}, {self.guidance_schedule}{power}{between}"
+
+
+class SamplingConfig(GuidanceConfig):
+    """Settings of sampling of a MaskGIT.
+
+    `choice_temperature` scales the Gumbel noise of step k by (1 - (k + 1) / num_steps). `unmasking`
     names the rule by which MaskGIT chooses the positions that it decides in a step; the rule "remasking" masks up to
     the share `remasking_cap` of the decided positions again.
     """
 
     num_steps: PositiveInt = 8
-    guidance_scale: NonNegativeFloat = 4.5
-    guidance_schedule: GuidanceSchedule = "linear"
-    guidance_power: PositiveFloat = 3.0
     choice_temperature: NonNegativeFloat = 9.5
     softmax_annealing: bool = True
     unmasking: str = CONFIDENCE
     remasking_cap: Fraction = 0.1
-    seed: int = 0
+
+    def in_words(self) -> str:
+        """Return the settings for people, without the seed."""
+        annealing = "on" if self.softmax_annealing else "off"
+        cap = f" of at most {self.remasking_cap:g}" if self.unmasking == REMASKING else ""
+        unmasking = "" if self.unmasking == CONFIDENCE else f", unmasking by {self.unmasking}{cap}"
+        return (
+            f"{self.num_steps} steps; {super().in_words()}; choice temperature {self.choice_temperature:g}, "
+            f"softmax annealing {annealing}{unmasking}"
+        )
 
     @field_validator("unmasking")
     @classmethod

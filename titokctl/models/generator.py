@@ -11,20 +11,28 @@ Letters: B batch, K latent tokens, V codebook size.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from titokctl.config.models import GeneratorSizes
 from titokctl.config.recipe import GeneratorRecipe
-from titokctl.config.sampling import SamplingConfig
+from titokctl.config.sampling import GuidanceConfig
 from titokctl.models.noise import Noise
 
 _PIECE = 128  # rows at once: logits of S-128 are 2 MB a row
 _INTEGERS = (
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """An optimizer step of a run: `number` (from 0 on) of `total`; number = total after the last one."""
+
+    number: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -81,31 +89,38 @@ class Generator(nn.Module, ABC):
     """A network over K ids of V codes. It is built as `Kind(config)`, on the meta device too, and then filled.
 
     Attributes:
-        recipe: the model of its recipes; the fields `model` and `loss` are its own configurations.
-        reads: the fields of SamplingConfig that `sample` reads. `titokctl sample` refuses to change the others.
+        recipe: the model of its recipes; the fields `model`, `loss` and `sampling` are its own configurations.
+        likelihood: the meaning of `nll`: "exact", or "bound" for an upper bound; None for a kind without it.
         config: its configuration.
     """
 
     recipe: ClassVar[type[GeneratorRecipe]]
-    reads: ClassVar[frozenset[str]] = frozenset(SamplingConfig.model_fields)
+    likelihood: ClassVar[Literal["exact", "bound"] | None] = None
     config: Any
 
     def __init__(self, config: GeneratorSizes) -> None:
         super().__init__()
         self.config = config
 
+    @classmethod
+    def settings_class(cls) -> type[GuidanceConfig]:
+        """Return the class of the settings that `sample` takes: that of the field `sampling` of its recipes."""
+        annotation: Any = cls.recipe.model_fields["sampling"].annotation
+        return annotation
+
     @abstractmethod
     def forward(self, ids: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logits (B, K, V) float32 of ids (B, K) and labels (B,); None is the null label for all images."""
 
     @abstractmethod
-    def draw(self, count: int, settings: Any, draws: torch.Generator) -> Drawn:
+    def draw(self, count: int, settings: Any, draws: torch.Generator, step: TrainingStep) -> Drawn:
         """Draw what is random about a global batch.
 
         Args:
             count: B, its number of images.
             settings: the section `loss` of the recipe.
             draws: a generator on the CPU, seeded by the step.
+            step: the step that the batch is for.
         """
 
     @abstractmethod
@@ -118,7 +133,7 @@ class Generator(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(self, labels: torch.Tensor | None, settings: SamplingConfig, noise: Noise) -> torch.Tensor:
+    def sample(self, labels: torch.Tensor | None, settings: Any, noise: Noise) -> torch.Tensor:
         """Draw ids (B, K) int64 in [0, V). The generator is in eval mode, and nothing is checked.
 
         An image MUST depend on its label, the settings and its own noise alone, not on the others in the batch. The
@@ -126,9 +141,28 @@ class Generator(nn.Module, ABC):
 
         Args:
             labels: (B,) int64 in [0, num_classes) on the device of the generator; None draws without labels.
-            settings: guidance, steps and temperatures; `reads` names the fields that matter.
+            settings: guidance, steps and temperatures, of `settings_class`.
             noise: the only source of randomness; it knows the number of images and the device.
         """
+
+    def nll(self, ids: torch.Tensor, labels: torch.Tensor, noise: Noise, passes: int) -> torch.Tensor:
+        """Return the negative log-likelihood of each image in nats, (B,) float64; `likelihood` says of which kind.
+
+        The generator is in eval mode. An exact one takes one forward pass and no noise.
+
+        Args:
+            ids, labels: as in `Batch`.
+            noise: the randomness of a bound, keyed by image.
+            passes: forward passes for each image over which a bound is averaged.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no likelihood")
+
+    def operations(self) -> float:
+        """Return the operations to train on one image: 6 per parameter (forward 2, backward 4) and position.
+
+        The positions are those of the label and of the ids.
+        """
+        return 6.0 * sum(p.numel() for p in self.parameters()) * (self.config.num_latent_tokens + 1)
 
     def measure(
         self, ids: torch.Tensor, labels: torch.Tensor, settings: Any, draws: torch.Generator
@@ -140,7 +174,7 @@ class Generator(nn.Module, ABC):
             settings: the section `loss` of the recipe.
             draws: a generator on the CPU, the same each time.
         """
-        drawn = self.draw(len(ids), settings, draws)
+        drawn = self.draw(len(ids), settings, draws, TrainingStep(1, 1))
         batch = Batch(ids, labels, {name: t.to(ids.device) for name, t in drawn.tensors.items()})
         total = torch.zeros((), device=ids.device)
         means: dict[str, torch.Tensor] = {}

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from titokctl.config.sampling import SamplingConfig
+from titokctl.config.sampling import GuidanceConfig, SamplingConfig
 from titokctl.models.generator import Generator, check_integers
 from titokctl.models.noise import KeyedNoise, Noise
 
@@ -12,7 +12,7 @@ from titokctl.models.noise import KeyedNoise, Noise
 def sample_ids(
     generator: Generator,
     labels: torch.Tensor | None,
-    config: SamplingConfig,
+    config: GuidanceConfig,
     image_indices: torch.Tensor | None = None,
     noise: Noise | None = None,
 ) -> torch.Tensor:
@@ -21,16 +21,19 @@ def sample_ids(
     Args:
         generator: in any mode; it draws without dropout.
         labels: (B,) integers in [0, num_classes), or None to sample without classes.
-        config: settings; `config.seed` keys the noise.
+        config: settings of the generator's kind; `config.seed` keys the noise.
         image_indices: (B,) integers from 0 on, the numbers of these images in the set; 0..B-1 by default. Required
             without labels.
         noise: another source of randomness than the seed, such as recorded numbers.
 
     Returns: (B, K) int64 in [0, V), on the generator's device.
-    Raises: ValueError when labels or indices have a wrong shape, type or range.
+    Raises: ValueError when labels or indices have a wrong shape, type or range, or `config` belongs to another kind.
     """
+    if not isinstance(config, generator.settings_class()):
+        wanted = generator.settings_class().__name__
+        raise ValueError(f"config: expected the settings of this kind, {wanted}, not {type(config).__name__}")
     labels, image_indices = _checked(generator, labels, image_indices)
-    if remark := too_many_steps(generator.reads, config, generator.config.num_latent_tokens):
+    if remark := too_many_steps(config, generator.config.num_latent_tokens):
         warnings.warn(remark, stacklevel=2)
     was_training = generator.training
     generator.eval()
@@ -40,9 +43,9 @@ def sample_ids(
         generator.train(was_training)
 
 
-def too_many_steps(reads: frozenset[str], config: SamplingConfig, num_tokens: int) -> str:
-    """Return a remark when there are more steps than tokens, "" otherwise; `reads` are the settings that matter."""
-    if "num_steps" not in reads or config.num_steps <= num_tokens:
+def too_many_steps(config: GuidanceConfig, num_tokens: int) -> str:
+    """Return a remark when a MaskGIT would take more steps than it has tokens, "" otherwise."""
+    if not isinstance(config, SamplingConfig) or config.num_steps <= num_tokens:
         return ""
     return f"{config.num_steps} steps for {num_tokens} tokens: those beyond {num_tokens} draw the last token again"
 

@@ -60,7 +60,7 @@ def generator_cost(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int,
         images=images,
         epochs=images / rows,
         tokens=images * recipe.model.num_latent_tokens,
-        operations=generator_operations(model) * images,
+        operations=model.operations() * images,
         processes=processes,
         images_per_process=share,
         memory_gb=(_STATE_BYTES * parameters + (ids if ids <= DEVICE_BUDGET_BYTES else 0) + kept) / 1e9,
@@ -77,14 +77,6 @@ def measured_rate(task: GeneratorTask) -> float:
         task.step(step)
     _finish(task)
     return _MEASURED_STEPS * task.recipe.training.global_batch_size / (time.perf_counter() - began)
-
-
-def generator_operations(model: Generator) -> float:
-    """Return the operations to train on one image: 6 per parameter (forward 2, backward 4) and position.
-
-    The positions are those of the label and of the ids.
-    """
-    return 6.0 * sum(p.numel() for p in model.parameters()) * (model.config.num_latent_tokens + 1)
 
 
 def _finish(task: GeneratorTask) -> None:

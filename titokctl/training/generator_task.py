@@ -15,7 +15,7 @@ from titokctl.data.workers import Prefetch
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import slice_of, summed
 from titokctl.models.device import send
-from titokctl.models.generator import Batch, Drawn, Generator
+from titokctl.models.generator import Batch, Drawn, Generator, TrainingStep
 from titokctl.models.precision import precision, training_attention
 from titokctl.training.acceleration import accelerate
 from titokctl.training.learner import Learner, part
@@ -129,7 +129,8 @@ class GeneratorTask:
         seed, size = self.recipe.training.seed, self.recipe.training.global_batch_size
         mine = slice_of(size, self.group)
         view = torch.randint(len(self.recipe.views), (size,), generator=generator(seed, "view", step))
-        drawn = self.model.draw(size, self.recipe.loss, generator(seed, "mask", step))
+        now = TrainingStep(step, self.recipe.training.steps)
+        drawn = self.model.draw(size, self.recipe.loss, generator(seed, "mask", step), now)
         kept = {name: t[mine] for name, t in drawn.tensors.items()}
         positions = self.rows.positions(seed, step, size)
         return Share(positions[mine], view[mine], Drawn(drawn.dropped[mine], drawn.total_weight, kept))

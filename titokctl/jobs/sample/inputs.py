@@ -13,7 +13,7 @@ import torch
 
 from titokctl.config import recipe_files
 from titokctl.config.models import GeneratorSizes, TokenizerConfig, kind_of
-from titokctl.config.sampling import REMASKING, SamplingConfig
+from titokctl.config.sampling import REMASKING, GuidanceConfig
 from titokctl.data.class_order import say_class_order
 from titokctl.data.image_decoder import ENCODERS, ImageDecoder
 from titokctl.data.sources.imagenet import IMAGENET
@@ -53,9 +53,9 @@ class Given:
         return self.weights.config
 
     @property
-    def reads(self) -> frozenset[str]:
-        """The sampling settings that a generator of this kind reads."""
-        return kind_class(self.config).reads
+    def settings_class(self) -> type[GuidanceConfig]:
+        """The class of the sampling settings of a generator."""
+        return kind_class(self.config).settings_class()
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class SampleTask:
     generator: Given
     tokenizer: Given
     networks: Networks
-    sampling: SamplingConfig
+    sampling: GuidanceConfig
     plan: Plan
     image_format: ImageFormat
     device: str
@@ -182,6 +182,7 @@ class SampleTask:
             "w_formula": W_FORM,
             "schedule": sampling.guidance_schedule,
             "power": sampling.guidance_power if sampling.guidance_schedule == "power-cosine" else None,
+            "interval": list(sampling.guidance_interval),
         }
         return {
             "guidance": guidance,
@@ -266,23 +267,22 @@ def plan_for(
     return Plan(num_images or DEFAULT_NUM_IMAGES, chosen, default_batch_size(device, "draw"))
 
 
-def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> SamplingConfig:
+def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> GuidanceConfig:
     """Return the generator's own sampling settings with `changes`. Raises UsageError for a value out of range."""
     preset, where = _preset(generator)
-    unread = [name for name in changes if name != "seed" and name not in generator.reads]
-    if unread:
+    known = generator.settings_class.model_fields
+    unknown = [name for name in changes if name not in known]
+    if unknown:
         raise UsageError(
-            f"a generator of kind {kind_of(generator.config)} has no setting {', '.join(unread)}",
-            f"its settings are {', '.join(sorted(generator.reads))}",
+            f"a generator of kind {kind_of(generator.config)} has no setting {', '.join(unknown)}",
+            f"its settings are {', '.join(known)}",
         )
     say(f"settings: {where}" + (f", changed: {', '.join(changes)}" if changes else ""))
     say_class_order(generator.lineage.get("class_names", ()), generator.config, say)
     wanted = {**preset.model_dump(mode="json"), **changes}
-    found = recipe_files.validate(SamplingConfig, wanted, "the sampling settings")
-    if "remasking_cap" in changes and found.unmasking != REMASKING:
-        raise UsageError(
-            f"--remasking-cap was given, but the unmasking rule is {found.unmasking}", "add --unmasking remasking"
-        )
+    found = recipe_files.validate(generator.settings_class, wanted, "the sampling settings")
+    if "remasking_cap" in changes and (rule := getattr(found, "unmasking", None)) != REMASKING:
+        raise UsageError(f"--remasking-cap was given, but the unmasking rule is {rule}", "add --unmasking remasking")
     return found
 
 
@@ -301,15 +301,17 @@ def _given(name: str, kind: str, fetch: bool) -> Given:
     return Given(name, path, weights)
 
 
-def _preset(generator: Given) -> tuple[SamplingConfig, str]:
+def _preset(generator: Given) -> tuple[GuidanceConfig, str]:
     """Return the settings that belong to the generator, and where they come from."""
     recorded = generator.weights.extra.get("sampling")
     if recorded:
-        return recipe_files.validate(SamplingConfig, json.loads(recorded), str(generator.path)), "the generator's own"
+        return recipe_files.validate(
+            generator.settings_class, json.loads(recorded), str(generator.path)
+        ), "the generator's own"
     preset = released_as(generator.config)
     if preset is not None:
         return recipe_files.load(preset, "sampling"), f"sampling/{preset}, as published"
-    return SamplingConfig(), "defaults (the generator records none)"
+    return generator.settings_class(), "defaults (the generator records none)"
 
 
 def _check_sizes(generator: Given, tokenizer: Given) -> None:

@@ -1,13 +1,12 @@
 """The request of `titokctl sample`: a generator and its tokenizer -> a sample set."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titokctl.config.guidance_scale import both_forms, doubt, parse_scale
-from titokctl.config.sampling import CONFIDENCE, REMASKING
+from titokctl.config.guidance_scale import doubt, parse_interval, parse_scale
 from titokctl.context import Context
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
@@ -33,6 +32,8 @@ from titokctl.sampling.decoding import too_many_steps
 
 __all__ = ["Sample", "Sampled"]
 
+_TEXTS: dict[str, Callable[[str], Any]] = {"guidance_scale": parse_scale, "guidance_interval": parse_interval}
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -46,8 +47,8 @@ class Sample:
         num_images: size of the set; 64 by default.
         per_class: number of images of each class, instead of `num_images`.
         classes: class numbers or names; None for all classes.
-        settings: fields of SamplingConfig that differ from the generator's own settings. The guidance_scale may also
-            be text: "4.0", or "5.0w" as DiT and diffusers count it.
+        settings: sampling settings that differ from the generator's own. The guidance_scale may also be text: "4.0",
+            or "5.0w" as DiT and diffusers count it; and so may the guidance_interval: "0.2,0.8".
         output: folder of the set; by default a run folder named by the settings.
         image_format: None for "npz", or for "none" with `fid`.
         batch_size: images decoded at once; it does not change which ids are drawn.
@@ -188,23 +189,17 @@ class Sample:
         return Judge(self.fid, FeatureNetwork(self.features, self.inception_weights), context, fetch)
 
     def _changes(self) -> dict[str, Any]:
-        scale = self.settings.get("guidance_scale")
-        return {**self.settings, **({"guidance_scale": parse_scale(scale)} if isinstance(scale, str) else {})}
+        """Return the settings with their texts read."""
+        texts = {name: value for name, value in self.settings.items() if isinstance(value, str) and name in _TEXTS}
+        return {**self.settings, **{name: _TEXTS[name](text) for name, text in texts.items()}}
 
 
 def _say_settings(task: SampleTask, context: Context) -> None:
     sampling, config = task.sampling, task.generator.config
-    if remark := too_many_steps(task.generator.reads, sampling, config.num_latent_tokens):
+    if remark := too_many_steps(sampling, config.num_latent_tokens):
         context.progress.warn(remark)
     labels = task.plan.classes
     classes = "no classes" if labels is None else f"{len(set(labels))} of {config.num_classes} classes"
-    annealing = "on" if sampling.softmax_annealing else "off"
-    cap = f" of at most {sampling.remasking_cap:g}" if sampling.unmasking == REMASKING else ""
-    unmasking = "" if sampling.unmasking == CONFIDENCE else f", unmasking by {sampling.unmasking}{cap}"
-    power = f" of power {sampling.guidance_power:g}" if sampling.guidance_schedule == "power-cosine" else ""
     context.say(
-        f"{task.plan.num_images:,} images, {classes}, seed {sampling.seed}, {sampling.num_steps} steps; "
-        f"guidance {both_forms(sampling.guidance_scale)}, {sampling.guidance_schedule}{power}; "
-        f"choice temperature {sampling.choice_temperature:g}, softmax annealing {annealing}{unmasking}; "
-        f"{task.precision}"
+        f"{task.plan.num_images:,} images, {classes}, seed {sampling.seed}, {sampling.in_words()}; {task.precision}"
     )

@@ -23,7 +23,7 @@ from titokctl.models import generator_kinds
 from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.generator import Generator
 from titokctl.models.initialization import initialize
-from titokctl.training.cost import GeneratorCost, generator_cost, generator_operations, measured_rate
+from titokctl.training.cost import GeneratorCost, generator_cost, measured_rate
 from titokctl.training.generator_task import GeneratorTask
 from titokctl.training.loop import Loop
 from titokctl.training.randomness import key
@@ -252,7 +252,7 @@ def training_rows(recipe: GeneratorRecipe, cache: TokenCache, judged: TokenCache
 
 def _train(run: RunFolder, task: GeneratorTask, context: Context) -> None:
     recipe, group = task.recipe, task.group
-    cost = training_cost(lambda: generator_operations(task.model), context.device, recipe.training.precision)
+    cost = training_cost(task.model.operations, context.device, recipe.training.precision)
     Loop(task, recipe.training, run.path, f"train-gen {run.name}", context, cost).run()
     if not group.is_main:
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from titokctl.config.recipe import GeneratorRecipe
-from titokctl.config.sampling import SamplingConfig
+from titokctl.config.sampling import GuidanceConfig
 from titokctl.context import Context
 from titokctl.data.images import to_bytes
 from titokctl.errors import UserError
@@ -58,7 +58,7 @@ def make_preview(
     return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling)
 
 
-def _draw(folder: Path, tokenizer: TiTok, sampling: SamplingConfig, generator: Generator, step: int) -> None:
+def _draw(folder: Path, tokenizer: TiTok, sampling: GuidanceConfig, generator: Generator, step: int) -> None:
     """Write a grid of samples of the averaged generator, which is in eval mode, as samples-<step>.png."""
     images = torch.arange(_COLUMNS * _ROWS, device=tokenizer.latent_tokens.device)
     classes = generator.config.num_classes

@@ -14,7 +14,7 @@ from titokctl.config.models import GeneratorConfig
 from titokctl.config.recipe import MaskedLossConfig, MaskGitRecipe
 from titokctl.config.registry import find
 from titokctl.config.sampling import SamplingConfig
-from titokctl.models.generator import Batch, Drawn, Generator, Losses, check_integers
+from titokctl.models.generator import Batch, Drawn, Generator, Losses, TrainingStep, check_integers
 from titokctl.models.maskgit.decoding import decode
 from titokctl.models.maskgit.mask_schedule import mask_ratio
 from titokctl.models.maskgit.masking import (
@@ -78,7 +78,7 @@ class MaskGit(Generator):
         """Return the logits (..., V) float32 of hidden states (..., D), for all positions or for some."""
         return self.head(hidden).float()
 
-    def draw(self, count: int, settings: MaskedLossConfig, draws: torch.Generator) -> Drawn:
+    def draw(self, count: int, settings: MaskedLossConfig, draws: torch.Generator, step: TrainingStep) -> Drawn:
         """Draw which ids are masked, tensor "masked" (B, K) bool, and which labels are dropped."""
         ratio = mask_ratio(torch.rand(count, generator=draws), settings.mask_schedule)
         tokens = self.config.num_latent_tokens
