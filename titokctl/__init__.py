@@ -24,6 +24,9 @@ _PUBLIC = {
     "GeneratorConfig": "titokctl.config.models",
     "SamplingConfig": "titokctl.config.sampling",
     "sample_ids": "titokctl.sampling.decoding",
+    "open_source": "titokctl.data.sources.opening",
+    "tokenize_unit": "titokctl.jobs.tokenize.encode",
+    "UnitSettings": "titokctl.jobs.tokenize.encode",
     "TokenCache": "titokctl.formats.token_cache",
     "UserError": "titokctl.errors",
 }
@@ -42,22 +45,27 @@ __all__ = [
     "TokenizerConfig",
     "TrainGenerator",
     "TrainTokenizer",
+    "UnitSettings",
     "UserError",
     "__version__",
     "load_generator",
     "load_tokenizer",
+    "open_source",
     "sample_ids",
+    "tokenize_unit",
 ]
 
 if TYPE_CHECKING:
     from titokctl.config.models import GeneratorConfig, TokenizerConfig
     from titokctl.config.sampling import SamplingConfig
     from titokctl.context import Context
+    from titokctl.data.sources.opening import open_source
     from titokctl.errors import UserError
     from titokctl.evaluation.extractors import FeatureNetwork
     from titokctl.formats.token_cache import TokenCache
     from titokctl.jobs.evaluate.fid import Fid
     from titokctl.jobs.sample.request import Sample
+    from titokctl.jobs.tokenize.encode import UnitSettings, tokenize_unit
     from titokctl.jobs.tokenize.request import Tokenize
     from titokctl.jobs.train.generator import TrainGenerator
     from titokctl.jobs.train.tokenizer import TrainTokenizer

@@ -12,8 +12,7 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.data.workers import available_cores
 from titokctl.formats.run_folder import versions
-from titokctl.formats.token_header import CacheHeader
-from titokctl.jobs.tokenize.encode import TileEncoder
+from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings
 from titokctl.models.fused import triton_problem
 from titokctl.models.inference import prepared
 from titokctl.models.noise import keyed_uniforms
@@ -127,16 +126,12 @@ def _logits(record: Record) -> None:
 def _tiles(record: Record, model: torch.nn.Module) -> None:
     numbers = (1, 3, 8) if record.small else (1, 37, 512)
     pixels = (pictures(numbers[-1]) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    about = {
-        "tokenizer": {}, "encoder_sha256": "e" * 64, "weights_sha256": "f" * 64, "codebook_size": 4096,
-        "num_latent_tokens": 32, "image_size": 256, "source": {},
-        "preprocessing": PreprocessingConfig(size=256).model_dump(mode="json"),
-    }  # fmt: skip
     for name in _available(_LEAST_AGREEMENT, record.device):
         if name == "tf32":
             continue
-        header = CacheHeader(**about, made_with={"tile": 4 if record.small else 128, "precision": name})
-        encoder = TileEncoder(model, header, record.device)  # type: ignore[arg-type]
+        tile = 4 if record.small else 128
+        settings = UnitSettings(PreprocessingConfig(size=256), (), name, tile, record.device)
+        encoder = TileEncoder(model, settings)  # type: ignore[arg-type]
         rows = [encoder.rows([pixels[:n]], lambda images: None)["plain"] for n in (*numbers, numbers[-1])]
         for n, found in zip(numbers, rows, strict=False):
             same = np.array_equal(found, rows[-1][:n])

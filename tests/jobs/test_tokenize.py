@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from titokctl.data.sources import open_source
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_parts import PartsFolder, all_parts
-from titokctl.jobs.tokenize.encode import TileEncoder, tokenize_unit
+from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings, tokenize_unit
 from titokctl.jobs.tokenize.output import allowed_share
 from titokctl.jobs.tokenize.request import Tokenize, TokenizeResult
 from titokctl.progress import Progress, SilentProgress
@@ -497,16 +498,30 @@ def test_a_damaged_part_is_deleted_when_the_merge_finds_it(workspace: Workspace)
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_unit_becomes_the_part_that_the_command_writes(workspace: Workspace, shards: dict, workers: int) -> None:
-    """`tokenize_unit` depends on source, unit and encoder alone, so that any scheduler may call it anywhere."""
+    """A part depends on source, unit, tokenizer and settings alone, so any engine may make it anywhere."""
     workspace.run(part="1/2", **shards)
     whole = workspace.run(output=workspace.root / "whole.h5", **shards)
-    source, encoder = open_source(**shards), TileEncoder(workspace.model, TokenCache.open(whole.output).header, "cpu")
+    source, settings = open_source(**shards), UnitSettings.of(TokenCache.open(whole.output).header, "cpu")
     ours, elsewhere = PartsFolder(workspace.output), PartsFolder(workspace.root / "elsewhere.h5")
     elsewhere.path.mkdir()
     seen: list[int] = []
-    elsewhere.write(tokenize_unit(source, source.units[3], encoder, workers, advance=seen.append))
+    elsewhere.write(tokenize_unit(source, source.units[3], workspace.model, settings, workers, advance=seen.append))
     made, expected = elsewhere.read(3), ours.read(3)
     assert made is not None
     assert expected is not None
     np.testing.assert_equal(vars(made), vars(expected))
+    assert made.sha256 == expected.sha256
     assert sum(seen) == 3
+    encoder = TileEncoder(workspace.model, settings)
+    assert tokenize_unit(source, source.units[3], encoder, settings).sha256 == made.sha256
+    with pytest.raises(ValueError, match="prepared with"):
+        tokenize_unit(source, source.units[3], encoder, replace(settings, views=()))
+
+
+def test_a_unit_needs_no_settings_but_the_defaults(workspace: Workspace) -> None:
+    """The default settings are those of the command."""
+    workspace.run()
+    source = open_source([workspace.images])
+    part = tokenize_unit(source, source.units[0], workspace.model, UnitSettings())
+    np.testing.assert_array_equal(part.ids, TokenCache.open(workspace.output).ids)
+    np.testing.assert_array_equal(part.views["flip"], TokenCache.open(workspace.output).view("flip"))

@@ -102,6 +102,11 @@ class TokenPart:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def sha256(self) -> str:
+        """The checksum of all contents, which the part's file records."""
+        return _digest(*_contents(self))
+
 
 @dataclass(frozen=True)
 class PartSummary:
@@ -287,6 +292,12 @@ def _record(manifest: Manifest) -> dict[str, Any]:
 
 
 def _pack(part: TokenPart) -> bytes:
+    tensors, about = _contents(part)
+    return save(tensors, about | {"sha256": _digest(tensors, about)})
+
+
+def _contents(part: TokenPart) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors and the metadata of a part's file, without the checksum."""
     n = len(part)
     tensors = {"latents" if part.ids.ndim == 3 else "tokens": part.ids, "labels": part.labels.astype("<i4")}
     tensors |= {f"views/{name}": ids for name, ids in part.views.items()}
@@ -296,7 +307,7 @@ def _pack(part: TokenPart) -> bytes:
     about |= {"format": PART_FORMAT, "format_version": str(FORMAT_VERSION)}
     about["rejected"] = json.dumps(part.rejected, ensure_ascii=False)
     about |= {"state": part.state, "counts": json.dumps([part.passed_over, part.label_files])}
-    return save(tensors, about | {"sha256": _digest(tensors, about)})
+    return tensors, about
 
 
 def _summary(file: BinaryIO) -> PartSummary:

@@ -13,7 +13,7 @@ from titokctl.data.sources.source import difference, passed_over_in_words
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.caches.rows import RECORDED, Originals, source_named, tokenizer_of
-from titokctl.jobs.tokenize.encode import TileEncoder
+from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings
 from titokctl.models.inference import can_infer, kernels
 from titokctl.models.precision import PRECISIONS
 
@@ -120,7 +120,8 @@ class Verify:
         rows, originals = np.sort(chosen), Originals(cache, source, self.source != RECORDED)
         made_with = _repeatable(cache, context.device)
         tokenizer = tokenizer_of(cache, self.tokenizer, context)
-        encoder = TileEncoder(tokenizer, replace(cache.header, views={}, made_with=made_with), context.device)
+        header = replace(cache.header, views={}, made_with=made_with)
+        encoder = TileEncoder(tokenizer, UnitSettings.of(header, context.device))
         context.progress.start("encode again", len(rows))
         same: list[np.ndarray] = []
         for first in range(0, len(rows), encoder.tile):

@@ -5,7 +5,7 @@ unit alone decides which images a tile holds, so a row never depends on who else
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from titokctl.data.pipeline import DecodedUnit, Decoder
 from titokctl.data.sources import Source, Unit
 from titokctl.data.views import view
 from titokctl.formats.token_cache import PLAIN
-from titokctl.formats.token_header import CacheHeader
+from titokctl.formats.token_header import CacheHeader, id_dtype
 from titokctl.formats.token_parts import TokenPart
 from titokctl.models.device import default_batch_size, host_zeros, send
 from titokctl.models.inference import kernels, prepared
@@ -41,27 +41,54 @@ def made_with(tile: int, precision_name: Precision, device: str) -> dict[str, An
     }
 
 
-class TileEncoder:
-    """Encodes pixels to ids, or to the latents of a Gaussian tokenizer, a tile at a time.
+@dataclass(frozen=True)
+class UnitSettings:
+    """All that decides about the rows of a unit, besides its images and the tokenizer.
 
     Args:
-        model: a tokenizer with float32 weights; it is not modified.
-        header: of the cache that the rows are for. It names the type of a row and the views beside the plain one;
-            its `made_with` names the precision and the number of images in a tile.
-        device: where to encode.
+        preprocessing: of the plain crop; None for the center crop at the tokenizer's image size.
+        views: names of the further views, as `views.names_of` returns them.
+        precision: of the encoder.
+        tile: number of images in a tile; None for what suits the device. On a CPU the ids don't depend on it.
+        device: where to encode: "cpu", "cuda" or "cuda:<n>". Devices of one kind make the same rows.
+    """
+
+    preprocessing: PreprocessingConfig | None = None
+    views: tuple[str, ...] = ("flip",)
+    precision: Precision = "float32"
+    tile: int | None = None
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, header: CacheHeader, device: str) -> "UnitSettings":
+        """Return the settings that the header of a cache records, for this device."""
+        made_with, preprocessing = header.made_with, PreprocessingConfig.model_validate(header.preprocessing)
+        tile = int(made_with.get("tile", default_batch_size("cpu", "encode")))
+        return cls(preprocessing, tuple(header.views), made_with.get("precision", "float32"), tile, device)
+
+
+class TileEncoder:
+    """A tokenizer that encodes pixels to ids, or to the latents of a Gaussian tokenizer, a tile at a time.
+
+    Args:
+        model: a tokenizer with float32 weights; it is not modified. Its weights are copied where the precision asks
+            for that, so one encoder should serve many units.
+        settings: of the rows.
 
     Attributes:
         squares: the preprocessing of each array that `rows` takes; the plain crop's comes first.
     """
 
-    def __init__(self, model: TiTok, header: CacheHeader, device: str) -> None:
-        self.header = header
-        self.tile = int(header.made_with.get("tile", default_batch_size("cpu", "encode")))
-        self._precision, self._device = header.made_with.get("precision", "float32"), device
-        self._model = prepared(model, device, self._precision, "encoder")
-        plain = PreprocessingConfig.model_validate(header.preprocessing)
-        self._views = {name: view(name, plain) for name in (PLAIN, *header.views)}
+    def __init__(self, model: TiTok, settings: UnitSettings) -> None:
+        config, self.settings = model.config, settings
+        self.tile = settings.tile or default_batch_size(settings.device, "encode")
+        self._model = prepared(model, settings.device, settings.precision, "encoder")
+        plain = settings.preprocessing or PreprocessingConfig(size=config.image_size)
+        self._views = {name: view(name, plain) for name in (PLAIN, *settings.views)}
         self.squares = list(dict.fromkeys(one.square for one in self._views.values()))
+        size = () if config.is_discrete else (config.token_size,)
+        self._row_shape = (config.num_latent_tokens, *size)
+        self._row_dtype = id_dtype(config.codebook_size or 0) if config.is_discrete else np.dtype("<f2")
 
     def rows(self, pixels: Sequence[np.ndarray], advance: Callable[[int], None]) -> dict[str, np.ndarray]:
         """Return the rows of each view, "plain" included: (n, K) ids or (n, K, C) latents.
@@ -82,27 +109,29 @@ class TileEncoder:
         return {name: self._gathered(found) for name, found in tiles.items()}
 
     def _encoded(self, images: torch.Tensor) -> torch.Tensor:
-        with precision(self._precision, self._device):
+        with precision(self.settings.precision, self.settings.device):
             return self._model.tokenize_unchecked(images)
 
     def _gathered(self, tiles: list[torch.Tensor]) -> np.ndarray:
         """Copy the rows of all tiles to the host; nothing else waits for the device."""
         if not tiles:
-            return np.empty((0, *self.header.row_shape), self.header.row_dtype)
-        return torch.cat(tiles).cpu().numpy().astype(self.header.row_dtype)
+            return np.empty((0, *self._row_shape), self._row_dtype)
+        return torch.cat(tiles).cpu().numpy().astype(self._row_dtype)
 
     def _images(self, pixels: np.ndarray) -> torch.Tensor:
         """Return (n, S, S, 3) uint8 pixels as a tile (tile, 3, S, S) in [0, 1], padded with black images."""
         # Planes, as `pixels` is laid out.
-        padded = host_zeros((self.tile, 3, *pixels.shape[1:3]), torch.uint8, self._device).permute(0, 2, 3, 1)
+        device = self.settings.device
+        padded = host_zeros((self.tile, 3, *pixels.shape[1:3]), torch.uint8, device).permute(0, 2, 3, 1)
         padded[: len(pixels)] = torch.from_numpy(pixels)
-        return to_float(send(padded, self._device))
+        return to_float(send(padded, device))
 
 
 def tokenize_unit(
     source: Source,
     unit: Unit,
-    encoder: TileEncoder,
+    tokenizer: TiTok | TileEncoder,
+    settings: UnitSettings,
     workers: int = 1,
     *,
     decoded: DecodedUnit | None = None,
@@ -110,19 +139,25 @@ def tokenize_unit(
 ) -> TokenPart:
     """Return the part of a token cache that belongs to one unit of a source.
 
-    The part depends on the arguments `source`, `unit` and `encoder` alone: any process that sees the same files makes
-    the same part. Nothing is written; `PartsFolder.write` does that.
+    The part depends on `source`, `unit`, `tokenizer` and `settings` alone: every process that sees the same files, on
+    the same kind of device, makes the same bytes (`TokenPart.sha256`). Nothing is written; `PartsFolder.write` does
+    that. All ways to make a token cache call this function.
 
     Args:
         source: the images, as `open_source` returns them.
         unit: one of `source.units`.
-        encoder: the tokenizer, ready for the cache that the part is for.
+        tokenizer: the tokenizer, or `TileEncoder(tokenizer, settings)`, which is prepared once for many units.
+        settings: of the rows.
         workers: how many images to decode at once.
-        decoded: the pixels of the unit, where they were decoded ahead with the preprocessing `encoder.squares`.
+        decoded: the pixels of the unit, if they were decoded ahead with the preprocessing `TileEncoder.squares`.
         advance: called with the number of images after each encoded tile, and with that of the rejected ones.
 
-    Raises UserError when the source changed or can't be read. A damaged image is listed in the part instead.
+    Raises UserError when the source changed or can't be read, and ValueError for an encoder of other settings. A
+    damaged image is listed in the part instead.
     """
+    encoder = tokenizer if isinstance(tokenizer, TileEncoder) else TileEncoder(tokenizer, settings)
+    if encoder.settings != settings:
+        raise ValueError(f"the encoder was prepared with {encoder.settings}, not with {settings}")
     if decoded is None:
         with Decoder(source, encoder.squares, workers) as decoder:
             decoded = decoder.unit(unit)

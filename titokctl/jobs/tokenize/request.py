@@ -24,7 +24,7 @@ from titokctl.errors import UsageError
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
 from titokctl.jobs.plan import WritePlan, cache_bytes, say_source, source_read
-from titokctl.jobs.tokenize.encode import TileEncoder, made_with
+from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings, made_with
 from titokctl.jobs.tokenize.output import TokenizeResult, check_output
 from titokctl.jobs.tokenize.work import SAVED, TokenizeWork, parse_part
 from titokctl.models.device import default_batch_size, device_named
@@ -120,7 +120,7 @@ class Tokenize:
         source = self._source(keep_index=False)
         say_source(source, context)
         work = self._work(name, source, context, self._team(context), fetch=False)
-        header, done = work.encoder.header, work.plan_done(self.overwrite)
+        header, done = work.header, work.plan_done(self.overwrite)
         return WritePlan(
             reads=source_read(self.paths, source) | {"tokenizer": name},
             output=self.output,
@@ -177,9 +177,9 @@ class Tokenize:
         tile = self.batch_size or default_batch_size(context.device, "encode")
         exif = trained_with_exif(tokenizer, fetch) if self.exif is None else self.exif
         header = self._header(source, model, exif, made_with(tile, self._precision(context.device), context.device))
-        encoder = TileEncoder(model, header, context.device)
+        encoder = TileEncoder(model, UnitSettings.of(header, context.device))
         part = None if self.part is None else parse_part(self.part)
-        return TokenizeWork(source, encoder, self._parts(), part, self.workers, context, team)
+        return TokenizeWork(source, encoder, header, self._parts(), part, self.workers, context, team)
 
     def _header(self, source: Source, model: TiTok, exif: bool, makers: dict[str, Any]) -> CacheHeader:
         config = model.config

@@ -19,6 +19,7 @@ from titokctl.data.workers import available_cores
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder, Tally
 from titokctl.jobs.tokenize.encode import TileEncoder, tokenize_unit
 from titokctl.jobs.tokenize.output import TokenizeResult, check_space, finished_before, make_output
@@ -43,6 +44,7 @@ class TokenizeWork:
     Args:
         source: the images.
         encoder: the tokenizer, ready for the cache.
+        header: of the cache.
         folder: where finished parts go.
         part: (i, n) of one of n jobs that share nothing but the folder; None for the whole source.
         workers: how many images to decode at once; None for this process's share of the cores.
@@ -52,6 +54,7 @@ class TokenizeWork:
 
     source: Source
     encoder: TileEncoder
+    header: CacheHeader
     folder: PartsFolder
     part: tuple[int, int] | None
     workers: int | None
@@ -60,7 +63,7 @@ class TokenizeWork:
 
     def lead(self, max_rejected: float | None, overwrite: bool, compress: bool) -> TokenizeResult:
         """Distribute the units, make parts of some, wait for the other processes, and make the output."""
-        header = self.encoder.header
+        header = self.header
         found = None if overwrite else finished_before(self.folder, header)
         if found is not None:
             self.team.begin(asdict(header), [])
@@ -81,14 +84,14 @@ class TokenizeWork:
 
     def follow(self) -> None:
         """Make parts of the units that the leader distributes; the leader alone has a result."""
-        todo = self.team.join(asdict(self.encoder.header), "another source, tokenizer or version")
+        todo = self.team.join(asdict(self.header), "another source, tokenizer or version")
         if todo:
             self._make_parts(self.team.pieces(todo))
         self.team.finish()
 
     def plan_done(self, overwrite: bool) -> int:
         """Return how many images are done already; raises UserError where `lead` would before it writes."""
-        header, units = self.encoder.header, self.source.units
+        header, units = self.header, self.source.units
         if not overwrite and finished_before(self.folder, header) is not None:
             return len(self.source)
         check_space(self.folder.output, header, len(self.source))
@@ -98,7 +101,7 @@ class TokenizeWork:
 
     def _lead(self, max_rejected: float | None, overwrite: bool, compress: bool) -> dict[str, Any]:
         """Do the work with the folder locked, and return figures for the result."""
-        header, units, progress = self.encoder.header, self.source.units, self.context.progress
+        header, units, progress = self.header, self.source.units, self.context.progress
         began, is_shared = time.monotonic(), self.part is not None
         with self.folder.locked(is_shared):
             resumed = self.folder.begin(header, len(units), overwrite, is_shared)
@@ -128,7 +131,7 @@ class TokenizeWork:
         own = self._own_units()
         if not resumed:
             return list(own)
-        if self.part is not None and finished_before(self.folder, self.encoder.header) is not None:
+        if self.part is not None and finished_before(self.folder, self.header) is not None:
             return []  # another job has merged since this one looked
         todo = [unit for unit in own if not self._is_finished(unit)]
         if len(todo) < len(own):
@@ -162,7 +165,9 @@ class TokenizeWork:
         ):
             for unit, images in decoded:
                 self.context.stop.check(SAVED)
-                part = tokenize_unit(self.source, unit, self.encoder, decoded=images, advance=self._advance)
+                part = tokenize_unit(
+                    self.source, unit, self.encoder, self.encoder.settings, decoded=images, advance=self._advance
+                )
                 if pending is not None:
                     pending.result()
                 pending = writer.submit(self.folder.write, part)
@@ -191,7 +196,7 @@ class TokenizeWork:
 
     def _make_output(self, max_rejected: float | None, compress: bool) -> Tally | None:
         """Make the output from the parts; None where other jobs still work, or one of them merges or has merged."""
-        header, made = self.encoder.header, (max_rejected, compress, self.context.progress)
+        header, made = self.header, (max_rejected, compress, self.context.progress)
         if self.part is None:
             return make_output(self.folder, self.source, header, *made)
         missing = set(range(len(self.source.units))) - self.folder.finished()
@@ -221,8 +226,8 @@ class TokenizeWork:
             rows=rows,
             rejected=rejected,
             samples=rows + rejected,
-            views=["plain", *self.encoder.header.views],
-            classes=len(self.encoder.header.class_names),
+            views=["plain", *self.header.views],
+            classes=len(self.header.class_names),
             unlabelled=int((made.labels < 0).sum()) if made is not None else 0,
             passed_over=recorded.get("passed_over", {}),
             label_files=recorded.get("label_files", 0),
