@@ -1,4 +1,4 @@
-"""What every test gets: no network, no threads beyond the machine's two, a real command line to call."""
+"""What every test gets: no network, its share of the cores, a real command line to call."""
 
 import os
 import subprocess
@@ -13,7 +13,9 @@ from command_line import PATIENCE_S, ROOT, CliResult, RunCli
 # Before anything imports torch or a hub client, here and in every process a test starts.
 os.environ["TITOKCTL_OFFLINE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# Threads that wait for each other at a core that another test process holds take many times as long.
+_CORES = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, _CORES))))
 # What the person's shell says must not decide what the tests see.
 _OURS = ("TITOKCTL_RUNS", "TITOKCTL_DEBUG")
 _TERMINAL = ("NO_COLOR", "FORCE_COLOR", "COLUMNS")

@@ -42,15 +42,18 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
 
     cells = [[plain(readable(cell, commas=False)) for cell in row] for row in rows]
     out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
-    grid = Table(
-        title=title or None, title_justify="left", caption=note or None, caption_justify="left", box=box.SIMPLE_HEAD
-    )
+    grid = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(columns):
         is_numbers = all(row[i][:1] in "-+0123456789" for row in cells)
         grid.add_column(name, justify="right" if is_numbers else "left", overflow="fold")
     for row in cells:
         grid.add_row(*(Text(cell) for cell in row))
+    # A title of the grid would be folded at the grid's width, in the middle of a path.
+    if title:
+        out.print(Text(plain(title), style="italic"), soft_wrap=True)
     out.print(grid)
+    if note:
+        out.print(Text(plain(note), style="dim"), soft_wrap=True)
 
 
 def pairs(title: str, items: dict[str, Any]) -> None:
@@ -60,12 +63,15 @@ def pairs(title: str, items: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=title or None, title_justify="left", box=box.SIMPLE, show_header=False)
+    grid = Table(box=box.SIMPLE, show_header=False)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in items.items():
         grid.add_row(plain(name), Text(plain(readable(value, commas=False))))
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(grid)
+    out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    if title:
+        out.print(Text(plain(title), style="italic"), soft_wrap=True)
+    out.print(grid)
 
 
 def emit_json(value: Any) -> None:
