@@ -96,7 +96,7 @@ def test_a_network_can_come_from_an_entry_point(tmp_path, monkeypatch):
     assert found["pool"].shape == (3, 1)
     with pytest.raises(UsageError) as caught:
         open_extractor("lite1")
-    assert caught.value.hint.startswith("known here: brightness, inception, lite0")
+    assert caught.value.hint.startswith("known here: brightness, inception, inception-clean")
 
 
 def test_a_distance_on_other_features_is_never_called_fid():

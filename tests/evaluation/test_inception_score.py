@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from titokctl.evaluation.inception_score import ScoreSums, score_of
+from titokctl.evaluation.inception_score import ScoreSums, score_of, starts_of
 
 
 def by_numpy(logits: np.ndarray, split: int) -> list[float]:
@@ -17,7 +17,7 @@ def by_numpy(logits: np.ndarray, split: int) -> list[float]:
 
 
 def inception_score(logits: np.ndarray, split_size: int = 5000) -> tuple[float, float]:
-    sums = ScoreSums(logits.shape[1], len(logits), split_size)
+    sums = ScoreSums(logits.shape[1], np.arange(0, max(1, len(logits)), split_size))
     sums.add(np.arange(len(logits)), logits)
     return score_of(sums.table)
 
@@ -32,7 +32,7 @@ def test_agrees_with_numpy_also_with_a_shorter_last_split():
 
 def test_parts_in_any_order_add_up_to_the_whole():
     logits = (np.random.default_rng(1).standard_normal((100, 6)) * 3).astype(np.float32)
-    whole, parts = inception_score(logits, split_size=30), [ScoreSums(6, 100, 30) for _ in range(2)]
+    whole, parts = inception_score(logits, split_size=30), [ScoreSums(6, np.arange(0, 100, 30)) for _ in range(2)]
     for i, first in enumerate(range(0, 100, 7)):
         places = np.arange(first, min(first + 7, 100))
         parts[i % 2].add(places, logits[places])
@@ -54,3 +54,16 @@ def test_sorted_classes_score_lower_than_mixed_ones():
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="at least one image"):
         inception_score(np.zeros((0, 8), np.float32))
+
+
+@pytest.mark.parametrize("images", [10, 12, 97, 5000])
+def test_a_number_of_splits_divides_the_set_as_other_programs_do(images):
+    parts = [len(range(i * images // 10, (i + 1) * images // 10)) for i in range(10)]
+    starts = starts_of(images, 10)
+    assert np.diff([*starts, images]).tolist() == parts
+
+
+def test_by_default_splits_are_of_5000_images():
+    assert starts_of(50_000).tolist() == list(range(0, 50_000, 5000))
+    assert starts_of(7_000).tolist() == [0, 5000]
+    assert starts_of(10).tolist() == [0]

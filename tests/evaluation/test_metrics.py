@@ -8,7 +8,7 @@ from titokctl.cli.app import app, run
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import FeatureCollector, FeatureSet
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
-from titokctl.evaluation.inception_score import ScoreSums, score_of
+from titokctl.evaluation.inception_score import ScoreSums, score_of, starts_of
 from titokctl.evaluation.metrics import METRICS, compute, kernel_distance
 
 WIDTHS = {"pool": 5, "spatial": 3, "logits": 4}
@@ -35,7 +35,7 @@ def test_a_collection_has_the_statistics_of_all_images():
     assert np.array_equal(found.features, pool)
     np.testing.assert_allclose(found.pool.covariance, np.cov(pool.astype(float), rowvar=False), atol=1e-12)
     logits = np.concatenate([b["logits"] for b in batches(100, 0)])
-    sums = ScoreSums(4, 100)
+    sums = ScoreSums(4, starts_of(100))
     sums.add(np.arange(100), logits)
     np.testing.assert_allclose(found.score_sums, sums.table)
     assert score_of(found.score_sums)[0] > 1

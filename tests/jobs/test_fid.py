@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+import toy_features
 import trained
 from PIL import Image
 from remarks import Remarks
@@ -266,6 +267,33 @@ def test_the_command_prints_json(run_cli, tmp_path):
     assert found.json["metrics"]["fd-lite0"] == pytest.approx(0, abs=1e-6)
     assert found.json["extractor"]["name"] == "lite0"
     assert all(line.startswith("warning: ") for line in found.stderr.splitlines())
+
+
+def test_the_number_of_splits_of_the_inception_score_is_set_and_printed(run_cli, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images)
+    env = toy_features.install(tmp_path / "package")
+    words = ("fid", "a.npz", "--ref", "a.npz", "--features", "toy", "--metrics", "is", "--save-features")
+    logits = 8.0 * images[:, 3, 3] / 255  # as the toy network has them
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+    def expected(splits: int) -> float:
+        parts = np.split(p, splits)
+        return float(np.mean([np.exp((q * np.log(q / q.mean(0))).sum(1).mean()) for q in parts]))
+
+    three = run_cli(*words, "--is-splits", 3, "--json", env=env, code=0)
+    assert three.json["metrics"]["is-toy"] == pytest.approx(expected(3), rel=1e-5)
+    assert (three.json["samples"]["is_splits"], three.json["samples"]["is_split_size"]) == (3, 10)
+    one = run_cli(*words, env=env, code=0)
+    assert "other splits of the Inception score" in one.stderr  # the kept features are not mistaken for these
+    assert "mean of 1 split of up to 30 images" in " ".join(one.stdout.split())
+    kept = json.loads((tmp_path / "a.evaluation-toy.json").read_text())
+    assert kept["metrics"]["is-toy"] == pytest.approx(expected(1), rel=1e-5)
+    assert kept["earlier"][0]["metrics"]["is-toy"] == pytest.approx(expected(3), rel=1e-5)
+    assert kept["earlier"][0]["samples"]["is_splits"] == 3
+    assert "more than the 30 images" in run_cli(*words, "--is-splits", 31, env=env, code=2).stderr
+    with pytest.raises(UsageError, match="lite0 has no classes"):
+        judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, splits=3)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ def compare(
         Path | None, option("--ref", "For sets without a kept result, as fid takes it.", "REF")
     ] = None,
     network: features.Features = "inception",
+    resize: features.Resize = "tf1",
     inception_weights: features.InceptionWeights = None,
     tokenizer: features.Tokenizer = None,
     save_features: features.SaveFeatures = False,
@@ -40,7 +41,7 @@ def compare(
     """
     from titokctl.jobs.evaluate.compare import Compare
 
-    extractor = features.network(network, inception_weights, fast)
+    extractor = features.network(network, inception_weights, fast, resize)
     job = Compare(sets, reference, extractor, tokenizer, save_features)
     found = perform(job, Surroundings(quiet, as_json, runs_dir=runs_dir, device=device))
     if as_json:

@@ -1,9 +1,10 @@
 """Options of the commands that compare images by the features of a network."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from titokctl.cli.options import option, tokenizer
+from titokctl.errors import UsageError
 
 if TYPE_CHECKING:
     from titokctl.config.preprocessing import PreprocessingConfig
@@ -20,14 +21,22 @@ Tokenizer = Annotated[str | None, tokenizer("For a token cache; by default the o
 SkipBad = Annotated[bool, option("--skip-bad", "Judge the readable images of a set that has others.")]
 SaveFeatures = Annotated[bool, option("--save-features", "Keep the features beside the samples, to be used again.")]
 Exif = Annotated[bool, option("--exif", "Rotate image files as their EXIF tag says.")]
+Resize = Annotated[
+    Literal["tf1", "pytorch", "clean"],
+    option("--resize", "Of Inception: ADM's, pytorch-fid's or clean-fid's. FID means tf1.", "tf1|pytorch|clean"),
+]
 Fast = Annotated[bool, option("--fast", "The feature network in bf16; recorded.")]
 
 
-def network(name: str, weights: Path | None, fast: bool = False) -> "FeatureNetwork":
-    """Return the feature network that the options name."""
-    from titokctl.evaluation.extractors import FeatureNetwork
+def network(
+    name: str, weights: Path | None, fast: bool = False, resize: Literal["tf1", "pytorch", "clean"] = "tf1"
+) -> "FeatureNetwork":
+    """Return the feature network that the options name. Raises UsageError for a resize that it doesn't have."""
+    from titokctl.evaluation.extractors import INCEPTIONS, FeatureNetwork
 
-    return FeatureNetwork(name, weights, fast)
+    if resize != "tf1" and name not in ("inception", INCEPTIONS[resize]):
+        raise UsageError(f"--resize {resize} is for Inception, not for {name}", "leave out --resize or --features")
+    return FeatureNetwork(name if resize == "tf1" else INCEPTIONS[resize], weights, fast)
 
 
 def preprocessing(size: int | None, crop: str, exif: bool = False) -> "PreprocessingConfig | None":

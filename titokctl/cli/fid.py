@@ -12,6 +12,7 @@ from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Machine, Surroundings, perform
 from titokctl.errors import UsageError
+from titokctl.readable import counted
 
 if TYPE_CHECKING:
     from titokctl.jobs.evaluate.fid import FidResult
@@ -36,6 +37,10 @@ def fid(
     metrics: Annotated[
         str | None, option("--metrics", "All that can be computed by default.", "fid,sfid,is,pr,kid")
     ] = None,
+    is_splits: Annotated[
+        int | None,
+        option("--is-splits", "Of the Inception score; by default one for each 5,000 images.", "N", min=1),
+    ] = None,
     selftest: Annotated[
         tuple[Path, Path] | None,
         option("--selftest", "Check this installation against the figures published with ADM's batch.", "NPZ REF"),
@@ -45,6 +50,7 @@ def fid(
     image_column: options.ImageColumn = None,
     exif: features.Exif = False,
     network: features.Features = "inception",
+    resize: features.Resize = "tf1",
     inception_weights: features.InceptionWeights = None,
     tokenizer: features.Tokenizer = None,
     save_features: features.SaveFeatures = False,
@@ -63,7 +69,7 @@ def fid(
     from titokctl.jobs.evaluate.fid import Fid
     from titokctl.jobs.evaluate.selftest import Selftest
 
-    extractor = features.network(network, inception_weights, fast)
+    extractor = features.network(network, inception_weights, fast, resize)
     around = Surroundings(quiet, as_json, runs_dir=runs_dir, machine=Machine(device, gpus, procs))
     if selftest is not None:
         tested = perform(Selftest(*selftest, extractor), around)
@@ -73,6 +79,7 @@ def fid(
     preprocessing = features.preprocessing(size, crop, exif)
     job = Fid(samples, reference, names, extractor, preprocessing, tokenizer, skip_bad, save_features)
     job = replace(job, choices=options.choices(split, image_key=image_key, image_column=image_column), exif=exif)
+    job = replace(job, splits=is_splits)
     _show_result(perform(job, around), as_json, _show)
 
 
@@ -95,8 +102,6 @@ def _show_test(found: "SelftestResult") -> None:
 
 
 def _show(result: "FidResult") -> None:
-    from titokctl.evaluation.inception_score import SPLIT_SIZE
-
     sha = str(result.reference.get("sha256", ""))[:12]
     network, seen = result.extractor, result.samples
     rounding = seen.get("rounding", "none")
@@ -105,8 +110,9 @@ def _show(result: "FidResult") -> None:
         f"against {result.reference['path']}" + (f" (SHA-256 {sha}...)" if sha else ""),
         f"{network.get('network', network['name'])}; resize {network.get('resize', 'its own')}",
     ]
-    if "is" in result.metrics:
-        splits = -(-seen["count"] // SPLIT_SIZE)
-        about.append(f"Inception score: mean of {splits} splits of up to {SPLIT_SIZE:,} images in the order of the set")
+    if "is_splits" in seen and any(name.startswith("is") for name in result.metrics):
+        splits = counted(seen["is_splits"], "splits")
+        largest = counted(seen["is_split_size"], "images")
+        about.append(f"Inception score: mean of {splits} of up to {largest} in the order of the set")
     rows = [(name, f"{value:.5g}") for name, value in result.metrics.items()]
     console.table(f"{seen['count']:,} images", ["metric", "value"], rows, "\n".join(about))

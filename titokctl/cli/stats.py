@@ -25,6 +25,7 @@ def stats(
     image_column: options.ImageColumn = None,
     exif: features.Exif = False,
     network: features.Features = "inception",
+    resize: features.Resize = "tf1",
     inception_weights: features.InceptionWeights = None,
     tokenizer: features.Tokenizer = None,
     skip_bad: features.SkipBad = False,
@@ -42,7 +43,7 @@ def stats(
     from titokctl.distributed.place import place
     from titokctl.jobs.evaluate.stats import Stats
 
-    extractor = features.network(network, inception_weights, fast)
+    extractor = features.network(network, inception_weights, fast, resize)
     job = Stats(data, output, extractor, features.preprocessing(size, crop, exif), tokenizer, skip_bad, overwrite)
     job = replace(job, choices=options.choices(split, image_key=image_key, image_column=image_column), exif=exif)
     result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))

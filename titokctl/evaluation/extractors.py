@@ -3,11 +3,15 @@
 A network outside this package joins through an entry point of the group "titokctl.features", whose object is a
 factory `(options: ExtractorOptions) -> Extractor`.
 
+Inception with another program's resize is a network of its own, "inception-pytorch" or "inception-clean": its features
+are others, so are its statistics and kept results, and `fid` stays the name of the distance by ADM's protocol.
+
 Letters: B batch, H and W height and width, D feature width.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +25,7 @@ from titokctl.errors import UsageError
 from titokctl.models import efficientnet_lite, inception
 from titokctl.models.device import default_batch_size
 from titokctl.models.efficientnet_lite import EfficientNetLite
-from titokctl.models.inception import Inception
+from titokctl.models.inception import Inception, Resize
 from titokctl.progress import Progress
 from titokctl.weights.feature_networks import (
     INCEPTION_SHA256_START,
@@ -35,6 +39,13 @@ from titokctl.weights.feature_networks import (
 from titokctl.weights.network_files import INCEPTION, find
 
 ENTRY_POINT_GROUP = "titokctl.features"
+# Names of Inception by the way in which images are resized for it.
+INCEPTIONS: dict[Resize, str] = {"tf1": "inception", "pytorch": "inception-pytorch", "clean": "inception-clean"}
+_RESIZES: dict[Resize, str] = {
+    "tf1": "bilinear to 299 as TensorFlow 1 (no half-pixel centres, no antialias)",
+    "pytorch": "bilinear to 299 as pytorch-fid (half-pixel centres, no antialias)",
+    "clean": "bicubic to 299 as clean-fid (antialiased, in float)",
+}
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -62,7 +73,7 @@ class Extractor:
     """A feature network, and what a record says of it.
 
     Args:
-        name: "inception", "lite0", "lite2", or an entry point's name.
+        name: "inception", "inception-pytorch", "inception-clean", "lite0", "lite2", or an entry point's name.
         network: images (B, H, W, 3) uint8 on `device` -> {output name: (B, D) float32}; "pool" is always there.
         widths: D of every output.
         batch_size: images a call takes; the last batch is padded to it, so that no feature depends on its neighbours.
@@ -95,7 +106,7 @@ class FeatureNetwork:
     """The feature network that a request names.
 
     Args:
-        name: "inception", "lite0", "lite2", or an entry point's name.
+        name: "inception", "inception-pytorch", "inception-clean", "lite0", "lite2", or an entry point's name.
         weights: a file to read instead of the usual place, for Inception.
         fast: run it in bf16; results record it.
     """
@@ -105,7 +116,7 @@ class FeatureNetwork:
     fast: bool = False
 
     def __post_init__(self) -> None:
-        if self.weights is not None and self.name != "inception":
+        if self.weights is not None and self.name not in INCEPTIONS.values():
             raise UsageError(f"--inception-weights was given with --features {self.name}", "leave one of them out")
 
     @property
@@ -164,31 +175,31 @@ def _lite(
     return _ready(network, options, name, features, {"pool": efficientnet_lite.FEATURE_WIDTH}, about)
 
 
-def _inception(options: ExtractorOptions) -> Extractor:
+def _inception(options: ExtractorOptions, resize: Resize = "tf1") -> Extractor:
     path = find(INCEPTION, options.weights, options.progress, options.fetch)
-    return inception_extractor(load_inception(path), options)
+    return inception_extractor(load_inception(path), options, resize)
 
 
-def inception_extractor(network: Inception, options: ExtractorOptions) -> Extractor:
+def inception_extractor(network: Inception, options: ExtractorOptions, resize: Resize = "tf1") -> Extractor:
     """Return the extractor around an Inception that was loaded already."""
 
     def features(images: Tensor) -> dict[str, Tensor]:
-        out = network(images.permute(0, 3, 1, 2).float())
+        out = network(images.permute(0, 3, 1, 2).float(), resize)
         return {"pool": out.pool_2048, "spatial": out.spatial, "logits": out.logits_unbiased}
 
     widths = {"pool": inception.POOL_WIDTH, "spatial": inception.SPATIAL_WIDTH, "logits": inception.NUM_CLASSES}
     about = {
         "network": "Inception (TensorFlow 2015), pool3 of 2,048 features",
         "weights_sha256_start": INCEPTION_SHA256_START,
-        "resize": "bilinear to 299 as TensorFlow 1 (no half-pixel centres, no antialias)",
+        "resize": _RESIZES[resize],
     }
-    return _ready(network, options, "inception", features, widths, about)
+    return _ready(network, options, INCEPTIONS[resize], features, widths, about)
 
 
 def _ready(
     network: nn.Module,
     options: ExtractorOptions,
-    name: Literal["inception", "lite0", "lite2"],
+    name: str,
     features: Callable[[Tensor], dict[str, Tensor]],
     widths: dict[str, int],
     about: dict[str, str],
@@ -196,7 +207,8 @@ def _ready(
     """Move `network` to the device and precision of the options; return the extractor of `features`, which calls it."""
     network.to(options.device, _DTYPES[options.precision])
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
-    batch_size = default_batch_size(options.device, name)
+    batched: Any = "inception" if name in INCEPTIONS.values() else name
+    batch_size = default_batch_size(options.device, batched)
     return Extractor(name, features, widths, batch_size, options.device, about | {"precision": options.precision})
 
 
@@ -210,7 +222,7 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 _BUILT_IN: dict[str, Callable[[ExtractorOptions], Extractor]] = {
-    "inception": _inception,
+    **{name: partial(_inception, resize=resize) for resize, name in INCEPTIONS.items()},
     "lite0": _lite0,
     "lite2": _lite2,
 }

@@ -59,6 +59,7 @@ class Measured:
         rejected: images that can't be read; empty if the features come from a file.
         unexpected: those of them that weren't known to be bad.
         lossy: number of images from files with lossy compression.
+        splits: of the Inception score, as they were asked for; None for those of the ADM evaluator.
     """
 
     features: FeatureSet
@@ -66,20 +67,22 @@ class Measured:
     rejected: tuple[Rejected, ...] = ()
     unexpected: tuple[Rejected, ...] = ()
     lossy: int = 0
+    splits: int | None = None
 
 
-def measure(images: ImageSet, keep: int, what: str, work: FeaturePass) -> Measured:
+def measure(images: ImageSet, keep: int, what: str, work: FeaturePass, splits: int | None = None) -> Measured:
     """Compute the features of a set, by all processes of the group together.
 
     Args:
         keep: at most so many rows of features are kept, spread over the set.
         what: the word for the set on the progress line.
+        splits: of the Inception score; None for those of the ADM evaluator.
 
     Raises: UserError for unreadable images that were not known to be bad, or fewer than two; Stopped after a signal.
     """
     progress, stop, group = work.context.progress, work.context.stop, work.context.group
     share = share_of(images.count, work.extractor.batch_size, group)
-    collector = FeatureCollector(work.extractor.widths, images.count, keep)
+    collector = FeatureCollector(work.extractor.widths, images.count, keep, splits)
     reading = _Reading()
     progress.start(f"features of {what}", len(share))
     try:
@@ -104,7 +107,7 @@ def measure(images: ImageSet, keep: int, what: str, work: FeaturePass) -> Measur
     if good < 2:
         raise UserError(f"{images.path} holds {good} usable images; features need at least 2")
     size = images.image_size or (found.shape[0] if found.shape else None)
-    return Measured(collector.result(group), size, rejected, unexpected, found.lossy)
+    return Measured(collector.result(group), size, rejected, unexpected, found.lossy, splits)
 
 
 def share_of(count: int, batch_size: int, group: Group) -> range:
@@ -183,17 +186,21 @@ def measured_reference(images: ImageSet, work: FeaturePass) -> tuple[Measured, P
     return found, path
 
 
-def measured_samples(images: ImageSet, save: bool, work: FeaturePass) -> Measured | None:
+def measured_samples(images: ImageSet, save: bool, work: FeaturePass, splits: int | None = None) -> Measured | None:
     """Return the features of samples: kept ones if they are current, else computed. None on ranks that need not know.
 
     Args:
         save: keep them for the next time.
+        splits: of the Inception score; None for those of the ADM evaluator. Kept features with others are not used.
     """
     extractor, group = work.extractor, work.context.group
     kept = kept_features(images, extractor.name, extractor.description, work.context) if group.is_main else None
+    if kept is not None and kept.features.score_sums is not None and kept.splits != splits:
+        work.context.say("they have other splits of the Inception score, and are not used")
+        kept = None
     if group.from_main(kept is not None):
         return kept
-    measured = measure(images, KEEP_OF_SAMPLES, str(images.path), work)
+    measured = measure(images, KEEP_OF_SAMPLES, str(images.path), work, splits)
     if save and group.is_main:
         save_features(images, extractor, measured, work.context)
     return measured
@@ -255,7 +262,7 @@ def statistics_about(images: ImageSet, measured: Measured, extractor: Extractor)
         "image_size": measured.image_size,
         "lossy": measured.lossy,
         "versions": versions(),
-    }
+    } | ({} if measured.splits is None else {"is_splits": measured.splits})
 
 
 def to_statistics(measured: Measured, about: dict[str, Any]) -> Statistics:
@@ -285,4 +292,6 @@ def from_statistics(found: Statistics) -> FeatureSet:
 
 def _measured(statistics: Statistics) -> Measured:
     about = statistics.about
-    return Measured(from_statistics(statistics), about.get("image_size"), lossy=about.get("lossy", 0))
+    return Measured(
+        from_statistics(statistics), about.get("image_size"), lossy=about.get("lossy", 0), splits=about.get("is_splits")
+    )

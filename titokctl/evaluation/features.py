@@ -18,7 +18,7 @@ from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import rows_on_main, sum_arrays
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.frechet import Gaussian, GaussianSums
-from titokctl.evaluation.inception_score import ScoreSums
+from titokctl.evaluation.inception_score import ScoreSums, starts_of
 from titokctl.models.device import send
 from titokctl.models.precision import precision
 
@@ -162,11 +162,12 @@ class FeatureCollector:
         widths: width of every output of the extractor.
         expected: number of images in the set; the kept ones are spread over them.
         keep: at most so many rows of pooled features are kept.
+        splits: of the Inception score; None for those of the ADM evaluator.
     """
 
-    def __init__(self, widths: dict[str, int], expected: int, keep: int) -> None:
+    def __init__(self, widths: dict[str, int], expected: int, keep: int, splits: int | None = None) -> None:
         self._sums = {name: GaussianSums(width) for name, width in widths.items() if name in ("pool", "spatial")}
-        self._scores = ScoreSums(widths["logits"], expected) if "logits" in widths else None
+        self._scores = ScoreSums(widths["logits"], starts_of(expected, splits)) if "logits" in widths else None
         self._expected, self._share = max(expected, 1), min(keep, max(expected, 1))
         # Pages that are never written cost no memory.
         self._features = np.empty((self._share, widths["pool"]), np.float32)

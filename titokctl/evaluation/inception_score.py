@@ -10,6 +10,19 @@ SPLIT_SIZE = 5000
 _ROWS_AT_ONCE = 1024
 
 
+def starts_of(images: int, splits: int | None = None) -> np.ndarray:
+    """Return the position of each split's first image in a set, (S,) int64.
+
+    Args:
+        images: number in the whole set.
+        splits: S, which divides the set as evenly as possible, as torch-fidelity and the original code do with 10; None
+            for splits of 5,000 images, the last of which may be smaller, as the ADM evaluator makes them.
+    """
+    if splits is None:
+        return np.arange(0, max(1, images), SPLIT_SIZE)
+    return np.arange(splits) * images // splits
+
+
 class ScoreSums:
     """Running float64 sums for each split, from which the score follows: memory does not grow with the images.
 
@@ -17,18 +30,17 @@ class ScoreSums:
 
     Args:
         classes: C.
-        images: number in the whole set.
-        split_size: images of a split; the last one may be smaller.
+        starts: the position of each split's first image, (S,) ascending from 0, as from `starts_of`.
     """
 
-    def __init__(self, classes: int, images: int, split_size: int = SPLIT_SIZE) -> None:
-        self.split_size = split_size
+    def __init__(self, classes: int, starts: np.ndarray) -> None:
+        self.starts = starts
         # A row for each split: images, sum of p log p over images and classes, sum of p over images for each class.
-        self.table = np.zeros((max(1, -(-images // split_size)), 2 + classes))
+        self.table = np.zeros((len(starts), 2 + classes))
 
     def add(self, places: np.ndarray, logits: np.ndarray) -> None:
         """Take in logits (n, C) without the classifier's bias, of the images at the positions `places` (n,)."""
-        splits = places // self.split_size
+        splits = np.searchsorted(self.starts, places, side="right") - 1
         for split in np.unique(splits):
             for rows in torch.from_numpy(logits[splits == split]).split(_ROWS_AT_ONCE):
                 log_p = rows.double().log_softmax(1)

@@ -13,7 +13,7 @@ from titokctl.evaluation.image_sets import ImageSet, NpzImages, Opening, Origina
 from titokctl.formats.atomic import file_sha256
 from titokctl.formats.statistics import Statistics, has_images, is_statistics, read_statistics
 
-UNKNOWN_MAKER = "unknown"
+UNKNOWN_MAKER, ADM = "unknown", "ADM's evaluator"
 
 
 @dataclass(frozen=True)
@@ -94,5 +94,5 @@ def _from_file(path: Path, one_by_one: bool, work: FeaturePass) -> Reference:
     about = {"path": str(path.absolute()), "count": found.count or None, "sha256": file_sha256(path)}
     about |= {name: statistics.about[name] for name in ("source", "extractor") if name in statistics.about}
     if not statistics.about:
-        about["made_by"] = UNKNOWN_MAKER if statistics.spatial_mean is None else "ADM's evaluator"
+        about["made_by"] = UNKNOWN_MAKER if statistics.spatial_mean is None else ADM
     return Reference(found, about, statistics.about.get("image_size"))

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from titokctl.evaluation.extractors import Extractor
+from titokctl.evaluation.extractors import INCEPTIONS, Extractor
 from titokctl.evaluation.feature_pass import Measured
 from titokctl.evaluation.image_sets import ImageSet
 from titokctl.evaluation.metrics import FID_IMAGES
-from titokctl.evaluation.reference import UNKNOWN_MAKER, Reference
+from titokctl.evaluation.reference import ADM, UNKNOWN_MAKER, Reference
 
 _TRAINING_SET = re.compile(r"^VIRTUAL_imagenet|train", re.IGNORECASE)
 _VALIDATION_SET = re.compile(r"(^|[^a-z])val(id|idation)?([^a-z]|$)", re.IGNORECASE)
@@ -31,17 +31,26 @@ def warnings_about(images: ImageSet, measured: Measured, reference: Reference, e
     if reference.image_size and measured.image_size and reference.image_size != measured.image_size:
         found.append(f"the samples are of {measured.image_size} px, the reference of {reference.image_size} px")
     found += _of_kinds(images, reference)
-    if reference.about.get("made_by") == UNKNOWN_MAKER:
-        name = Path(str(reference.about["path"])).name
-        found.append(
-            f"{name} holds mu and sigma alone, so nothing tells who made it: pytorch-fid and clean-fid resize "
-            "images in other ways, and then even equal images have a distance far above 0; make it again with "
-            "`titokctl stats`, or check how it was made"
-        )
+    found += _of_foreign(reference, extractor)
     recorded = reference.about.get("extractor")
     if recorded and recorded != extractor.description:
         found.append("the reference statistics were computed with other settings of the feature network")
     return found
+
+
+def _of_foreign(reference: Reference, extractor: Extractor) -> list[str]:
+    """Warn if statistics of another program may be of images that were resized otherwise than the samples."""
+    maker, resized = reference.about.get("made_by"), extractor.name in INCEPTIONS.values() and not extractor.is_fid
+    name = Path(str(reference.about.get("path", ""))).name
+    if maker == ADM and resized:
+        return [f"{name} is {ADM}'s, whose images are resized as TensorFlow 1 does: leave out --resize"]
+    if maker != UNKNOWN_MAKER or resized:
+        return []
+    return [
+        f"{name} holds mu and sigma alone, so nothing tells who made it: pytorch-fid and clean-fid resize images in "
+        "other ways, and then even equal images have a distance far above 0; give --resize pytorch or --resize clean "
+        "if one of them made it, or make it again with `titokctl stats`"
+    ]
 
 
 def count_warnings(count: int, extractor: Extractor, distance: str = "", instead: bool = True) -> list[str]:

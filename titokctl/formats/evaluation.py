@@ -5,8 +5,8 @@ Specification: each is JSON with a format, format_version 1 and `versions` of pa
 - `<set>.evaluation-<network>.json` beside a set of images, format "titokctl/evaluation": `metrics` (names to numbers),
   `samples`, `reference` and `extractor` (what was compared, by what), `warnings`; `key`, which changes with the images
   and with the network; and `earlier`, a list of results for the same images, the newest first, with the fields from
-  `metrics` to `versions`. Metrics of one reference and the same versions are in one result. `key` and `earlier` may be
-  missing.
+  `metrics` to `versions`. Metrics of one reference, of equal `samples` and versions, are in one result. `key` and
+  `earlier` may be missing.
 - `reconstruction.json`, format "titokctl/reconstruction": the fields of `ReconstructResult`. Beside it
   `reconstructions.png` shows images above their reconstructions. Both are written into `.reconstruction.unfinished/`
   before the first gets its name.
@@ -31,11 +31,23 @@ RECONSTRUCTION, RECONSTRUCTION_PICTURE = "reconstruction.json", "reconstructions
 REPRODUCTION = "reproduction.json"
 
 
+class _Named(BaseModel, strict=True, extra="allow"):
+    name: str
+
+
+class _Set(BaseModel, strict=True, extra="allow"):
+    path: str
+
+
+class _Samples(_Set):
+    count: int
+
+
 class _Result(BaseModel, strict=True):
     metrics: dict[str, float]
-    samples: dict[str, Any]
-    reference: dict[str, Any]
-    extractor: dict[str, Any]
+    samples: _Samples
+    reference: _Set
+    extractor: _Named
     warnings: list[str]
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -59,9 +71,12 @@ def keep_evaluation(path: Path, fields: dict[str, Any], key: str) -> None:
     new = {name: fields[name] for name in _FIELDS} | {"versions": versions()}
     earlier = []
     for old in _kept(path, key):
-        if all(old[name] == new[name] for name in ("reference", "extractor", "versions")):
+        if all(old[name] == new[name] for name in ("samples", "reference", "extractor", "versions")):
             new["metrics"] = old["metrics"] | new["metrics"]
-        elif old["reference"] != new["reference"] or old["metrics"].keys() - new["metrics"].keys():
+        elif (
+            any(old[name] != new[name] for name in ("samples", "reference"))
+            or old["metrics"].keys() - new["metrics"].keys()
+        ):
             earlier.append({name: old[name] for name in new})
     write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, "key": key, **new, "earlier": earlier})
 

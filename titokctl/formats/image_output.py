@@ -16,7 +16,6 @@ disk; images that no chunk names are written again. Several processes may write 
 
 import io
 import threading
-import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ import numpy as np
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, flush_entry, write_bytes
+from titokctl.formats.npz_reader import NPZ_DAMAGE
 from titokctl.formats.npz_stream import NpzArray
 from titokctl.formats.shard_set import ShardInfo, ShardSample, shard_name, write_set_index, write_shard
 
@@ -305,5 +305,5 @@ def _read_chunk(path: Path) -> dict[int, Piece]:
             table, ids = chunk["pieces"], chunk["ids"]
         parts = np.split(ids, np.cumsum(table[:, 1])[:-1])
         return {int(first): Piece(int(n), int(crc), part) for (first, n, crc), part in zip(table, parts, strict=True)}
-    except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except NPZ_DAMAGE as error:
         raise UserError(f"{path} is damaged", "delete it, and the same command makes its images again") from error

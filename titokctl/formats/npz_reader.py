@@ -5,6 +5,8 @@ Specification: a ZIP archive of .npy members (numpy.lib.format). Other members a
 
 import math
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,6 +23,13 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 _MAX_WHOLE_BYTES = 2 << 30
 _SUFFIX = ".npy"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
+# numpy tokenizes a header that it can't read as an expression, to see if Python 2 wrote it.
+_NOT_A_HEADER = (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
+# What np.load and the arrays of its result raise for damaged or planted bytes in memory.
+NPZ_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, NotImplementedError, RuntimeError, IndexError,
+    *_NOT_A_HEADER,
+)  # fmt: skip
 _AGAIN = "copy or make it again"
 
 
@@ -114,7 +123,7 @@ class NpzReader:
             shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
         except _DAMAGE as error:
             raise UserError(f"{name} of {self.path} is damaged ({error})", _AGAIN) from error
-        except (ValueError, KeyError) as error:
+        except _NOT_A_HEADER as error:
             raise UserError(f"{name} of {self.path} is not a numpy array ({error})") from error
         if dtype.hasobject or dtype.kind not in "biufU":
             raise UserError(f"{name} of {self.path} holds {dtype}, not plain numbers; pickled objects are never read")

@@ -25,9 +25,6 @@ import io
 import json
 import os
 import stat
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +38,7 @@ from titokctl.formats.atomic import user_cache, write_bytes
 from titokctl.formats.class_tars import scan_class_tars
 from titokctl.formats.file_kind import HEAD_BYTES, described, head_of, hint_for, kind_of
 from titokctl.formats.local_file import OF_SHARD, FileState, contents_of, retried
+from titokctl.formats.npz_reader import NPZ_DAMAGE
 from titokctl.formats.shard_scan import Keys, Scan, scan
 from titokctl.formats.tar_headers import BrokenTar
 
@@ -72,11 +70,6 @@ class _Header:
 _HEADER = TypeAdapter(_Header)
 _FACTS = (
     "size", "mtime_ns", "contents", "cut", "problems", "layout", "names", "texts", "passed_over", "label_files"
-)  # fmt: skip
-# What NumPy and zipfile raise for damaged files.
-_DAMAGE = (
-    ValueError, KeyError, TypeError, OSError, EOFError, NotImplementedError, RuntimeError, MemoryError,
-    zipfile.BadZipFile, zlib.error, struct.error, SyntaxError,
 )  # fmt: skip
 
 
@@ -213,7 +206,7 @@ def _deserialize(data: bytes) -> ShardIndex | None:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             header = _HEADER.validate_json(stored["header"].tobytes())
             arrays = {name: stored[name] for name in _ARRAYS}
-    except _DAMAGE:
+    except NPZ_DAMAGE:
         return None
     if any(array.dtype != _ARRAYS[name] or array.ndim != 1 for name, array in arrays.items()):
         return None

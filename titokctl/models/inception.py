@@ -1,7 +1,7 @@
 """FID's Inception: the network of TensorFlow's 2015 graph (github mseitzer/pytorch-fid has its weights for torch).
 
 It differs from the usual Inception v3 in its 1,008 classes, in average pools that don't count padding, and in a max
-pool in its last block; images are resized to 299 px as TensorFlow 1 did.
+pool in its last block. Images are resized to 299 px as TensorFlow 1 did, or as two other programs do (`RESIZES`).
 
 Letters: B batch, C channels, H and W height and width of a map.
 
@@ -9,7 +9,8 @@ Inference only: every batch norm is already folded into the convolution before i
 that). Names are those of the published table in lower case, without `.conv`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ BATCH_NORM_EPS = 1e-3
 _SPATIAL_CHANNELS = 7
 
 Size = int | tuple[int, int]
+Resize = Literal["tf1", "pytorch", "clean"]
 
 
 class InceptionFeatures(NamedTuple):
@@ -166,6 +168,32 @@ class Mixed7(nn.Module):
         return torch.cat([self.branch1x1(x), *wide_and_tall, self.branch3x3dbl_3b(b33), self.branch_pool(pooled)], 1)
 
 
+def _as_adm(images: Tensor) -> Tensor:
+    return (resize_as_tensorflow_1(images, INPUT_SIZE) - 128) / 128
+
+
+def _as_pytorch_fid(images: Tensor) -> Tensor:
+    x = F.interpolate(images / 255, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", align_corners=False)
+    return 2 * x - 1
+
+
+def _as_clean_fid(images: Tensor) -> Tensor:
+    # Pillow's bicubic on float images, which neither rounds nor wraps, and widens its filter when it shrinks.
+    size = (INPUT_SIZE, INPUT_SIZE)
+    x = images
+    if images.shape[2:] != size:
+        x = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+    return (x.clamp(0, 255) - 128) / 128
+
+
+# How images (B, 3, H, W) float32 in [0, 255] become the network's input (B, 3, 299, 299) in about [-1, 1].
+RESIZES: dict[Resize, Callable[[Tensor], Tensor]] = {
+    "tf1": _as_adm,  # TensorFlow 1: the ADM evaluator, torch-fidelity, and the original FID
+    "pytorch": _as_pytorch_fid,  # github mseitzer/pytorch-fid, commit 1232cd6: half-pixel centres, no antialias
+    "clean": _as_clean_fid,  # clean-fid (arXiv 2104.11222), mode "clean"
+}
+
+
 class Inception(nn.Module):
     """FID's feature network."""
 
@@ -183,10 +211,9 @@ class Inception(nn.Module):
         self.mixed_7b, self.mixed_7c = Mixed7(1280, max_pool=False), Mixed7(2048, max_pool=True)
         self.fc = nn.Linear(POOL_WIDTH, NUM_CLASSES)
 
-    def forward(self, images: Tensor) -> InceptionFeatures:
+    def forward(self, images: Tensor, resize: Resize = "tf1") -> InceptionFeatures:
         """Features of images (B, 3, H, W) float32 in [0, 255], of any size; computed in the weights' dtype."""
-        x = (resize_as_tensorflow_1(images, INPUT_SIZE) - 128) / 128  # (B, 3, 299, 299)
-        x = x.to(self.fc.weight.dtype)
+        x = RESIZES[resize](images).to(self.fc.weight.dtype)  # (B, 3, 299, 299)
         if self.conv2d_1a_3x3.weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.conv2d_2b_3x3(self.conv2d_2a_3x3(self.conv2d_1a_3x3(x)))  # (B, 64, 147, 147)

@@ -66,6 +66,7 @@ class Fid:
         choices: of image files, as for `open_source`.
         exif: apply the EXIF orientation of image files.
         save_features: keep the features beside the samples; later calls use them while nothing has changed.
+        splits: of the Inception score; None for splits of 5,000 images, as the ADM evaluator makes them.
     """
 
     samples: Path | None = None
@@ -78,9 +79,12 @@ class Fid:
     save_features: bool = False
     choices: Choices = NO_CHOICES
     exif: bool = False
+    splits: int | None = None
 
     def __post_init__(self) -> None:
         metrics_named(self.metrics)
+        if self.splits is not None and self.splits < 1:
+            raise UsageError(f"--is-splits must be at least 1, not {self.splits}")
 
     def plan(self, context: Context) -> FidPlan:
         """Return what would be compared. Raises UserError or UsageError for what can't be; nothing is measured."""
@@ -104,7 +108,7 @@ class Fid:
         work = FeaturePass(extractor, context, self.skip_bad)
         one_by_one = any("features" in metric.needs for metric in wanted)
         reference = find_reference(self.reference, images, one_by_one, opening, work)
-        measured = measured_samples(images, self.save_features, work)
+        measured = measured_samples(images, self.save_features, work, self.splits)
         result = None
         if context.group.is_main and measured is not None:
             chosen = self._computable(wanted, measured, reference, context)
@@ -126,6 +130,8 @@ class Fid:
                 raise UsageError(
                     f"--metrics {metric.name} needs Inception; {extractor.name} has no {metric.needs[0]} features"
                 )
+        if self.splits is not None and "logits" not in extractor.widths:
+            raise UsageError(f"--is-splits is for the Inception score, which {extractor.name} has no classes for")
         found = str(pick_samples(self.samples, context.runs, context.say)) if group.is_main else ""
         opening = Opening(context, self.tokenizer, self.preprocessing, not is_plan, self.choices, self.exif)
         images = open_images(Path(group.from_main(found)), opening)
@@ -134,6 +140,8 @@ class Fid:
                 f"--size is for folders and shards of images; {images.path} is judged at its own size",
                 "leave out --size",
             )
+        if self.splits is not None and self.splits > images.count:
+            raise UsageError(f"--is-splits {self.splits:,} are more than the {images.count:,} images")
         return extractor, opening, images
 
     def _computable(
@@ -158,7 +166,9 @@ def _network_has(metric: Metric, extractor: Extractor) -> bool:
 
 def _about(images: ImageSet, measured: Measured) -> dict[str, Any]:
     about = {"path": str(images.path.absolute()), "count": measured.features.count, "image_size": measured.image_size}
-    return about | images.about | {"skipped": len(measured.rejected)}
+    scores = measured.features.score_sums
+    splits = {} if scores is None else {"is_splits": len(scores), "is_split_size": int(scores[:, 0].max())}
+    return about | images.about | splits | {"skipped": len(measured.rejected)}
 
 
 def _kept(result: FidResult, images: ImageSet, extractor: Extractor, context: Context) -> FidResult:
