@@ -237,12 +237,27 @@ def test_no_fitting_recipe_is_one_sentence(train):
     assert "no shipped generator recipe has the 8 tokens and 16 codes" in refusal(train, recipe=None)
 
 
-def test_tensorboard_without_its_package_is_one_sentence(train):
-    if importlib.util.find_spec("tensorboard"):
-        result, _ = train("training.tensorboard=true")
-        assert list((result.run / "tensorboard").glob("events.out.tfevents.*"))
+@pytest.mark.parametrize(
+    ("name", "kept"), [("tensorboard", "tensorboard/events.out.tfevents.*"), ("wandb", "wandb/offline-run-*")]
+)
+def test_other_logs_are_written_offline_and_without_their_package_the_hint_names_the_extra(
+    train, name, kept, monkeypatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    if importlib.util.find_spec(name):
+        result, _ = train(f"training.log=[{name}]")
+        assert list(result.run.glob(kept))
     else:
-        assert "needs the package tensorboard" in refusal(train, "training.tensorboard=true")
+        assert f"needs the package {name}" in refusal(train, f"training.log=[{name}]")
+
+
+def test_trackio_keeps_the_curves_in_its_own_folder(train, tmp_path, monkeypatch):
+    if not importlib.util.find_spec("trackio"):
+        assert "needs the package trackio" in refusal(train, "training.log=[trackio]")
+        return
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    train("training.log=[trackio]")
+    assert list((tmp_path / "trackio").glob("titokctl*"))
 
 
 def test_the_hint_after_a_loss_that_stays_infinite_names_a_checkpoint_to_start_from(train, runs, tmp_path):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from titokctl.cli import console, options
+from titokctl.cli import completion, console, options
 from titokctl.cli.app import app
 from titokctl.cli.work import Surroundings, perform
 from titokctl.readable import readable
@@ -15,13 +15,21 @@ _CLASSES_SHOWN = 30
 
 @app.command(epilog="Example: titokctl inspect tokens.h5")
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A token cache, weights, a run folder, shards, ...")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|RUN|NAME",
+            help="A token cache, weights, a run or RUN@STEP, shards, ...",
+            autocompletion=completion.runs,
+        ),
+    ],
+    runs_dir: options.RunsDir = None,
     as_json: options.Json = False,
 ) -> None:
     """Describe a file or folder: its kind, origin and contents, and how much of the codebook it uses."""
     from titokctl.jobs.caches.inspect import Inspect
 
-    found = perform(Inspect(path), Surroundings(quiet=True))
+    found = perform(Inspect(path), Surroundings(quiet=True, runs_dir=runs_dir))
     if as_json:
         console.emit_json(found)
         return

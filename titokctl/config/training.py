@@ -14,6 +14,8 @@ from titokctl.config.base import (
     PositiveInt,
 )
 
+LogName = Literal["tensorboard", "wandb", "trackio"]
+
 
 class OptimizerConfig(Config):
     """AdamW. `clip_norm` null leaves gradients as they are.
@@ -56,8 +58,13 @@ class TrainingConfig(Config):
 
     `global_batch_size` is the number of images an optimizer step sees over all processes and accumulation steps;
     `micro_batch_size` bounds what one process holds at once (null: all of its share). Of the checkpoints the newest
-    `keep_checkpoints` stay, and those whose step is a multiple of `keep_every`. `tensorboard` writes the metrics for
-    TensorBoard, too.
+    `keep_checkpoints` stay, and those whose step is a multiple of `keep_every`. `log` names further destinations of the
+    metrics: tensorboard, wandb, trackio.
+
+    `keep_best` is the name of a held-out number, such as val_psnr or held_out_loss: the checkpoint with the best one
+    stays, and the product is made from it instead of from the last step. Losses, distances, entropies and the gap are
+    better when lower, other numbers when higher. `stop_after` ends the run after so many evaluations in a row without
+    a better one.
 
     `freeze` names parts of the network that are not trained, such as encoder, or decoder.blocks.
 
@@ -81,7 +88,9 @@ class TrainingConfig(Config):
     checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 2
     keep_every: PositiveInt | None = None
-    tensorboard: bool = False
+    keep_best: str | None = None
+    stop_after: PositiveInt | None = None
+    log: tuple[LogName, ...] = ()
     compile: bool | None = None
     deterministic: bool = False
     activation_checkpointing: bool = False
@@ -94,4 +103,8 @@ class TrainingConfig(Config):
         if self.keep_every and self.keep_every % self.checkpoint_every:
             every, saved = self.keep_every, self.checkpoint_every
             raise ValueError(f"keep_every {every} is not a multiple of checkpoint_every {saved}")
+        if self.stop_after and self.keep_best is None:
+            raise ValueError(
+                f"stop_after {self.stop_after} needs keep_best, the name of the number that has to improve"
+            )
         return self

@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Policy:
-    """Which checkpoints stay: the newest `keep`, and those whose step is a multiple of `keep_every`."""
+    """Which checkpoints stay: the newest `keep`, those whose step is a multiple of `keep_every`, and that of `best`."""
 
     keep: int
     keep_every: int | None = None
+    best: int | None = None
+
+    def keeps(self, step: int) -> bool:
+        """Return True if the checkpoint of `step` stays however old it is."""
+        return step == self.best or (self.keep_every is not None and step % self.keep_every == 0)
 
 
 class CheckpointWriter:
@@ -69,15 +74,15 @@ class CheckpointWriter:
         self._writing: Future[Path] | None = None
         self._copy: dict[str, torch.Tensor] = {}  # kept, since memory that is new costs more than what is copied
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
         """Copy the state and write the copy; an earlier one that is still being written is waited for.
 
-        Raises UserError when that one could not be written.
+        The checkpoint of step `best` stays. Raises UserError when that one could not be written.
         """
         self.wait()
         self._copy = {name: _copied(t.detach(), self._copy.get(name)) for name, t in checkpoint.tensors.items()}
         state = Checkpoint(checkpoint.step, self._copy, checkpoint.scalars)
-        self._writing = self._thread.submit(save, self._folder, state, self._policy)
+        self._writing = self._thread.submit(save, self._folder, state, replace(self._policy, best=best))
 
     def wait(self) -> None:
         """Wait until everything is on the disk. Raises UserError when it could not be written."""
@@ -123,7 +128,7 @@ def save(folder: Path, checkpoint: Checkpoint, policy: Policy) -> Path:
     # Later ones are damaged, since a run goes on from the newest that is whole: they must not push others out.
     whole = [path for path in _step_folders(folder) if step_of(path) <= checkpoint.step]
     for old in whole[policy.keep :]:
-        if not policy.keep_every or step_of(old) % policy.keep_every:
+        if not policy.keeps(step_of(old)):
             shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -136,6 +141,11 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         except UserError as error:
             say(f"{error.message}; trying the checkpoint before it")
     return None
+
+
+def load_step(folder: Path, step: int) -> Checkpoint:
+    """Return the checkpoint of `step` in `folder`. Raises UserError when it is missing or damaged."""
+    return load(folder / f"step-{step:08d}")
 
 
 def steps_in(folder: Path) -> list[int]:

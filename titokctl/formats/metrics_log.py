@@ -1,17 +1,22 @@
-"""Logs of a run's numbers: metrics.jsonl, and TensorBoard's event files beside it.
+"""Logs of a run's numbers: metrics.jsonl, and the programs that show them: TensorBoard, Weights & Biases, Trackio.
 
-metrics.jsonl has one JSON object a line, each with `step`; the last lines of a killed run may be missing or cut.
-A resumed run first drops what lies beyond the step it resumes from, so that each step appears once.
+Each of these programs is an extra of the package, and one entry of `_SINKS`. metrics.jsonl has one JSON object a line,
+each with `step`; the last lines of a killed run may be missing or cut. A resumed run first drops what lies beyond the
+step it resumes from, so that each step appears once.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, write_bytes
+
+_PROJECT = "titokctl"
 
 
 class MetricsSink(Protocol):
@@ -61,33 +66,22 @@ class MetricsLog:
                 continue
         return [r for r in records if isinstance(r, dict) and "step" in r]
 
-    def newest_values(self) -> dict[str, Any]:
-        """Return the newest value of each name."""
+    def newest_values(self, until: int | None = None) -> dict[str, Any]:
+        """Return the newest value of each name, of those up to step `until` if it is given."""
         values: dict[str, Any] = {}
         for record in self.read():
-            values |= record
+            if until is None or record["step"] <= until:
+                values |= record
         return values
 
 
 class TensorBoardLog:
-    """Scalars for `tensorboard --logdir`.
+    """Scalars for `tensorboard --logdir`, in tensorboard/ of the run folder; arguments as of `open_sink`."""
 
-    Args:
-        folder: where the event files go.
-        first_step: what an earlier, killed run wrote from here on is hidden.
+    def __init__(self, run: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-    Raises UserError when the package is not installed.
-    """
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "training.tensorboard needs the package tensorboard, which is not installed",
-                "pip install 'titokctl[tensorboard]', or --set training.tensorboard=false",
-            ) from error
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to every curve."""
@@ -97,3 +91,82 @@ class TensorBoardLog:
     def close(self) -> None:
         """Write what is buffered."""
         self._writer.close()
+
+
+class WandbLog:
+    """A run of Weights & Biases in the project titokctl; WANDB_MODE=offline keeps it in wandb/ of the run folder."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        import wandb
+
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", _PROJECT), name=_name(run), id=_id(run), dir=str(run),
+                resume=None if first_step == 1 else "allow", settings=wandb.Settings(silent=True),
+            )  # fmt: skip
+        except wandb.Error as error:
+            raise UserError(
+                f"Weights & Biases can't begin a run: {error}", "run `wandb login`, or set WANDB_MODE=offline"
+            ) from error
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to every curve; a resumed run's steps that are there already are left out by the server."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Send or write what is buffered."""
+        self._run.finish()
+
+
+class TrackioLog:
+    """A run of Trackio in the project titokctl, in Trackio's own folder (TRACKIO_DIR)."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        import trackio
+
+        self._trackio = trackio
+        resume = "never" if first_step == 1 else "allow"
+        trackio.init(project=os.environ.get("TRACKIO_PROJECT", _PROJECT), name=_id(run), resume=resume, embed=False)
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to every curve."""
+        self._trackio.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self._trackio.finish()
+
+
+_SINKS: Mapping[str, Callable[[Path, int], MetricsSink]] = {
+    "tensorboard": TensorBoardLog,
+    "wandb": WandbLog,
+    "trackio": TrackioLog,
+}
+
+
+def open_sink(name: str, run: Path, first_step: int) -> MetricsSink:
+    """Open one of the destinations that training.log names.
+
+    Args:
+        name: a name in `_SINKS`; it is that of its package and of its extra, too.
+        run: the run folder.
+        first_step: the first step that is written; of what an earlier, killed run wrote, later steps don't count.
+
+    Raises UserError when the package is not installed, or does not begin.
+    """
+    try:
+        return _SINKS[name](run, first_step)
+    except ImportError as error:
+        raise UserError(
+            f"training.log: {name} needs the package {name}, which is not installed",
+            f"pip install 'titokctl[{name}]', or leave {name} out of training.log",
+        ) from error
+
+
+def _name(run: Path) -> str:
+    return f"{run.parent.name}/{run.name}"
+
+
+def _id(run: Path) -> str:
+    """Return a name of the run that another runs folder does not have: kind, name, and a hash of its path."""
+    return f"{run.parent.name}-{run.name}-{hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:8]}"

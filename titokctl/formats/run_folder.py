@@ -6,8 +6,8 @@ Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are
 recipe or settings), inputs (paths and hashes of what the run was made from), product (once finished: a file name in the
 folder, or an absolute path when the user chose another place), hashes (of the product) and versions (of packages; and
 `commit`, that of titokctl, where it ran from a checkout). Other files of the folder belong to the command: recipe.yaml,
-metrics.jsonl, checkpoints/, tensorboard/, pictures. Only a finished run has a product. One that was killed can't say
-so: it is recorded as running, and read as stopped, since nobody holds its lock.
+metrics.jsonl, checkpoints/, tensorboard/, wandb/, pictures. Only a finished run has a product. One that was killed
+can't say so: it is recorded as running, and read as stopped, since nobody holds its lock.
 
 A run that is made longer or started over keeps its product: the file stays under its name, and its entry in `earlier`,
 a list with the newest first, has product, hashes, finished, step and settings as they were. `step` is the number of

@@ -20,7 +20,7 @@ from titokctl.formats.token_folder import TokenFolder
 from titokctl.formats.token_header import PLAIN, CacheHeader, StoredCache
 from titokctl.formats.token_keys import Keys
 
-__all__ = ["PLAIN", "CacheHeader", "TokenCache"]
+__all__ = ["PLAIN", "CacheHeader", "TokenCache", "labelled_rows"]
 
 _ROWS_AT_ONCE = 1 << 18
 _LARGE_BYTES = 256 << 20
@@ -201,3 +201,9 @@ class TokenCache:
                 f"codebook has only {self.codebook_size} codes",
                 "the file is damaged: fetch or make it again; `titokctl verify` lists all changes",
             )
+
+
+def labelled_rows(labels: Any, least: int = 0) -> np.ndarray:
+    """Return the number of rows of each label, for at least `least` labels; negative labels stand for none."""
+    known = np.asarray(labels)
+    return np.bincount(known[known >= 0], minlength=least)

@@ -17,7 +17,8 @@ from titokctl.context import Context
 from titokctl.distributed.reduce import StopAgreement
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
-from titokctl.formats.metrics_log import MetricsLog, MetricsSink, TensorBoardLog
+from titokctl.formats.metrics_log import MetricsLog, MetricsSink, open_sink
+from titokctl.training.best import Best
 from titokctl.training.randomness import deterministic_kernels
 from titokctl.training.speed import Cost, Recent
 
@@ -78,34 +79,71 @@ class Loop:
         self._sinks: list[MetricsSink] = [self.log]
         self._few_codes = False
 
-    def run(self) -> None:
-        """Train to the end, or until a signal asks to stop (then Stopped is raised after saving)."""
+    def run(self) -> int:
+        """Train to the end, or until a signal asks to stop (then Stopped is raised after saving).
+
+        Returns the step of the weights that the task then holds: the last, or with `keep_best` the best one.
+        """
         step = self._resume()
         self.progress.start(self.what, self._images(self.config.steps), "images", done=self._images(step))
         policy = checkpoint.Policy(self.config.keep_checkpoints, self.config.keep_every)
         with checkpoint.CheckpointWriter(self.checkpoints, policy) as writer:
-            self._steps(step, writer)
+            self._check_best(step)
+            step = self._steps(step, writer)
         for sink in self._sinks:
             sink.close()
         self.progress.close()
+        return self._best_of(step)
 
-    def _steps(self, step: int, writer: checkpoint.CheckpointWriter) -> None:
+    def _steps(self, step: int, writer: checkpoint.CheckpointWriter) -> int:
+        """Train from `step` on. Returns the step at which the run ended."""
         total, recent, stopping = self.config.steps, Recent(), StopAgreement(self.stop, self.group)
-        while step < total:
+        over = self._is_over()
+        while step < total and not over:
             metrics = self._step(step, recent)
             step += 1
             last = step == total
             note = self._log(step, metrics, recent) if last or step % self.config.log_every == 0 else ""
             self.progress.advance(self._images(1), note)
+            is_best = False
             if last or step % self.config.evaluate_every == 0:
-                self._evaluate(step)
+                is_best = self.best.judge(step, self._evaluate(step)) if self.group.is_main else False
+                over = self._is_over()
             leaving = stopping.reached()
-            if self.group.is_main and (last or leaving or step % self.config.checkpoint_every == 0):
-                writer.save(checkpoint.Checkpoint(step, self.task.tensors(), {"steps": total}))
-            if leaving:
+            saves = last or over or leaving or is_best or step % self.config.checkpoint_every == 0
+            if self.group.is_main and saves:
+                state = checkpoint.Checkpoint(step, self.task.tensors(), self.best.scalars())
+                writer.save(state, self.best.step)
+            if leaving and not over:
                 writer.wait()
                 self.stop.check(f"Step {step:,} of {total:,} is saved.")
         stopping.close()
+        return step
+
+    def _is_over(self) -> bool:
+        """Return True if the run ends early, on all processes alike."""
+        return self.config.stop_after is not None and bool(self.group.from_main(self.best.is_over))
+
+    def _check_best(self, step: int) -> None:
+        """Evaluate once before the first step of a run that keeps its best, so that a wrong name costs no training."""
+        if self.config.keep_best is None or step > 0:
+            return
+        found = self._evaluate(0)
+        if self.group.is_main:
+            self.best.check(found)
+
+    def _best_of(self, ended: int) -> int:
+        """Put the best weights into the task; returns their step. `ended` is the last step of the run."""
+        chosen = None if self.config.keep_best is None else self.group.from_main(self.best.step)
+        if chosen is None:  # also when no evaluation gave a finite number
+            return ended
+        self.progress.say(
+            f"the best {self.best.metric}, {self.best.value:.4g}, is that of step {chosen:,}"
+            + (f"; ended early after step {ended:,} of {self.config.steps:,}" if ended < self.config.steps else "")
+        )
+        if chosen != ended:
+            self.task.load(checkpoint.load_step(self.checkpoints, chosen).tensors, chosen)
+        return int(chosen)
 
     def _images(self, steps: int) -> int:
         return steps * self.config.global_batch_size
@@ -128,9 +166,9 @@ class Loop:
                 "all machines must see the same runs folder",
             )
         if self.group.is_main:
-            self.log.keep_until(found)
-            if self.config.tensorboard:
-                self._sinks.append(TensorBoardLog(self.log.path.parent / "tensorboard", found + 1))
+            self.log.keep_until(found if saved else -1)
+            self._sinks += [open_sink(name, self.log.path.parent, found + 1) for name in self.config.log]
+        self.best = Best(self.config, saved.scalars if saved else {})
         if saved is None:
             return 0
         self.task.load(saved.tensors, saved.step)
@@ -166,13 +204,14 @@ class Loop:
         start = f"{self.checkpoints.parent}@{saved[-1]}"
         return f"start from a checkpoint: the same command, without --name, with --init {start} {slower}"
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int) -> dict[str, float]:
         values = self.task.evaluate(step)
         if values and self.group.is_main:
             self._write(step, values)
             self.progress.say(
                 f"step {step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items() if "_at_" not in k)
             )
+        return values
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:

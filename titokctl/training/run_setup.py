@@ -22,8 +22,10 @@ from titokctl.formats.unfinished import Unfinished
 CostT = TypeVar("CostT")
 _RECORD = "run.json"
 _ONLY_WATCHING = frozenset(
-    ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "tensorboard")
+    ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "log", "tensorboard")
 )
+# Absent in runs of older versions, and then as good as null.
+_NULL_UNLESS_SET = frozenset(("keep_best", "stop_after"))
 # What a new training in the same folder replaces: everything but the record and the products.
 _OF_ONE_TRAINING = tuple(name for name in RUN_FILES if name != _RECORD and not name.startswith("weights"))
 
@@ -134,7 +136,7 @@ class TrainingRun:
 
     def _new(self) -> RunFolder:
         settings = self.recipe.model_dump(mode="json")
-        free = _ONLY_WATCHING | ({"steps"} if _may_grow(settings) else set())
+        free = _free(settings, _may_grow(settings))
         name = self.name or f"{self.stem}-{_digest([_without(settings, free), self.identity])}"
         inputs = self.inputs | {"identity": self.identity}
         return RunFolder(path=self.runs / self.kind / name, kind=self.kind, settings=settings, inputs=inputs)
@@ -202,7 +204,7 @@ def _reopened(wanted: RunFolder) -> RunFolder:
     found = open_run(wanted.path)
     old, new = (run.settings["training"].get("steps", 0) for run in (found, wanted))
     grows = old < new and _may_grow(wanted.settings)
-    free = _ONLY_WATCHING | ({"steps"} if grows else set())
+    free = _free(wanted.settings, grows)
 
     def settings_of(record: dict[str, Any]) -> dict[str, Any]:
         start = {"data, or weights to start from": _short(str(record["inputs"].get("identity")))}
@@ -235,14 +237,21 @@ def _may_grow(settings: dict[str, Any]) -> bool:
     return all(schedule["kind"] != "cosine" for schedule in schedules)
 
 
+def _free(settings: dict[str, Any], grows: bool) -> Set[str]:
+    """Return the settings of training that may change from one start of a run to the next."""
+    decides = {"evaluate_every"} if settings["training"]["keep_best"] else set()
+    return (_ONLY_WATCHING - decides) | ({"steps"} if grows else set())
+
+
 def _without(settings: dict[str, Any], free: Set[str]) -> dict[str, Any]:
     training = settings.get("training", {})
-    return settings | {"training": {k: v for k, v in training.items() if k not in free}}
+    absent = free | {name for name in _NULL_UNLESS_SET if training.get(name) is None}
+    return settings | {"training": {k: v for k, v in training.items() if k not in absent}}
 
 
 def _finished(run: RunFolder) -> str:
     steps = run.settings["training"]["steps"]
-    early = f", ended early after {run.step:,} of {steps:,} steps" if run.step and run.step < steps else ""
+    early = f", with the weights of step {run.step:,} of {steps:,}" if run.step and run.step < steps else ""
     return f"{run.path} is finished already{early}; --overwrite trains it again"
 
 

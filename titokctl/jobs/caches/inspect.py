@@ -1,13 +1,16 @@
 """`titokctl inspect`: recognise a file or folder, and describe its contents.
 
-Files are recognised by their first bytes, folders by the marker file that each kind of ours has.
+Files are recognised by their first bytes, folders by the marker file that each kind of ours has. Where no file has the
+given name, it may be a reference to weights, such as RUN@STEP (`weights.references`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from titokctl.context import Context
 from titokctl.data.sources import open_source
@@ -15,13 +18,18 @@ from titokctl.errors import UserError
 from titokctl.evaluation.codebook_usage import MAX_COUNTS, count_codes, usage_of
 from titokctl.formats import sample_set, weights_file
 from titokctl.formats.atomic import read_json
-from titokctl.formats.run_folder import open_run
+from titokctl.formats.checkpoint import is_checkpoint, step_of, steps_in
+from titokctl.formats.run_folder import KINDS, open_run
 from titokctl.formats.shard_set import read_set_index
+from titokctl.formats.token_cache import labelled_rows
 from titokctl.formats.token_parts import FORMAT as PARTS_FORMAT
 from titokctl.jobs.caches.rows import open_to_look
+from titokctl.weights.known import BY_NAME
+from titokctl.weights.read import locate, read
+from titokctl.weights.references import Located, in_runs, run_of, split_reference
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_KNOWN = "a token cache, a weights file, a run folder, a sample set, a folder of shards, or images"
+_KNOWN = "a token cache, a weights file, a run, RUN@STEP, a sample set, a folder of shards, or images"
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Describe the file or folder `path`."""
+    """Describe the file or folder `path`, or the weights that it refers to: RUN@STEP, the name of a run, a model."""
 
     path: Path
 
@@ -45,7 +53,9 @@ class Inspect:
         """Return the description. Raises UserError when `path` is missing, damaged, or of an unknown kind."""
         path = self.path
         if not path.exists():
-            raise UserError(f"no such file or folder: {path}", f"inspect takes {_KNOWN}")
+            return _referred(str(path), context)
+        if is_checkpoint(path):
+            return _of_weights(path, Located(path))
         if path.is_dir():
             return _folder(path, context)
         if _first_bytes(path) == _HDF5:
@@ -55,6 +65,44 @@ class Inspect:
         if path.suffix == ".tar":
             return _source(path)
         raise UserError(f"{path} was not made by titokctl", f"inspect takes {_KNOWN}")
+
+
+def _referred(name: str, context: Context) -> Inspection:
+    """Describe the weights that a run's name, RUN@STEP, or a known model on this machine stand for."""
+    runs = {in_runs(name, context.runs, kind, lambda _: None) for kind in KINDS} - {name}
+    if len(runs) > 1:
+        raise UserError(f"{len(runs)} runs are named {name}", f"name one of: {', '.join(sorted(runs))}")
+    reference = runs.pop() if runs else name
+    if (Path(reference) / "run.json").is_file():
+        return _run(Path(reference))
+    is_run = (Path(split_reference(reference)[0]) / "run.json").is_file()
+    if not is_run and name not in BY_NAME:
+        raise UserError(f"no such file, folder, run or model: {name}", f"inspect takes {_KNOWN}")
+    return _of_weights(Path(reference), locate(reference, fetch=False))
+
+
+def _of_weights(path: Path, found: Located) -> Inspection:
+    """Describe the weights at `found`, which `path` refers to."""
+    weights = read(found)
+    facts: dict[str, Any] = {"at": str(found.path)}
+    if is_checkpoint(found.path):
+        run, which = run_of(found.path), {"ema": "averaged", "raw": "raw"}
+        facts |= {
+            "run": str(run.path),
+            "status": run.status,
+            "step": step_of(found.path),
+            "weights": which[found.which],
+        }
+    facts |= _counts(weights.tensors) | {"config": weights.config.model_dump(mode="json")} | dict(weights.extra)
+    return Inspection(path, f"{weights.kind} weights", facts)
+
+
+def _counts(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    return {
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "tensors": len(tensors),
+        "types": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
+    }
 
 
 def _folder(path: Path, context: Context) -> Inspection:
@@ -84,7 +132,8 @@ def _token_cache(path: Path, context: Context) -> Inspection:
         "token size (C)": tokenizer.get("token_size"),
         "image size": head.image_size,
         "views": ", ".join(cache.views),
-        "classes": len(head.class_names),
+        "classes": int(np.count_nonzero(labelled_rows(cache.labels))),
+        "class names": len(head.class_names),
         "rows without a label": int((cache.labels < 0).sum()),
         "bytes a row": head.row_bytes,
         "file bytes": cache.num_bytes,
@@ -111,7 +160,7 @@ def _token_cache(path: Path, context: Context) -> Inspection:
 
 def _by_class(labels: np.ndarray, names: list[str]) -> dict[str, int]:
     """Return how often each label occurs, by class name, or by number where names are missing or not unique."""
-    counts = np.bincount(labels[labels >= 0], minlength=len(names)).tolist()
+    counts = labelled_rows(labels, len(names)).tolist()
     if len(set(names)) < len(names):
         names = [f"{name} ({i})" for i, name in enumerate(names)]
     return dict(zip(names or map(str, range(len(counts))), counts, strict=True))
@@ -122,19 +171,17 @@ def _weights(path: Path) -> Inspection:
     if not weights_file.is_ours(metadata):
         raise UserError(f"{path} is a safetensors file, but not titokctl weights", "`titokctl convert` may make it one")
     tensors = weights_file.read_tensors(path)
-    facts: dict[str, Any] = {
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "tensors": len(tensors),
-        "types": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
-        "file bytes": path.stat().st_size,
-    }
+    facts = _counts(tensors) | {"file bytes": path.stat().st_size}
     return Inspection(path, f"{metadata.get('kind')} weights", facts | _without(metadata, "format", "kind"))
 
 
 def _run(path: Path) -> Inspection:
     run = open_run(path)
-    names = ("status", "created", "finished", "product", "hashes", "inputs", "settings", "versions")
-    return Inspection(path, f"{run.kind} run", {name: getattr(run, name) for name in names})
+    names = ("status", "created", "finished", "product", "step", "hashes", "inputs", "settings", "versions")
+    facts = {name: getattr(run, name) for name in names}
+    if steps := steps_in(path / "checkpoints"):
+        facts["checkpoints"] = ", ".join(f"@{step}" for step in steps)
+    return Inspection(path, f"{run.kind} run", facts)
 
 
 def _parts(path: Path, manifest: dict[str, Any]) -> Inspection:

@@ -106,7 +106,9 @@ def _ended(run: RunFolder) -> str | None:
 
 
 def _step(run: RunFolder) -> int | None:
-    """Return the last saved step, or of a finished or running run the last logged step, where that is later."""
+    """Return the step of the product; without one the last saved step, or a running run's last logged one."""
+    if run.is_finished and run.step is not None:
+        return run.step
     saved = run.saved_step()
     logged = _metrics(run).get("step") if run.status in ("finished", "running") else None
     return max((step for step in (saved, logged) if step is not None), default=None)

@@ -12,13 +12,15 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from titokctl.context import Context
 from titokctl.data.pipeline import DecodedUnit, Decoder
 from titokctl.data.sources import Source, Unit
 from titokctl.data.workers import available_cores
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
-from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_cache import TokenCache, labelled_rows
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder, Tally
 from titokctl.jobs.tokenize.encode import TileEncoder, tokenize_unit
@@ -227,7 +229,7 @@ class TokenizeWork:
             rejected=rejected,
             samples=rows + rejected,
             views=["plain", *self.header.views],
-            classes=len(self.header.class_names),
+            classes=int(np.count_nonzero(labelled_rows(made.labels))) if made is not None else 0,
             unlabelled=int((made.labels < 0).sum()) if made is not None else 0,
             passed_over=recorded.get("passed_over", {}),
             label_files=recorded.get("label_files", 0),

@@ -1,6 +1,6 @@
 """`titokctl runs finish`: a stopped training run ends early, with the weights of a checkpoint as its product."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from titokctl.context import Context
@@ -65,7 +65,7 @@ def _finished(run: RunFolder, version: str) -> FinishedRun:
     weights, step = read(located), checkpoint.step_of(located.path)
     hashes = product_hashes(build(weights, str(located.path), "cpu", None))
     product = run.product_name(hashes["weights_sha256"])
-    save(run.path / product, weights)
+    save(run.path / product, replace(weights, extra={**weights.extra, "step": str(step)}))
     run.finish(product, hashes, step)
     steps = int(run.settings["training"]["steps"])
     return FinishedRun(run.path, run.product_path, hashes["weights_sha256"], step, steps)

@@ -43,7 +43,7 @@ Rows = tuple[TokenRows, TokenRows | None]
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """A finished run: its folder, its weights, and the last numbers of its log."""
+    """A finished run: its folder, its weights, and the newest numbers of its log up to the step of the weights."""
 
     run: Path
     weights: Path
@@ -253,17 +253,18 @@ def training_rows(recipe: GeneratorRecipe, cache: TokenCache, judged: TokenCache
 def _train(run: RunFolder, task: GeneratorTask, context: Context) -> None:
     recipe, group = task.recipe, task.group
     cost = training_cost(task.model.operations, context.device, recipe.training.precision)
-    Loop(task, recipe.training, run.path, f"train-gen {run.name}", context, cost).run()
+    step = Loop(task, recipe.training, run.path, f"train-gen {run.name}", context, cost).run()
     if not group.is_main:
         return
     trained = task.averaged().cpu()
-    extra = {"inputs": json.dumps(run.inputs), "sampling": recipe.sampling.model_dump_json()}
+    sampling = recipe.sampling.model_dump_json()
+    extra = {"inputs": json.dumps(run.inputs), "sampling": sampling, "step": str(step)}
     hashes = {"weights_sha256": weights_sha256(trained)}
     product = run.product_name(hashes["weights_sha256"])
     save_generator(run.path / product, trained, extra)
-    run.finish(product, hashes, recipe.training.steps)
+    run.finish(product, hashes, step)
 
 
 def _result(run: RunFolder) -> TrainedGenerator:
-    metrics = MetricsLog(run.path / "metrics.jsonl").newest_values()
+    metrics = MetricsLog(run.path / "metrics.jsonl").newest_values(run.step)
     return TrainedGenerator(run.path, run.product_path, run.hashes["weights_sha256"], metrics)

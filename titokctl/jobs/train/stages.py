@@ -85,7 +85,7 @@ def build_stage(recipe: TokenizerRecipe, start: Start, parts: Parts) -> ImageSta
 
 def save_product(run: RunFolder, trained: nn.Module, inputs: dict[str, Any], step: int) -> None:
     """Finish `run` with the network of a stage after `step` steps; `inputs` record what it started from."""
-    extra = {"inputs": json.dumps(inputs)} if inputs else None
+    extra = ({"inputs": json.dumps(inputs)} if inputs else {}) | {"step": str(step)}
     hashes = product_hashes(trained)
     product = run.product_name(hashes["weights_sha256"])
     if isinstance(trained, TiTok):

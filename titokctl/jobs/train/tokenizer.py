@@ -168,11 +168,11 @@ class TrainTokenizer:
         kept = _kept_codes(run.path, recipe, images, group)
         task = build_stage(recipe, found.start, Parts(images, validate, context.device, group, kept))
         cost = training_cost(lambda: tokenizer_operations(recipe), context.device, recipe.training.precision)
-        Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", context, cost).run()
+        step = Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", context, cost).run()
         for remark in images.remarks():
             say(remark)
         if group.is_main:
-            save_product(run, task.averaged().cpu(), found.recorded, recipe.training.steps)
+            save_product(run, task.averaged().cpu(), found.recorded, step)
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,6 @@ def _kept_codes(folder: Path, recipe: TokenizerRecipe, images: StepImages, group
 
 
 def _result(run: RunFolder) -> TrainedTokenizer:
-    metrics = MetricsLog(run.path / "metrics.jsonl").newest_values()
+    metrics = MetricsLog(run.path / "metrics.jsonl").newest_values(run.step)
     whole, encoder = run.hashes["weights_sha256"], run.hashes.get("encoder_sha256")
     return TrainedTokenizer(run.path, run.product_path, whole, encoder, metrics)
