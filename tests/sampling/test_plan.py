@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from titokctl.errors import UsageError
-from titokctl.sampling.plan import Plan, classes_of, parse_classes
+from titokctl.sampling.plan import Plan, classes_of, parse_classes, unlearnt
 
 
 def test_labels_cycle_through_the_classes():
@@ -24,9 +24,10 @@ def test_tiles_hold_every_image_once_and_have_one_size(n):
 
 def test_classes_as_people_write_them():
     assert parse_classes("207, 360") == (207, 360)
-    assert parse_classes("all") is None
+    assert parse_classes("0-3,7") == (0, 1, 2, 3, 7)
     assert parse_classes(None) is None
-    assert classes_of(None, 3) == (0, 1, 2)
+    assert classes_of(None, 3) == classes_of(parse_classes("all"), 3) == (0, 1, 2)
+    assert classes_of(parse_classes("none"), 3) is None, "the null label for every image"
     assert classes_of((2, 0), 3) == (2, 0)
     assert classes_of(None, 0) is None
 
@@ -43,6 +44,30 @@ def test_classes_by_name():
     assert "red-ball" in caught.value.hint
     with pytest.raises(UsageError, match="records no class names"):
         classes_of(("cat",), 3)
+
+
+def test_only_classes_with_rows_are_drawn_by_default():
+    rows = [4, 0, 1, 0]
+    assert classes_of(None, 4, (), rows) == (0, 2)
+    assert classes_of(None, 6, (), rows) == (0, 2), "classes beyond the counts had no rows"
+    assert classes_of("all", 4, (), rows) == (0, 1, 2, 3)
+    assert classes_of((1,), 4, (), rows) == (1,)
+    assert unlearnt((1, 2, 5), rows) == [1, 5]
+    assert unlearnt((1, 2, 5), ()) == [], "nothing is known"
+
+
+def test_a_name_of_two_classes_is_refused():
+    names = ["crane", "cat", "crane"]
+    with pytest.raises(UsageError, match="2 classes are named 'crane'") as caught:
+        classes_of(("crane",), 3, names)
+    assert "0 or 2" in caught.value.hint
+    assert classes_of((2, "cat"), 3, names) == (2, 1)
+
+
+@pytest.mark.parametrize("text", ["5-3", "0-999999999"])
+def test_ranges_that_are_none(text):
+    with pytest.raises(UsageError, match="no range of classes"):
+        parse_classes(text)
 
 
 @pytest.mark.parametrize("text", ["1,,2", "", "cat,"])

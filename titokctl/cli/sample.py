@@ -25,7 +25,13 @@ def sample(
     num_images: Annotated[int | None, option("-n --num-images", "Number of images; 64 by default.")] = None,
     per_class: Annotated[int | None, option("--per-class", "Images of each class, instead of -n.")] = None,
     classes: Annotated[
-        str | None, option("--classes", "Class numbers or names, which the images take in turn.", "207,red-ball|all")
+        str | None,
+        option(
+            "--classes",
+            "Class numbers, ranges or names, which the images take in turn; by default all that were learnt. none "
+            "draws without a class.",
+            "0-9,207,red-ball|all|none",
+        ),
     ] = None,
     cfg: Annotated[
         str | None,

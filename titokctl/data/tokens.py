@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from titokctl.data.order import batch_positions
-from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_cache import TokenCache, labelled_rows
 from titokctl.models.device import send
 
 DEVICE_BUDGET_BYTES = 4 << 30
@@ -70,6 +70,10 @@ class TokenRows:
             here = (view == number).numpy()
             gathered[here] = ids[rows[here]]
         return TokenBatch(_as_int64(send(_signed(gathered), self._device)), labels)
+
+    def class_rows(self, num_classes: int) -> list[int]:
+        """Return how many of these rows each of the first `num_classes` classes has."""
+        return [int(count) for count in labelled_rows(self._labels.numpy(), num_classes)[:num_classes]]
 
     def unigram_entropy(self) -> float:
         """Return the entropy in nats of a random id: the loss of a model that only knows the frequency of each code.

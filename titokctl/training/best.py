@@ -8,7 +8,7 @@ from typing import Any
 from titokctl.config.training import TrainingConfig
 from titokctl.errors import UsageError
 
-_LOWER_IS_BETTER = ("loss", "fid", "gap", "entropy", "distance")
+_LOWER_IS_BETTER = ("loss", "fid", "gap", "entropy", "distance", "bits", "nll")
 
 
 def lower_is_better(metric: str) -> bool:

@@ -3,8 +3,8 @@
 A tensor of the same name and shape is taken. Others are resized by what they are:
 
 - a generator's table of tokens: codes and the mask are taken; the row of a class is that of the class of the same name,
-  where both networks know their classes, or of the same number, where both have equally many; the row of any other
-  class, and of the null label, is the old null label's;
+  where both networks know their classes and the name is that of one class only, or of the same number, where both have
+  equally many; the row of any other class, and of the null label, is the old null label's;
 - a codebook: the first codes are taken; the rows of a larger one repeat the old codes, with a deviation of 0.001;
 - positions of image patches, the class embedding's first: interpolated between the two grids (bicubic);
 - latent tokens, their positions, and the positions of ids: the first rows are taken, further ones are left.
@@ -13,6 +13,7 @@ Everything else is left as it is, and so is a table of tokens or a head for othe
 latent tokens, D width.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,6 +99,12 @@ def adopt(module: nn.Module, given: Given, class_names: Sequence[str] = ()) -> A
     return adoption
 
 
+def twice(names: Sequence[str]) -> list[str]:
+    """Return the names that occur more than once; classes of such names can't be matched by name."""
+    counts = Counter(names)
+    return [name for name, count in counts.items() if count > 1]
+
+
 def freeze(module: nn.Module, parts: Sequence[str]) -> None:
     """Leave the parameters of the named parts as they are in training.
 
@@ -146,8 +153,9 @@ def _take_tokens(new: torch.Tensor, old: torch.Tensor, module: nn.Module, given:
 
 def _same_classes(count: int, names: Sequence[str], before: int, names_before: Sequence[str]) -> Mapping[int, int]:
     """Return the old class of each class that has one: by name if all names are known, else by number if C is equal."""
-    if names and names_before:
-        known = {name: c for c, name in enumerate(names_before[:before])}
+    if names and names_before and list(names) != list(names_before):
+        unclear = {*twice(names), *twice(names_before)}
+        known = {name: c for c, name in enumerate(names_before[:before]) if name not in unclear}
         return {c: known[name] for c, name in enumerate(names[:count]) if name in known}
     return {c: c for c in range(count)} if count == before else {}
 

@@ -27,7 +27,7 @@ from titokctl.models.generator_kinds import kind_class
 from titokctl.models.guidance import S_FORM, W_FORM
 from titokctl.models.inference import kernels, prepared
 from titokctl.models.precision import Precision
-from titokctl.sampling.plan import Plan, classes_of
+from titokctl.sampling.plan import Classes, Plan, classes_of, unlearnt
 from titokctl.weights.build import build
 from titokctl.weights.chain import Say, pick_generator, tokenizer_with
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
@@ -36,6 +36,7 @@ from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights
 
 DEFAULT_NUM_IMAGES = 64
+_SHOWN_CLASSES = 5
 _LABEL_RULE = "image i has the class classes[i mod C]"
 
 
@@ -252,19 +253,37 @@ def build_networks(generator: Given, tokenizer: Given, device: str, precision: P
 
 
 def plan_for(
-    generator: Given, classes: Sequence[int | str] | None, num_images: int | None, per_class: int | None, device: str
+    generator: Given, classes: Classes, num_images: int | None, per_class: int | None, device: str, say: Say
 ) -> Plan:
     """Return the images and classes to draw: `num_images` in all, or `per_class` of each class.
 
-    Raises UsageError when the classes are not the generator's.
+    Classes that had no rows in training are left out unless they are named, and reported. Raises UsageError when the
+    classes are not the generator's.
     """
-    names = generator.lineage.get("class_names", ())
-    chosen = classes_of(classes, generator.config.num_classes, names)
+    names, rows = generator.lineage.get("class_names", ()), generator.lineage.get("class_rows", ())
+    chosen = classes_of(classes, generator.config.num_classes, names, rows)
+    _say_unlearnt(generator.config.num_classes, chosen, names, rows, say)
     if per_class is not None:
         if chosen is None:
-            raise UsageError("--per-class was given, but this generator was trained without classes", "use -n instead")
+            raise UsageError("--per-class was given, but the images are drawn without classes", "use -n instead")
         num_images = per_class * len(chosen)
     return Plan(num_images or DEFAULT_NUM_IMAGES, chosen, default_batch_size(device, "draw"))
+
+
+def _say_unlearnt(
+    num_classes: int, chosen: Sequence[int] | None, names: Sequence[str], rows: Sequence[int], say: Say
+) -> None:
+    """Report the classes without rows: those that are drawn although they were not learnt, or else those left out."""
+    if chosen is None:
+        return
+    drawn, every = unlearnt(chosen, rows), unlearnt(range(num_classes), rows)
+    listed = [names[c] if c < len(names) else str(c) for c in (drawn or every)]
+    shown = ", ".join(listed[:_SHOWN_CLASSES]) + (", ..." if len(listed) > _SHOWN_CLASSES else "")
+    if drawn:
+        say(f"warning: training had no images of {len(drawn):,} of these classes ({shown}), so expect noise")
+    elif every and len(chosen) == num_classes - len(every):
+        left_out = f"{len(every):,} of {num_classes:,} classes were not learnt and are left out ({shown})"
+        say(f"{left_out}; --classes all draws them")
 
 
 def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> GuidanceConfig:

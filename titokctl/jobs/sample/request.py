@@ -1,7 +1,7 @@
 """The request of `titokctl sample`: a generator and its tokenizer -> a sample set."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from titokctl.models.device import default_batch_size
 from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import PRECISIONS, Precision
 from titokctl.sampling.decoding import too_many_steps
+from titokctl.sampling.plan import Classes
 
 __all__ = ["Sample", "Sampled"]
 
@@ -46,7 +47,7 @@ class Sample:
         generator, tokenizer: run folder, file or known name; None finds the newest generator and its tokenizer.
         num_images: size of the set; 64 by default.
         per_class: number of images of each class, instead of `num_images`.
-        classes: class numbers or names; None for all classes.
+        classes: class numbers or names; "all"; "none" for images without a class; None for all that were learnt.
         settings: sampling settings that differ from the generator's own. The guidance_scale may also be text: "4.0",
             or "5.0w" as DiT and diffusers count it; and so may the guidance_interval: "0.2,0.8".
         output: folder of the set; by default a run folder named by the settings.
@@ -63,7 +64,7 @@ class Sample:
     tokenizer: str | None = None
     num_images: int | None = None
     per_class: int | None = None
-    classes: Sequence[int | str] | None = None
+    classes: Classes = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     output: Path | None = None
     image_format: ImageFormat | None = None
@@ -159,7 +160,7 @@ class Sample:
         # The newest generator that rank 0 finds need not be the newest that another rank finds.
         generator, tokenizer = (self.generator, self.tokenizer) if group.is_main else team.get("networks")
         found = find_generator(generator, context.runs, say, fetch)
-        plan = plan_for(found, self.classes, self.num_images, self.per_class, context.device)
+        plan = plan_for(found, self.classes, self.num_images, self.per_class, context.device, say)
         changes = self._changes()
         sampling = settings_for(found, changes, say)
         if judge is not None and plan.num_images < 2:

@@ -29,7 +29,7 @@ from titokctl.training.loop import Loop
 from titokctl.training.randomness import key
 from titokctl.training.run_setup import TrainingPlan, TrainingRun, check_division, check_folder
 from titokctl.training.speed import training_cost
-from titokctl.weights.adoption import Given, adopt, freeze, planned
+from titokctl.weights.adoption import Given, adopt, freeze, planned, twice
 from titokctl.weights.build import skeleton
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_generator
@@ -127,7 +127,7 @@ class TrainGenerator:
         judged = _validation_cache(self.validation, cache, recipe, is_main)
         rows = training_rows(recipe, cache, judged, context.device)
         identity = "/".join(c.sha256 for c in (cache, judged) if c)
-        inputs = lineage(cache, self.cache)
+        inputs = lineage(cache, self.cache, rows[0], recipe.model.num_classes)
         init = self._given(cache, recipe, context, not dry)
         if init is not None:
             inputs["init"] = planned(skeleton("generator", recipe.model), init.given).record(init.given)
@@ -147,6 +147,12 @@ class TrainGenerator:
         made_by = json.loads(read(locate(named, fetch, "generator")).extra.get("inputs", "{}"))
         given = Given(named, weights_sha256(network), network, made_by.get("class_names") or ())
         context.say(f"init: {named}: {planned(skeleton('generator', recipe.model), given).in_words()}")
+        if cache.class_names and list(cache.class_names) != list(given.class_names):
+            unclear = sorted({*twice(cache.class_names), *twice(given.class_names)})
+            if given.class_names and unclear:
+                context.say(
+                    f"warning: two classes are named {unclear[0]}; such classes start from the null label's row"
+                )
         encoder = made_by.get("encoder_sha256")
         if encoder not in (None, cache.header.encoder_sha256):
             context.say(
@@ -176,11 +182,16 @@ class _Inputs:
     init: GeneratorStart | None = None
 
 
-def lineage(cache: TokenCache, path: Path) -> dict[str, Any]:
-    """Return what a generator's products record of the cache: hashes, source, preprocessing, terms if there are any."""
+def lineage(cache: TokenCache, path: Path, rows: TokenRows, num_classes: int) -> dict[str, Any]:
+    """Return what a generator's products record of the cache.
+
+    Hashes, source, preprocessing, terms if there are any, and of the classes their names and how many of `rows` each
+    has, since a class without rows is not learnt.
+    """
     made_by = {name: cache.attrs[name] for name in ("encoder_sha256", "weights_sha256", "source", "preprocessing")}
     terms = {"terms": cache.header.terms} if cache.header.terms else {}
-    return {"cache": str(path.absolute()), **made_by, "class_names": cache.class_names, **terms}
+    classes = {"class_names": cache.class_names, "class_rows": rows.class_rows(num_classes)}
+    return {"cache": str(path.absolute()), **made_by, **classes, **terms}
 
 
 def _validation_cache(

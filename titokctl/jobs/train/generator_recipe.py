@@ -9,7 +9,7 @@ from titokctl.config import recipe_files
 from titokctl.config.recipe import GeneratorRecipe
 from titokctl.data.class_order import say_class_order
 from titokctl.errors import UserError
-from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_cache import TokenCache, labelled_rows
 from titokctl.progress import Progress
 from titokctl.weights.build import skeleton
 
@@ -21,17 +21,22 @@ def resolve_recipe(
 ) -> tuple[str, GeneratorRecipe]:
     """Return the named recipe, or the shipped one for the cache's K and V, checked against the cache.
 
-    A recipe that was found takes its number of classes from the cache; a named one must have enough. Without labels
-    the generator has no classes: those of the recipe would never be trained, and could still be drawn.
+    The number of classes is that of the cache, unless `overrides` set it: further classes of the recipe would never be
+    trained, and could still be drawn. Without labels the generator has no classes in any case.
     """
     tokens, codes = cache.ids.shape[1], cache.codebook_size  # a cache of latents is refused here
     classes = num_classes(cache)
     if name is None:
         name = _fitting_recipe(cache, classes, path)
         progress.say(f"recipe: {name} (K {tokens}, V {codes}, {classes} classes)")
-        overrides = [f"model.num_classes={classes}", *overrides]
-    if classes == 0:
-        overrides = [*overrides, "model.num_classes=0"]
+    elif classes and not any(one.split("=")[0].strip() in ("model", "model.num_classes") for one in overrides):
+        own = recipe_files.load(name, "generator", overrides).model.num_classes
+        if own != classes:
+            progress.say(
+                f"model.num_classes: {classes:,}, from {path}; --set model.num_classes={own} keeps the recipe's"
+            )
+    from_cache = f"model.num_classes={classes}"
+    overrides = [from_cache, *overrides] if classes else [*overrides, from_cache]
     recipe: GeneratorRecipe = recipe_files.load(name, "generator", overrides)
     _check_fit(recipe, name, tokens, codes, classes, cache, path)
     say_class_order(cache.class_names, recipe.model, progress.say)
@@ -43,17 +48,15 @@ def resolve_recipe(
 
 def _warn_of_untrained(cache: TokenCache, classes: int, path: Path, progress: Progress) -> None:
     """Warn of classes without a row: they can be drawn, and show noise."""
-    labels = np.asarray(cache.labels)
-    present = np.bincount(labels[labels >= 0], minlength=classes) > 0
-    missing = np.flatnonzero(~present[:classes])
+    missing = np.flatnonzero(labelled_rows(cache.labels, classes)[:classes] == 0)
     if not len(missing):
         return
     needed = num_classes(cache)
     shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
     smaller = f"; --set model.num_classes={needed} leaves out those above" if needed < classes else ""
     progress.say(
-        f"warning: {len(missing):,} of the {classes:,} classes have no rows in {path} ({shown}), so the generator will "
-        f"draw noise for them{smaller}"
+        f"warning: {len(missing):,} of the {classes:,} classes have no rows in {path} ({shown}), so the generator does "
+        f"not learn them, and sample leaves them out{smaller}"
     )
 
 

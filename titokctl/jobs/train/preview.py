@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from titokctl.config.recipe import GeneratorRecipe
@@ -12,7 +13,7 @@ from titokctl.context import Context
 from titokctl.data.images import to_bytes
 from titokctl.errors import UserError
 from titokctl.formats.picture import save_grid
-from titokctl.formats.token_cache import TokenCache
+from titokctl.formats.token_cache import TokenCache, labelled_rows
 from titokctl.models.generator import Generator
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.titok.tokenizer import TiTok
@@ -55,13 +56,16 @@ def make_preview(
             f"{path} was made by another tokenizer than {found}: encoder {header.encoder_sha256[:12]}, not {ours[:12]}",
             "name the tokenizer that made it with --tokenizer, or leave --tokenizer out",
         )
-    return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling)
+    learnt = np.flatnonzero(labelled_rows(cache.labels)) if recipe.model.num_classes else np.empty(0, np.int64)
+    classes = torch.from_numpy(learnt)
+    return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling, classes)
 
 
-def _draw(folder: Path, tokenizer: TiTok, sampling: GuidanceConfig, generator: Generator, step: int) -> None:
+def _draw(
+    folder: Path, tokenizer: TiTok, sampling: GuidanceConfig, classes: torch.Tensor, generator: Generator, step: int
+) -> None:
     """Write a grid of samples of the averaged generator, which is in eval mode, as samples-<step>.png."""
     images = torch.arange(_COLUMNS * _ROWS, device=tokenizer.latent_tokens.device)
-    classes = generator.config.num_classes
-    labels = images * classes // len(images) if classes else None
+    labels = classes.to(images.device)[images * len(classes) // len(images)] if len(classes) else None
     pixels = tokenizer.detokenize(generator.sample(labels, sampling, KeyedNoise(sampling.seed, images)))
     save_grid(folder / f"samples-{step:08d}.png", to_bytes(pixels).cpu().numpy(), _COLUMNS)
