@@ -31,11 +31,15 @@ def wait_for_files(process: subprocess.Popen[str], folder: Path, pattern: str, c
 
 
 def signalled(
-    words: list[str], number: signal.Signals, folder: Path, pattern: str, count: int
+    words: list[str], number: signal.Signals, folder: Path, pattern: str, count: int, packages: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of one process that is sent the signal `number` once `count` files fit `pattern` in `folder`."""
+    """Run a command of one process that is sent the signal `number` once `count` files fit `pattern` in `folder`.
+
+    `packages` are more folders in which it finds packages, as in PYTHONPATH.
+    """
     command = [sys.executable, "-m", "titokctl", *words]
     environment = {**os.environ, **held(folder, pattern, count)}
+    environment["PYTHONPATH"] += f"{os.pathsep}{packages}" if packages else ""
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
         try:
             wait_for_files(one, folder, pattern, count)

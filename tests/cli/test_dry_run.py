@@ -35,6 +35,7 @@ PLANNED = [
     ("reconstructed", "reconstruct shards --tokenizer tok.safetensors --features none"),
     ("ref.npz", "stats shards --size 32 -o ref.npz --features toy"),
     ("page.html", "report tokenizer/tok -o page.html"),
+    ("tuned", "tune --ref shards --features toy --images 9000"),
 ]
 # Training: the plan is the recipe.
 RECIPES = {"train-gen", "train-tokenizer"}
@@ -57,6 +58,9 @@ REFUSED = [
     "reconstruct nowhere --features none",
     "stats shards --size 32 -o ref.h5 --features toy",
     "report tokenizer/tok -o page.txt",
+    "tune --features toy",
+    "tune --ref nowhere --features toy",
+    "tune --ref shards --features toy --images 90",
     "train-gen ids.h5 --recipe tiny",
     "train-tokenizer nowhere --recipe tiny",
 ]

@@ -5,7 +5,7 @@ import pytest
 
 from titokctl.evaluation.features import FeatureSet
 from titokctl.evaluation.frechet import gaussian_of, holm, paired_test
-from titokctl.evaluation.metrics import kernel_distance, kernel_influences
+from titokctl.evaluation.metrics import kernel_distance
 from titokctl.evaluation.paired_metrics import paired_metric
 from titokctl.evaluation.racing import PRESET, Budget, Race, Score, challengers_by_round, race
 
@@ -127,27 +127,31 @@ def normal(count: int, seed: int, shift: float = 0.0, width: int = 12) -> np.nda
     return (np.random.default_rng(seed).normal(size=(count, width)) + shift).astype(np.float32)
 
 
-def test_a_row_changes_the_kernel_distance_by_its_influence():
+def reference_of(rows: np.ndarray) -> FeatureSet:
+    return FeatureSet(len(rows), gaussian_of(rows), features=rows)
+
+
+def test_the_score_is_the_kernel_distance_and_a_row_changes_it_by_its_influence():
     x, y = normal(400, 0), normal(300, 1, shift=0.4)
-    found = kernel_influences(x, y)
+    found = paired_metric("kid").against(reference_of(y))(x)
+    assert found.value == pytest.approx(kernel_distance(x, y), rel=1e-9)
     for row in (0, 17, 250):
         step = kernel_distance(x, y) - kernel_distance(np.delete(x, row, 0), y)
-        assert step == pytest.approx((found[row] - found.mean()) / len(x), rel=0.03)
+        assert step == pytest.approx((found.influences[row] - found.influences.mean()) / len(x), rel=0.03)
 
 
 def test_the_standard_error_from_influences_is_the_deviation_over_draws():
-    y = normal(500, 1, shift=0.3)
-    draws = [(kernel_distance(x, y), kernel_influences(x, y)) for x in (normal(150, seed) for seed in range(2, 122))]
-    errors = [values.std(ddof=1) / len(values) ** 0.5 for _, values in draws]
-    assert np.mean(errors) == pytest.approx(np.std([value for value, _ in draws]), rel=0.2)
+    score = paired_metric("kid").against(reference_of(normal(500, 1, shift=0.3)))
+    draws = [score(normal(150, seed)) for seed in range(2, 122)]
+    errors = [found.influences.std(ddof=1) / len(found.influences) ** 0.5 for found in draws]
+    assert np.mean(errors) == pytest.approx(np.std([found.value for found in draws]), rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["kid", "fid"])
 def test_settings_of_one_distribution_are_told_apart_as_rarely_as_the_p_value_says(name):
-    metric, reference = paired_metric(name), normal(600, 1, shift=0.3, width=4)
-    features = FeatureSet(600, gaussian_of(reference), features=reference)
+    score = paired_metric(name).against(reference_of(normal(600, 1, shift=0.3, width=4)))
     small = []
     for seed in range(200):
-        first, second = (metric.score(normal(80, 2 * seed + i + 10, width=4), features) for i in range(2))
+        first, second = (score(normal(80, 2 * seed + i + 10, width=4)) for i in range(2))
         small.append(paired_test(first.value, second.value, first.influences, second.influences).p < 0.05)
     assert 1 <= sum(small) <= 22, "the expectation is 10; 22 has a probability of 0.04 %"

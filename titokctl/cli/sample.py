@@ -33,6 +33,12 @@ def sample(
             "0-9,207,red-ball|all|none",
         ),
     ] = None,
+    settings_file: Annotated[
+        str | None,
+        _how(
+            "--settings", "Settings as tune writes them, or a shipped preset; other options override it.", "FILE|NAME"
+        ),
+    ] = None,
     cfg: Annotated[
         str | None,
         _how(
@@ -136,6 +142,7 @@ def sample(
         features=features,
         inception_weights=inception_weights,
         overwrite=overwrite,
+        settings_file=settings_file,
     )
     machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
     around = Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine, takes_all_gpus=True)

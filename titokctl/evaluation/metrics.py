@@ -214,17 +214,20 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     return within - 2 * _kernel_sum(a, b) / (len(a) * len(b))
 
 
-def kernel_influences(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return (n,) float64, n times the influence of each row of `x` on `kernel_distance`, up to a constant.
+def kernel_means(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean kernel of each row of `x` with the other rows of `x`, and with all rows of `y`.
 
-    It is twice the mean kernel with the other rows of `x` less twice the mean kernel with `y`, which is taken as exact:
-    the first term of Hoeffding's decomposition of the estimate. Arguments and errors as for `kernel_distance`.
+    Both are (n,) float64. Arguments and errors as for `kernel_distance`, of which they are two of three terms.
     """
     a, b = _checked(x, y)
     n, width = a.shape
     itself = ((a * a).sum(1) / width + 1) ** 3
-    within = (_kernel_means(a, a) * n - itself) / (n - 1)
-    return (2 * (within - _kernel_means(a, b))).numpy()
+    return ((_kernel_means(a, a) * n - itself) / (n - 1)).numpy(), _kernel_means(a, b).numpy()
+
+
+def kernel_within(y: np.ndarray) -> float:
+    """Return the mean kernel of all pairs of different rows of `y` (m, D): the third term of `kernel_distance`."""
+    return _mean_off_diagonal(_checked(y, y)[0])
 
 
 def kernel_distance_in_subsets(

@@ -11,7 +11,7 @@ import numpy as np
 from titokctl.errors import UsageError
 from titokctl.evaluation.features import FeatureSet
 from titokctl.evaluation.frechet import IMAGES_PER_FEATURE, frechet_distance, gaussian_of, influences
-from titokctl.evaluation.metrics import kernel_distance, kernel_influences
+from titokctl.evaluation.metrics import kernel_means, kernel_within
 from titokctl.evaluation.racing import Score
 
 _LEAST_FOR_KID = 48  # the test takes the mean influence of so many images for normal
@@ -23,13 +23,13 @@ class PairedMetric:
 
     Args:
         name: as --metric names it.
-        score: maps features (n, D) float32 and those of the reference to the score.
+        against: maps the features of a reference to a function from features (n, D) float32 to their score.
         least: maps D to the least number of samples.
         one_by_one: needs the features of the reference image by image, and at least `least` of them.
     """
 
     name: str
-    score: Callable[[np.ndarray, FeatureSet], Score]
+    against: Callable[[FeatureSet], Callable[[np.ndarray], Score]]
     least: Callable[[int], int]
     one_by_one: bool
 
@@ -50,14 +50,25 @@ def paired_metric(name: str) -> PairedMetric:
     return PAIRED_METRICS[name]
 
 
-def _kid(features: np.ndarray, reference: FeatureSet) -> Score:
+def _kid(reference: FeatureSet) -> Callable[[np.ndarray], Score]:
+    """Return KID, whose influences are the first terms of Hoeffding's decomposition, the reference taken as exact."""
     assert reference.features is not None
-    return Score(kernel_distance(features, reference.features), kernel_influences(features, reference.features))
+    rows, within_reference = reference.features, kernel_within(reference.features)
+
+    def score(features: np.ndarray) -> Score:
+        within, between = kernel_means(features, rows)
+        return Score(float(within.mean() + within_reference - 2 * between.mean()), 2 * (within - between))
+
+    return score
 
 
-def _fid(features: np.ndarray, reference: FeatureSet) -> Score:
-    samples = gaussian_of(features)
-    return Score(frechet_distance(samples, reference.pool), influences(features, samples, reference.pool))
+def _fid(reference: FeatureSet) -> Callable[[np.ndarray], Score]:
+    def score(features: np.ndarray) -> Score:
+        samples = gaussian_of(features)
+        value = frechet_distance(samples, reference.pool)
+        return Score(value, influences(features, samples, reference.pool))
+
+    return score
 
 
 _TABLE = (

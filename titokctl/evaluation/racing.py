@@ -55,12 +55,26 @@ class Budget:
     @property
     def first_round(self) -> int:
         """Return the number of images of each setting in the first round, a multiple of `tile`; 0 for too few."""
+        count = self._whole_tiles(_RACING_SHARE * self.total / self._cost_of_rounds)
+        return count if count >= self.least else 0
+
+    @property
+    def least_tiles(self) -> int:
+        """Return the least number of images in a round: `least`, rounded up to a multiple of `tile`."""
+        return math.ceil(self.least / self.tile) * self.tile
+
+    @property
+    def needed(self) -> float:
+        """Return the least `total` that pays for all rounds."""
+        return self.least_tiles * self._cost_of_rounds / _RACING_SHARE
+
+    @property
+    def _cost_of_rounds(self) -> float:
+        """Return the cost of all rounds for each image of the first one; those that stay have the mean cost."""
         racing = challengers_by_round(len(self.costs) - 1)
         # A round doubles the images of those that are left: its own images are as many as all before it.
         images = sum((left + 1) * (1 if i == 0 else 2 ** (i - 1)) for i, left in enumerate(racing))
-        mean = sum(self.costs) / len(self.costs)
-        count = self._whole_tiles(_RACING_SHARE * self.total / (images * mean))
-        return count if count >= self.least else 0
+        return images * sum(self.costs) / len(self.costs)
 
     def last_round(self, spent: float, settings: Sequence[int]) -> int:
         """Return the number of unseen images of each of `settings` that the rest pays for, a multiple of `tile`."""
@@ -117,10 +131,10 @@ def race(budget: Budget, measure: Measure) -> Race:
     """Run a race.
 
     Args:
-        budget: names the settings by their costs. `first_round` must not be 0.
+        budget: names the settings by their costs.
         measure: called with ranges that begin at 0 in the rounds, and at the end of the last round's in the end.
 
-    Raises ValueError when the budget is too small for a round, or for the last comparison.
+    Raises ValueError before the first round when the budget does not pay for all rounds.
     """
     count, spent = budget.first_round, 0.0
     if count == 0:
@@ -134,9 +148,8 @@ def race(budget: Budget, measure: Measure) -> Race:
         left = _still_racing(left, scores)
         seen, count = count, 2 * count
     finalists = left[:FINALISTS]
-    last = budget.last_round(spent, (PRESET, *finalists))
-    if last < budget.least:
-        raise ValueError(f"a budget of {budget.total} leaves {last} images for the last comparison")
+    # Settings that cost far more than the mean can exceed the budget here: without a comparison, all was in vain.
+    last = max(budget.last_round(spent, (PRESET, *finalists)), budget.least_tiles)
     verdicts = _verdicts(finalists, range(seen, seen + last), measure)
     better = [verdict for verdict in verdicts if verdict.is_better]
     proposed = min(better, key=lambda verdict: verdict.value).setting if better else PRESET

@@ -37,13 +37,23 @@ def find_reference(
     Raises:
         UserError: the reference doesn't fit. UsageError if none is given and none is recorded.
     """
+    if given is not None:
+        return named_reference(given, samples.image_size, one_by_one, opening, work)
+    images = reference_images(given, samples, opening)
+    work.context.say(f"reference: {images.path} ({images.count:,} images, what the samples' token cache was made from)")
+    return _of_images(images, work)
+
+
+def named_reference(
+    given: Path, image_size: int | None, one_by_one: bool, opening: Opening, work: FeaturePass
+) -> Reference:
+    """Return the reference `given` for samples of `image_size` pixels. Arguments and errors as `find_reference`."""
     if is_statistics_file(given):
         return _from_file(given, one_by_one, work)
-    images = reference_images(given, samples, opening)
-    if given is None:
-        work.context.say(
-            f"reference: {images.path} ({images.count:,} images, what the samples' token cache was made from)"
-        )
+    return _of_images(named_images(given, image_size, opening), work)
+
+
+def _of_images(images: ImageSet, work: FeaturePass) -> Reference:
     found, path = measured_reference(images, work)
     about = {"path": str(images.path.absolute()), "count": found.features.count, **images.about}
     if path.is_file():
@@ -62,14 +72,19 @@ def reference_images(given: Path | None, samples: ImageSet, opening: Opening) ->
     Raises UserError if they can't be opened; UsageError if none are given and none are recorded.
     """
     if given is not None:
-        as_samples = PreprocessingConfig(size=samples.image_size, exif=opening.exif) if samples.image_size else None
-        return open_images(given, replace(opening, preprocessing=opening.preprocessing or as_samples))
+        return named_images(given, samples.image_size, opening)
     if not {"source", "preprocessing"} <= samples.origin.keys():
         raise UsageError(
             f"{samples.path} does not say what it should be compared with",
             "name images or statistics with --ref",
         )
     return OriginalImages(samples.origin, opening.keep_index)
+
+
+def named_images(given: Path, image_size: int | None, opening: Opening) -> ImageSet:
+    """Open the images `given` as a reference for samples of `image_size` pixels; None takes them as they are."""
+    as_samples = PreprocessingConfig(size=image_size, exif=opening.exif) if image_size else None
+    return open_images(given, replace(opening, preprocessing=opening.preprocessing or as_samples))
 
 
 def check_network(path: Path, statistics: Statistics, extractor: Extractor) -> None:

@@ -31,10 +31,11 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 76, 30
 
 @dataclass(frozen=True)
 class Curve:
-    """A line in a plot: its name and points (x, y), sorted by x."""
+    """A line in a plot: its name and points (x, y), sorted by x; or, unless `is_line`, the points alone."""
 
     name: str
     points: Sequence[tuple[float, float]]
+    is_line: bool = True
 
 
 @dataclass
@@ -66,8 +67,8 @@ class ReportPage:
         self.parts.append(f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>')
 
     def plot(self, curves: Sequence[Curve], x_name: str, y_name: str) -> None:
-        """Add a plot of lines over a common x axis; curves with fewer than two points are left out."""
-        drawn = [c for c in curves if len(c.points) > 1]
+        """Add a plot of curves over a common x axis; lines of fewer than two points are left out."""
+        drawn = [c for c in curves if len(c.points) > c.is_line]
         if drawn:
             legend = " ".join(
                 f'<span style="color:{_colour(i)}">{escape(curve.name)}</span>' for i, curve in enumerate(drawn)
@@ -99,6 +100,10 @@ def _svg(curves: Sequence[Curve], x_name: str, y_name: str) -> str:
 
     lines = []
     for i, curve in enumerate(curves):
+        if not curve.is_line:
+            for x, y in (position(x, y).split(",") for x, y in curve.points):
+                lines.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{_colour(i)}"/>')
+            continue
         points = " ".join(position(x, y) for x, y in curve.points)
         lines.append(f'<polyline fill="none" stroke="{_colour(i)}" stroke-width="1.6" points="{points}"/>')
     axes = [

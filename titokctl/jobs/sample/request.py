@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from titokctl.config import recipe_files
 from titokctl.config.guidance_scale import doubt, parse_interval, parse_scale
+from titokctl.config.yaml_reader import read_mapping
 from titokctl.context import Context
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
@@ -50,6 +52,8 @@ class Sample:
         classes: class numbers or names; "all"; "none" for images without a class; None for all that were learnt.
         settings: sampling settings that differ from the generator's own. The guidance_scale may also be text: "4.0",
             or "5.0w" as DiT and diffusers count it; and so may the guidance_interval: "0.2,0.8".
+        settings_file: sampling settings as YAML, such as `titokctl tune` writes, or the name of a shipped preset.
+            `settings` override it, and it overrides the generator's own.
         output: folder of the set; by default a run folder named by the settings.
         image_format: None for "npz", or for "none" with `fid`.
         batch_size: images decoded at once; it does not change which ids are drawn.
@@ -74,6 +78,7 @@ class Sample:
     features: str = "inception"
     inception_weights: Path | None = None
     overwrite: bool = False
+    settings_file: str | None = None
 
     def __post_init__(self) -> None:
         at_least = [
@@ -190,9 +195,12 @@ class Sample:
         return Judge(self.fid, FeatureNetwork(self.features, self.inception_weights), context, fetch)
 
     def _changes(self) -> dict[str, Any]:
-        """Return the settings with their texts read."""
-        texts = {name: value for name, value in self.settings.items() if isinstance(value, str) and name in _TEXTS}
-        return {**self.settings, **{name: _TEXTS[name](text) for name, text in texts.items()}}
+        """Return the settings of the file and of the request, with their texts read."""
+        found = dict(self.settings)
+        if self.settings_file is not None:
+            found = read_mapping(recipe_files.find(self.settings_file, "sampling")) | found
+        texts = {name: value for name, value in found.items() if isinstance(value, str) and name in _TEXTS}
+        return found | {name: _TEXTS[name](text) for name, text in texts.items()}
 
 
 def _say_settings(task: SampleTask, context: Context) -> None:

@@ -1,0 +1,1 @@
+"""Finding sampling settings for a trained generator."""
