@@ -277,10 +277,10 @@ class _Inputs:
     record: dict[str, Any]
 
 
-def _opening(generator: Given, context: Context) -> Opening:
+def _opening(generator: Given, context: Context, keep_index: bool) -> Opening:
     """Return how held-out images are opened: made squares as the generator's training images were."""
     recorded = generator.lineage.get("preprocessing")
-    return Opening(context, None, PreprocessingConfig.model_validate(recorded) if recorded else None)
+    return Opening(context, None, PreprocessingConfig.model_validate(recorded) if recorded else None, keep_index)
 
 
 def _write(folder: Path, result: TuneResult, found: _Inputs) -> None:
