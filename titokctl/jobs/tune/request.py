@@ -148,12 +148,10 @@ class Tune:
         tokenizer = find_tokenizer(self.tokenizer, generator, context.runs, say, fetch)
         preset = settings_for(generator, {}, say)
         tried = challengers(preset, generator.config.num_latent_tokens, self.candidates - 1, self.seed)
-        settings, plan = [preset, *tried], plan_for(generator, None, None, None, context.device)
+        settings, plan = [preset, *tried], plan_for(generator, None, None, None, context.device, say)
         extractor, precision = self.network.open(context, fetch), fastest_precision(context.device)
-        networks, opening = (
-            build_networks(generator, tokenizer, context.device, precision),
-            _opening(generator, context),
-        )
+        networks = build_networks(generator, tokenizer, context.device, precision)
+        opening = _opening(generator, context, fetch)
         kind = torch.device(context.device).type
         record = {
             **networks.hashes,
