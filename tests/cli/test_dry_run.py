@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import toy_features
@@ -35,7 +36,7 @@ PLANNED = [
     ("reconstructed", "reconstruct shards --tokenizer tok.safetensors --features none"),
     ("ref.npz", "stats shards --size 32 -o ref.npz --features toy"),
     ("page.html", "report tokenizer/tok -o page.html"),
-    ("tuned", "tune --ref shards --features toy --images 9000"),
+    ("tuned", "tune --ref many.npz --features toy --images 9000"),
 ]
 # Training: the plan is the recipe.
 RECIPES = {"train-gen", "train-tokenizer"}
@@ -60,7 +61,8 @@ REFUSED = [
     "report tokenizer/tok -o page.txt",
     "tune --features toy",
     "tune --ref nowhere --features toy",
-    "tune --ref shards --features toy --images 90",
+    "tune --ref shards --features toy --images 9000",
+    "tune --ref many.npz --features toy --images 90",
     "train-gen ids.h5 --recipe tiny",
     "train-tokenizer nowhere --recipe tiny",
 ]
@@ -75,6 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cache(root / "other.h5", 6, codes=trained.CODES, tokens=trained.TOKENS)
     tiny.tokenizer(root / "tok.safetensors")
     tiny.shards(root / "shards", 3, 2)  # tokenize writes a part while it computes the next one, so that a third is left
+    np.savez(root / "many.npz", np.zeros((48, trained.SIZE, trained.SIZE, 3), np.uint8))
     (root / "text").write_text("hello")
     toy_features.install(root / "elsewhere")
     return root

@@ -150,6 +150,8 @@ class Tune:
         tried = challengers(preset, generator.config.num_latent_tokens, self.candidates - 1, self.seed)
         settings, plan = [preset, *tried], plan_for(generator, None, None, None, context.device, say)
         extractor, precision = self.network.open(context, fetch), fastest_precision(context.device)
+        if self.images is not None:
+            self._check(self._budget(self.images, [1.0] * len(settings), plan, extractor))
         networks = build_networks(generator, tokenizer, context.device, precision)
         opening = _opening(generator, context, fetch)
         kind = torch.device(context.device).type
@@ -171,13 +173,19 @@ class Tune:
     def _identity_of_reference(
         self, generator: Given, tokenizer: Given, extractor: Extractor, opening: Opening
     ) -> dict[str, Any]:
-        """Return what tells the reference from others. Raises UsageError for the images of the training."""
+        """Return what tells the reference from others.
+
+        Raises UsageError for the images of the training, UserError for too few images.
+        """
         assert self.reference is not None
         if is_statistics_file(self.reference):
             about = read_statistics(self.reference).about.get("source", {})
             identity = {"sha256": file_sha256(self.reference)}
         else:
             images = named_images(self.reference, tokenizer.config.image_size, opening)
+            least = paired_metric(self.metric).least(extractor.widths["pool"])
+            if images.count < least:
+                raise self._too_few(f"the reference has {images.count:,} images, at least {least:,} are needed")
             about, identity = images.about, {"key": statistics_key(images, extractor.name, extractor.description)}
         trained_on = generator.lineage.get("source", {}).get("fingerprint")
         if trained_on is not None and about.get("fingerprint") == trained_on:
@@ -194,11 +202,12 @@ class Tune:
         size = found.tokenizer.config.image_size
         features = named_reference(self.reference, size, metric.one_by_one, found.opening, work).features
         if lacking := metric.lacking(features):
-            raise UserError(
-                f"{self.metric} can't be tested with {self.reference}: {lacking}",
-                "name more held-out images with --ref",
-            )
+            raise self._too_few(lacking)
         return features
+
+    def _too_few(self, reason: str) -> UserError:
+        hint = "name more held-out images with --ref"
+        return UserError(f"{self.metric} can't be tested with {self.reference}: {reason}", hint)
 
     def _race(self, drawing: Drawing) -> Race:
         """Race. Raises UsageError when the settings take too long for the minutes; then nothing is kept."""
