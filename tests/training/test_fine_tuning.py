@@ -55,6 +55,19 @@ def test_frozen_parts_stay_and_codes_that_are_frozen_are_not_reseeded(pictures, 
         train(pictures, "single", tmp_path / "runs", tmp_path, "training.freeze=[enc]", name="wrong")
 
 
+def test_a_resized_codebook_is_reported_with_the_generators_on_its_ids(pictures, tmp_path, recipe):
+    runs, talk = tmp_path / "runs", Leave()
+    start = train(pictures, "single", runs, tmp_path, "training.steps=4", name="start")
+    cache = write_cache(tmp_path / "ids.h5", 40, encoder_sha256=start.encoder_sha256)
+    TrainGenerator(cache, str(recipe), ("training.steps=1",), name="on-its-ids").run(Context(runs))
+    changes = (*STILL, OWN_CODES, "codebook.reseed_decay=null", "model.codebook_size=48", "init=start")
+    tuned = train(pictures, "single", runs, tmp_path, *changes, name="tuned", progress=talk)
+    said = next(line for line in talk.said if line.startswith("warning: the codebook"))
+    assert "resized from 32 to 48 codes" in said
+    assert f"train {runs / 'generator' / 'on-its-ids'} again" in said
+    assert open_run(tuned.run).inputs["init"]["resized"] == ["quantizer.codebook"]
+
+
 @pytest.mark.parametrize("stage", ["vqgan", "proxy"])
 def test_the_other_stages_take_weights_too(pictures, tmp_path, stage):
     runs = tmp_path / "runs"

@@ -70,6 +70,11 @@ def sample(
     remasking_cap: Annotated[
         float | None, _how("--remasking-cap", "Largest share of decided positions that remasking masks again.")
     ] = None,
+    keep: Annotated[
+        Path | None,
+        option("--keep", "Image i keeps ids of row i of this cache at the positions of --keep-tokens.", "TOKENS"),
+    ] = None,
+    keep_tokens: Annotated[str | None, option("--keep-tokens", "Positions, counted from 0.", "0-15,20")] = None,
     seed: Annotated[int | None, _how("--seed", "Seed of all randomness; 0 by default.")] = None,
     output: Annotated[
         Path | None, _result("-o --output", "Folder of the set; in the runs folder by default.", "DIR")
@@ -112,6 +117,7 @@ def sample(
     To resume a stopped set, run the same command again.
     """
     from titokctl.distributed.place import place
+    from titokctl.jobs.sample.kept_tokens import parse_positions
     from titokctl.jobs.sample.request import Sample
     from titokctl.sampling.plan import parse_classes
 
@@ -143,6 +149,8 @@ def sample(
         inception_weights=inception_weights,
         overwrite=overwrite,
         settings_file=settings_file,
+        keep=keep,
+        keep_tokens=() if keep_tokens is None else parse_positions(keep_tokens),
     )
     machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
     around = Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine, takes_all_gpus=True)

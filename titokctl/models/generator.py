@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from titokctl.config.models import GeneratorSizes
+from titokctl.config.models import GeneratorSizes, kind_of
 from titokctl.config.recipe import GeneratorRecipe
 from titokctl.config.sampling import GuidanceConfig
+from titokctl.errors import UserError
 from titokctl.models.noise import Noise
 
 _PIECE = 128  # rows at once: logits of S-128 are 2 MB a row
@@ -70,6 +71,21 @@ class Batch:
     def rows(self, rows: slice) -> "Batch":
         """Return some of the images."""
         return Batch(self.ids[rows], self.labels[rows], {name: t[rows] for name, t in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Known:
+    """Ids of a batch that are given, and stay as they are.
+
+    Args:
+        ids: (B, K) int64; only those under the mask count.
+        mask: (B, K) bool, true where an id is given; the same number in each row.
+        count: that number, from 0 to K - 1.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    count: int
 
 
 @dataclass(frozen=True)
@@ -163,6 +179,12 @@ class Generator(nn.Module, ABC):
         The positions are those of the label and of the ids.
         """
         return 6.0 * sum(p.numel() for p in self.parameters()) * (self.config.num_latent_tokens + 1)
+
+    def complete(self, labels: torch.Tensor | None, settings: Any, noise: Noise, known: Known) -> torch.Tensor:
+        """Draw ids as `sample` does, with those of `known` given. Raises UserError for a kind that can't."""
+        raise UserError(
+            f"a generator of kind {kind_of(self.config)} can't keep given ids", "generators of kind maskgit can"
+        )
 
     def measure(
         self, ids: torch.Tensor, labels: torch.Tensor, settings: Any, draws: torch.Generator

@@ -5,7 +5,7 @@ import warnings
 import torch
 
 from titokctl.config.sampling import GuidanceConfig, SamplingConfig
-from titokctl.models.generator import Generator, check_integers
+from titokctl.models.generator import Generator, Known, check_integers
 from titokctl.models.noise import KeyedNoise, Noise
 
 
@@ -15,6 +15,9 @@ def sample_ids(
     config: GuidanceConfig,
     image_indices: torch.Tensor | None = None,
     noise: Noise | None = None,
+    *,
+    known: torch.Tensor | None = None,
+    known_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draw the ids of a batch of images.
 
@@ -23,22 +26,35 @@ def sample_ids(
         labels: (B,) integers in [0, num_classes), or None to sample without classes.
         config: settings of the generator's kind; `config.seed` keys the noise.
         image_indices: (B,) integers from 0 on, the numbers of these images in the set; 0..B-1 by default. Required
-            without labels.
+            without labels and known ids.
         noise: another source of randomness than the seed, such as recorded numbers.
+        known: (B, K) integers in [0, V): ids that stay as they are where `known_mask` is true; the others are drawn.
+        known_mask: (K,) or (B, K) bool, with the same number of true values in each row.
 
     Returns: (B, K) int64 in [0, V), on the generator's device.
-    Raises: ValueError when labels or indices have a wrong shape, type or range, or `config` belongs to another kind.
+    Raises: ValueError when labels, indices or known ids have a wrong shape, type or range, or `config` belongs to
+        another kind; UserError when generators of this kind can't keep ids.
     """
     if not isinstance(config, generator.settings_class()):
         wanted = generator.settings_class().__name__
         raise ValueError(f"config: expected the settings of this kind, {wanted}, not {type(config).__name__}")
+    given = None if known is None and known_mask is None else _known(generator, known, known_mask)
+    if given is not None and labels is None and image_indices is None:
+        image_indices = torch.arange(len(given.ids))
     labels, image_indices = _checked(generator, labels, image_indices)
+    if given is not None and len(given.ids) != len(image_indices):
+        raise ValueError(f"known: expected ids of {len(image_indices)} images, not of {len(given.ids)}")
+    if given is not None and given.count == given.ids.shape[1]:
+        return given.ids.clone()
     if remark := too_many_steps(config, generator.config.num_latent_tokens):
         warnings.warn(remark, stacklevel=2)
     was_training = generator.training
     generator.eval()
     try:
-        return generator.sample(labels, config, noise or KeyedNoise(config.seed, image_indices))
+        noise = noise or KeyedNoise(config.seed, image_indices)
+        if given is None:
+            return generator.sample(labels, config, noise)
+        return generator.complete(labels, config, noise, given)
     finally:
         generator.train(was_training)
 
@@ -48,6 +64,28 @@ def too_many_steps(config: GuidanceConfig, num_tokens: int) -> str:
     if not isinstance(config, SamplingConfig) or config.num_steps <= num_tokens:
         return ""
     return f"{config.num_steps} steps for {num_tokens} tokens: those beyond {num_tokens} draw the last token again"
+
+
+def _known(generator: Generator, ids: torch.Tensor | None, mask: torch.Tensor | None) -> Known:
+    """Return the given ids on the generator's device, checked."""
+    tokens, last = generator.config.num_latent_tokens, generator.config.codebook_size - 1
+    if ids is None or mask is None:
+        raise ValueError("known and known_mask: expected both, or neither")
+    check_integers("known", ids)
+    if ids.ndim != 2 or ids.shape[1] != tokens:
+        raise ValueError(f"known: expected integers of shape (B, {tokens}), not {tuple(ids.shape)}")
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape not in ((tokens,), ids.shape):
+        raise ValueError(f"known_mask: expected a bool tensor of shape ({tokens},) or {tuple(ids.shape)}")
+    device = next(generator.parameters()).device
+    ids, mask = ids.to(device, torch.int64), mask.to(device).expand(ids.shape)
+    counts, used = mask.sum(dim=1), ids[mask]
+    if len(counts) and int(counts.min()) != int(counts.max()):
+        raise ValueError(
+            f"known_mask: expected equally many in each row, not {int(counts.min())} to {int(counts.max())}"
+        )
+    if len(used) and not 0 <= int(used.min()) <= int(used.max()) <= last:
+        raise ValueError(f"known: expected values in 0..{last}, not {int(used.min())}..{int(used.max())}")
+    return Known(ids, mask, int(counts[0]) if len(counts) else 0)
 
 
 def _checked(

@@ -21,11 +21,13 @@ from titokctl.errors import UsageError, UserError
 from titokctl.formats.image_output import ImageFormat, OutputSpec
 from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import CacheHeader
+from titokctl.jobs.sample.kept_tokens import KeptTokens
 from titokctl.models.device import default_batch_size
 from titokctl.models.generator import Generator
 from titokctl.models.generator_kinds import kind_class
 from titokctl.models.guidance import S_FORM, W_FORM
 from titokctl.models.inference import kernels, prepared
+from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import Precision
 from titokctl.sampling.plan import Classes, Plan, classes_of, unlearnt
 from titokctl.weights.build import build
@@ -80,6 +82,7 @@ class SampleTask:
     Args:
         batch_size: images decoded at once.
         features: the settings of the features that are computed from the images; None without them.
+        kept: the ids that the images keep; None to draw all of them.
     """
 
     generator: Given
@@ -92,6 +95,7 @@ class SampleTask:
     precision: Precision
     batch_size: int
     features: dict[str, Any] | None
+    kept: KeptTokens | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -112,7 +116,15 @@ class SampleTask:
             # A GPU chooses the kernels that decode by the batch size; on a CPU no pixel depends on it.
             **({} if kind == "cpu" else {"batch_size": self.batch_size}),
             **({} if self.features is None else {"features": self.features}),
+            **({} if self.kept is None else {"kept": self.kept.record}),
         }
+
+    def draw_ids(self, image_indices: torch.Tensor) -> torch.Tensor:
+        """Draw the ids (B, K) of the images with these numbers (B,) int64, on their device."""
+        noise, labels = KeyedNoise(self.sampling.seed, image_indices), self.plan.labels(image_indices)
+        if self.kept is None:
+            return self.networks.generator.sample(labels, self.sampling, noise)
+        return self.networks.generator.complete(labels, self.sampling, noise, self.kept.known(image_indices))
 
     def name(self, output: Path | None) -> str:
         """Return the name of the run: readable, and different for other settings or another output."""
@@ -253,13 +265,24 @@ def build_networks(generator: Given, tokenizer: Given, device: str, precision: P
 
 
 def plan_for(
-    generator: Given, classes: Classes, num_images: int | None, per_class: int | None, device: str, say: Say
+    generator: Given,
+    classes: Classes,
+    num_images: int | None,
+    per_class: int | None,
+    device: str,
+    say: Say,
+    kept: KeptTokens | None = None,
 ) -> Plan:
     """Return the images and classes to draw: `num_images` in all, or `per_class` of each class.
 
-    Classes that had no rows in training are left out unless they are named, and reported. Raises UsageError when the
-    classes are not the generator's.
+    Classes that had no rows in training are left out unless they are named, and reported. By default there is an image
+    for each row of `kept`, with the row's label. Raises UsageError when the classes are not the generator's.
     """
+    if kept is not None:
+        num_images = num_images or (len(kept.cache) if per_class is None else None)
+    if kept is not None and classes is None and per_class is None:
+        labels = kept.labels(generator.config.num_classes)
+        return Plan(num_images or len(kept.cache), labels, default_batch_size(device, "draw"))
     names, rows = generator.lineage.get("class_names", ()), generator.lineage.get("class_rows", ())
     chosen = classes_of(classes, generator.config.num_classes, names, rows)
     _say_unlearnt(generator.config.num_classes, chosen, names, rows, say)

@@ -1,7 +1,7 @@
 """The request of `titokctl sample`: a generator and its tokenizer -> a sample set."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from titokctl.jobs.sample.inputs import (
     plan_for,
     settings_for,
 )
+from titokctl.jobs.sample.kept_tokens import check_tokenizer, open_kept
 from titokctl.jobs.sample.scoring import Judge
 from titokctl.jobs.sample.work import Sampled, SampleWork
 from titokctl.models.device import default_batch_size
@@ -62,6 +63,9 @@ class Sample:
         features: name of the feature network for `fid`.
         inception_weights: file of the feature network, instead of the usual one.
         overwrite: replace the set in `output`.
+        keep: a token cache of the same tokenizer; image i keeps ids of its row i mod N, and has the row's label unless
+            `classes` says otherwise. An image for each of the N rows by default.
+        keep_tokens: the positions, from 0 on, whose ids are kept; the others are drawn.
     """
 
     generator: str | None = None
@@ -79,6 +83,8 @@ class Sample:
     inception_weights: Path | None = None
     overwrite: bool = False
     settings_file: str | None = None
+    keep: Path | None = None
+    keep_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         at_least = [
@@ -96,6 +102,8 @@ class Sample:
         self._changes()
         if self.num_images is not None and self.per_class is not None:
             raise UsageError("-n and --per-class are mutually exclusive", "give one of them")
+        if (self.keep is None) != (not self.keep_tokens):
+            raise UsageError("--keep and --keep-tokens belong together", "e.g. --keep ids.h5 --keep-tokens 0-15")
         if self.precision not in (None, *PRECISIONS):
             raise UsageError(f"there is no precision named {self.precision!r}", f"one of: {', '.join(PRECISIONS)}")
         if self.fid is None and (self.features != "inception" or self.inception_weights is not None):
@@ -165,7 +173,8 @@ class Sample:
         # The newest generator that rank 0 finds need not be the newest that another rank finds.
         generator, tokenizer = (self.generator, self.tokenizer) if group.is_main else team.get("networks")
         found = find_generator(generator, context.runs, say, fetch)
-        plan = plan_for(found, self.classes, self.num_images, self.per_class, context.device, say)
+        kept = open_kept(self.keep, self.keep_tokens, found.config) if self.keep is not None else None
+        plan = plan_for(found, self.classes, self.num_images, self.per_class, context.device, say, kept)
         changes = self._changes()
         sampling = settings_for(found, changes, say)
         if judge is not None and plan.num_images < 2:
@@ -174,10 +183,13 @@ class Sample:
         if group.is_main:
             team.set("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
         precision = self.precision or fastest_precision(context.device)
+        networks = build_networks(found, decoder, context.device, precision)
+        if kept is not None:
+            check_tokenizer(kept, networks.hashes["encoder_sha256"], decoder.name)
         task = SampleTask(
             found,
             decoder,
-            build_networks(found, decoder, context.device, precision),
+            networks,
             sampling,
             plan,
             self.image_format or ("npz" if judge is None else "none"),
@@ -185,6 +197,7 @@ class Sample:
             precision,
             min(self.batch_size or default_batch_size(context.device, "decode"), plan.tile_size),
             judge.description if judge else None,
+            kept,
         )
         _say_settings(task, context)
         return SampleWork(task, self.output, judge, team, context)

@@ -34,7 +34,6 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import id_dtype
 from titokctl.jobs.sample.inputs import SampleTask
 from titokctl.jobs.sample.scoring import Judge
-from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import precision
 from titokctl.sampling.plan import Tile
 
@@ -179,8 +178,7 @@ def draw(
     for tile in tiles:
         indices = tile.image_indices(task.device)
         with precision(task.precision, task.device):
-            noise = KeyedNoise(task.sampling.seed, indices)
-            ids = task.networks.generator.sample(task.plan.labels(indices), task.sampling, noise)
+            ids = task.draw_ids(indices)
         for start in range(0, tile.count, task.batch_size):
             part = ids[start : start + task.batch_size]
             kept = min(len(part), tile.count - start)  # the surplus rows of the tile are dropped

@@ -19,12 +19,13 @@ from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.weights.adoption import Given, planned
 from titokctl.weights.build import skeleton, with_pixel_decoder
-from titokctl.weights.hashes import weights_sha256
+from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.load import load_proxy, load_tokenizer
 from titokctl.weights.read import locate, read
 from titokctl.weights.references import in_runs
 
 Say = Callable[[str], None]
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,26 @@ def _given(
     given = Given(named, weights_sha256(network), network)
     adoption = planned(skeleton(kind, recipe.model), given)
     say(f"init: {named}: {adoption.in_words()}")
+    if any(name.endswith("codebook") for name in adoption.resized):
+        say(_cached_ids_warning(named, network, recipe.model.codebook_size, runs))
     if recipe.codebook.continuous_steps and any(name.endswith("codebook") for name in adoption.taken):
         say(
             f"warning: k-means replaces the codes of the given weights after {recipe.codebook.continuous_steps} steps; "
             "--set codebook.continuous_steps=0 keeps them"
         )
     return given, {"init": adoption.record(given)}
+
+
+def _cached_ids_warning(named: str, network: TiTok | MaskGitVqgan, codes: int | None, runs: Path) -> str:
+    """Return the warning that ids which were cached with `network` mean nothing to a tokenizer with other codes."""
+    sha256 = encoder_sha256(network) if isinstance(network, TiTok) else ""
+    trained = [run for run in finished_runs(runs, "generator") if run.inputs.get("encoder_sha256") == sha256]
+    shown = ", ".join(run.reference for run in trained[:_SHOWN]) + (", ..." if len(trained) > _SHOWN else "")
+    return (
+        f"warning: the codebook of {named} is resized from {network.config.codebook_size:,} to {codes:,} codes, so ids "
+        "that were cached with it don't fit the new one: tokenize the images again"
+        + (f", and train {shown} again" if trained else "")
+    )
 
 
 def _vqgan_name(recipe: ProxyRecipe, runs: Path, say: Say) -> str:

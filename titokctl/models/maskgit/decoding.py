@@ -13,6 +13,7 @@ import torch
 
 from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import SamplingConfig
+from titokctl.models.generator import Known
 from titokctl.models.guidance import guided, strength
 from titokctl.models.maskgit.mask_schedule import tokens_left
 from titokctl.models.maskgit.unmasking import Step, rule_named
@@ -31,14 +32,24 @@ class Network(Protocol):
         """Return the logits (..., V) float32 of hidden states (..., D)."""
 
 
-def decode(network: Network, labels: torch.Tensor | None, settings: SamplingConfig, noise: Noise) -> torch.Tensor:
-    """Return ids (B, K) int64; arguments as in `Generator.sample`."""
+def decode(
+    network: Network,
+    labels: torch.Tensor | None,
+    settings: SamplingConfig,
+    noise: Noise,
+    known: Known | None = None,
+) -> torch.Tensor:
+    """Return ids (B, K) int64; arguments as in `Generator.sample` and `Generator.complete`."""
     tokens, mask = network.config.num_latent_tokens, network.config.mask_id
     noise.prepare(settings.num_steps, tokens)
     positions = torch.arange(tokens, device=noise.image_indices.device).expand(len(noise.image_indices), -1)
     ids = torch.full_like(positions, mask)  # (B, K)
+    given = positions[:, :0]
+    if known is not None:
+        ids = torch.where(known.mask, known.ids, ids)
+        positions, given = known.mask.long().argsort(dim=1, stable=True).tensor_split([tokens - known.count], dim=1)
     masked_after = rule_named(settings.unmasking)
-    for step, left in enumerate(tokens_left(tokens, settings.num_steps)):
+    for step, left in enumerate(tokens_left(positions.shape[1], settings.num_steps)):
         rest = 1 - (step + 1) / settings.num_steps
         temperature = settings.choice_temperature * rest
         scores = guided_logits(network, ids, labels, positions, strength(settings, step / settings.num_steps))
@@ -47,7 +58,7 @@ def decode(network: Network, labels: torch.Tensor | None, settings: SamplingConf
         drawn = noise.choose(scores, temperature, step, positions)  # (B, n)
         ids = ids.scatter(1, positions, drawn)
         confidence = scores.gather(-1, drawn[..., None]).squeeze(-1)  # (B, n)
-        positions = masked_after(Step(step, left, tokens, positions, confidence, temperature, settings, noise))
+        positions = masked_after(Step(step, left, tokens, positions, confidence, temperature, settings, noise, given))
         ids = ids.scatter(1, positions, mask)
     return ids
 

@@ -14,7 +14,7 @@ from titokctl.config.models import GeneratorConfig
 from titokctl.config.recipe import MaskedLossConfig, MaskGitRecipe
 from titokctl.config.registry import find
 from titokctl.config.sampling import SamplingConfig
-from titokctl.models.generator import Batch, Drawn, Generator, Losses, TrainingStep, check_integers
+from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_integers
 from titokctl.models.maskgit.decoding import decode
 from titokctl.models.maskgit.mask_schedule import mask_ratio
 from titokctl.models.maskgit.masking import (
@@ -118,6 +118,13 @@ class MaskGit(Generator):
     def sample(self, labels: torch.Tensor | None, settings: SamplingConfig, noise: Noise) -> torch.Tensor:
         """Draw ids by parallel decoding."""
         return decode(self, labels, settings, noise)
+
+    @torch.inference_mode()
+    def complete(
+        self, labels: torch.Tensor | None, settings: SamplingConfig, noise: Noise, known: Known
+    ) -> torch.Tensor:
+        """Draw the ids that are not known by parallel decoding; the mask schedule counts these only."""
+        return decode(self, labels, settings, noise, known)
 
     def _check_shapes(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
         wanted = self.config.num_latent_tokens

@@ -30,6 +30,7 @@ class Step:
         temperature: the scale of the Gumbel noise in this step.
         settings: the sampling settings.
         noise: the only source of randomness.
+        given: (B, G) int64, the positions of ids that were given and must never be returned; G is 0 unless some were.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Step:
     temperature: float
     settings: SamplingConfig
     noise: Noise
+    given: torch.Tensor
 
 
 Rule = Callable[[Step], torch.Tensor]
@@ -83,14 +85,15 @@ def remask(step: Step) -> torch.Tensor:
     positions, so many more are decided, the most confident ones, that the number of masked ones follows the mask
     schedule. In the last step, where `left` is 0, nothing is masked again.
     """
-    decided = step.num_tokens - step.positions.shape[1]
+    settled = torch.cat([step.positions, step.given], dim=1)
+    decided = step.num_tokens - settled.shape[1]
     again = min(int(step.settings.remasking_cap * decided), step.left)
     if not again:
         return least_confident(step)
-    was_masked = torch.zeros(len(step.positions), step.num_tokens, device=step.positions.device, dtype=torch.int64)
-    was_masked = was_masked.scatter(1, step.positions, 1)
-    known = was_masked.argsort(dim=1, stable=True)[:, :decided]  # (B, K - n)
-    masked_again = _lowest(step.noise.gumbel(step.number, known), known, again)
+    stays_out = torch.zeros(len(settled), step.num_tokens, device=settled.device, dtype=torch.int64)
+    stays_out = stays_out.scatter(1, settled, 1)
+    drawn = stays_out.argsort(dim=1, stable=True)[:, :decided]  # (B, K - n - G)
+    masked_again = _lowest(step.noise.gumbel(step.number, drawn), drawn, again)
     return torch.cat([least_confident(replace(step, left=step.left - again)), masked_again], dim=1)
 
 
