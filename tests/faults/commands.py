@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from safetensors.numpy import load_file
 from titokctl.context import Context
 from titokctl.jobs.sample.request import Sample
 from titokctl.jobs.tokenize.request import Tokenize
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+import stages
 
 RECIPE = """
 kind: generator
@@ -55,6 +59,18 @@ COMMANDS = {
     "neighbors": "neighbors t.h5",
     "runs": "runs ls --runs-dir runs",
 }
+# Commands that write nothing, or answer and keep the answer beside.
+READING = ("verify", "inspect", "diff", "neighbors", "runs")
+_TRAIN = "train-tokenizer images --runs-dir runs --name new --device cpu --set training.steps=6 --recipe "
+# The stages of training a tokenizer; stage proxy starts from a VQGAN, stage decoder from a run of stage proxy.
+TRAINING = {
+    "train vqgan": f"{_TRAIN}small-vqgan.yaml",
+    "train proxy": f"{_TRAIN}small-proxy.yaml --proxy runs/proxy/vqgan",
+    "train decoder": f"{_TRAIN}small-decoder.yaml --init runs/tokenizer/proxy",
+    "train single": f"{_TRAIN}small-single.yaml",
+    "train gaussian": f"{_TRAIN}small-gaussian.yaml",
+}
+_NEW_RUNS = tuple(f"runs/{kind}/new/" for kind in ("generator", "tokenizer", "proxy"))
 # Fields that say when something was made, and how quickly.
 _TIMES = {"created", "finished", "seconds", "images_per_second", "images_per_s", "elapsed_s", "time", "step_ms"}
 
@@ -67,7 +83,7 @@ class Place:
 
     def words(self, name: str) -> list[str]:
         """Return the words of the command `name`."""
-        return COMMANDS[name].split()
+        return (COMMANDS | TRAINING)[name].split()
 
     def copy(self, target: Path) -> Path:
         """Return a fresh copy of the inputs."""
@@ -85,6 +101,10 @@ def inputs(root: Path) -> Place:
     Tokenize([Path("images")], root / "t.h5", str(root / "tok.safetensors"))  # its paths are those of the copy
     write_cache(root / "gen.h5", 12)
     (root / "small.yaml").write_text(RECIPE)
+    for stage in stages.NAMES:
+        stages.write_recipe(root, stage)
+    for stage, name in (("vqgan", "vqgan"), ("proxy", "proxy")):
+        stages.train(root / "images", stage, runs, root, "training.steps=1", name=name)
     context = Context(runs)
     Sample(num_images=6, output=root / "set", image_format="npz").run(context)
     shutil.rmtree(runs / "samples")
@@ -98,9 +118,11 @@ def made(place: Path, name: str) -> dict[str, str]:
     found = {}
     for path in sorted(place.rglob("*")):
         where = path.relative_to(place).as_posix()
-        is_product = where.startswith(("out", "runs/generator/new/")) or "evaluation" in where
-        # The index of a shard is kept where that is possible, and holds the shard's time.
-        if path.is_file() and is_product and path.name != ".lock" and ".titokctl-index" not in where:
+        is_product = where.startswith(("out", *_NEW_RUNS)) or "evaluation" in where
+        # The index of a shard is kept where that is possible, and holds the shard's time. A run that was stopped has a
+        # checkpoint of its last step, too.
+        is_by_the_way = path.name == ".lock" or ".titokctl-index" in where or "/checkpoints/" in where
+        if path.is_file() and is_product and not is_by_the_way:
             found[where] = hashlib.sha256(_lasting(path)).hexdigest()
     return found
 

@@ -1,4 +1,4 @@
-/* Makes one system call of a process fail, as a failing disk or a full table would.
+/* Makes one system call of a process fail, as a failing disk or a full table would; or sends a signal before it.
  *
  * Preloaded into a process (LD_PRELOAD), it counts the calls of each kind that concern files below a folder, and lets
  * call number N of one kind fail with an errno. fault_set arms it; fault_count returns the count of a kind.
@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -61,11 +62,15 @@ static int below_fd(int fd) {
     return below(path);
 }
 
-/* Returns 1 if this call is to fail. */
+/* Returns 1 if this call is to fail. For a negative errno, the process gets that signal before the call instead. */
 static int fails(const char *what, int concerned) {
     if (!folder[0] || !concerned) return 0;
     long n = __atomic_fetch_add(&seen[index_of(what)], 1, __ATOMIC_SEQ_CST);
     if (is_counting || strcmp(what, kind) || n != wanted) return 0;
+    if (number < 0) {
+        kill(getpid(), -number);
+        return 0;
+    }
     errno = number;
     return 1;
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 import commands
 import pytest
 from caches import as_version_1
-from test_faults import Server
+from campaign import Server
 
 SEED, MUTATIONS = 21, int(os.environ.get("TITOKCTL_MUTATIONS", "300"))
 CPU_S, PEAK_KB = 30, 2 << 20

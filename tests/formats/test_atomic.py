@@ -79,6 +79,52 @@ def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_can_be_removed(
     assert names(tmp_path) == ["result"]
 
 
+def killed(target: Path, before: str) -> None:
+    """Run a writer of `target` that does `before` with its temporary path `t`, and is then killed."""
+    script = KILLED.replace('temporary.write_bytes(b"half")', f"t = temporary; {before}")
+    assert subprocess.run([sys.executable, "-c", script, target], timeout=PATIENCE_S).returncode == -signal.SIGKILL
+
+
+def test_the_next_writer_removes_what_killed_ones_left(tmp_path):
+    target, other = tmp_path / "result", tmp_path / "result2"
+    killed(target, "t.write_bytes(b'half'); t.with_name(t.name[:-1] + 'x').mkdir()")
+    killed(other, "t.write_bytes(b'half')")
+    assert len(names(tmp_path)) == 3
+    write_bytes(target, b"new")
+    assert [name[:12] for name in names(tmp_path)] == [".result2.tmp", "result"]
+
+
+def test_those_of_running_writers_and_of_other_machines_stay(tmp_path):
+    target = tmp_path / "result"
+    killed(target, "t.write_bytes(b'half')")
+    (left,) = tmp_path.iterdir()
+    machine, process = left.name.removeprefix(".result.tmp-").split("-")[:2]
+    elsewhere = left.rename(tmp_path / left.name.replace(machine, "0" * len(machine)))
+    with subprocess.Popen(["sleep", "600"]) as running:
+        alive = tmp_path / f".result.tmp-{machine}-{running.pid}-00000000"
+        alive.write_bytes(b"half")
+        strange = tmp_path / f".result.tmp-{machine}-mine"
+        strange.write_bytes(b"not ours")
+        with atomic_path(target) as outer:  # two writers of one process
+            outer.write_bytes(b"outer")
+            write_bytes(target, b"inner")
+            assert outer.exists()
+        running.kill()
+    assert process.isdigit()
+    assert {elsewhere.name, alive.name, strange.name, "result"} == set(names(tmp_path))
+
+
+def test_a_folder_whose_writer_was_killed_between_its_renames_comes_back(tmp_path):
+    target = tmp_path / "result"
+    (target / "old").mkdir(parents=True)
+    killed(target, "t.mkdir(); os.replace(sys.argv[1], f'{t}-replaced')")
+    assert not target.exists()
+    with atomic_path(target) as temporary:
+        assert names(target) == ["old"]
+        temporary.mkdir()
+    assert names(tmp_path) == ["result"]
+
+
 def test_json_comes_back(tmp_path):
     value = {"a": [1, 2.5, None], "ü": "…"}
     write_json(tmp_path / "v.json", value)

@@ -1,17 +1,20 @@
 """Atomic writes: files appear complete or not at all.
 
-Specification: a result is written under a temporary name in the folder of its target (`.<name>.tmp-<process
-id>-<random>`), flushed to the disk (fsync of the file, then of the folder), and renamed to its final name. A reader
-therefore sees the old state or the new one, after a crash at any moment. What a killed writer leaves behind starts with
-a dot and is removed by `remove_leftovers`. Only a folder that replaces another one is missing for a moment: Python
-offers no system call that exchanges two folders.
+Specification: a result is written under a temporary name in the folder of its target, flushed to the disk (fsync of
+the file, then of the folder), and renamed to its final name. A reader therefore sees the old state or the new one,
+after a crash at any moment. The temporary name, `.<name>.tmp-<machine>-<process id>-<random>`, tells who writes: the
+next writer of the same target removes what a process left that ran on this machine since its last start and has
+ended. Only a folder that replaces another one is missing for a moment: Python offers no system call that exchanges
+two folders. After a crash in this moment the next writer puts the old folder back.
 """
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -20,7 +23,8 @@ from typing import Any
 
 from titokctl.errors import UserError, fault_in_words
 
-_MARK = ".tmp-"
+_MARK, _REPLACED = ".tmp-", "-replaced"
+_BOOT, _PROCESSES = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.ENOTSUP)
 
 
@@ -34,9 +38,11 @@ def atomic_path(target: Path, is_replaceable: bool = False) -> Iterator[Path]:
         is_replaceable: don't flush the rename: after a power failure the target may be missing, but never incomplete.
     """
     temporary = _temporary(target)
-    replaced = temporary.with_name(f"{temporary.name}-replaced")
+    replaced = temporary.with_name(f"{temporary.name}{_REPLACED}")
     try:
         with disk_errors(target):
+            if not is_replaceable:
+                _remove_those_of_killed_writers(target)
             yield temporary
             flush(temporary)
             if temporary.is_dir() and target.is_dir():
@@ -190,6 +196,11 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
+def is_temporary(name: str) -> bool:
+    """Return True if a file of this name is one that a writer has not finished yet."""
+    return name.startswith(".") and _MARK in name
+
+
 def remove_leftovers(folder: Path, name: str) -> None:
     """Remove the temporary files that killed writers of `folder/name` left behind; `name` may have wildcards.
 
@@ -199,8 +210,43 @@ def remove_leftovers(folder: Path, name: str) -> None:
         _remove(path)
 
 
+def _remove_those_of_killed_writers(target: Path) -> None:
+    """Remove temporary files of `target` whose writers ran here and have ended; put back a folder without its name."""
+    prefix = f".{target.name}{_MARK}{_machine()}-"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(target.parent) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+        for name in sorted(names, reverse=True):  # a folder that was replaced before the one that replaces it
+            process = name.removeprefix(prefix).partition("-")[0]
+            if not process.isdigit() or _is_alive(int(process)):
+                continue
+            if name.endswith(_REPLACED) and not target.exists():
+                os.replace(target.with_name(name), target)
+            else:
+                _remove(target.with_name(name))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Return what tells this machine, since its last start, and this container apart: process ids mean nothing else."""
+    if _BOOT.is_file() and _PROCESSES.exists():
+        known = f"{_BOOT.read_text()} {_PROCESSES.stat().st_ino}"
+    else:
+        known = platform.node()
+    return hashlib.sha256(known.encode()).hexdigest()[:8]
+
+
 def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+    return target.with_name(f".{target.name}{_MARK}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _as_json(value: Any) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import write_json
-from titokctl.formats.folder_lock import folder_lock
+from titokctl.formats.folder_lock import contents_of, folder_lock
 
 FORMAT, FORMAT_VERSION = "titokctl/demo", 1
 _MARKER, _RESULTS = "demo.json", "results.json"
@@ -22,7 +22,7 @@ def claim(folder: Path) -> None:
     marker = folder / _MARKER
     if marker.is_file():
         return
-    if folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+    if folder.is_dir() and contents_of(folder):
         raise UserError(f"{folder} holds other files, which the demo could overwrite", "choose another folder with -o")
     with folder_lock(folder):
         write_json(marker, {"format": FORMAT, "format_version": FORMAT_VERSION})

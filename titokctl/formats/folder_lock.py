@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import make_folder
+from titokctl.formats.atomic import is_temporary, make_folder
 
 LOCK = ".lock"
 
@@ -29,6 +29,11 @@ def folder_lock(folder: Path, shared: bool = False, name: str = LOCK) -> Iterato
             return
         finally:
             os.close(descriptor)
+
+
+def contents_of(folder: Path) -> set[str]:
+    """Return the names in `folder` but for its lock and what killed writers left."""
+    return {path.name for path in folder.iterdir() if path.name != LOCK and not is_temporary(path.name)}
 
 
 def is_held(folder: Path) -> bool | None:

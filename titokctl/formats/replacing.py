@@ -16,11 +16,12 @@ from pathlib import Path
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import read_json, write_json
+from titokctl.formats.folder_lock import contents_of
 
 SEAL = ".titokctl.json"
 FORMAT = "titokctl/folder"
 FORMAT_VERSION = 1
-# The longest name that is made of an output's name, such as ".<name>.unfinished" or ".<name>.tmp-<process>-<random>".
+# The longest name that is made of an output's name: ".<name>.tmp-<machine>-<process>-<random>-replaced".
 _ROOM_IN_NAME = 40
 _SHOWN = 3
 _SHARDS_INDEX = "index.json"
@@ -124,7 +125,7 @@ def _check_folder(output: Path, kind: FileKind | None) -> None:
         raise UserError(f"{output} is a folder, but {kind.words} is a file", "choose another -o")
     if not output.is_dir():
         raise UserError(f"{output} is a file, but a folder would be written", "choose another -o")
-    if not any(output.iterdir()):
+    if not contents_of(output):
         return
     listed = listing_of(output)
     if listed is None:

@@ -29,6 +29,7 @@ import numpy as np
 from titokctl.errors import UserError
 from titokctl.formats.atomic import check_version, disk_errors, flush_entry, read_json, write_json
 from titokctl.formats.evaluation import REPRODUCTION
+from titokctl.formats.folder_lock import contents_of
 from titokctl.formats.image_output import (
     FILE_TYPES,
     PRODUCTS,
@@ -56,7 +57,7 @@ UNFINISHED = ".unfinished"
 NUM_SHOWN = 64
 SHOWN = "shown"
 _ASSEMBLED, _FINISHED, _REPLACED = "assembled", "finished", "replaced"
-_NOT_CONTENT = {".lock", "run.json", LOCATION}
+_NOT_CONTENT = {"run.json", LOCATION}
 _RESULTS = ("evaluation-*.json", "evaluation-*.npz", REPRODUCTION)
 
 State = Literal["empty", "unfinished", "finished", "foreign"]
@@ -246,7 +247,7 @@ def state_of(folder: Path) -> State:
         return "empty"
     if not folder.is_dir():
         return "foreign"
-    return "foreign" if {p.name for p in folder.iterdir()} - _NOT_CONTENT - {UNFINISHED} else "empty"
+    return "foreign" if contents_of(folder) - _NOT_CONTENT - {UNFINISHED} else "empty"
 
 
 def check_fits(folder: Path, settings: dict[str, Any], overwrite: bool = False) -> State:

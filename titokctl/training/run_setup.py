@@ -151,20 +151,24 @@ class TrainingRun:
                 say(f"the finished product is kept as {product.reference}")
         work.clear_all_but_record()
         wanted.save()  # from here on the old run is gone; before, it was whole but for its checkpoints
-        write_bytes(wanted.path / "recipe.yaml", to_yaml(self.recipe).encode())
+        self._write_recipe(wanted)
         return wanted
 
     def _begun(self, wanted: RunFolder) -> RunFolder:
         """Return the run on disk, or a new one, with its record and its recipe up to date."""
-        is_new = not (wanted.path / _RECORD).exists()
-        run = wanted if is_new else _reopened(wanted)
+        run = _reopened(wanted) if (wanted.path / _RECORD).exists() else wanted
         is_changed = run.settings != wanted.settings
-        if is_new or is_changed:
-            write_bytes(run.path / "recipe.yaml", to_yaml(self.recipe).encode())
         if not run.is_finished or is_changed:
             run.status, run.settings = run.status if run.is_finished else "running", wanted.settings
             run.save()
+        self._write_recipe(run)
         return run
+
+    def _write_recipe(self, run: RunFolder) -> None:
+        """Write recipe.yaml after the record, which says whose folder it is, unless the same is there."""
+        path, text = run.path / "recipe.yaml", to_yaml(self.recipe).encode()
+        if not path.is_file() or path.read_bytes() != text:
+            write_bytes(path, text)
 
 
 def check_folder(folder: Path, dry: bool = False) -> None:

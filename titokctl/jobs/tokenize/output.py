@@ -7,6 +7,7 @@ from pathlib import Path
 
 from titokctl.data.sources import Source
 from titokctl.errors import UserError
+from titokctl.formats.folder_lock import contents_of
 from titokctl.formats.replacing import CACHE, check_free, check_name, exists_already
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_folder import finish_folder
@@ -68,7 +69,7 @@ def _check_folder(parts: PartsFolder, overwrite: bool) -> None:
     if parts.is_begun():
         if parts.is_complete() and not overwrite:
             raise exists_already(output)
-    elif output.is_dir() and any(path.name != ".lock" for path in output.iterdir()):
+    elif output.is_dir() and contents_of(output):
         raise UserError(f"the folder {output} is not empty", "choose another -o")
 
 
