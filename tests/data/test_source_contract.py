@@ -1,6 +1,7 @@
 """The contract of `Source` and `SeekableSource`: every kind of source passes the same assertions."""
 
 import json
+import pickle
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,6 +157,16 @@ def test_an_open_unit_is_read_in_pieces(made: Made) -> None:
     assert piecewise.count == unit.count
     pieces = [sample for i in range(unit.count) for sample in piecewise.read(i, i + 1)]
     assert pieces == source.read_unit(unit)[0]
+
+
+@every
+def test_a_source_is_read_in_other_processes(made: Made) -> None:
+    """Engines send an open source to their workers, also after files were read from it."""
+    source = opened(made)
+    expected = [source.read_unit(unit) for unit in source.units]
+    elsewhere = pickle.loads(pickle.dumps(source))
+    assert [elsewhere.read_unit(unit) for unit in elsewhere.units] == expected
+    assert elsewhere.description == source.description
 
 
 @every

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -90,6 +90,14 @@ Procs = Annotated[int | None, _machine("--procs", "Run N processes on the CPU.")
 NumNodes = Annotated[int, _machine("--nodes", "Number of machines that run this command.")]
 NodeRank = Annotated[int | None, _machine("--node-rank", "Number of this machine, from 0.")]
 Endpoint = Annotated[str | None, _machine("--rdzv-endpoint", "Address of the first machine.", "HOST:PORT")]
+
+Engine = Annotated[
+    Literal["torchrun", "ray"] | None,
+    _machine("--engine", "torchrun for this machine or a few; ray for a Ray cluster.", "torchrun|ray"),
+]
+Address = Annotated[str | None, _machine("--address", "Ray cluster: auto or HOST:PORT; default: this machine.", "AUTO")]
+MinWorkers = Annotated[int | None, _machine("--min-workers", "Ray workers that start at once.")]
+MaxWorkers = Annotated[int | None, _machine("--max-workers", "Ray workers at most; default: one per GPU, or CPU.")]
 
 
 def choices(split: str | None, classes: Path | None = None, no_labels: bool = False, **keys: str | None) -> "Choices":

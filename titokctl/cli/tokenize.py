@@ -1,5 +1,6 @@
 """`titokctl tokenize`."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +10,7 @@ import typer
 from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Machine, Surroundings, perform
+from titokctl.cli.work import Engine, Machine, Surroundings, perform
 
 if TYPE_CHECKING:
     from titokctl.jobs.tokenize.request import TokenizeResult
@@ -94,6 +95,10 @@ def tokenize(
     nodes: options.NumNodes = 1,
     node_rank: options.NodeRank = None,
     rdzv_endpoint: options.Endpoint = None,
+    engine: options.Engine = None,
+    address: options.Address = None,
+    min_workers: options.MinWorkers = None,
+    max_workers: options.MaxWorkers = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     runs_dir: options.RunsDir = None,
@@ -106,6 +111,8 @@ def tokenize(
     """
     from titokctl.jobs.tokenize.request import Tokenize
 
+    machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
+    cluster = Engine(engine, address, min_workers, max_workers).cluster(machine)
     job = Tokenize(
         paths,
         Path(output),
@@ -138,9 +145,10 @@ def tokenize(
         keep_parts=output.endswith("/") or Path(output).is_dir(),
         part=part,
         overwrite=overwrite,
+        cluster=cluster,
     )
-    machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
-    result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine, takes_all_gpus=True))
+    around = Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine, takes_all_gpus=True)
+    result = perform(job, around if cluster is None else replace(around, machine=None))
     if result is None:
         return
     if not quiet and result.finished:

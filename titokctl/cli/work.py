@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import typer
 
 from titokctl.cli import console
-from titokctl.errors import UserError
+from titokctl.errors import UsageError, UserError
 from titokctl.progress import Progress
 from titokctl.readable import counted, readable, size
 
 if TYPE_CHECKING:
     from titokctl.context import Context
+    from titokctl.distributed.ray_cluster import RayCluster
     from titokctl.distributed.stop import StopRequest
     from titokctl.jobs.plan import Job, ReadingJob, WritePlan
 
@@ -34,6 +35,37 @@ class Machine:
     nodes: int = 1
     node_rank: int | None = None
     endpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The options that name the engine of a command, and of Ray how many workers it may have.
+
+    Raises UsageError for options that exclude each other.
+    """
+
+    name: str | None
+    address: str | None
+    min_workers: int | None
+    max_workers: int | None
+
+    def cluster(self, machine: Machine) -> "RayCluster | None":
+        """Return the Ray cluster to use; None if torchrun is the engine."""
+        from titokctl.distributed.ray_cluster import RayCluster
+
+        given = {"--address": self.address, "--min-workers": self.min_workers, "--max-workers": self.max_workers}
+        if self.name != "ray":
+            if wrong := [name for name, value in given.items() if value is not None]:
+                raise UsageError(f"{wrong[0]} is for --engine ray", "add --engine ray")
+            return None
+        others = {"--gpus": machine.gpus, "--procs": machine.procs, "--nodes": None if machine.nodes == 1 else 2}
+        if wrong := [name for name, value in others.items() if value is not None]:
+            raise UsageError(
+                f"{wrong[0]} and --engine ray are mutually exclusive", "say how many workers with --max-workers"
+            )
+        return RayCluster(
+            self.address, 1 if self.min_workers is None else self.min_workers, self.max_workers, machine.device
+        )
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,17 @@ class DecodeProcesses:
         self._idle.put(process)
         return bad
 
+    def decode_each(self, files: Sequence[bytes], into: Sequence[np.ndarray]) -> list[Bad]:
+        """Decode files as `decode` does, one at a time. A file that kills its process is one of the bad ones."""
+        bad: list[Bad] = []
+        for i, data in enumerate(files):
+            made = i - len(bad)
+            try:
+                bad += [(i, kind, text) for _, kind, text in self.decode([data], [one[made:] for one in into])]
+            except UserError as error:
+                bad.append((i, "deadly", error.message))
+        return bad
+
     @property
     def ids(self) -> list[int]:
         """Process ids of the processes that were started."""

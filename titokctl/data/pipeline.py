@@ -49,12 +49,19 @@ class Decoder:
         configs: the preprocessing of `pixels`, then those of `further`; each image is decoded once.
         workers: how many images are decoded at once; 1 for the caller's thread.
         by_threads: number of images after which processes replace threads.
+        is_careful: decode one file at a time in a process of its own. A file that kills the process is rejected.
     """
 
     def __init__(
-        self, source: Source, configs: Sequence[PreprocessingConfig], workers: int = 1, by_threads: int = _BY_THREADS
+        self,
+        source: Source,
+        configs: Sequence[PreprocessingConfig],
+        workers: int = 1,
+        by_threads: int = _BY_THREADS,
+        is_careful: bool = False,
     ) -> None:
         self._source, self._configs, self._workers, self._by_threads = source, list(configs), workers, by_threads
+        self._is_careful = is_careful
         self._processes = DecodeProcesses(self._configs)
         self._begun = 0
 
@@ -99,6 +106,8 @@ class Decoder:
         return DecodedUnit(pixels, np.array(labels, np.int32), keys, where, rejected, tuple(further), opened.counts)
 
     def _decode(self, files: list[bytes], into: list[np.ndarray]) -> list[Bad]:
+        if self._is_careful:
+            return self._processes.decode_each(files, into)
         if self._workers > 1 and self._begun >= self._by_threads:
             return self._processes.decode(files, into)
         return decode_files(files, self._configs, into)

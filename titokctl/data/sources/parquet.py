@@ -57,6 +57,14 @@ class ParquetSource(SeekableSource):
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, list[bytes]] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: not the row groups that this one keeps."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_kept")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
+
     def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
         wanted = np.asarray(positions, np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):

@@ -71,6 +71,14 @@ class RemoteShardSource(Source):
         self._names: dict[int, tuple[str, str]] = {}
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs. It learns the names of labels anew."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_names")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
+
     def open_unit(self, unit: Unit) -> OpenUnit:
         """Read one shard.
 

@@ -66,6 +66,10 @@ class _OpenShards:
         self._max_open = min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the shards anew in another process."""
+        return _OpenShards, (self._paths, self._states)
+
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Read `size` bytes of shard number `shard` from `offset` on.
 

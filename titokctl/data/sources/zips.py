@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class _Archive:
         self.state = FileState.of(retried(path.stat, path))
         self._lock = threading.Lock()
         self._zip = self._guarded(lambda: zipfile.ZipFile(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the archive anew in another process, which refuses it if it was changed since."""
+        return _Archive, (self.path,), {"state": self.state}
 
     def members(self) -> list[zipfile.ZipInfo]:
         """Return all members that are no folders, sorted by name."""

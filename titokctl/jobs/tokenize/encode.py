@@ -17,12 +17,13 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import to_float
 from titokctl.data.pipeline import DecodedUnit, Decoder
 from titokctl.data.sources import Source, Unit
-from titokctl.data.views import view
+from titokctl.data.views import View, view
+from titokctl.errors import UsageError
 from titokctl.formats.token_cache import PLAIN
 from titokctl.formats.token_header import CacheHeader, id_dtype
 from titokctl.formats.token_parts import TokenPart
 from titokctl.models.device import default_batch_size, host_zeros, send
-from titokctl.models.inference import kernels, prepared
+from titokctl.models.inference import encoding_precision, kernels, prepared
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
 
@@ -39,6 +40,22 @@ def made_with(tile: int, precision_name: Precision, device: str) -> dict[str, An
         "libjpeg": features.version_feature("libjpeg_turbo") or features.version_codec("jpg"),
         "libwebp": features.version_module("webp"),
     }
+
+
+def settings_here(batch_size: int | None, precision: Precision | None, device: str) -> dict[str, Any]:
+    """Return all that may change an id, on the machine that calls this. Raises UsageError for a wrong precision."""
+    tile = batch_size or default_batch_size(device, "encode")
+    return made_with(tile, checked_precision(precision, device), device)
+
+
+def checked_precision(wanted: Precision | None, device: str) -> Precision:
+    """Return the precision to encode in; None for the default of the device. Raises UsageError if it can't do that."""
+    name = wanted or encoding_precision(device)
+    try:
+        with precision(name, device):
+            return name
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,15 @@ class UnitSettings:
         tile = int(made_with.get("tile", default_batch_size("cpu", "encode")))
         return cls(preprocessing, tuple(header.views), made_with.get("precision", "float32"), tile, device)
 
+    def all_views(self, image_size: int) -> dict[str, View]:
+        """Return the views by name, the plain one first, for a tokenizer of this image size."""
+        plain = self.preprocessing or PreprocessingConfig(size=image_size)
+        return {name: view(name, plain) for name in (PLAIN, *self.views)}
+
+    def squares(self, image_size: int) -> list[PreprocessingConfig]:
+        """Return the preprocessing of each square that the views are cut from; the plain crop's comes first."""
+        return list(dict.fromkeys(one.square for one in self.all_views(image_size).values()))
+
 
 class TileEncoder:
     """A tokenizer that encodes pixels to ids, or to the latents of a Gaussian tokenizer, a tile at a time.
@@ -83,9 +109,8 @@ class TileEncoder:
         config, self.settings = model.config, settings
         self.tile = settings.tile or default_batch_size(settings.device, "encode")
         self._model = prepared(model, settings.device, settings.precision, "encoder")
-        plain = settings.preprocessing or PreprocessingConfig(size=config.image_size)
-        self._views = {name: view(name, plain) for name in (PLAIN, *settings.views)}
-        self.squares = list(dict.fromkeys(one.square for one in self._views.values()))
+        self._views = settings.all_views(config.image_size)
+        self.squares = settings.squares(config.image_size)
         size = () if config.is_discrete else (config.token_size,)
         self._row_shape = (config.num_latent_tokens, *size)
         self._row_dtype = id_dtype(config.codebook_size or 0) if config.is_discrete else np.dtype("<f2")
@@ -123,7 +148,7 @@ class TileEncoder:
         # Planes, as `pixels` is laid out.
         device = self.settings.device
         padded = host_zeros((self.tile, 3, *pixels.shape[1:3]), torch.uint8, device).permute(0, 2, 3, 1)
-        padded[: len(pixels)] = torch.from_numpy(pixels)
+        padded.numpy()[: len(pixels)] = pixels
         return to_float(send(padded, device))
 
 

@@ -7,6 +7,7 @@ the source.
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,19 @@ from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.imagenet import terms_of
 from titokctl.data.sources.opening import check_paths
 from titokctl.data.views import names_of, view
+from titokctl.distributed.ray_cluster import Connection, RayCluster, check_installed
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
 from titokctl.jobs.plan import WritePlan, cache_bytes, say_source, source_read
-from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings, made_with
+from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings, checked_precision, settings_here
+from titokctl.jobs.tokenize.local_parts import SAVED, LocalParts, PartMaker
 from titokctl.jobs.tokenize.output import TokenizeResult, check_output
-from titokctl.jobs.tokenize.work import SAVED, TokenizeWork, parse_part
-from titokctl.models.device import default_batch_size, device_named
-from titokctl.models.inference import encoding_precision
-from titokctl.models.precision import Precision, precision
+from titokctl.jobs.tokenize.ray_parts import RayParts
+from titokctl.jobs.tokenize.work import TokenizeWork, parse_part
+from titokctl.models.device import device_named
+from titokctl.models.precision import Precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
@@ -63,6 +66,7 @@ class Tokenize:
         part: "i/n" for one of n jobs that share nothing but the output's folder: it makes the units u with
             u mod n = i mod n, and merges the parts if it is the last one to finish.
         overwrite: replace the output.
+        cluster: the Ray cluster whose workers make the parts; None for this process and those of its group.
 
     Raises UsageError for unknown views and for options that exclude each other.
     """
@@ -89,6 +93,7 @@ class Tokenize:
     part: str | None = None
     overwrite: bool = False
     choices: Choices = NO_CHOICES
+    cluster: RayCluster | None = None
 
     def __post_init__(self) -> None:
         names_of(self.views)
@@ -98,6 +103,8 @@ class Tokenize:
             raise UsageError(
                 "--part and --overwrite are mutually exclusive", "delete the output first, then start all jobs"
             )
+        if self.part is not None and self.cluster is not None:
+            raise UsageError("--part and --engine ray are mutually exclusive", "Ray divides the work by itself")
         if self.terms is not None and len(self.terms.encode()) > _MAX_TERMS:
             raise UsageError(f"--terms has more than {_MAX_TERMS:,} bytes", "give a link to the terms instead")
 
@@ -105,11 +112,10 @@ class Tokenize:
         """Raise UsageError or UserError for all that can be refused without reading images or weights."""
         check_paths(self.paths)
         device_named(device)
-        try:
-            with precision(self._precision(device), device):
-                pass
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        if self.cluster is None:
+            checked_precision(self.precision, device)
+        else:
+            check_installed()
         if self.part is None:  # otherwise another job may have made the output
             check_output(self._parts(), self.overwrite)
 
@@ -119,7 +125,8 @@ class Tokenize:
         name = pick_tokenizer(self.tokenizer, context.runs, context.say)
         source = self._source(keep_index=False)
         say_source(source, context)
-        work = self._work(name, source, context, self._team(context), fetch=False)
+        with self._connected() as connection:
+            work = self._work(name, source, context, connection, fetch=False)
         header, done = work.header, work.plan_done(self.overwrite)
         return WritePlan(
             reads=source_read(self.paths, source) | {"tokenizer": name},
@@ -153,18 +160,19 @@ class Tokenize:
         if is_main:
             say_source(source, context)
             team.set("tokenizer", name)
-        work = self._work(name, source, context, team)
-        if not is_main:
-            work.follow()
-            return None
-        return work.lead(self.max_rejected, self.overwrite, self.compress)
+        with self._connected() as connection:
+            work = self._work(name, source, context, connection, team)
+            if not is_main:
+                work.follow()
+                return None
+            return work.lead(self.max_rejected, self.overwrite, self.compress)
+
+    def _connected(self) -> AbstractContextManager[Connection | None]:
+        return nullcontext() if self.cluster is None else self.cluster.connected()
 
     def _source(self, keep_index: bool = True) -> Source:
         labels = self.labels, self.label_table
         return open_source(self.paths, self.source_kind, self.accept_cut, *labels, keep_index, self.choices)
-
-    def _precision(self, device: str) -> Precision:
-        return self.precision or encoding_precision(device)
 
     def _team(self, context: Context) -> Team:
         return Team(context.group, "tokenize", context.progress, lambda: context.stop.check(SAVED))
@@ -172,14 +180,29 @@ class Tokenize:
     def _parts(self) -> PartsFolder:
         return PartsFolder(self.output, self.keep_parts)
 
-    def _work(self, tokenizer: str, source: Source, context: Context, team: Team, fetch: bool = True) -> TokenizeWork:
+    def _work(
+        self,
+        tokenizer: str,
+        source: Source,
+        context: Context,
+        connection: Connection | None,
+        team: Team | None = None,
+        fetch: bool = True,
+    ) -> TokenizeWork:
         model = load_tokenizer(tokenizer, context.device, fetch=fetch)
-        tile = self.batch_size or default_batch_size(context.device, "encode")
         exif = trained_with_exif(tokenizer, fetch) if self.exif is None else self.exif
-        header = self._header(source, model, exif, made_with(tile, self._precision(context.device), context.device))
-        encoder = TileEncoder(model, UnitSettings.of(header, context.device))
+        wanted = (self.batch_size, self.precision)
+        if connection is None:
+            header = self._header(source, model, exif, settings_here(*wanted, context.device))
+            encoder = TileEncoder(model, UnitSettings.of(header, context.device))
+            maker: PartMaker = LocalParts(source, encoder, self.workers)
+        else:
+            # Only a worker's machine knows the kernels of its GPU.
+            call = connection.call if connection.device == "cuda" else lambda function, *given: function(*given)
+            header = self._header(source, model, exif, call(settings_here, *wanted, connection.device))
+            maker = RayParts(source, model, header, connection)
         part = None if self.part is None else parse_part(self.part)
-        return TokenizeWork(source, encoder, header, self._parts(), part, self.workers, context, team)
+        return TokenizeWork(source, header, maker, self._parts(), part, context, team or self._team(context))
 
     def _header(self, source: Source, model: TiTok, exif: bool, makers: dict[str, Any]) -> CacheHeader:
         config = model.config

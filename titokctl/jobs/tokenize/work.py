@@ -1,33 +1,27 @@
 """One process's work in a tokenize command: the first process of a group leads, the others follow.
 
-Each takes a unit, decodes it, encodes it, writes its part, and takes the next one. The next unit is decoded while this
-one is encoded, and parts are written by a thread of their own. Processes of a group take units from the group's store.
-Jobs that share nothing but a folder (--part i/n) divide the units by arithmetic: unit u belongs to part u mod n.
+Each takes a unit, makes its part (`local_parts`, `ray_parts`), and takes the next one. Processes of a group take units
+from the group's store. Jobs that share nothing but a folder (--part i/n) divide the units by arithmetic: unit u belongs
+to part u mod n. With Ray there is one process here, and Ray's workers make the parts.
 """
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from titokctl.context import Context
-from titokctl.data.pipeline import DecodedUnit, Decoder
-from titokctl.data.sources import Source, Unit
-from titokctl.data.workers import available_cores
+from titokctl.data.sources import Source
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache, labelled_rows
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder, Tally
-from titokctl.jobs.tokenize.encode import TileEncoder, tokenize_unit
+from titokctl.jobs.tokenize.local_parts import SAVED, PartMaker
 from titokctl.jobs.tokenize.output import TokenizeResult, check_space, finished_before, make_output
 
-SAVED = "The finished parts are kept."
-_CHECK_EVERY_S = 0.2
 _NAMED_PARTS = 5
 
 
@@ -45,21 +39,19 @@ class TokenizeWork:
 
     Args:
         source: the images.
-        encoder: the tokenizer, ready for the cache.
         header: of the cache.
+        maker: makes the parts of units.
         folder: where finished parts go.
         part: (i, n) of one of n jobs that share nothing but the folder; None for the whole source.
-        workers: how many images to decode at once; None for this process's share of the cores.
         context: of the command.
         team: the processes that work together.
     """
 
     source: Source
-    encoder: TileEncoder
     header: CacheHeader
+    maker: PartMaker
     folder: PartsFolder
     part: tuple[int, int] | None
-    workers: int | None
     context: Context
     team: Team
 
@@ -155,46 +147,11 @@ class TokenizeWork:
             return False
         return part is not None and part.first == unit.first and part.count >= unit.count
 
-    def _make_parts(self, units: Iterator[int]) -> None:
-        """Make the parts of `units`, which is asked for the next one while one is encoded."""
-        # Two threads at least: with one, decoding would wait for the encoder.
-        workers = self.workers or max(available_cores() // self.team.group.world_size, 2)
-        pending: Future[None] | None = None
-        with (
-            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
-            Decoder(self.source, self.encoder.squares, workers) as decoder,
-            closing(self._decoded(units, decoder)) as decoded,  # type: ignore[type-var]
-        ):
-            for unit, images in decoded:
-                self.context.stop.check(SAVED)
-                part = tokenize_unit(
-                    self.source, unit, self.encoder, self.encoder.settings, decoded=images, advance=self._advance
-                )
-                if pending is not None:
-                    pending.result()
-                pending = writer.submit(self.folder.write, part)
-            if pending is not None:
-                pending.result()
+    def _make_parts(self, todo: Iterator[int]) -> None:
+        """Make the parts of the units `todo`, which is asked for the next one when it can be begun."""
+        units = (self.source.units[number] for number in todo)
+        self.maker.make(units, self.folder.write, self.team.advance, self.context)
         self.context.stop.check(SAVED)
-
-    def _decoded(self, units: Iterator[int], decoder: Decoder) -> Iterator[tuple[Unit, DecodedUnit]]:
-        def following() -> tuple[Unit, DecodedUnit] | None:
-            number = None if self.context.stop.requested else next(units, None)
-            return None if number is None else (self.source.units[number], decoder.unit(self.source.units[number]))
-
-        with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-            ahead = pool.submit(following)
-            while True:
-                while not wait([ahead], _CHECK_EVERY_S).done:
-                    self.context.stop.check(SAVED)
-                if (found := ahead.result()) is None:
-                    return
-                ahead = pool.submit(following)
-                yield found
-
-    def _advance(self, images: int) -> None:
-        self.context.stop.check(SAVED)
-        self.team.advance(images)
 
     def _make_output(self, max_rejected: float | None, compress: bool) -> Tally | None:
         """Make the output from the parts; None where other jobs still work, or one of them merges or has merged."""
