@@ -15,7 +15,7 @@ import pytest
 import tiny
 from command_line import PATIENCE_S, ROOT, RunCli
 from PIL import Image
-from process_tree import children
+from process_tree import children, wait_for_end
 
 from titokctl.cli.app import run
 from titokctl.formats.token_cache import TokenCache
@@ -72,6 +72,7 @@ def kill_one(process: subprocess.Popen[str], title: str) -> bool:
         assert time.monotonic() < until
         if found := [one for one, name in titles(process.pid).items() if name.startswith(title)]:
             os.kill(found[0], signal.SIGKILL)
+            wait_for_end(found[:1])
             return True
         time.sleep(0.002)
     return False

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import tempfile
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from titokctl.errors import UsageError, UserError
 PieceT = TypeVar("PieceT")
 _TRIES = 3  # actors that may die over one piece
 _POLL_S = 0.2
+_ANSWER_S = 10.0
 _PATIENCE_S = 30.0  # until the user hears that no actor has started
 # Tasks that Ray ends because a machine's memory is short are not started again for ever.
 _SETTINGS = {"RAY_task_oom_retries": "2", "RAY_TQDM_PATCH_PRINT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -95,8 +97,9 @@ class RayCluster:
         common = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.CRITICAL}
         if self.address is not None:
             try:
+                _check_answers(self.address)
                 ray.init(address=self.address, **common)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 raise UserError(
                     f"no Ray cluster answers at {self.address}: {reason[0]}", "start one with: ray start --head"
@@ -337,6 +340,13 @@ def _reason(error: Exception) -> str:
     if isinstance(error, lost.NodeDiedError) or ("node" in text and "died" in text.split("\n")[0]):
         return "its machine was lost"
     return "its process was killed, perhaps for want of memory"
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError if nothing listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), _ANSWER_S).close()
 
 
 def _cores() -> int:
