@@ -5,17 +5,24 @@ from pathlib import Path
 
 import torch
 
-from titokctl.config.models import GeneratorConfig, TokenizerConfig, TransformerConfig
-from titokctl.config.sampling import SamplingConfig
+from titokctl.config.models import (
+    AUTOREGRESSIVE,
+    AutoregressiveConfig,
+    GeneratorConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
+from titokctl.config.sampling import AutoregressiveSampling, SamplingConfig
 from titokctl.formats.run_folder import RunFolder
+from titokctl.models import generator_kinds
 from titokctl.models.initialization import initialize
-from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.store import save_generator, save_tokenizer
 
 SIZE, TOKENS, CODES, CLASSES = 16, 8, 32, 3
 OWN = SamplingConfig(num_steps=4, guidance_scale=2.0, choice_temperature=3.0)
+OWN_AUTOREGRESSIVE = AutoregressiveSampling(guidance_scale=2.0, top_p=0.95)
 _WEIGHTS = "weights.safetensors"
 
 
@@ -43,19 +50,22 @@ def generator_run(
 ) -> Path:
     """Write a generator run that was trained on ids of the tokenizer with these hashes; returns its folder.
 
-    `source` describes the images that were tokenized; by default a folder that is not there.
+    `source` describes the images that were tokenized; by default a folder that is not there. `changes` are fields of
+    the configuration; with kind="autoregressive" the generator is of that kind.
     """
     fields: dict = {"num_latent_tokens": TOKENS, "codebook_size": CODES, "num_classes": CLASSES, "width": 16,
                     "num_layers": 2, "num_heads": 2, "mlp_width": 32}  # fmt: skip
+    config = AutoregressiveConfig if changes.get("kind") == AUTOREGRESSIVE else GeneratorConfig
     torch.manual_seed(1)
-    model = MaskGit(GeneratorConfig(**(fields | changes)))
+    model = generator_kinds.build(config(**(fields | changes)))
     _initialize(model)
     inputs = {
         "cache": "/somewhere/tokens.h5", "source": source or {"kind": "folder", "paths": ["/somewhere"]},
         "preprocessing": {"size": SIZE}, "class_names": ["ant", "bee", "cat"], **tokenizer,
     }  # fmt: skip
+    own = OWN if config is GeneratorConfig else OWN_AUTOREGRESSIVE
     run = RunFolder(path=runs / "generator" / name, kind="generator", inputs=inputs)
-    save_generator(run.path / _WEIGHTS, model, {"inputs": json.dumps(inputs), "sampling": OWN.model_dump_json()})
+    save_generator(run.path / _WEIGHTS, model, {"inputs": json.dumps(inputs), "sampling": own.model_dump_json()})
     run.finish(_WEIGHTS, {"weights_sha256": weights_sha256(model)})
     return run.path
 

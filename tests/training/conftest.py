@@ -46,3 +46,22 @@ def train(cache, recipe, runs):
         return result, talk
 
     return call
+
+
+AUTOREGRESSIVE = """
+kind: generator
+model: {kind: autoregressive, num_latent_tokens: 8, codebook_size: 16, num_classes: 3, width: 32, num_layers: 2,
+        num_heads: 2, mlp_width: 64}
+views: [plain, flip]
+loss: {random_until: 0.4, annealed_until: 0.8}
+optimizer: {learning_rate: 1e-3, betas: [0.9, 0.96], weight_decay: 0.03}
+schedule: {warmup_steps: 5}
+training: {steps: 20, global_batch_size: 16, ema_decay: 0.9, log_every: 5, evaluate_every: 10, checkpoint_every: 5}
+"""
+
+
+@pytest.fixture(scope="session")
+def autoregressive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "autoregressive.yaml"
+    path.write_text(AUTOREGRESSIVE)
+    return path

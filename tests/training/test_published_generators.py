@@ -74,3 +74,21 @@ def test_a_plan_counts_epochs_operations_and_memory():
     assert generator_cost(recipe, "l-32", many, 2, 1).memory_gb < alone.memory_gb, "so many ids stay where they are"
     lean = recipe.model_copy(update={"training": recipe.training.model_copy(update={"activation_checkpointing": True})})
     assert generator_cost(lean, "l-32", IMAGENET, 2, 1).memory_gb < alone.memory_gb
+
+
+@pytest.mark.parametrize(("name", "parameters_m"), [("rar-b-l-32", 263.5), ("rar-b-s-128", 263.6)])
+def test_the_autoregressive_recipes_follow_rar_b(name, parameters_m):
+    """Epochs, rates and orders as published for another tokenizer; the header says that nothing is known."""
+    recipe = recipe_files.load(name, "generator")
+    header = recipe_files.find(name, "generator").read_text()
+    plan = generator_cost(recipe, name, IMAGENET, 2, 8)
+    assert round(plan.parameters / 1e6, 1) == parameters_m
+    assert f"({parameters_m}M parameters)" in header
+    assert f"{plan.operations:.2g} operations" in header
+    assert "Our reading" in header
+    assert round(plan.epochs) == 400
+    spans = [span / recipe.training.steps for span in (recipe.loss.random_until, recipe.loss.annealed_until)]
+    assert spans == [0.5, 0.75]
+    rate = recipe.optimizer.learning_rate
+    assert (rate, rate * recipe.schedule.end_fraction) == (4e-4, pytest.approx(1e-5))
+    assert recipe.sampling.guidance_scale + 1 == 16

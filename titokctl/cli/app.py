@@ -28,7 +28,7 @@ _GUESS = re.compile(r"\.? \(?(Did you mean|Possible options:) (?P<names>[^?)]+)[
 # The modules of the commands by panel, in the order of --help.
 _COMMANDS = {
     "The chain": ("demo", "scenes", "shard", "train_tokenizer", "tokenize", "train_gen", "sample", "decode", "fid"),
-    "Compare and reproduce": ("stats", "compare", "tune", "reproduce", "reconstruct", "probe"),
+    "Compare and reproduce": ("stats", "compare", "tune", "reproduce", "reconstruct", "probe", "nll"),
     "Inspect products": ("inspect", "verify", "diff", "preview", "neighbors", "runs"),
     "Make and convert": ("export", "merge", "convert"),
     "Machine, models, recipes": ("weights", "recipes", "doctor"),

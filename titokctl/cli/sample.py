@@ -63,6 +63,13 @@ def sample(
     softmax_annealing: Annotated[
         bool | None, _switch("--softmax-annealing/--no-softmax-annealing", "Sharpen logits step by step.", "")
     ] = None,
+    temperature: Annotated[
+        float | None, _how("--temperature", "Temperature of the choice of each id (autoregressive generators).")
+    ] = None,
+    top_k: Annotated[int | None, _how("--top-k", "Choose among the K most likely codes.", "K")] = None,
+    top_p: Annotated[
+        float | None, _how("--top-p", "Choose among the most likely codes of together this probability.", "P")
+    ] = None,
     unmasking: Annotated[
         str | None,
         _how("--unmasking", "Which positions a step decides.", "confidence|random-order|remasking"),
@@ -129,6 +136,9 @@ def sample(
         "num_steps": steps,
         "choice_temperature": choice_temperature,
         "softmax_annealing": softmax_annealing,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
         "unmasking": unmasking,
         "remasking_cap": remasking_cap,
         "seed": seed,

@@ -94,7 +94,7 @@ class TokenizerConfig(Config):
         return self.quantizer != "gaussian"
 
 
-MASKGIT = "maskgit"
+MASKGIT, AUTOREGRESSIVE = "maskgit", "autoregressive"
 
 
 class GeneratorSizes(Config):
@@ -140,6 +140,35 @@ class GeneratorConfig(GeneratorSizes):
     @property
     def vocabulary_size(self) -> int:
         """V codes, the mask, the classes, the null label."""
+        return self.codebook_size + 1 + self.num_classes + 1
+
+
+class AutoregressiveConfig(GeneratorSizes):
+    """A causal transformer after RAR (arXiv 2411.00776): pre-norm, with learned norms of queries and keys.
+
+    The class is the first token; with `adaptive_norm` it also changes the norms of each block.
+    """
+
+    kind: Literal["autoregressive"]
+    width: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    mlp_width: PositiveInt
+    adaptive_norm: bool = True
+    dropout: Fraction = 0.1
+    attention_dropout: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "AutoregressiveConfig":
+        if self.architecture:
+            raise ValueError(f"an autoregressive generator has one architecture: leave out {self.architecture!r}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V codes, an unused row where MaskGIT has the mask, the classes, the null label."""
         return self.codebook_size + 1 + self.num_classes + 1
 
 

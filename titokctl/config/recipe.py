@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from titokctl.config.base import Config, Fraction, NonNegativeFloat, PositiveInt
-from titokctl.config.models import MASKGIT, GeneratorConfig, GeneratorSizes
+from titokctl.config.models import AUTOREGRESSIVE, MASKGIT, AutoregressiveConfig, GeneratorConfig, GeneratorSizes
 from titokctl.config.registry import find
-from titokctl.config.sampling import GuidanceConfig, SamplingConfig
+from titokctl.config.sampling import AutoregressiveSampling, GuidanceConfig, SamplingConfig
 from titokctl.config.tokenizer_recipe import Initialization
 from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 from titokctl.errors import UserError
@@ -64,15 +64,61 @@ class MaskGitRecipe(GeneratorRecipe):
     sampling: SamplingConfig = SamplingConfig()
 
 
+class AutoregressiveLossConfig(Config):
+    """The loss of an autoregressive generator: the cross-entropy of all ids, in an order drawn for each image.
+
+    Until `random_until` every order is a random permutation; from there to `annealed_until` the share of random orders
+    falls linearly to 0, and the rest are the order of the cache (arXiv 2411.00776). Both are shares of the run's steps
+    up to 1, and numbers of steps above 1; 0 and 0 is the fixed order from the start.
+    """
+
+    label_smoothing: Fraction = 0.0
+    label_dropout: Fraction = 0.1
+    random_until: NonNegativeFloat = 0.5
+    annealed_until: NonNegativeFloat = 0.75
+
+
+class AutoregressiveRecipe(GeneratorRecipe):
+    """A run of train-gen that trains an autoregressive generator."""
+
+    model: AutoregressiveConfig
+    loss: AutoregressiveLossConfig = AutoregressiveLossConfig()
+    sampling: AutoregressiveSampling = AutoregressiveSampling()
+
+    @model_validator(mode="after")
+    def _orders_become_fixed(self) -> "AutoregressiveRecipe":
+        steps, loss = self.training.steps, self.loss
+        full, none = (steps_of(span, steps) for span in (loss.random_until, loss.annealed_until))
+        if none < full:
+            raise ValueError(
+                f"loss.annealed_until {loss.annealed_until:g} (step {none:g}) is before loss.random_until "
+                f"{loss.random_until:g} (step {full:g})"
+            )
+        if none > steps:
+            raise ValueError(
+                f"loss.annealed_until {loss.annealed_until:g} is after the last of {steps} steps: images are drawn in "
+                "the order of the cache, which training must end with"
+            )
+        return self
+
+
+def steps_of(span: float, total: int) -> float:
+    """Return a span of training as a number of steps; up to 1 it is a share of all steps."""
+    return span * total if span <= 1 else span
+
+
+_RECIPES: dict[str, type[GeneratorRecipe]] = {MASKGIT: MaskGitRecipe, AUTOREGRESSIVE: AutoregressiveRecipe}
+
+
 def recipe_model(model: Any, error: type[UserError] = UserError) -> type[GeneratorRecipe]:
     """Return the class of recipes for the kind of generator that `model`, an unchecked configuration, names.
 
     Raises UserError, or the given kind of it, when no installed package has that kind.
     """
     kind = str(model.get("kind", MASKGIT)) if isinstance(model, Mapping) else MASKGIT
-    if kind == MASKGIT:
-        return MaskGitRecipe
-    found: type[GeneratorRecipe] = find("generator kind", kind, {MASKGIT: None}, KIND_ENTRY_POINTS, error).recipe
+    if kind in _RECIPES:
+        return _RECIPES[kind]
+    found: type[GeneratorRecipe] = find("generator kind", kind, _RECIPES, KIND_ENTRY_POINTS, error).recipe
     return found
 
 

@@ -41,6 +41,24 @@ class GuidanceConfig(Config):
         return f"guidance {both_forms(self.guidance_scale)}, {self.guidance_schedule}{power}{between}"
 
 
+class AutoregressiveSampling(GuidanceConfig):
+    """Settings of sampling of an autoregressive generator; its steps are the ids of an image.
+
+    An id is drawn from softmax(logits / `temperature`), restricted to the `top_k` most likely codes (null: all) and to
+    the most likely codes whose probability reaches `top_p`. Temperature 0 takes the most likely code.
+    """
+
+    temperature: NonNegativeFloat = 1.0
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def in_words(self) -> str:
+        """Return the settings for people, without the seed."""
+        top_k = "" if self.top_k is None else f", top-k {self.top_k}"
+        top_p = "" if self.top_p == 1 else f", top-p {self.top_p:g}"
+        return f"{super().in_words()}; temperature {self.temperature:g}{top_k}{top_p}"
+
+
 class SamplingConfig(GuidanceConfig):
     """Settings of sampling of a MaskGIT.
 

@@ -1,12 +1,13 @@
 """The kinds of generators, by name."""
 
-from titokctl.config.models import MASKGIT, GeneratorSizes, kind_of
+from titokctl.config.models import AUTOREGRESSIVE, MASKGIT, GeneratorSizes, kind_of
 from titokctl.config.recipe import KIND_ENTRY_POINTS
 from titokctl.config.registry import find
+from titokctl.models.autoregressive.generator import Autoregressive
 from titokctl.models.generator import Generator
 from titokctl.models.maskgit.generator import MaskGit
 
-_KINDS: dict[str, type[Generator]] = {MASKGIT: MaskGit}
+_KINDS: dict[str, type[Generator]] = {MASKGIT: MaskGit, AUTOREGRESSIVE: Autoregressive}
 
 
 def kind_class(config: GeneratorSizes) -> type[Generator]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from titokctl.errors import UsageError
 from titokctl.models.attention import SelfAttention
+from titokctl.models.autoregressive.transformer import AutoregressiveBlock
 from titokctl.models.fused import LowLinear, PostNormBlocks, PreNormBlocks, uses_triton
 from titokctl.models.maskgit.uvit import UvitBlock, UvitBody
 from titokctl.models.maskgit.vit import VitLayer
@@ -33,7 +34,7 @@ from titokctl.models.vqgan.vqgan import VqganDecoder
 
 Network = TypeVar("Network", bound=nn.Module)
 # Their linear layers run in the precision asked for; all other linear layers and convolutions stay float32.
-_LOWERED = (SelfAttention, Mlp, ProxyHead, VitLayer, UvitBlock, UvitBody)
+_LOWERED = (SelfAttention, Mlp, ProxyHead, VitLayer, UvitBlock, UvitBody, AutoregressiveBlock)
 
 
 def fastest_precision(device: torch.device | str) -> Precision:
@@ -90,7 +91,7 @@ def prepared(
     16-bit precision on a GPU computes of its last block only the latent tokens.
 
     Args:
-        module: a TiTok or a MaskGit with float32 weights. Take its hashes before: the copy has other tensors.
+        module: a TiTok or a generator with float32 weights. Take its hashes before: the copy has other tensors.
         half: of a TiTok, the only half that will be used; the other one's weights are neither read nor converted.
 
     Raises UsageError for a precision that this CPU has no kernels for.

@@ -9,10 +9,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 
-def run_block(block: nn.Module, x: torch.Tensor, recompute: bool) -> torch.Tensor:
-    """Return block(x), the same numbers either way, dropout included; `recompute` saves memory for a forward pass."""
+def run_block(block: nn.Module, x: torch.Tensor, recompute: bool, *more: Any) -> torch.Tensor:
+    """Return block(x, *more), the same numbers either way, dropout included.
+
+    `recompute` saves memory for a forward pass.
+    """
     kept = not recompute or not torch.is_grad_enabled()
-    result: torch.Tensor = block(x) if kept else checkpoint(block, x, use_reentrant=False, context_fn=_contexts)
+    result: torch.Tensor = (
+        block(x, *more) if kept else checkpoint(block, x, *more, use_reentrant=False, context_fn=_contexts)
+    )
     return result
 
 

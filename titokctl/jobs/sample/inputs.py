@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,22 @@ from titokctl.weights.store import Weights
 
 DEFAULT_NUM_IMAGES = 64
 _SHOWN_CLASSES = 5
+# The options of sampling settings, for messages.
+FLAGS = {
+    "guidance_scale": "--cfg",
+    "guidance_schedule": "--cfg-schedule",
+    "guidance_power": "--cfg-power",
+    "guidance_interval": "--cfg-interval",
+    "num_steps": "--steps",
+    "choice_temperature": "--choice-temperature",
+    "softmax_annealing": "--softmax-annealing",
+    "unmasking": "--unmasking",
+    "remasking_cap": "--remasking-cap",
+    "temperature": "--temperature",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "seed": "--seed",
+}
 _LABEL_RULE = "image i has the class classes[i mod C]"
 
 
@@ -316,8 +332,8 @@ def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> Guidanc
     unknown = [name for name in changes if name not in known]
     if unknown:
         raise UsageError(
-            f"a generator of kind {kind_of(generator.config)} has no setting {', '.join(unknown)}",
-            f"its settings are {', '.join(known)}",
+            f"a generator of kind {kind_of(generator.config)} has no setting {_flags(unknown)}",
+            f"leave it out; its settings are {_flags(known)}",
         )
     say(f"settings: {where}" + (f", changed: {', '.join(changes)}" if changes else ""))
     say_class_order(generator.lineage.get("class_names", ()), generator.config, say)
@@ -326,6 +342,10 @@ def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> Guidanc
     if "remasking_cap" in changes and (rule := getattr(found, "unmasking", None)) != REMASKING:
         raise UsageError(f"--remasking-cap was given, but the unmasking rule is {rule}", "add --unmasking remasking")
     return found
+
+
+def _flags(settings: Iterable[str]) -> str:
+    return ", ".join(FLAGS.get(name, name) for name in settings)
 
 
 def released_as(config: GeneratorSizes) -> str | None:

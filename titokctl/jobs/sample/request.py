@@ -18,6 +18,7 @@ from titokctl.formats.replacing import check_name, exists_already
 from titokctl.formats.sample_set import check_fits, files_of, not_a_set, state_of, unfinished
 from titokctl.jobs.plan import WritePlan, cache_bytes, image_bytes
 from titokctl.jobs.sample.inputs import (
+    FLAGS,
     SampleTask,
     build_networks,
     find_generator,
@@ -36,6 +37,14 @@ from titokctl.sampling.plan import Classes
 
 __all__ = ["Sample", "Sampled"]
 
+_LEAST = {
+    "num_steps": 1,
+    "choice_temperature": 0,
+    "remasking_cap": 0,
+    "temperature": 0,
+    "top_k": 1,
+    "guidance_power": 1e-3,
+}
 _TEXTS: dict[str, Callable[[str], Any]] = {"guidance_scale": parse_scale, "guidance_interval": parse_interval}
 
 
@@ -91,14 +100,13 @@ class Sample:
             ("-n", self.num_images, 1),
             ("--per-class", self.per_class, 1),
             ("--batch-size", self.batch_size, 1),
-            ("--steps", self.settings.get("num_steps"), 1),
-            ("--choice-temperature", self.settings.get("choice_temperature"), 0),
-            ("--cfg-power", self.settings.get("guidance_power"), 1e-3),
-            ("--remasking-cap", self.settings.get("remasking_cap"), 0),
+            *((FLAGS[name], self.settings.get(name), least) for name, least in _LEAST.items()),
         ]
         for flag, value, least in at_least:
             if value is not None and not least <= value < math.inf:
                 raise UsageError(f"{flag} must be at least {least}, not {value}", "see `titokctl sample --help`")
+        if (top_p := self.settings.get("top_p")) is not None and not 0 < top_p <= 1:
+            raise UsageError(f"--top-p must be above 0 and at most 1, not {top_p}", "--top-p 1 allows all codes")
         self._changes()
         if self.num_images is not None and self.per_class is not None:
             raise UsageError("-n and --per-class are mutually exclusive", "give one of them")

@@ -127,7 +127,7 @@ class TrainGenerator:
         judged = _validation_cache(self.validation, cache, recipe, is_main)
         rows = training_rows(recipe, cache, judged, context.device)
         identity = "/".join(c.sha256 for c in (cache, judged) if c)
-        inputs = lineage(cache, self.cache, rows[0], recipe.model.num_classes)
+        inputs = lineage(cache, self.cache, rows[0], recipe)
         init = self._given(cache, recipe, context, not dry)
         if init is not None:
             inputs["init"] = planned(skeleton("generator", recipe.model), init.given).record(init.given)
@@ -182,16 +182,18 @@ class _Inputs:
     init: GeneratorStart | None = None
 
 
-def lineage(cache: TokenCache, path: Path, rows: TokenRows, num_classes: int) -> dict[str, Any]:
+def lineage(cache: TokenCache, path: Path, rows: TokenRows, recipe: GeneratorRecipe) -> dict[str, Any]:
     """Return what a generator's products record of the cache.
 
     Hashes, source, preprocessing, terms if there are any, and of the classes their names and how many of `rows` each
-    has, since a class without rows is not learnt.
+    has, since a class without rows is not learnt. `rows_sha256` is the hash of the cache's rows; with `val_fraction`,
+    the recipe's, it tells which of them were held out.
     """
     made_by = {name: cache.attrs[name] for name in ("encoder_sha256", "weights_sha256", "source", "preprocessing")}
     terms = {"terms": cache.header.terms} if cache.header.terms else {}
-    classes = {"class_names": cache.class_names, "class_rows": rows.class_rows(num_classes)}
-    return {"cache": str(path.absolute()), **made_by, **classes, **terms}
+    classes = {"class_names": cache.class_names, "class_rows": rows.class_rows(recipe.model.num_classes)}
+    trained = {"rows_sha256": cache.sha256, "val_fraction": recipe.val_fraction}
+    return {"cache": str(path.absolute()), **trained, **made_by, **classes, **terms}
 
 
 def _validation_cache(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from titokctl.config import recipe_files
+from titokctl.config.models import MASKGIT, kind_of
 from titokctl.config.recipe import GeneratorRecipe
 from titokctl.data.class_order import say_class_order
 from titokctl.errors import UserError
@@ -67,14 +68,18 @@ def num_classes(cache: TokenCache) -> int:
 
 
 def _fitting_recipe(cache: TokenCache, classes: int, path: Path) -> str:
-    """Return the shipped recipe for K, V and image size; equal numbers of classes win, then the smallest model."""
+    """Return the shipped recipe for K, V and image size.
+
+    MaskGIT comes before other kinds, then equal numbers of classes, then the smallest model.
+    """
     tokens, codes, size = cache.num_latent_tokens, cache.codebook_size, cache.header.image_size
     found = {}
     for name in recipe_files.shipped("generator"):
         recipe = recipe_files.load(name, "generator")
         model = recipe.model
         if (model.num_latent_tokens, model.codebook_size, recipe.image_size or size) == (tokens, codes, size):
-            found[name] = (model.num_classes != classes, model.width * model.num_layers)
+            is_other = kind_of(model) != MASKGIT
+            found[name] = (is_other, model.num_classes != classes, model.width * model.num_layers)
     if not found:
         raise UserError(
             f"no shipped generator recipe has the {tokens} tokens and {codes} codes of {path} ({size} px)",

@@ -5,10 +5,12 @@ The vocabulary is [0, V) codes, V the mask, V + 1 + c the class c, V + 1 + num_c
 Letters: B batch, K latent tokens, D width, V codebook size.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from titokctl.config.models import GeneratorConfig
 from titokctl.config.recipe import MaskedLossConfig, MaskGitRecipe
@@ -26,12 +28,13 @@ from titokctl.models.maskgit.masking import (
 )
 from titokctl.models.maskgit.uvit import UvitBody
 from titokctl.models.maskgit.vit import VitBody
-from titokctl.models.noise import Noise
+from titokctl.models.noise import KeyedNoise, Noise
 
 ENTRY_POINT_GROUP = "titokctl.generators"
 BODIES = {"vit": VitBody, "uvit": UvitBody}
 _MEASURED_RATIOS = (0.25, 0.5, 0.75, 1.0)
 _MEASURED_PIECE = 128  # rows at once: logits of S-128 are 2 MB a row
+_MEASURED_PASSES = 2  # of the bound, while a generator is trained
 
 
 class MaskGit(Generator):
@@ -44,6 +47,7 @@ class MaskGit(Generator):
     """
 
     recipe = MaskGitRecipe
+    likelihood = "bound"
     config: GeneratorConfig
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -98,7 +102,10 @@ class MaskGit(Generator):
     def measure(
         self, ids: torch.Tensor, labels: torch.Tensor, settings: Any, draws: torch.Generator
     ) -> dict[str, float]:
-        """Return loss (nats, no smoothing) and accuracy of masked ids at fixed mask ratios, and their means."""
+        """Return loss (nats, no smoothing) and accuracy of masked ids at fixed mask ratios, their means, and the bound.
+
+        "bits_per_id_bound" is `nll` in bits an id, estimated in two passes.
+        """
         found: dict[str, float] = {}
         count, tokens = ids.shape
         for ratio in _MEASURED_RATIOS:
@@ -112,7 +119,35 @@ class MaskGit(Generator):
                 accuracy = accuracy + len(right) * masked_accuracy(logits, right, hidden)
             found[f"loss_at_{ratio:g}"] = float(loss / masked.sum())
             found[f"accuracy_at_{ratio:g}"] = float(accuracy / count)
-        return {name: _mean_of(found, f"{name}_at_") for name in ("loss", "accuracy")} | found
+        noise = [KeyedNoise(0, part) for part in torch.arange(count, device=ids.device).split(_MEASURED_PIECE)]
+        parts = zip(ids.split(_MEASURED_PIECE), labels.split(_MEASURED_PIECE), noise, strict=True)
+        bounds = torch.cat([self.nll(*part, _MEASURED_PASSES) for part in parts])
+        means = {name: _mean_of(found, f"{name}_at_") for name in ("loss", "accuracy")}
+        return means | found | {"bits_per_id_bound": float(bounds.mean()) / tokens / math.log(2)}
+
+    def nll(self, ids: torch.Tensor, labels: torch.Tensor, noise: Noise, passes: int) -> torch.Tensor:
+        """Return an unbiased estimate of an upper bound of the negative log-likelihood in nats, (B,) float64.
+
+        The bound is that of a generator that draws one id at a time, in a uniformly random order (arXiv 2110.02037):
+        n of the K ids are masked, n uniform in 1 to K, and each masked id costs K / n times its cross-entropy. Parallel
+        decoding, which draws several ids at once by confidence, is another distribution and has no such number.
+
+        Args:
+            passes: the n of an image's passes are spread evenly over 1 to K.
+        """
+        tokens = self.config.num_latent_tokens
+        noise.prepare(passes + 1, tokens)
+        positions = torch.arange(tokens, device=ids.device).expand(len(ids), -1)
+        offset = (-(-noise.gumbel(passes, positions[:, :1])).exp()).exp().double()  # (B, 1), uniform in (0, 1)
+        total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+        for number in range(passes):
+            masked_ids = ((number + offset) / passes * tokens).long().clamp(0, tokens - 1) + 1  # (B, 1)
+            order = noise.gumbel(number, positions).argsort(dim=1)
+            masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, order, positions < masked_ids)
+            logits = self(torch.where(masked, self.config.mask_id, ids), labels)
+            nats = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids).double()
+            total += (nats * masked * (tokens / masked_ids)).sum(dim=1)
+        return total / passes
 
     @torch.inference_mode()
     def sample(self, labels: torch.Tensor | None, settings: SamplingConfig, noise: Noise) -> torch.Tensor:
