@@ -205,6 +205,15 @@ def test_challengers_differ_from_the_preset_and_from_each_other(preset):
     assert all("the preset" not in difference_in_words(each, preset) for each in found)
 
 
+def test_challengers_of_an_autoregressive_generator_change_its_own_settings():
+    preset = trained.OWN_AUTOREGRESSIVE
+    found = challengers(preset, 32, 23, seed=0)
+    assert len({each.model_dump_json() for each in [preset, *found]}) == 24
+    assert all(type(each).model_validate(each.model_dump()) == each for each in found)
+    for name in ("temperature", "top_k", "top_p", "guidance_interval"):
+        assert any(getattr(each, name) != getattr(preset, name) for each in found)
+
+
 def test_challengers_of_a_kind_with_other_settings_change_what_it_has():
     found = challengers(GuidanceConfig(guidance_scale=2.0), 32, 8, seed=0)
     assert all(type(each) is GuidanceConfig for each in found)

@@ -5,7 +5,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from titokctl.config.sampling import UNMASKING_RULES, GuidanceConfig, GuidanceSchedule, SamplingConfig
+from titokctl.config.sampling import (
+    UNMASKING_RULES,
+    AutoregressiveSampling,
+    GuidanceConfig,
+    GuidanceSchedule,
+    SamplingConfig,
+)
 from titokctl.errors import UsageError
 
 _MOST_CHANGES = 4
@@ -63,6 +69,12 @@ def _alternatives(preset: GuidanceConfig, num_tokens: int) -> dict[str, list[Any
             "choice_temperature": temperatures,
             "softmax_annealing": [not preset.softmax_annealing],
             "unmasking": _others(preset.unmasking, UNMASKING_RULES),
+        }
+    if isinstance(preset, AutoregressiveSampling):
+        found |= {
+            "temperature": _scaled(preset.temperature, (0.8, 0.9, 1.1), (0.8, 1.0)),
+            "top_k": _others(preset.top_k, (None, 16, 64, 256)),
+            "top_p": _others(preset.top_p, (0.8, 0.9, 0.95, 1.0)),
         }
     return found
 
