@@ -3,10 +3,10 @@
     python -m benchmarks.fine_tuning [--images 4000] [--steps 1200] [--generator-steps 420] [--folder FOLDER]
         [--device cpu|cuda] [--quick] [--json out.json]
 
-Rendered scenes are divided by class: a tokenizer and a generator (recipes tiny) learn the first half of the classes. Then
-both learn the other half for a tenth of those steps, once from these weights (--init) and once from random values, each
-judged on held-out scenes of the other half. Both generators learn ids of the first tokenizer. With another --folder than
-a temporary one, a run that was stopped is resumed by the same command.
+Rendered scenes are divided by class: a tokenizer and a generator (recipes tiny) learn the first half of the classes.
+Then both learn the other half for a tenth of those steps, once from these weights (--init) and once from random values,
+each judged on held-out scenes of the other half. Both generators learn ids of the first tokenizer. With --folder, the
+same command resumes what was stopped.
 """
 
 import argparse

@@ -15,8 +15,14 @@ from titokctl.distributed.reduce import gathered
 from titokctl.models.nearest import nearest
 from titokctl.training.randomness import generator
 
+# The most distances of k-means. Above 8,192 codes it takes fewer latents a code, then fewer iterations.
+_MOST_DISTANCES = 1 << 35
 _KMEANS_ITERATIONS = 10
 _LATENTS_PER_CODE = 16
+_FEW_LATENTS = 2
+_PIECE_DISTANCES = 1 << 28
+# Called during long work with the parts that are done and their number; it may raise Stopped.
+Watch = Callable[[int, int], None]
 RECENT_STEPS = 100
 
 
@@ -66,13 +72,25 @@ class LiveCodebook:
         return {"codebook_usage": (self.last_used > step - RECENT_STEPS).float().mean()}
 
     @torch.no_grad()
-    def seed_by_kmeans(self, latents_of: Callable[[int], torch.Tensor], seed: int, step: int) -> None:
-        """The first codes: centres of the latents of some batches from `step` on; `latents_of(step)` gives (M, C)."""
+    def seed_by_kmeans(
+        self, latents_of: Callable[[int], torch.Tensor], seed: int, step: int, watch: Watch = lambda done, total: None
+    ) -> None:
+        """The first codes: centres of the latents of some batches from `step` on; `latents_of(step)` gives (M, C).
+
+        Nothing has changed when `watch` raises.
+        """
+        latents_per_code, iterations = kmeans_effort(len(self.codes))
         found = [gathered(latents_of(step), self.group)]
-        for later in range(1, -(-len(self.codes) * _LATENTS_PER_CODE // len(found[0]))):
+        batches = -(-len(self.codes) * latents_per_code // len(found[0]))
+        for later in range(1, batches):
+            watch(later, 2 * batches)
             found.append(gathered(latents_of(step + later), self.group))
         draws = generator(seed, "k-means", step)
-        self.codes.copy_(kmeans(torch.cat(found), len(self.codes), _KMEANS_ITERATIONS, draws))
+
+        def second_half(done: int, total: int) -> None:
+            watch(total + done, 2 * total)
+
+        self.codes.copy_(kmeans(torch.cat(found), len(self.codes), iterations, draws, second_half))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors that a checkpoint needs besides the codes."""
@@ -117,11 +135,25 @@ def reseed(
     codebook.mul_(1 - pull).add_(pull * closest)
 
 
+def kmeans_effort(num_codes: int) -> tuple[int, int]:
+    """Return how many latents a code k-means works on, and its iterations, so that the time stays bounded."""
+    pairs = num_codes**2
+    latents_per_code = min(max(_MOST_DISTANCES // (pairs * _KMEANS_ITERATIONS), _FEW_LATENTS), _LATENTS_PER_CODE)
+    return latents_per_code, min(_MOST_DISTANCES // (pairs * latents_per_code), _KMEANS_ITERATIONS)
+
+
 @torch.no_grad()
-def kmeans(latents: torch.Tensor, num_codes: int, iterations: int, generator: torch.Generator) -> torch.Tensor:
+def kmeans(
+    latents: torch.Tensor,
+    num_codes: int,
+    iterations: int,
+    generator: torch.Generator,
+    watch: Watch = lambda done, total: None,
+) -> torch.Tensor:
     """(num_codes, C) centres of `latents` (M, C) by Lloyd's algorithm from a random subset of them.
 
-    A centre that loses all its points starts again at a random one. M may be smaller than `num_codes`.
+    A centre that loses all its points starts again at a random one. M may be smaller than `num_codes`. Without an
+    iteration the centres are the subset. `watch` is called for each piece of an iteration.
     """
 
     def draw(n: int) -> torch.Tensor:
@@ -130,8 +162,13 @@ def kmeans(latents: torch.Tensor, num_codes: int, iterations: int, generator: to
     enough = len(latents) >= num_codes
     first = torch.randperm(len(latents), generator=generator)[:num_codes]
     centres = latents[first].clone() if enough else draw(num_codes)
-    for _ in range(iterations):
-        ids = nearest(latents, centres)
+    pieces = latents.split(max(1, _PIECE_DISTANCES // num_codes))
+    for iteration in range(iterations):
+        found = []
+        for number, piece in enumerate(pieces):
+            watch(iteration * len(pieces) + number, iterations * len(pieces))
+            found.append(nearest(piece, centres))
+        ids = torch.cat(found)
         counts = torch.bincount(ids, minlength=num_codes)
         sums = torch.zeros_like(centres).index_add_(0, ids, latents)
         centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), draw(num_codes))

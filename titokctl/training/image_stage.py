@@ -16,7 +16,7 @@ from titokctl.distributed.reduce import slice_of, summed
 from titokctl.models.precision import Precision, backward_precision
 from titokctl.training.acceleration import accelerate
 from titokctl.training.adversary import Adversary
-from titokctl.training.codebook import LiveCodebook
+from titokctl.training.codebook import LiveCodebook, Watch
 from titokctl.training.learner import Learner, part
 from titokctl.training.loop import Metrics
 
@@ -86,6 +86,7 @@ class ImageStage(Generic[M]):
         self.module, self.images, self.validate, self.group = module, images, validate, group
         self.training = training = recipe.training
         self.codebook, self.adversary = codebook, adversary
+        self.watch: Watch = lambda done, total: None  # called in a step that takes long, before it changes anything
         accelerate(parts, training)
         self.learner = Learner(module, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group)
         self.device = next(module.parameters()).device
@@ -203,7 +204,7 @@ class ImageStage(Generic[M]):
             pieces = self.images.batch(later).split(self.micro_batch)
             return torch.cat([self.latents(piece) for piece in pieces])
 
-        codebook.seed_by_kmeans(latents_of, self.training.seed, step)
+        codebook.seed_by_kmeans(latents_of, self.training.seed, step, self.watch)
         if self.learner.ema is not None:
             self.learner.ema.shadow[codebook.name].copy_(codebook.codes)
 

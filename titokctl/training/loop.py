@@ -15,7 +15,7 @@ import torch
 from titokctl.config.training import TrainingConfig
 from titokctl.context import Context
 from titokctl.distributed.reduce import StopAgreement
-from titokctl.errors import UserError
+from titokctl.errors import Stopped, UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog, MetricsSink, open_sink
 from titokctl.training.best import Best
@@ -36,7 +36,10 @@ class Task(Protocol):
         """Fetch this process's share of the batch of `step`; the time it takes is the data wait."""
 
     def step(self, step: int) -> Metrics:
-        """One optimizer step. Metrics are those of the global batch, and stay on the device until they are logged."""
+        """One optimizer step. Metrics are those of the global batch, and stay on the device until they are logged.
+
+        A step that takes long may raise Stopped, on all processes, as long as it has not changed anything.
+        """
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out numbers after `step` steps, with the averaged weights; pictures too. {} when there is nothing.
@@ -100,7 +103,12 @@ class Loop:
         total, recent, stopping = self.config.steps, Recent(), StopAgreement(self.stop, self.group)
         over = self._is_over()
         while step < total and not over:
-            metrics = self._step(step, recent)
+            try:
+                metrics = self._step(step, recent)
+            except Stopped:
+                stopping.close()
+                self._save_before(step, writer)
+                self.stop.check(f"Step {step:,} of {total:,} is saved.")
             step += 1
             last = step == total
             note = self._log(step, metrics, recent) if last or step % self.config.log_every == 0 else ""
@@ -119,6 +127,14 @@ class Loop:
                 self.stop.check(f"Step {step:,} of {total:,} is saved.")
         stopping.close()
         return step
+
+    def _save_before(self, step: int, writer: checkpoint.CheckpointWriter) -> None:
+        """Save the state before a step that was not done, unless it is saved already."""
+        if self.group.is_main:
+            writer.wait()
+            if step not in checkpoint.steps_in(self.checkpoints):
+                writer.save(checkpoint.Checkpoint(step, self.task.tensors(), self.best.scalars()), self.best.step)
+            writer.wait()
 
     def _is_over(self) -> bool:
         """Return True if the run ends early, on all processes alike."""

@@ -1,7 +1,7 @@
 """`titokctl train-tokenizer`: images -> a tokenizer in the runs folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -167,6 +167,7 @@ class TrainTokenizer:
             validate = Validation(found.held_out, recipe.image_size, run.path, group, judge, say, found.exif)
         kept = _kept_codes(run.path, recipe, images, group)
         task = build_stage(recipe, found.start, Parts(images, validate, context.device, group, kept))
+        task.watch = _watch(context)
         cost = training_cost(lambda: tokenizer_operations(recipe), context.device, recipe.training.precision)
         step = Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", context, cost).run()
         for remark in images.remarks():
@@ -201,6 +202,19 @@ def _kept_codes(folder: Path, recipe: TokenizerRecipe, images: StepImages, group
         proxy_codes.create(path, shape)
     group.barrier()
     return KeptCodes(ProxyCodes(path, shape, recipe.model.proxy.codebook_size), images.views, len(images))
+
+
+def _watch(context: Context) -> Callable[[int, int], None]:
+    """Return a function that shows how far k-means is, and stops all processes after a signal to one of them."""
+
+    def watch(done: int, total: int) -> None:
+        context.progress.advance(0, f"k-means, part {done:,} of {total:,}")
+        code = max(context.group.from_all(context.stop.exit_code))
+        if code:
+            context.stop.adopt(code)
+            context.stop.check()
+
+    return watch
 
 
 def _result(run: RunFolder) -> TrainedTokenizer:
