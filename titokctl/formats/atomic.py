@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.errors import UserError, fault_in_words
+from titokctl.formats.file_kind import head_of, mistaken
 
 _MARK, _REPLACED = ".tmp-", "-replaced"
 _BOOT, _PROCESSES = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
@@ -101,6 +102,8 @@ def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
             raise UserError(f"{path} is {path.stat().st_size:,} bytes, more than the maximum of {max_bytes:,}")
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
+        if other := mistaken(head_of(path), "json"):
+            raise UserError(f"{path} is not valid JSON, but {other.words}", other.hint) from error
         raise UserError(f"{path} is not valid JSON ({error})") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -113,6 +113,16 @@ def head_of(path: Path) -> bytes:
         return b""
 
 
+def mistaken(head: bytes, *expected: str) -> FileKind | None:
+    """Return the kind of a file that could not be read as what it should be; None if nothing tells.
+
+    Args:
+        expected: names of kinds that it may well be, damaged.
+    """
+    kind = kind_of(head)
+    return None if kind is None or kind.name in expected else kind
+
+
 def described(head: bytes) -> str:
     """Return in words what the file that starts with `head` is: its kind, or else its first bytes."""
     if not head:

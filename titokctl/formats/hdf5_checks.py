@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from titokctl.errors import UserError, fault_in_words
+from titokctl.formats.file_kind import described, head_of, hint_for
 from titokctl.formats.hdf5_guard import check_can_be_opened
 
 # Deflate compresses to about 1/1,032 at best; a higher ratio means that the declared size is wrong.
@@ -56,7 +57,11 @@ def opened(path: Path) -> Iterator[h5py.File]:
         if fault is not None and (getattr(error, "errno", None) in _FAULTS or "errno = " in reason):
             raise fault from error  # a failing disk is no damage of the file
         if "signature not found" in reason:
-            raise UserError(f"{path} is not an HDF5 file, so it is not a token cache", _MAKES) from error
+            head = head_of(path)
+            raise UserError(
+                f"{path} is not an HDF5 file, so it is not a token cache, but {described(head)}",
+                hint_for(head, path, _MAKES),
+            ) from error
         if cut := _CUT.search(reason):
             reason = f"truncated: it has {int(cut[1]):,} of {int(cut[2]):,} bytes"
         raise UserError(

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path, check_version, disk_errors
+from titokctl.formats.file_kind import head_of, mistaken
 
 FORMAT = "titokctl/weights"
 FORMAT_VERSION = 1
@@ -153,5 +154,7 @@ def _open(path: Path) -> safe_open:
     except (SafetensorError, OSError) as error:
         if not path.is_file():
             raise UserError(f"weights not found: {path}", "`titokctl weights ls` lists known names") from error
-        hint = "it may be truncated: download or write it again"
+        head, hint = head_of(path), "it may be truncated: download or write it again"
+        if other := mistaken(head, "json"):  # a header of 123 bytes begins with {, too
+            raise UserError(f"{path} is {other.words}, not a safetensors file", other.hint or hint) from error
         raise UserError(f"{path} is not a complete safetensors file ({error})", hint) from error

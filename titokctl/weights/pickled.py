@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from titokctl.errors import UserError
+from titokctl.formats.file_kind import head_of, mistaken
 
 
 def read_pickled(path: Path) -> dict[str, torch.Tensor]:
@@ -39,6 +40,8 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
         # Some messages are only a number, others recommend weights_only=False.
         reason = line if " " in line and "weights_only" not in line else "it is not a pickle"
         hint = "name a .safetensors or .bin file of weights; if it is one, it may be truncated: download it again"
+        if other := mistaken(head_of(path), "zip"):
+            reason, hint = f"it is {other.words}", other.hint or hint
         raise UserError(f"{path} cannot be read as a file of weights ({reason})", hint) from error
     pairs = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):

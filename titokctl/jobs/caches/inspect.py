@@ -19,6 +19,7 @@ from titokctl.evaluation.codebook_usage import MAX_COUNTS, count_codes, usage_of
 from titokctl.formats import sample_set, weights_file
 from titokctl.formats.atomic import read_json
 from titokctl.formats.checkpoint import is_checkpoint, step_of, steps_in
+from titokctl.formats.file_kind import described, head_of, hint_for
 from titokctl.formats.run_folder import KINDS, open_run
 from titokctl.formats.shard_set import read_set_index
 from titokctl.formats.token_cache import labelled_rows
@@ -64,7 +65,11 @@ class Inspect:
             return _weights(path)
         if path.suffix == ".tar":
             return _source(path)
-        raise UserError(f"{path} was not made by titokctl", f"inspect takes {_KNOWN}")
+        head = head_of(path)
+        raise UserError(
+            f"{path} was not made by titokctl: it is {described(head)}",
+            hint_for(head, path, f"inspect takes {_KNOWN}"),
+        )
 
 
 def _referred(name: str, context: Context) -> Inspection:
