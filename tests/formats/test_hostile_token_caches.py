@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from caches import as_version_1, with_header
+from command_line import RunCli
 from test_token_cache import write
 
 from titokctl.errors import UserError
@@ -194,6 +195,45 @@ def test_planted_headers_are_refused(tmp_path: Path, form: str, change: dict, me
     with_header(path, **change)
     with pytest.raises(UserError, match=message):
         TokenCache.open(path)
+
+
+def test_what_is_written_has_no_heap_without_checksums(tmp_path: Path) -> None:
+    """Text of variable length lies in a global heap ("GCOL"), whose damage libhdf5 may follow in circles."""
+    write(tmp_path / "tokens.h5")
+    assert b"GCOL" not in (tmp_path / "tokens.h5").read_bytes()
+    assert b"GCOL" in as_version_1(tmp_path / "tokens.h5").read_bytes()
+
+
+@pytest.mark.slow  # the helper process may compute for 20 seconds
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_heap_in_which_libhdf5_never_ends_is_refused(tmp_path: Path, command: str, run_cli: RunCli) -> None:
+    """Zeros in place of the first object of the heap of a version-1 file."""
+    write(tmp_path / "tokens.h5")
+    planted = bytearray(as_version_1(tmp_path / "tokens.h5").read_bytes())
+    first = planted.index(b"GCOL") + 16
+    planted[first : first + 16] = bytes(16)
+    (tmp_path / "tokens.h5").write_bytes(planted)
+    assert "endless loop" in run_cli(command, "tokens.h5", code=1).stderr
+
+
+@pytest.mark.parametrize("width", [8, 16, 64])
+def test_zeros_in_the_structure_of_a_new_file_are_refused_or_harmless(tmp_path: Path, width: int) -> None:
+    """Each part of the structure, zeroed behind its signature: some parts are of checksums, which opening skips."""
+    ids = write(tmp_path / "tokens.h5")
+    whole, keys = (tmp_path / "tokens.h5").read_bytes(), TokenCache.open(tmp_path / "tokens.h5").keys.tolist()
+    signatures = [i for i in range(len(whole)) if whole[i : i + 4] in (b"OHDR", b"OCHK", b"FRHP", b"BTHD")]
+    refused = 0
+    for at in signatures:
+        planted = bytearray(whole)
+        planted[at + 4 : at + 4 + width] = bytes(width)
+        (tmp_path / "planted.h5").write_bytes(planted)
+        try:
+            cache = TokenCache.open(tmp_path / "planted.h5")
+            assert cache.keys.tolist() == keys
+            np.testing.assert_array_equal(cache.ids, ids)
+        except UserError:
+            refused += 1
+    assert 3 < refused <= len(signatures)
 
 
 def test_what_is_no_hdf5_file_at_all(tmp_path: Path) -> None:

@@ -29,7 +29,10 @@ from titokctl.models.titok.tokenizer import TiTok
 
 
 def made_with(tile: int, precision_name: Precision, device: str) -> dict[str, Any]:
-    """Return all that may change an id besides the weights and the preprocessing."""
+    """Return all that may change an id besides the weights and the preprocessing.
+
+    Pillow itself decodes BMP and GIF; PNG has no freedom.
+    """
     return {
         "device": torch.device(device).type,
         "precision": precision_name,
@@ -39,6 +42,8 @@ def made_with(tile: int, precision_name: Precision, device: str) -> dict[str, An
         "pillow": PIL.__version__,
         "libjpeg": features.version_feature("libjpeg_turbo") or features.version_codec("jpg"),
         "libwebp": features.version_module("webp"),
+        "libtiff": features.version_codec("libtiff"),
+        "libavif": features.version_module("avif") if "avif" in features.modules else None,  # Pillow 11.3 and newer
     }
 
 
