@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from benchmarks.counting import counted, fill
+from benchmarks.counting import fill
 from benchmarks.measuring import parser, report_numbers, synchronize
 from titokctl.config import recipe_files
 from titokctl.config.recipe import GeneratorRecipe
@@ -38,9 +38,6 @@ def main() -> None:
     for recipe_name, images in ((RAR, given.images), (UVIT, given.uvit_images)):
         recipe: GeneratorRecipe = recipe_files.load(recipe_name, "generator")
         model = fill(generator_kinds.build(recipe.model)).eval()
-        found[f"{recipe_name}: TFLOP an image, counted"] = (
-            counted(lambda model=model, recipe=recipe: _draw(model, recipe, 1, "cpu"))["operations"] / 1e12
-        )
         ready = prepared(model, given.device, name)
         del model
         _timed(ready, _short(recipe, True), images, given.device)  # warms up
