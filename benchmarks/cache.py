@@ -19,7 +19,8 @@ from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, merge, summaries
+from titokctl.formats.token_parts import PartsFolder, TokenPart, merge, summaries
+from titokctl.formats.token_tally import Tally
 from titokctl.jobs.caches.inspect import Inspect
 from titokctl.jobs.caches.merge import Merge
 from titokctl.jobs.caches.verify import Verify

@@ -13,7 +13,8 @@ from test_token_cache import write
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_folder import finish_folder
-from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart
+from titokctl.formats.token_parts import PartsFolder, TokenPart
+from titokctl.formats.token_tally import Tally
 
 SECRET = "secret.bin"
 

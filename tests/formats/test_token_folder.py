@@ -14,7 +14,8 @@ from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_folder import PartedRows, finish_folder
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, merge, summaries
+from titokctl.formats.token_parts import PartsFolder, TokenPart, merge, summaries
+from titokctl.formats.token_tally import Tally
 
 SIZES = (5, 0, 3, 7)
 

@@ -14,7 +14,8 @@ import numpy as np
 sys.path.insert(0, sys.argv[2])
 from test_token_cache import header
 from titokctl.formats.token_cache import TokenCache
-from titokctl.formats.token_parts import Tally, merge, summaries
+from titokctl.formats.token_parts import merge, summaries
+from titokctl.formats.token_tally import Tally
 from titokctl.formats.token_parts import PartsFolder, TokenPart
 
 units, parts, tally = int(sys.argv[3]), PartsFolder(Path(sys.argv[1])), Tally()

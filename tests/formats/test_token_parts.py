@@ -12,7 +12,8 @@ from test_token_cache import header, ids_for
 
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import TokenCache
-from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, merge, summaries, write_rejected
+from titokctl.formats.token_parts import PartsFolder, TokenPart, merge, summaries
+from titokctl.formats.token_tally import Tally, write_rejected
 
 SIZES = (5, 0, 3)
 BAD = {"key": "bad", "kind": "truncated", "reason": "cut off"}

@@ -109,13 +109,15 @@ def tokenize(
 
     Every image is in it exactly once or listed in FILE.rejected.jsonl. Run the same command again to resume.
     """
+    from titokctl.formats.object_store import path_of
     from titokctl.jobs.tokenize.request import Tokenize
 
     machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
     cluster = Engine(engine, address, min_workers, max_workers).cluster(machine)
+    target = path_of(output)
     job = Tokenize(
         paths,
-        Path(output),
+        target,
         tokenizer,
         views=() if views == "none" else tuple(views.split(",")),
         batch_size=batch_size,
@@ -142,7 +144,7 @@ def tokenize(
         fast_decode=fast_decode,
         max_pixels=max_pixels,
         compress=compress,
-        keep_parts=output.endswith("/") or Path(output).is_dir(),
+        keep_parts=output.endswith("/") or target.is_dir(),
         part=part,
         overwrite=overwrite,
         cluster=cluster,

@@ -205,12 +205,19 @@ def show_plan(plan: "WritePlan", as_json: bool) -> None:
         lines["done before"] = f"{plan.done:,} of {counted(plan.count, plan.unit)}"
     lines |= plan.settings
     console.pairs("dry run: nothing was written", {n.replace("_", " "): readable(v) for n, v in lines.items()})
-    if plan.num_bytes is not None and plan.num_bytes > free:
+    if plan.num_bytes is not None and free is not None and plan.num_bytes > free:
         console.warn(f"the disk of {plan.output} has only {size(free)} free")
 
 
-def _free_bytes(plan: "WritePlan") -> int:
-    """Return the bytes free on the disk of the output. Raises UserError when the output can't be written."""
+def _free_bytes(plan: "WritePlan") -> int | None:
+    """Return the bytes free on the disk of the output; None for an object store.
+
+    Raises UserError when the output can't be written.
+    """
+    from titokctl.formats.object_store import is_store
+
+    if is_store(plan.output):
+        return None
     parent = plan.output.absolute().parent
     if not plan.makes_folders and not parent.is_dir():
         raise UserError(

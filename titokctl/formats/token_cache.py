@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from titokctl.errors import UserError
+from titokctl.formats.object_store import is_store, path_of
 from titokctl.formats.token_file import TokenFile
 from titokctl.formats.token_folder import TokenFolder
 from titokctl.formats.token_header import PLAIN, CacheHeader, StoredCache
@@ -44,13 +45,13 @@ class TokenCache:
         """Open `path` and check its structure, types, sizes and attributes.
 
         Args:
-            path: a token cache: a file, or a folder of parts.
+            path: a token cache: a file, a folder of parts, or the address of one in an object store.
             check_ids: also read all ids once and refuse any that is not below V.
 
         Raises UserError with one sentence for anything that is not a whole, well-formed cache of a known version.
         """
-        path = Path(path)
-        cache = cls(TokenFolder(path) if path.is_dir() else TokenFile(path))
+        path = path_of(path)
+        cache = cls(TokenFolder(path) if is_store(path) or path.is_dir() else TokenFile(path))
         if check_ids:
             cache.check_ids()
         return cache

@@ -20,7 +20,9 @@ import numpy as np
 from titokctl.errors import UserError
 from titokctl.formats.token_header import CacheHeader, ContentsChecksums, StoredCache, check_labels, checked_header
 from titokctl.formats.token_keys import Keys
-from titokctl.formats.token_parts import PartsFolder, Tally, TokenPart, all_parts
+from titokctl.formats.token_parts import PartsFolder, TokenPart, all_parts
+from titokctl.formats.token_store import parts_at
+from titokctl.formats.token_tally import Tally
 
 _PARTS_KEPT = 64
 _AGAIN = "run the `titokctl tokenize` command that made it again"
@@ -88,7 +90,7 @@ class TokenFolder(StoredCache):
     form = "token cache in parts"
 
     def __init__(self, path: Path) -> None:
-        self.path, self._folder = path, PartsFolder(path, keep=True)
+        self.path, self._folder = path, parts_at(path, keep=True, keeps_copies=True)
         if not self._folder.is_begun():
             raise UserError(
                 f"{path} is a folder, but not a token cache", "name a file such as tokens.h5, or a folder of parts"
@@ -120,7 +122,7 @@ class TokenFolder(StoredCache):
         return Keys.joined([Keys.of(self._part(unit).keys) for unit in range(len(self._counts))])
 
     def num_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.path.iterdir())
+        return self._folder.num_bytes()
 
     def damage(self, advance: Callable[[int], None]) -> list[str]:
         problems: list[str] = []

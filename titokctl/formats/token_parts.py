@@ -17,7 +17,6 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,11 +28,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import atomic_path, check_version, read_json, remove_leftovers, write_bytes, write_json
+from titokctl.formats.atomic import check_version, read_json, remove_leftovers, write_bytes, write_json
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.replacing import SetAside, files_to_delete
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.token_header import CacheHeader, checked
+from titokctl.formats.token_tally import PartSummary, Tally
 from titokctl.formats.unfinished import Unfinished, changes
 
 FORMAT = "titokctl/token-parts"
@@ -42,7 +42,6 @@ FORMAT_VERSION, FINISHED_VERSION = 1, 2
 _MAX_PART_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 64 << 20
 MANIFEST, MERGE_LOCK = "manifest.json", ".merge.lock"
-_EXAMPLES = 5
 # Fields of a source's description that say the same as its fingerprint, or nothing about its images.
 _NOT_DECISIVE = ("paths", "passed_over", "label_files", "listing", "labelling", "contents", "contents_whole", "choices")
 _ROWS_AT_ONCE = 16_384
@@ -108,16 +107,8 @@ class TokenPart:
         return _digest(*_contents(self))
 
 
-@dataclass(frozen=True)
-class PartSummary:
-    """The contents of a part's header: rows, bytes of the longest key, and samples without a row. Not checked."""
-
-    rows: int
-    key_bytes: int
-    name: str
-    rejected: list[dict[str, str]]
-    passed_over: dict[str, int] = field(default_factory=dict)
-    label_files: int = 0
+class _Damaged(Exception):
+    """The contents of a part contradict each other."""
 
 
 class PartsFolder:
@@ -133,7 +124,7 @@ class PartsFolder:
         self.path = output if keep else output.with_name(output.name + ".parts")
         # Users may have put files of their own into a folder that is kept.
         owned = ("unit-*.safetensors", ".*.tmp-*", MERGE_LOCK)
-        self._work = Unfinished(output, self.path, MANIFEST, lambda found: _decisive(self._checked(found)), owned=owned)
+        self._work = Unfinished(output, self.path, MANIFEST, lambda found: decisive(self._checked(found)), owned=owned)
         self._before = SetAside(output, owned[:1], MANIFEST)
 
     def locked(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
@@ -160,11 +151,11 @@ class PartsFolder:
 
         Raises UserError, which lists the differences, when the parts were begun with other settings.
         """
-        manifest = _manifest(header, num_units)
+        manifest = manifest_of(header, num_units)
         if overwrite and self.is_complete():
             self._before.drop()
             self._before.take()
-        resumed = self._work.begin(_decisive(manifest), overwrite, shared=shared, record=_record(manifest))
+        resumed = self._work.begin(decisive(manifest), overwrite, shared=shared, record=record_of(manifest))
         if resumed and not shared:
             for left in (MANIFEST, "unit-*"):
                 remove_leftovers(self.path, left)
@@ -175,11 +166,11 @@ class PartsFolder:
         """Return True if `begin` would resume; raises as it does, and writes nothing."""
         if overwrite and self.is_complete():
             return False
-        return self._work.resumes(_decisive(_manifest(header, num_units)), overwrite)
+        return self._work.resumes(decisive(manifest_of(header, num_units)), overwrite)
 
     def differences(self, header: CacheHeader, now: CacheHeader) -> list[str]:
         """Return how the settings of two caches differ, as lines "field: old -> new"."""
-        return changes(_decisive(_manifest(header, 0), finished=True), _decisive(_manifest(now, 0), finished=True))
+        return changes(decisive(manifest_of(header, 0), finished=True), decisive(manifest_of(now, 0), finished=True))
 
     def manifest(self) -> Manifest:
         """Return the manifest. Raises UserError when it is missing, damaged, or wasn't written by titokctl."""
@@ -201,7 +192,7 @@ class PartsFolder:
 
     def write(self, part: TokenPart) -> None:
         """Write one part atomically. Should a power failure take its name, it is made again."""
-        write_bytes(self.file(part.unit), _pack(part), is_replaceable=True)
+        write_bytes(self.file(part.unit), pack(part), is_replaceable=True)
 
     def finished(self) -> set[int]:
         """Return the numbers of the units that have a part, whatever is in it."""
@@ -219,14 +210,23 @@ class PartsFolder:
     def _read(self, unit: int, read: Callable[[BinaryIO], T]) -> T | None:
         path = self.file(unit)
         try:
-            with path.open("rb") as file:
+            with self._opened(unit) as file:
                 return read(file)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except _Damaged as error:
+            raise UserError(f"{path} is damaged: {error}") from error
         except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__})") from error
+
+    def _opened(self, unit: int) -> BinaryIO:
+        return self.file(unit).open("rb")
+
+    def num_bytes(self) -> int:
+        """Return the size of all files in bytes."""
+        return sum(path.stat().st_size for path in self.path.iterdir())
 
     def discard(self, unit: int) -> None:
         """Delete the part of `unit`, so that it is made again."""
@@ -235,7 +235,7 @@ class PartsFolder:
     def complete(self, record: dict[str, Any]) -> None:
         """Add `record`, which `token_folder` specifies, and `complete` to the manifest."""
         whole = read_json(self._work.record) | record | {"complete": 1, "format_version": FINISHED_VERSION}
-        write_json(self._work.record, whole | {"checksum": _manifest_checksum(whole)})
+        write_json(self._work.record, whole | {"checksum": manifest_checksum(whole)})
         self._before.drop()
 
     def remove(self) -> None:
@@ -258,17 +258,18 @@ class PartsFolder:
         check_version(found.get("format_version"), FINISHED_VERSION, path, "token parts")
         needed = {"rows": None, "sha256": None} if found.get("complete") else {}
         manifest: Manifest = checked(_MANIFEST, needed | found, lambda name: f"{name} in {path}")
-        if manifest.format_version > 1 and manifest.checksum != _manifest_checksum(found):
+        if manifest.format_version > 1 and manifest.checksum != manifest_checksum(found):
             raise UserError(f"{path} changed since it was written: its checksum does not fit", "restore it from a copy")
         return manifest
 
 
-def _manifest_checksum(record: Mapping[str, Any]) -> str:
+def manifest_checksum(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all fields of a finished folder's manifest but `checksum`."""
     covered = {name: value for name, value in record.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _decisive(manifest: Manifest, finished: bool = False) -> dict[str, Any]:
+def decisive(manifest: Manifest, finished: bool = False) -> dict[str, Any]:
     """Return what decides about the rows: not the source's paths or titokctl's version, nor what is only counted.
 
     The versions of files on a server decide about a finished cache; until then each part has that of its own file.
@@ -282,16 +283,19 @@ def _decisive(manifest: Manifest, finished: bool = False) -> dict[str, Any]:
     return {"num_units": manifest.num_units} | fields
 
 
-def _manifest(header: CacheHeader, num_units: int) -> Manifest:
+def manifest_of(header: CacheHeader, num_units: int) -> Manifest:
+    """Return the manifest of an unfinished folder."""
     return Manifest(num_units, json.loads(json.dumps(asdict(header))))
 
 
-def _record(manifest: Manifest) -> dict[str, Any]:
+def record_of(manifest: Manifest) -> dict[str, Any]:
+    """Return the JSON of an unfinished folder's manifest."""
     about = {"format": FORMAT, "format_version": FORMAT_VERSION}
     return about | {"num_units": manifest.num_units, "header": manifest.header}
 
 
-def _pack(part: TokenPart) -> bytes:
+def pack(part: TokenPart) -> bytes:
+    """Return the contents of a part's file."""
     tensors, about = _contents(part)
     return save(tensors, about | {"sha256": _digest(tensors, about)})
 
@@ -328,14 +332,14 @@ def _counts(about: Mapping[str, str]) -> tuple[dict[str, int], int]:
 
 
 def _unpack(file: BinaryIO) -> TokenPart:
-    if os.fstat(file.fileno()).st_size > _MAX_PART_BYTES:
-        raise UserError(f"{file.name} is too large for a part of a token cache")
-    data = file.read()
+    data = file.read(_MAX_PART_BYTES + 1)
+    if len(data) > _MAX_PART_BYTES:
+        raise _Damaged("it is too large for a part")
     about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     tensors = load(data)
     claimed = about.pop("sha256")
     if about.get("format") != PART_FORMAT or claimed != _digest(tensors, about):
-        raise UserError(f"{file.name} is damaged: its checksum does not fit")
+        raise _Damaged("its checksum does not fit")
     keys = tensors["keys"]
     part = TokenPart(
         unit=int(about["unit"]),
@@ -352,7 +356,7 @@ def _unpack(file: BinaryIO) -> TokenPart:
         label_files=_counts(about)[1],
     )
     if len(part) + len(part.rejected) != part.count or {len(part.labels), len(part.keys)} != {len(part)}:
-        raise UserError(f"{file.name} is damaged: its rows do not add up")
+        raise _Damaged("its rows do not add up")
     return part
 
 
@@ -362,47 +366,6 @@ def _digest(tensors: dict[str, np.ndarray], about: dict[str, str]) -> str:
         total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         total.update(memoryview(tensor.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
     return total.hexdigest()
-
-
-@dataclass
-class Tally:
-    """The totals of all parts; small for any number of parts."""
-
-    units: int = 0
-    rows: int = 0
-    rejected: int = 0
-    key_bytes: int = 0
-    by_kind: dict[str, int] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
-    passed_over: dict[str, int] = field(default_factory=dict)
-    label_files: int = 0
-
-    def add(self, part: PartSummary) -> None:
-        """Count one part."""
-        self.units += 1
-        self.rows += part.rows
-        self.key_bytes += part.rows * part.key_bytes
-        self.reject(part.rejected)
-        self.pass_over(part.passed_over, part.label_files)
-
-    def pass_over(self, passed_over: Mapping[str, int], label_files: int) -> None:
-        """Count files or members that are no images."""
-        for kind, count in passed_over.items():
-            self.passed_over[kind] = self.passed_over.get(kind, 0) + count
-        self.label_files += label_files
-
-    def reject(self, rejected: Iterable[Mapping[str, str]]) -> None:
-        """Count samples without a row."""
-        for one in rejected:
-            self.rejected += 1
-            self.by_kind[one["kind"]] = self.by_kind.get(one["kind"], 0) + 1
-            if len(self.examples) < _EXAMPLES:
-                self.examples.append(f"{one['key']} ({one['kind']}: {one['reason']})")
-
-    @property
-    def samples(self) -> int:
-        """Rows and rejected together: the samples of the source."""
-        return self.rows + self.rejected
 
 
 def merge(
@@ -471,15 +434,3 @@ def _of_all(folder: PartsFolder, num_units: int, look: Callable[[int], T | None]
         if found is None:
             raise UserError(f"the part of unit {unit} is missing from {folder.path}", "run the same command again")
         yield found
-
-
-def write_rejected(target: Path, rejected: Iterable[Mapping[str, str]]) -> None:
-    """Write one JSON line per rejected sample. Without any, no file remains, not even that of an earlier run."""
-    with atomic_path(target) as temporary:
-        count = 0
-        with temporary.open("w", encoding="utf-8") as out:
-            for one in rejected:
-                out.write(json.dumps(one, ensure_ascii=False) + "\n")
-                count += 1
-    if not count:
-        target.unlink(missing_ok=True)

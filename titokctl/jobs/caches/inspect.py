@@ -20,6 +20,7 @@ from titokctl.formats import sample_set, weights_file
 from titokctl.formats.atomic import read_json
 from titokctl.formats.checkpoint import is_checkpoint, step_of, steps_in
 from titokctl.formats.file_kind import described, head_of, hint_for
+from titokctl.formats.object_store import is_store, path_of
 from titokctl.formats.run_folder import KINDS, open_run
 from titokctl.formats.shard_set import read_set_index
 from titokctl.formats.token_cache import labelled_rows
@@ -52,7 +53,9 @@ class Inspect:
 
     def run(self, context: Context) -> Inspection:
         """Return the description. Raises UserError when `path` is missing, damaged, or of an unknown kind."""
-        path = self.path
+        path = path_of(self.path)
+        if is_store(path):
+            return _token_cache(path, context)
         if not path.exists():
             return _referred(str(path), context)
         if is_checkpoint(path):

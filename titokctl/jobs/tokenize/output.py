@@ -8,11 +8,14 @@ from pathlib import Path
 from titokctl.data.sources import Source
 from titokctl.errors import UserError
 from titokctl.formats.folder_lock import contents_of
+from titokctl.formats.object_store import is_store
 from titokctl.formats.replacing import CACHE, check_free, check_name, exists_already
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_folder import finish_folder
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_parts import PartsFolder, Tally, merge, summaries, write_rejected
+from titokctl.formats.token_parts import PartsFolder, merge, summaries
+from titokctl.formats.token_store import StoredParts
+from titokctl.formats.token_tally import Tally, rejected_lines, write_rejected
 from titokctl.formats.unfinished import begun_with_other_settings
 from titokctl.progress import Progress
 
@@ -49,6 +52,9 @@ class TokenizeResult:
 def check_output(parts: PartsFolder, overwrite: bool) -> None:
     """Raise UserError when the output of `parts` exists and may not be replaced, or can't be written."""
     output = parts.output
+    if isinstance(parts, StoredParts):
+        parts.check_free(overwrite)
+        return
     check_name(output)
     if parts.keep:
         _check_folder(parts, overwrite)
@@ -75,6 +81,8 @@ def _check_folder(parts: PartsFolder, overwrite: bool) -> None:
 
 def check_space(output: Path, header: CacheHeader, samples: int) -> None:
     """Raise UserError when the disk has too little room: while merging, both the parts and the file exist."""
+    if is_store(output):
+        return
     needed = 2 * samples * (header.row_bytes + 64)
     folder = next(p for p in output.absolute().parents if p.exists())
     free = shutil.disk_usage(folder).free
@@ -157,8 +165,12 @@ def _check_rejected(
     """Write the list of images without a row. Raises UserError when there are too many."""
     parts = summaries(folder, len(source.units)) if tally.rejected else ()
     lost = ({"unit": part.name} | one for part in parts for one in part.rejected)
-    listing = folder.output.with_name(folder.output.name + ".rejected.jsonl")
-    write_rejected(listing, itertools.chain(map(asdict, source.problems), lost))
+    rejected = itertools.chain(map(asdict, source.problems), lost)
+    if isinstance(folder, StoredParts):
+        listing = folder.write_rejected(rejected_lines(rejected))
+    else:
+        listing = folder.output.with_name(folder.output.name + ".rejected.jsonl")
+        write_rejected(listing, rejected)
     if not tally.rejected:
         return
     few = f"{tally.rejected:,} of {tally.samples:,} images"

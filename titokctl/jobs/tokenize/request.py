@@ -23,8 +23,10 @@ from titokctl.data.views import names_of, view
 from titokctl.distributed.ray_cluster import Connection, RayCluster, check_installed
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError
+from titokctl.formats.object_store import is_store
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
+from titokctl.formats.token_store import parts_at
 from titokctl.jobs.plan import WritePlan, cache_bytes, say_source, source_read
 from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings, checked_precision, settings_here
 from titokctl.jobs.tokenize.local_parts import SAVED, LocalParts, PartMaker
@@ -97,6 +99,10 @@ class Tokenize:
 
     def __post_init__(self) -> None:
         names_of(self.views)
+        if is_store(self.output) and not self.keep_parts:
+            raise UsageError(
+                f"{self.output} names one file, but an object store holds a folder of parts", f"e.g. -o {self.output}/"
+            )
         if self.compress and self.keep_parts:
             raise UsageError("--compress is for one file, not for a folder of parts", "name a file, e.g. -o tokens.h5")
         if self.part is not None and parse_part(self.part) and self.overwrite:
@@ -178,7 +184,7 @@ class Tokenize:
         return Team(context.group, "tokenize", context.progress, lambda: context.stop.check(SAVED))
 
     def _parts(self) -> PartsFolder:
-        return PartsFolder(self.output, self.keep_parts)
+        return parts_at(self.output, self.keep_parts)
 
     def _work(
         self,

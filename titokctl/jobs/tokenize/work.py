@@ -18,7 +18,8 @@ from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache, labelled_rows
 from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_parts import PartsFolder, Tally
+from titokctl.formats.token_parts import PartsFolder
+from titokctl.formats.token_tally import Tally
 from titokctl.jobs.tokenize.local_parts import SAVED, PartMaker
 from titokctl.jobs.tokenize.output import TokenizeResult, check_space, finished_before, make_output
 
