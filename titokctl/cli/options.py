@@ -84,7 +84,7 @@ Exif = Annotated[
     ),
 ]
 
-Device = Annotated[str | None, _machine("--device", "cpu, cuda or cuda:N; default: a GPU if there is one.")]
+Device = Annotated[str | None, _machine("--device", "cpu, cuda, cuda:N or mps; default: a CUDA GPU if there is one.")]
 Gpus = Annotated[str | None, _machine("--gpus", "Run one process on each of N GPUs.", "N|all")]
 Procs = Annotated[int | None, _machine("--procs", "Run N processes on the CPU.")]
 NumNodes = Annotated[int, _machine("--nodes", "Number of machines that run this command.")]

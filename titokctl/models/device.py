@@ -60,7 +60,7 @@ def best_device() -> str:
 
 
 def device_named(wanted: str | None, default: str | None = None) -> str:
-    """The device that the user wants: "cpu", "cuda", or one GPU of several as "cuda:1".
+    """The device that the user wants: "cpu", "cuda", one GPU of several as "cuda:1", or "mps", an Apple GPU.
 
     Args:
         wanted: as typed; None for `default`, and without one for the best there is.
@@ -70,8 +70,12 @@ def device_named(wanted: str | None, default: str | None = None) -> str:
     if wanted is None:
         return default or best_device()
     kind, _, number = wanted.partition(":")
+    if wanted == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError("--device mps: there is no Apple GPU here", "leave it out, or take --device cpu")
+        return wanted
     if kind not in ("cpu", "cuda") or (":" in wanted and not (number.isascii() and number.isdigit())):
-        raise UsageError(f"there is no device named {wanted!r}", "one of: cpu, cuda, cuda:1 for the second GPU")
+        raise UsageError(f"there is no device named {wanted!r}", "one of: cpu, cuda, cuda:1 for the second GPU, mps")
     if kind == "cpu":
         return kind
     if not torch.cuda.is_available():

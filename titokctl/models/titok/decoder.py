@@ -34,7 +34,7 @@ class Decoder(nn.Module):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """(B, K, C) to what the head gives: pixels (B, 3, S, S), or logits (B, N, proxy codes)."""
-        batch = len(vectors)
+        batch = vectors.shape[0]  # len() would fix the batch size of an exported graph
         codes = self.code_embed(vectors) + self.latent_positional_embedding  # (B, K, D)
         masks = self.mask_token.expand(batch, self.num_patches, -1)  # (B, N, D)
         x = torch.cat([self.class_embedding.expand(batch, 1, -1), masks], 1) + self.positional_embedding

@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor, latent_tokens: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) in [0, 1] and (K, D) to (B, K, C)."""
-        batch = len(images)
+        batch = images.shape[0]  # len() would fix the batch size of an exported graph
         patches = self.patch_embed(to_patches(images, self.config.encoder.patch_size))  # (B, N, D)
         x = torch.cat([self.class_embedding.expand(batch, 1, -1), patches], 1) + self.positional_embedding
         latents = latent_tokens + self.latent_positional_embedding  # (K, D)

@@ -16,7 +16,7 @@ def to_patches(images: torch.Tensor, size: int) -> torch.Tensor:
 
 def from_patches(patches: torch.Tensor, size: int) -> torch.Tensor:
     """(B, N, p p 3) of a square grid to (B, 3, h p, w p); inside a patch colour comes last."""
-    grid = round(patches.shape[1] ** 0.5)
+    grid = math.isqrt(patches.shape[1])
     tiles = patches.unflatten(2, (size, size, 3)).unflatten(1, (grid, grid))  # (B, h, w, p, p, 3)
     return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
@@ -30,8 +30,8 @@ def from_overlapping_patches(patches: torch.Tensor, size: int) -> torch.Tensor:
     half = size // 2
     weights = hann(2 * size, patches.device, patches.dtype)
     quarters = patches.unflatten(2, (2, 2, -1))  # (B, N, 2, 2, p p 3)
-    edge = round(patches.shape[1] ** 0.5) * size
-    out = patches.new_zeros(len(patches), 3, edge + size, edge + size)
+    edge = math.isqrt(patches.shape[1]) * size
+    out = patches.new_zeros(patches.shape[0], 3, edge + size, edge + size)
     for i in range(2):
         for j in range(2):
             window = weights[i * size : (i + 1) * size, None] * weights[j * size : (j + 1) * size]

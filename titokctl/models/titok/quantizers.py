@@ -10,6 +10,7 @@ parameter `codebook` (V, C) is re-seeded and started by k-means. All of it works
 Letters: B batch, K latent tokens, V codebook size, C token size.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -123,5 +124,6 @@ def build(config: TokenizerConfig) -> nn.Module:
     return find("quantizer", config.quantizer, built_in, ENTRY_POINTS)(config)
 
 
-def _full_precision(x: torch.Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
+def _full_precision(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Disable autocast; an exported graph has none, and its formats know no such context."""
+    return contextlib.nullcontext() if torch.compiler.is_exporting() else torch.autocast(x.device.type, enabled=False)
