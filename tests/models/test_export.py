@@ -43,6 +43,7 @@ def test_an_exported_program_gives_the_same_for_another_batch(networks, name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.onnx itself
 @pytest.mark.parametrize("name", ["tokenize", "detokenize", "generator"])
 def test_an_onnx_file_gives_the_same_in_another_runtime(networks, name, tmp_path):
     if not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
