@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -15,6 +16,7 @@ from tar_files import tar_bytes
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.pipeline import decode_units
 from titokctl.data.sources import Source, open_source, reopen_source
+from titokctl.data.sources.choices import Choices
 from titokctl.errors import UsageError, UserError
 from titokctl.formats import remote_file
 from titokctl.formats.remote_file import RemoteStream, fetch
@@ -47,8 +49,33 @@ def two(server: Server) -> Server:
     return server
 
 
-def open_two(server: Server, **options: bool) -> Source:
+def open_two(server: Server, **options: Any) -> Source:
     return open_source([f"{server.url}/s-{{0..1}}.tar"], **options)
+
+
+def named(seeds: range, names: list[str]) -> bytes:
+    """A shard whose labels are names."""
+    pairs = [((f"{i:04d}.png", encoded(noise(8, 8, seed=i))), (f"{i:04d}.cls", names[i % 3].encode())) for i in seeds]
+    return tar_bytes(member for pair in pairs for member in pair)
+
+
+@pytest.mark.parametrize("order", [["cat", "dog", "emu"], ["emu", "yak", "dog", "cat"]])
+def test_labels_that_are_names_are_numbered_by_the_list_of_classes(server: Server, tmp_path: Path, order) -> None:
+    names = ["dog", "cat", "emu"]
+    server.files = {"s-0.tar": named(range(2), names), "s-1.tar": named(range(2, 8), names)}
+    (tmp_path / "classes.txt").write_text("\n".join(order))
+    source = open_two(server, choices=Choices(classes=tmp_path / "classes.txt"))
+    assert source.class_names == order
+    assert [label for _, label, _ in contents(source)] == [order.index(names[i % 3]) for i in range(8)]
+    assert [label for _, label, _ in contents(reopen_source(source.description))] == [
+        order.index(names[i % 3]) for i in range(8)
+    ]
+    with pytest.raises(UserError, match=r"the labels in .* are names, such as 'cat'") as caught:
+        contents(open_two(server))
+    assert "--classes FILE" in caught.value.hint
+    (tmp_path / "classes.txt").write_text("cat\ndog")
+    with pytest.raises(UserError, match="'emu' is not one of 2 classes"):
+        contents(open_two(server, choices=Choices(classes=tmp_path / "classes.txt")))
 
 
 def test_remote_shards_equal_local_ones(two: Server, tmp_path: Path) -> None:

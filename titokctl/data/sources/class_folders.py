@@ -104,7 +104,8 @@ def in_words(path: Path, order: Sequence[str], empty: Sequence[str], choices: Ch
     return found
 
 
-def _listed(path: Path, names: Sequence[str], file: Path) -> list[str]:
+def read_classes(file: Path) -> list[str]:
+    """Return the names of classes in a text file, one per line. Raises UserError for other files, and for doubles."""
     try:
         lines = read_file(file, _MAX_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -113,6 +114,11 @@ def _listed(path: Path, names: Sequence[str], file: Path) -> list[str]:
     if len(set(order)) < len(order):
         twice = next(name for i, name in enumerate(order) if name in order[:i])
         raise UserError(f"{file} lists the class {twice} twice")
+    return order
+
+
+def _listed(path: Path, names: Sequence[str], file: Path) -> list[str]:
+    order = read_classes(file)
     missing = [name for name in names if name not in set(order)]
     if missing:
         raise UserError(f"{file} does not list the folders {_list(missing)} of {path}", "add them, one per line")

@@ -11,12 +11,15 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from titokctl.data.sources.choices import NO_CHOICES, Choices
+from titokctl.data.sources.class_folders import read_classes
 from titokctl.data.sources.shard_checks import check_distinct, left_out, usable, without_images, without_labels
 from titokctl.data.sources.shards import expand_pattern
 from titokctl.data.sources.source import (
@@ -47,7 +50,7 @@ from titokctl.formats.remote_file import (
     sibling,
 )
 from titokctl.formats.shard_counts import recorded_counts
-from titokctl.formats.shard_index import from_scan, not_a_tar
+from titokctl.formats.shard_index import ShardIndex, from_scan, not_a_tar
 from titokctl.formats.shard_scan import Keys, Scan, scan
 from titokctl.formats.shard_set import INDEX_NAME, checked_set_index
 from titokctl.formats.tar_headers import BrokenTar
@@ -98,6 +101,7 @@ class RemoteShardSource(Source):
         index = from_scan(found)
         if self.use_labels:
             self._check_names(shown(url), found)
+            index = self._numbered(shown(url), index)
         else:
             index = without_labels(index)
         keep, rejected = usable(index, len(self.class_names))
@@ -120,9 +124,21 @@ class RemoteShardSource(Source):
             raise UserError(f"{url} has {count:,} samples, but {unit.count:,} are recorded", "run the command again")
         return [Rejected(f"{unit.name}[{i}]", "cut", found.cut) for i in range(count, unit.count)]
 
+    def _numbered(self, url: str, index: ShardIndex) -> ShardIndex:
+        """Number labels that are names by their positions in the list of classes."""
+        if not index.texts:
+            return index
+        number_of = {name: i for i, name in enumerate(self.class_names)}
+        unknown = next((text for text in index.texts if text not in number_of), None)
+        if unknown is not None:
+            # Each shard is read alone, so no one knows the names in the others.
+            what = f"{unknown!r} is not one of {len(number_of):,} classes" if number_of else f"such as {unknown!r}"
+            hint = "name a text file with the names of all classes, one per line, with --classes FILE"
+            raise UserError(f"the labels in {url} are names, {what}", hint)
+        table = np.array([*(number_of[text] for text in index.texts), -1], np.int32)
+        return replace(index, labels=table[index.labels], texts=[])
+
     def _check_names(self, url: str, found: Scan) -> None:
-        if found.texts:
-            raise UserError(f"the labels in {url} are names, which shards on a server can't have", _HINT)
         with self._lock:
             for label, name in found.names.items():
                 other, said_by = self._names.setdefault(label, (name, url))
@@ -163,7 +179,8 @@ def open_remote(
     for url in urls:
         check_url(url)
     check_distinct([shown(url) for url in urls])
-    class_names = _class_names(urls) if choices.use_labels else []
+    class_names = read_classes(choices.classes) if choices.classes else []
+    class_names = class_names or (_class_names(urls) if choices.use_labels else [])
     keys = Keys(choices.image_key, choices.label_key)
     states = dict(in_order(_described, urls, min(len(urls), _AT_ONCE), ahead=2 * _AT_ONCE))
     counts = _counts(urls, states, keys, keep_counts)
