@@ -57,6 +57,9 @@ def sample(
         str | None, _how("--cfg-interval", "Guidance only between two fractions of the steps.", "A,B")
     ] = None,
     steps: Annotated[int | None, _how("--steps", "Decoding steps.")] = None,
+    solver: Annotated[
+        Literal["euler", "heun"] | None, _how("--solver", "Of generators of latents; heun takes two passes a step.")
+    ] = None,
     choice_temperature: Annotated[
         float | None, _how("--choice-temperature", "Scale of the noise in the choices.")
     ] = None,
@@ -134,6 +137,7 @@ def sample(
         "guidance_power": cfg_power,
         "guidance_interval": cfg_interval,
         "num_steps": steps,
+        "solver": solver,
         "choice_temperature": choice_temperature,
         "softmax_annealing": softmax_annealing,
         "temperature": temperature,

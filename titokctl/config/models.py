@@ -94,7 +94,7 @@ class TokenizerConfig(Config):
         return self.quantizer != "gaussian"
 
 
-MASKGIT, AUTOREGRESSIVE = "maskgit", "autoregressive"
+MASKGIT, AUTOREGRESSIVE, FLOW = "maskgit", "autoregressive", "flow"
 
 
 class GeneratorSizes(Config):
@@ -170,6 +170,26 @@ class AutoregressiveConfig(GeneratorSizes):
     def vocabulary_size(self) -> int:
         """V codes, an unused row where MaskGIT has the mask, the classes, the null label."""
         return self.codebook_size + 1 + self.num_classes + 1
+
+
+class FlowConfig(GeneratorSizes):
+    """A flow-matching transformer (DiT, arXiv 2212.09748) over latents of a Gaussian tokenizer, C numbers a token."""
+
+    kind: Literal["flow"]
+    codebook_size: None = None  # type: ignore[assignment]  # latents are no codes
+    token_size: PositiveInt
+    width: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    mlp_ratio: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "FlowConfig":
+        if self.architecture:
+            raise ValueError(f"a flow has one architecture: leave out {self.architecture!r}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        return self
 
 
 def kind_of(config: GeneratorSizes) -> str:

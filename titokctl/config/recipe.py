@@ -8,10 +8,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from titokctl.config.base import Config, Fraction, NonNegativeFloat, PositiveInt
-from titokctl.config.models import AUTOREGRESSIVE, MASKGIT, AutoregressiveConfig, GeneratorConfig, GeneratorSizes
+from titokctl.config.base import Config, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from titokctl.config.models import (
+    AUTOREGRESSIVE,
+    FLOW,
+    MASKGIT,
+    AutoregressiveConfig,
+    FlowConfig,
+    GeneratorConfig,
+    GeneratorSizes,
+)
 from titokctl.config.registry import find
-from titokctl.config.sampling import AutoregressiveSampling, GuidanceConfig, SamplingConfig
+from titokctl.config.sampling import AutoregressiveSampling, FlowSampling, GuidanceConfig, SamplingConfig
 from titokctl.config.tokenizer_recipe import Initialization
 from titokctl.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 from titokctl.errors import UserError
@@ -107,7 +115,30 @@ def steps_of(span: float, total: int) -> float:
     return span * total if span <= 1 else span
 
 
-_RECIPES: dict[str, type[GeneratorRecipe]] = {MASKGIT: MaskGitRecipe, AUTOREGRESSIVE: AutoregressiveRecipe}
+class FlowLossConfig(Config):
+    """The loss of a flow: the squared error of velocities at a time that is the sigmoid of a normal number.
+
+    `time_mean` and `time_deviation` are those of the normal number (arXiv 2403.03206, section 3.1).
+    """
+
+    label_dropout: Fraction = 0.1
+    time_mean: float = 0.0
+    time_deviation: PositiveFloat = 1.0
+
+
+class FlowRecipe(GeneratorRecipe):
+    """A run of train-gen that trains a flow."""
+
+    model: FlowConfig
+    loss: FlowLossConfig = FlowLossConfig()
+    sampling: FlowSampling = FlowSampling()
+
+
+_RECIPES: dict[str, type[GeneratorRecipe]] = {
+    MASKGIT: MaskGitRecipe,
+    AUTOREGRESSIVE: AutoregressiveRecipe,
+    FLOW: FlowRecipe,
+}
 
 
 def recipe_model(model: Any, error: type[UserError] = UserError) -> type[GeneratorRecipe]:

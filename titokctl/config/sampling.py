@@ -59,6 +59,17 @@ class AutoregressiveSampling(GuidanceConfig):
         return f"{super().in_words()}; temperature {self.temperature:g}{top_k}{top_p}"
 
 
+class FlowSampling(GuidanceConfig):
+    """Settings of sampling of a flow: equal steps of time; "heun" takes two passes a step, and is of second order."""
+
+    num_steps: PositiveInt = 25
+    solver: Literal["euler", "heun"] = "heun"
+
+    def in_words(self) -> str:
+        """Return the settings for people, without the seed."""
+        return f"{self.num_steps} {self.solver.capitalize()} steps; {super().in_words()}"
+
+
 class SamplingConfig(GuidanceConfig):
     """Settings of sampling of a MaskGIT.
 

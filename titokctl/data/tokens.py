@@ -22,7 +22,7 @@ _ENTROPY_ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """ids (B, K) int64 and labels (B,) int64 (-1: no label)."""
+    """ids (B, K) int64, or latents (B, K, C) float32, and labels (B,) int64 (-1: no label)."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -46,12 +46,12 @@ class TokenRows:
         device: torch.device | str = "cpu",
     ) -> None:
         self._views = [cache.view(name) for name in views]
-        self._codebook_size = cache.codebook_size
+        self.is_discrete, self._codebook_size = cache.is_discrete, cache.codebook_size
         self._rows = rows
         self.count = len(cache) if rows is None else len(rows)
         self._device = torch.device(device)
         self._labels = torch.from_numpy(np.asarray(cache.labels if rows is None else cache.labels[rows]))
-        size = len(views) * self.count * self._views[0].shape[1] * self._views[0].itemsize
+        size = len(views) * self.count * self._views[0][:1].nbytes
         self._resident = self._load() if self._device.type != "cpu" and size <= DEVICE_BUDGET_BYTES else None
 
     def positions(self, seed: int, step: int, size: int) -> torch.Tensor:
@@ -63,17 +63,23 @@ class TokenRows:
         labels = send(self._labels[positions].long(), self._device)
         if self._resident is not None:
             flat = send(view * self.count + positions, self._device)
-            return TokenBatch(_as_int64(self._resident[flat]), labels)
+            return TokenBatch(_values(self._resident[flat]), labels)
         rows = positions.numpy() if self._rows is None else self._rows[positions.numpy()]
-        gathered = np.empty((len(rows), self._views[0].shape[1]), self._views[0].dtype)
+        gathered = np.empty((len(rows), *self._views[0].shape[1:]), self._views[0].dtype)
         for number, ids in enumerate(self._views):
             here = (view == number).numpy()
             gathered[here] = ids[rows[here]]
-        return TokenBatch(_as_int64(send(_signed(gathered), self._device)), labels)
+        return TokenBatch(_values(send(_signed(gathered), self._device)), labels)
 
     def class_rows(self, num_classes: int) -> list[int]:
         """Return how many of these rows each of the first `num_classes` classes has."""
         return [int(count) for count in labelled_rows(self._labels.numpy(), num_classes)[:num_classes]]
+
+    def first_view(self, count: int) -> torch.Tensor:
+        """Return up to `count` evenly spaced rows of the first view, on the CPU, in the type of the batches."""
+        chosen = np.linspace(0, self.count - 1, min(self.count, count)).astype(np.int64)
+        rows = self._views[0][chosen if self._rows is None else self._rows[chosen]]
+        return _values(_signed(np.ascontiguousarray(rows)))
 
     def unigram_entropy(self) -> float:
         """Return the entropy in nats of a random id: the loss of a model that only knows the frequency of each code.
@@ -100,10 +106,17 @@ def held_out(keys: Sequence[bytes], fraction: float) -> np.ndarray:
 
 
 def _signed(ids: np.ndarray) -> torch.Tensor:
-    """View unsigned ids as the signed type of the same width, which all torch kernels support; bits are unchanged."""
+    """View unsigned ids as the signed type of the same width, which all torch kernels support; bits are unchanged.
+
+    Latents stay as they are.
+    """
+    if ids.dtype.kind == "f":
+        return torch.from_numpy(ids.astype(np.float16, copy=False))
     return torch.from_numpy(ids.view(np.int16 if ids.itemsize == 2 else np.int32))
 
 
-def _as_int64(ids: torch.Tensor) -> torch.Tensor:
-    """Convert ids from `_signed` to their values, as int64."""
+def _values(ids: torch.Tensor) -> torch.Tensor:
+    """Convert ids from `_signed` to their values, as int64; latents to float32."""
+    if ids.is_floating_point():
+        return ids.float()
     return ids.long() & (0xFFFF if ids.dtype == torch.int16 else 0xFFFFFFFF)

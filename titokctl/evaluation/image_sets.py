@@ -200,7 +200,8 @@ class TokenCacheImages(ImageSet):
         decoder = ImageDecoder(load_tokenizer(self._tokenizer, self._device), self._device, precision)
         for first in range(wanted.start, wanted.stop, _DECODE_AT_ONCE):
             rows = range(first, min(first + _DECODE_AT_ONCE, wanted.stop))
-            ids = torch.from_numpy(self._cache.ids[rows.start : rows.stop].astype(np.int64))
+            block = self._cache.rows[rows.start : rows.stop]
+            ids = torch.from_numpy(block.astype(np.int64 if self._cache.is_discrete else np.float32))
             yield Batch(rows, decoder.images(ids.to(self._device)).cpu().numpy())
 
     def identity(self, exact: bool = False) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Batch:
     """Images to learn from.
 
     Args:
-        ids: (B, K) int64 in [0, V).
+        ids: (B, K) int64 in [0, V); for kinds that draw latents, latents (B, K, C) float32.
         labels: (B,) int64 in [0, num_classes]; num_classes is the null label.
         tensors: those of `Drawn` for these images, on the device of the ids.
     """
@@ -150,7 +150,9 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, labels: torch.Tensor | None, settings: Any, noise: Noise) -> torch.Tensor:
-        """Draw ids (B, K) int64 in [0, V). The generator is in eval mode, and nothing is checked.
+        """Draw ids (B, K) int64 in [0, V), or latents (B, K, C) float32.
+
+        The generator is in eval mode, and nothing is checked.
 
         An image MUST depend on its label, the settings and its own noise alone, not on the others in the batch. The
         host SHOULD NOT wait for the device.
@@ -159,6 +161,19 @@ class Generator(nn.Module, ABC):
             labels: (B,) int64 in [0, num_classes) on the device of the generator; None draws without labels.
             settings: guidance, steps and temperatures, of `settings_class`.
             noise: the only source of randomness; it knows the number of images and the device.
+        """
+
+    def example_inputs(self, count: int) -> tuple[torch.Tensor, ...]:
+        """Return arguments of `forward` for `count` images, on the device of the weights; their values don't matter."""
+        device = next(self.parameters()).device
+        ids = torch.zeros(count, self.config.num_latent_tokens, dtype=torch.int64, device=device)
+        return ids, torch.zeros(count, dtype=torch.int64, device=device)
+
+    def begin_training(self, rows: torch.Tensor) -> None:
+        """Set what is known before the first step; called after the weights were initialized.
+
+        Args:
+            rows: ids or latents of up to some thousand training images, as in `Batch`, on the CPU.
         """
 
     def nll(self, ids: torch.Tensor, labels: torch.Tensor, noise: Noise, passes: int) -> torch.Tensor:

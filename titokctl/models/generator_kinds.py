@@ -1,13 +1,14 @@
 """The kinds of generators, by name."""
 
-from titokctl.config.models import AUTOREGRESSIVE, MASKGIT, GeneratorSizes, kind_of
+from titokctl.config.models import AUTOREGRESSIVE, FLOW, MASKGIT, GeneratorSizes, kind_of
 from titokctl.config.recipe import KIND_ENTRY_POINTS
 from titokctl.config.registry import find
 from titokctl.models.autoregressive.generator import Autoregressive
+from titokctl.models.flow.generator import FlowGenerator
 from titokctl.models.generator import Generator
 from titokctl.models.maskgit.generator import MaskGit
 
-_KINDS: dict[str, type[Generator]] = {MASKGIT: MaskGit, AUTOREGRESSIVE: Autoregressive}
+_KINDS: dict[str, type[Generator]] = {MASKGIT: MaskGit, AUTOREGRESSIVE: Autoregressive, FLOW: FlowGenerator}
 
 
 def kind_class(config: GeneratorSizes) -> type[Generator]:

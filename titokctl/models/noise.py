@@ -7,6 +7,7 @@ says which draw it is for. So an image's noise does not depend on its batch, on 
 Letters: B batch, K latent tokens, S steps, V codebook size, n positions that are drawn at once.
 """
 
+import math
 from typing import Protocol
 
 import torch
@@ -34,6 +35,9 @@ class Noise(Protocol):
 
     def gumbel(self, step: int, positions: torch.Tensor) -> torch.Tensor:
         """Return Gumbel noise (B, n) float32."""
+
+    def normal(self, num_tokens: int, num_channels: int) -> torch.Tensor:
+        """Return normal noise (B, K, C) float32; it needs no `prepare`."""
 
 
 class KeyedNoise:
@@ -64,6 +68,10 @@ class KeyedNoise:
     def gumbel(self, step: int, positions: torch.Tensor) -> torch.Tensor:
         """Return the Gumbel numbers of the second uniform number."""
         return gumbel_of(self._at(1, step, positions))
+
+    def normal(self, num_tokens: int, num_channels: int) -> torch.Tensor:
+        """Return the normal numbers of two uniform ones each, where the channel takes the place of the step."""
+        return normal_of(keyed_uniforms(self._seed, self.image_indices, num_channels, num_tokens)).permute(1, 2, 0)
 
     def _at(self, draw: int, step: int, positions: torch.Tensor) -> torch.Tensor:
         return self._uniforms[draw, step].gather(1, positions)
@@ -102,6 +110,11 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[tor
 def gumbel_of(uniforms: torch.Tensor) -> torch.Tensor:
     """Return standard Gumbel numbers of uniform ones, any shape; both logarithms are kept away from 0."""
     return -(-uniforms.clamp(min=_TINY).log()).clamp(min=_TINY).log()
+
+
+def normal_of(uniforms: torch.Tensor) -> torch.Tensor:
+    """Return standard normal numbers (...) of pairs of uniform ones (2, ...), by Box and Muller's transform."""
+    return (-2 * uniforms[0].log()).sqrt() * (2 * math.pi * uniforms[1]).cos()
 
 
 def _product(words: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:

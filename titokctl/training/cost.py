@@ -45,14 +45,14 @@ class GeneratorCost:
     seconds: float | None = None
 
 
-def generator_cost(recipe: GeneratorRecipe, name: str, rows: int, id_bytes: int, processes: int) -> GeneratorCost:
-    """Return the cost of `recipe` for a cache of `rows` images with ids of `id_bytes` bytes."""
+def generator_cost(recipe: GeneratorRecipe, name: str, rows: int, row_bytes: int, processes: int) -> GeneratorCost:
+    """Return the cost of `recipe` for a cache of `rows` images with rows of `row_bytes` bytes."""
     with torch.device("meta"):
         model = generator_kinds.build(recipe.model)
     training, parameters = recipe.training, sum(p.numel() for p in model.parameters())
     images = training.steps * training.global_batch_size
     share = training.global_batch_size // processes
-    ids = len(recipe.views) * rows * recipe.model.num_latent_tokens * id_bytes
+    ids = len(recipe.views) * rows * row_bytes
     kept = _kept_bytes(model, recipe, min(share, training.micro_batch_size or share))
     return GeneratorCost(
         recipe=Path(name).stem,
@@ -100,9 +100,8 @@ def _kept_bytes(model: Generator, recipe: GeneratorRecipe, images: int) -> int:
             kept[id(base)] = base
         return tensor
 
-    ids = torch.zeros(images, recipe.model.num_latent_tokens, dtype=torch.int64, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = model(ids, ids[:, 0])
+        logits = model(*model.example_inputs(images))
     return sum(t.nbytes for t in kept.values()) + 2 * logits.nbytes
 
 

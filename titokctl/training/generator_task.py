@@ -110,7 +110,7 @@ class GeneratorTask:
                 found |= {f"{name}_{k}": v for k, v in self._measured(model, rows).items()}
         if self.held_out is not None:
             found["gap"] = found["held_out_loss"] - found["train_loss"]
-        return found | {"unigram_entropy": self._entropy}
+        return found | ({"unigram_entropy": self._entropy} if self.rows.is_discrete else {})
 
     def averaged(self) -> Generator:
         """Return a copy of the generator with the averaged weights, in eval mode."""

@@ -46,6 +46,7 @@ FLAGS = {
     "guidance_power": "--cfg-power",
     "guidance_interval": "--cfg-interval",
     "num_steps": "--steps",
+    "solver": "--solver",
     "choice_temperature": "--choice-temperature",
     "softmax_annealing": "--softmax-annealing",
     "unmasking": "--unmasking",
@@ -186,7 +187,8 @@ class SampleTask:
             tokenizer=config.model_dump(mode="json"),
             encoder_sha256=hashes["encoder_sha256"],
             weights_sha256=hashes["weights_sha256"],
-            codebook_size=config.codebook_size,
+            codebook_size=config.codebook_size or 0,
+            token_size=0 if config.is_discrete else config.token_size,
             num_latent_tokens=config.num_latent_tokens,
             image_size=config.image_size,
             preprocessing=trained_on.get("preprocessing", {}),
@@ -379,11 +381,11 @@ def _preset(generator: Given) -> tuple[GuidanceConfig, str]:
 def _check_sizes(generator: Given, tokenizer: Given) -> None:
     ours: GeneratorSizes = generator.config
     theirs: TokenizerConfig = tokenizer.config
-    if not theirs.is_discrete:
-        raise UserError(f"{tokenizer.name} has no codebook, so a generator can't draw its ids")
+    channels = None if theirs.is_discrete else theirs.token_size
     sizes = {
         "tokens an image": (ours.num_latent_tokens, theirs.num_latent_tokens),
         "codes": (ours.codebook_size, theirs.codebook_size),
+        "numbers a latent": (getattr(ours, "token_size", None), channels),
     }
     wrong = [f"{what}: {a} and {b}" for what, (a, b) in sizes.items() if a != b]
     if wrong:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from titokctl.context import Context
@@ -178,7 +179,7 @@ def draw(
     for tile in tiles:
         indices = tile.image_indices(task.device)
         with precision(task.precision, task.device):
-            ids = task.draw_ids(indices)
+            ids = as_kept(task.draw_ids(indices))
         for start in range(0, tile.count, task.batch_size):
             part = ids[start : start + task.batch_size]
             kept = min(len(part), tile.count - start)  # the surplus rows of the tile are dropped
@@ -195,11 +196,16 @@ def draw(
         stop.check(saved())
 
 
+def as_kept(drawn: torch.Tensor) -> torch.Tensor:
+    """Return ids, or latents rounded as ids.h5 holds them, so that decoding it again gives the same images."""
+    return drawn.half().float() if drawn.is_floating_point() else drawn
+
+
 def _rows(
     task: SampleTask, first: int, ids: torch.Tensor, kept: int, extractor: Extractor | None
 ) -> Callable[[], Rows]:
     """Begin to make the rows of `kept` images. Returns a function that waits for them."""
-    dtype = id_dtype(task.tokenizer.config.codebook_size)
+    dtype = np.dtype("<f2") if ids.is_floating_point() else id_dtype(task.tokenizer.config.codebook_size)
     wanted = {"ids": ids[:kept]}
     if task.image_format != "none" or first < NUM_SHOWN or extractor is not None:
         wanted["images"] = task.networks.decoder.images(ids)[:kept]

@@ -37,6 +37,7 @@ from titokctl.weights.read import locate, read
 from titokctl.weights.references import in_runs
 from titokctl.weights.store import save_generator
 
+_BEGINNING_ROWS = 1 << 14  # that a generator sees before training
 _CHECKED_BYTES = 4 << 30  # larger caches would delay the start: `titokctl verify` checks them
 Rows = tuple[TokenRows, TokenRows | None]
 
@@ -89,7 +90,7 @@ class TrainGenerator:
         """
         processes = self.processes or context.group.world_size
         found = self._inputs(context, processes, dry=True)
-        cost = generator_cost(found.recipe, found.name, found.rows[0].count, found.cache.ids.itemsize, processes)
+        cost = generator_cost(found.recipe, found.name, found.rows[0].count, found.cache.rows[:1].nbytes, processes)
         run = found.run.plan()
         if self.measure:
             rate = measured_rate(build_task(found.recipe, found.rows, context.device, context.group, init=found.init))
@@ -236,6 +237,7 @@ def build_task(
     torch.manual_seed(key(recipe.training.seed, "initialization"))
     generator = generator_kinds.build(recipe.model)
     initialize_fan_in(generator) if recipe.initialization == "fan-in" else initialize(generator)
+    generator.begin_training(rows[0].first_view(_BEGINNING_ROWS))
     if init is not None:
         adopt(generator, init.given, init.class_names)
     freeze(generator, recipe.training.freeze)

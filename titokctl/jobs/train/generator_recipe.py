@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from titokctl.config import recipe_files
-from titokctl.config.models import MASKGIT, kind_of
+from titokctl.config.models import MASKGIT, GeneratorSizes, kind_of
 from titokctl.config.recipe import GeneratorRecipe
 from titokctl.data.class_order import say_class_order
 from titokctl.errors import UserError
-from titokctl.formats.token_cache import TokenCache, labelled_rows
+from titokctl.formats.token_cache import CacheHeader, TokenCache, labelled_rows
 from titokctl.progress import Progress
 from titokctl.weights.build import skeleton
 
@@ -25,11 +25,11 @@ def resolve_recipe(
     The number of classes is that of the cache, unless `overrides` set it: further classes of the recipe would never be
     trained, and could still be drawn. Without labels the generator has no classes in any case.
     """
-    tokens, codes = cache.ids.shape[1], cache.codebook_size  # a cache of latents is refused here
+    tokens = cache.num_latent_tokens
     classes = num_classes(cache)
     if name is None:
         name = _fitting_recipe(cache, classes, path)
-        progress.say(f"recipe: {name} (K {tokens}, V {codes}, {classes} classes)")
+        progress.say(f"recipe: {name} (K {tokens}, {_values_in_words(cache)}, {classes} classes)")
     elif classes and not any(one.split("=")[0].strip() in ("model", "model.num_classes") for one in overrides):
         own = recipe_files.load(name, "generator", overrides).model.num_classes
         if own != classes:
@@ -39,7 +39,7 @@ def resolve_recipe(
     from_cache = f"model.num_classes={classes}"
     overrides = [from_cache, *overrides] if classes else [*overrides, from_cache]
     recipe: GeneratorRecipe = recipe_files.load(name, "generator", overrides)
-    _check_fit(recipe, name, tokens, codes, classes, cache, path)
+    _check_fit(recipe, name, classes, cache, path)
     say_class_order(cache.class_names, recipe.model, progress.say)
     if classes == 0:
         progress.say("the cache has no labels: training an unconditional generator")
@@ -67,38 +67,54 @@ def num_classes(cache: TokenCache) -> int:
     return max(highest, len(cache.class_names)) if highest else 0
 
 
+def _values(model: GeneratorSizes | CacheHeader) -> tuple[int, int]:
+    """Return V, 0 for latents, and C, 0 for ids."""
+    return model.codebook_size or 0, getattr(model, "token_size", 0)
+
+
+def _values_in_words(cache: TokenCache) -> str:
+    codes, size = _values(cache.header)
+    return f"V {codes}" if codes else f"latents of {size}"
+
+
 def _fitting_recipe(cache: TokenCache, classes: int, path: Path) -> str:
-    """Return the shipped recipe for K, V and image size.
+    """Return the shipped recipe for K, V and image size, or for K, C and image size where the rows are latents.
 
     MaskGIT comes before other kinds, then equal numbers of classes, then the smallest model.
     """
-    tokens, codes, size = cache.num_latent_tokens, cache.codebook_size, cache.header.image_size
+    tokens, values, size = cache.num_latent_tokens, _values(cache.header), cache.header.image_size
     found = {}
     for name in recipe_files.shipped("generator"):
         recipe = recipe_files.load(name, "generator")
         model = recipe.model
-        if (model.num_latent_tokens, model.codebook_size, recipe.image_size or size) == (tokens, codes, size):
+        if (model.num_latent_tokens, _values(model), recipe.image_size or size) == (tokens, values, size):
             is_other = kind_of(model) != MASKGIT
             found[name] = (is_other, model.num_classes != classes, model.width * model.num_layers)
     if not found:
         raise UserError(
-            f"no shipped generator recipe has the {tokens} tokens and {codes} codes of {path} ({size} px)",
-            "copy one with `titokctl recipes cp`, change model.num_latent_tokens and model.codebook_size, "
-            "and name it with --recipe",
+            f"no shipped generator recipe has the {tokens} tokens and {_values_in_words(cache)} of {path} ({size} px)",
+            f"copy one with `titokctl recipes cp`, change model.num_latent_tokens and model."
+            f"{'codebook_size' if cache.is_discrete else 'token_size'}, and name it with --recipe",
         )
     return min(found, key=lambda name: found[name])
 
 
-def _check_fit(
-    recipe: GeneratorRecipe, name: str, tokens: int, codes: int, classes: int, cache: TokenCache, path: Path
-) -> None:
-    model = recipe.model
+def _check_fit(recipe: GeneratorRecipe, name: str, classes: int, cache: TokenCache, path: Path) -> None:
+    model, header = recipe.model, cache.header
+    (codes, channels), (own_codes, own_channels) = _values(header), _values(model)
+    if (codes > 0) != (own_codes > 0):
+        theirs, ours = ("ids", "latents") if codes else ("latents", "ids")
+        raise UserError(
+            f"recipe {name} trains a generator of {ours}, and {path} holds {theirs}",
+            f"leave out --recipe, or take a recipe for {theirs}, such as {'tiny' if codes else 'tiny-flow'}",
+        )
     skeleton("generator", model)  # refuses an unknown architecture
     wrong = [
         f"{field}: the recipe says {ours}, the cache has {theirs}"
         for field, ours, theirs in (
-            ("model.num_latent_tokens", model.num_latent_tokens, tokens),
-            ("model.codebook_size", model.codebook_size, codes),
+            ("model.num_latent_tokens", model.num_latent_tokens, header.num_latent_tokens),
+            ("model.codebook_size", own_codes, codes),
+            ("model.token_size", own_channels, channels),
             ("image_size", recipe.image_size or cache.header.image_size, cache.header.image_size),
         )
         if ours != theirs

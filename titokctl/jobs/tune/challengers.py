@@ -8,6 +8,7 @@ import numpy as np
 from titokctl.config.sampling import (
     UNMASKING_RULES,
     AutoregressiveSampling,
+    FlowSampling,
     GuidanceConfig,
     GuidanceSchedule,
     SamplingConfig,
@@ -75,6 +76,12 @@ def _alternatives(preset: GuidanceConfig, num_tokens: int) -> dict[str, list[Any
             "temperature": _scaled(preset.temperature, (0.8, 0.9, 1.1), (0.8, 1.0)),
             "top_k": _others(preset.top_k, (None, 16, 64, 256)),
             "top_p": _others(preset.top_p, (0.8, 0.9, 0.95, 1.0)),
+        }
+    if isinstance(preset, FlowSampling):
+        counts = (round(preset.num_steps * factor) for factor in (0.5, 0.75, 1.5, 2))
+        found |= {
+            "num_steps": _others(preset.num_steps, (n for n in counts if n)),
+            "solver": ["euler" if preset.solver == "heun" else "heun"],
         }
     return found
 

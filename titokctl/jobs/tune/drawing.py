@@ -14,6 +14,7 @@ from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.racing import Score
 from titokctl.formats.tuning import KeptFeatures
 from titokctl.jobs.sample.inputs import Networks
+from titokctl.jobs.sample.work import as_kept
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import Precision, precision
 from titokctl.sampling.plan import Plan
@@ -85,6 +86,6 @@ class Drawing:
         indices = torch.arange(first, first + self.plan.tile_size, device=device)
         with precision(self.precision, device):
             noise = KeyedNoise(settings.seed, indices)
-            ids = self.networks.generator.sample(self.plan.labels(indices), settings, noise)
+            ids = as_kept(self.networks.generator.sample(self.plan.labels(indices), settings, noise))
         pixels = (self.networks.decoder.images(part).cpu().numpy() for part in ids.split(self.batch_size))
         return extract_all(self.extractor, pixels)["pool"]

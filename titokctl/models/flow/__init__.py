@@ -1,0 +1,1 @@
+"""A flow-matching generator of the latents of Gaussian tokenizers."""
