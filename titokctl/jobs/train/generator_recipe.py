@@ -29,7 +29,8 @@ def resolve_recipe(
     classes = num_classes(cache)
     if name is None:
         name = _fitting_recipe(cache, classes, path)
-        progress.say(f"recipe: {name} (K {tokens}, {_values_in_words(cache)}, {classes} classes)")
+        values = f"V {cache.codebook_size}" if cache.is_discrete else f"C {cache.header.token_size}"
+        progress.say(f"recipe: {name} (K {tokens}, {values}, {classes} classes)")
     elif classes and not any(one.split("=")[0].strip() in ("model", "model.num_classes") for one in overrides):
         own = recipe_files.load(name, "generator", overrides).model.num_classes
         if own != classes:
@@ -74,7 +75,7 @@ def _values(model: GeneratorSizes | CacheHeader) -> tuple[int, int]:
 
 def _values_in_words(cache: TokenCache) -> str:
     codes, size = _values(cache.header)
-    return f"V {codes}" if codes else f"latents of {size}"
+    return f"{codes} codes" if codes else f"latents of {size} numbers"
 
 
 def _fitting_recipe(cache: TokenCache, classes: int, path: Path) -> str:
