@@ -7,7 +7,7 @@ from package_source import PACKAGE, Import, Module, imports_of, modules
 # High to low; what stands in one row are siblings. Lower never imports higher, siblings never each other.
 LAYERS = (
     ("__main__",),
-    ("cli",),
+    ("cli", "ray"),
     ("jobs",),
     ("training", "sampling", "evaluation"),
     ("data",),
