@@ -214,6 +214,11 @@ def test_challengers_of_an_autoregressive_generator_change_its_own_settings():
         assert any(getattr(each, name) != getattr(preset, name) for each in found)
 
 
+def test_remasking_is_tried_with_several_caps():
+    caps = {each.remasking_cap for each in challengers(trained.OWN, 32, 60, seed=0) if each.unmasking == "remasking"}
+    assert len(caps) > 1
+
+
 def test_challengers_of_a_kind_with_other_settings_change_what_it_has():
     found = challengers(GuidanceConfig(guidance_scale=2.0), 32, 8, seed=0)
     assert all(type(each) is GuidanceConfig for each in found)

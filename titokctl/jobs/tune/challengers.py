@@ -6,6 +6,7 @@ from typing import Any, get_args
 import numpy as np
 
 from titokctl.config.sampling import (
+    REMASKING,
     UNMASKING_RULES,
     AutoregressiveSampling,
     FlowSampling,
@@ -17,6 +18,7 @@ from titokctl.errors import UsageError
 
 _MOST_CHANGES = 4
 _INTERVALS = ((0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.0, 0.75), (0.25, 0.75))
+_CAPS = (0.1, 0.3)  # of remasking
 _REPEATS = 200  # so many draws in a row that are known already end the search for new ones
 Change = dict[str, Any]
 
@@ -33,8 +35,8 @@ def challengers(preset: GuidanceConfig, num_tokens: int, count: int, seed: int) 
     Raises UsageError when there are not so many.
     """
     draws = np.random.default_rng(seed)
-    fields = {name: values for name, values in _alternatives(preset, num_tokens).items() if values}
-    single: list[Change] = [{name: value} for name, values in fields.items() for value in values]
+    fields = _changes(preset, num_tokens)
+    single = [change for changes in fields.values() for change in changes]
     order = draws.permutation(len(single))
     half = (count + 1) // 2
     chosen = [single[i] for i in order[:half]]
@@ -53,6 +55,21 @@ def difference_in_words(settings: GuidanceConfig, preset: GuidanceConfig) -> str
     ours, theirs = settings.model_dump(), preset.model_dump()
     changed = [f"{name} {_short(value)}" for name, value in ours.items() if value != theirs[name]]
     return ", ".join(changed) or "the preset"
+
+
+def _changes(preset: GuidanceConfig, num_tokens: int) -> dict[str, list[Change]]:
+    """Return the changes of each field; with remasking comes its cap."""
+    found = {
+        name: [{name: value} for value in values]
+        for name, values in _alternatives(preset, num_tokens).items()
+        if values
+    }
+    if isinstance(preset, SamplingConfig):
+        remasking = [{"unmasking": REMASKING, "remasking_cap": cap} for cap in _CAPS]
+        others = [change for change in found["unmasking"] if change["unmasking"] != REMASKING]
+        own = {"unmasking": preset.unmasking, "remasking_cap": preset.remasking_cap}
+        found["unmasking"] = [change for change in [*others, *remasking] if change != own]
+    return found
 
 
 def _alternatives(preset: GuidanceConfig, num_tokens: int) -> dict[str, list[Any]]:
@@ -95,7 +112,7 @@ def _others(value: Any, values: Iterable[Any]) -> list[Any]:
     return [other for other in dict.fromkeys(values) if other != value]
 
 
-def _distinct(fields: dict[str, list[Any]], count: int, draws: np.random.Generator) -> list[Change]:
+def _distinct(fields: dict[str, list[Change]], count: int, draws: np.random.Generator) -> list[Change]:
     """Draw `count` different changes of several fields; fewer if there are no more."""
     found: dict[tuple[Any, ...], Change] = {}
     repeats = 0
@@ -106,11 +123,14 @@ def _distinct(fields: dict[str, list[Any]], count: int, draws: np.random.Generat
     return list(found.values())
 
 
-def _several(fields: dict[str, list[Any]], draws: np.random.Generator) -> Change:
+def _several(fields: dict[str, list[Change]], draws: np.random.Generator) -> Change:
     """Draw a change of several fields."""
     names, most = list(fields), min(_MOST_CHANGES, len(fields))
     chosen = sorted(draws.choice(len(names), draws.integers(2, most + 1), replace=False))
-    return {names[i]: fields[names[i]][draws.integers(len(fields[names[i]]))] for i in chosen}
+    drawn: Change = {}
+    for name in (names[i] for i in chosen):
+        drawn |= fields[name][draws.integers(len(fields[name]))]
+    return drawn
 
 
 def _short(value: Any) -> str:
