@@ -40,7 +40,6 @@ def main() -> None:
         model = fill(generator_kinds.build(recipe.model)).eval()
         ready = prepared(model, given.device, name)
         del model
-        _timed(ready, _short(recipe, True), images, given.device)  # warms up
         seconds, used = _timed(ready, _short(recipe, given.quick), images, given.device)
         per_image[recipe_name] = seconds / images, used / images
         found[f"{recipe_name}: images at once"] = images
