@@ -251,15 +251,6 @@ def test_other_logs_are_written_offline_and_without_their_package_the_hint_names
         assert f"needs the package {name}" in refusal(train, f"training.log=[{name}]")
 
 
-def test_trackio_keeps_the_curves_in_its_own_folder(train, tmp_path, monkeypatch):
-    if not importlib.util.find_spec("trackio"):
-        assert "needs the package trackio" in refusal(train, "training.log=[trackio]")
-        return
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    train("training.log=[trackio]")
-    assert list((tmp_path / "trackio").glob("titokctl*"))
-
-
 def test_the_hint_after_a_loss_that_stays_infinite_names_a_checkpoint_to_start_from(train, runs, tmp_path):
     steps = ("training.steps=20", "schedule={kind: constant, warmup_steps: 0}")
     first, _ = train(*steps, "training.checkpoint_every=5", name="calm")

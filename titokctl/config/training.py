@@ -14,7 +14,7 @@ from titokctl.config.base import (
     PositiveInt,
 )
 
-LogName = Literal["tensorboard", "wandb", "trackio"]
+LogName = Literal["tensorboard", "wandb"]
 
 
 class OptimizerConfig(Config):
@@ -59,7 +59,7 @@ class TrainingConfig(Config):
     `global_batch_size` is the number of images an optimizer step sees over all processes and accumulation steps;
     `micro_batch_size` bounds what one process holds at once (null: all of its share). Of the checkpoints the newest
     `keep_checkpoints` stay, and those whose step is a multiple of `keep_every`. `log` names further destinations of the
-    metrics: tensorboard, wandb, trackio.
+    metrics: tensorboard, wandb.
 
     `keep_best` is the name of a held-out number, such as val_psnr or held_out_loss: the checkpoint with the best one
     stays, and the product is made from it instead of from the last step. Losses, distances, entropies and the gap are

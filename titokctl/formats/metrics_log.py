@@ -1,4 +1,4 @@
-"""Logs of a run's numbers: metrics.jsonl, and the programs that show them: TensorBoard, Weights & Biases, Trackio.
+"""Logs of a run's numbers: metrics.jsonl, and the programs that show them: TensorBoard, Weights & Biases.
 
 Each of these programs is an extra of the package, and one entry of `_SINKS`. metrics.jsonl has one JSON object a line,
 each with `step`; the last lines of a killed run may be missing or cut. A resumed run first drops what lies beyond the
@@ -118,29 +118,9 @@ class WandbLog:
         self._run.finish()
 
 
-class TrackioLog:
-    """A run of Trackio in the project titokctl, in Trackio's own folder (TRACKIO_DIR)."""
-
-    def __init__(self, run: Path, first_step: int) -> None:
-        import trackio
-
-        self._trackio = trackio
-        resume = "never" if first_step == 1 else "allow"
-        trackio.init(project=os.environ.get("TRACKIO_PROJECT", _PROJECT), name=_id(run), resume=resume, embed=False)
-
-    def append(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to every curve."""
-        self._trackio.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Write what is buffered."""
-        self._trackio.finish()
-
-
 _SINKS: Mapping[str, Callable[[Path, int], MetricsSink]] = {
     "tensorboard": TensorBoardLog,
     "wandb": WandbLog,
-    "trackio": TrackioLog,
 }
 
 
