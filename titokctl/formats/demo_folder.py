@@ -2,8 +2,9 @@
 
 Specification: `demo.json`, {"format": "titokctl/demo", "format_version": 1}, marks the folder, whose files the demo may
 replace. `results.json` is an object with `folder`, `report`, `about`, `images` (number by split), `tokenizer` and
-`generator` (their last metrics), `baselines`, `scores`, `kid_ratio`, and `seconds` (of each step in the last run). It
-has no version: it is for people, and to compare runs of one release.
+`generator` (their last metrics), `baselines`, `scores`, `kid_ratio`, `seconds` (of each step in the last run), and
+`bundled` (what the bundled models give, or null). It has no version: it is for people, and to compare runs of one
+release.
 """
 
 from pathlib import Path

@@ -30,12 +30,12 @@ _USE = 0x5CE  # so that no other use of `uniform` with the same seed draws these
 
 # name: lowest, highest
 _RANGES = {
-    "size": (0.72, 1.0),  # radius of the sphere around the solid
-    "x": (-0.75, 0.75),
-    "y": (-0.6, 0.6),
+    "size": (0.9, 1.1),  # radius of the sphere around the solid
+    "x": (-0.5, 0.5),
+    "y": (-0.4, 0.4),
     "spin": (0.0, 2 * math.pi),
-    "camera_height": (1.9, 3.4),
-    "camera_distance": (5.2, 6.6),  # along the floor, to the middle of it
+    "camera_height": (1.8, 2.8),
+    "camera_distance": (4.1, 4.8),  # along the floor, to the middle of it
     "light_side": (-1.0, 1.0),
     "light_elevation": (0.65, 1.05),
     "shade": (-0.06, 0.06),  # added to the solid's colour

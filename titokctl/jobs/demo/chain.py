@@ -28,6 +28,7 @@ from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.demo import pictures, scores
+from titokctl.jobs.demo.bundled import Bundled, show_bundled
 from titokctl.jobs.demo.pictures import Pictures
 from titokctl.jobs.demo.report import draw_pictures, write_report
 from titokctl.jobs.sample.request import Sample
@@ -49,7 +50,7 @@ class DemoResult:
     """The folder, the metrics of every step, and the seconds that each took in this run.
 
     `baselines` are PSNRs in dB on the held-out images by name: mean_colour, pca (as many numbers as tokens), gaussian
-    (as many bits).
+    (as many bits). `bundled` is None for one's own images, and where the package lacks the bundled models.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class DemoResult:
     generator: dict[str, Any]
     scores: scores.DemoScores
     seconds: dict[str, float]
+    bundled: Bundled | None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,9 @@ class _Steps:
             overrides = [f"training.seed={self.seed}"]
             training = TrainGenerator(cache.path, overrides=overrides, validation=judged.path)
             generator = training.run(self.context)
+        with self._step("bundled models"):
+            held_out = _pixels(made.held_out)
+            hours = None if self.own else show_bundled(self.folder, held_out, self.context)
         with self._step("sample"):
             compared = np.linspace(0, len(judged) - 1, min(len(judged), _COMPARED)).astype(np.int64)
             labels = judged.labels[compared].tolist() if made.attributes else None
@@ -130,7 +135,7 @@ class _Steps:
             drawn = request.run(self.context)
         self.context.stop.check("The samples are kept.")
         with self._step("evaluate"):
-            pixels = {"train": _pixels(made.train, _PCA_IMAGES), "held_out": _pixels(made.held_out)}
+            pixels = {"train": _pixels(made.train, _PCA_IMAGES), "held_out": held_out}
             images = self._images(pixels, cache, judged, compared, trained, drawn.samples, made)
             found = scores.score(images, extractors, self.context)
             baselines = _baselines(pixels, cache)
@@ -138,7 +143,7 @@ class _Steps:
         sizes = {"train": len(cache), "held out": len(judged)}
         result = DemoResult(
             self.folder, self.folder / "report.html", made.about, sizes, trained.metrics, baselines,
-            generator.metrics, found, self.seconds,
+            generator.metrics, found, self.seconds, hours,
         )  # fmt: skip
         record = asdict(result) | {"folder": str(self.folder), "report": str(result.report)}
         write_results(self.folder, record | {"kid_ratio": found.kid_ratio})

@@ -11,6 +11,7 @@ from titokctl.formats.picture import grid, labelled_rows, save_png
 from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.formats.run_folder import open_run
 from titokctl.jobs.demo import scores
+from titokctl.jobs.demo.bundled import PICTURE as BUNDLED
 from titokctl.readable import duration
 
 if TYPE_CHECKING:
@@ -84,6 +85,15 @@ def write_report(result: "DemoResult", tokenizer_run: Path, generator_run: Path)
     page.paragraph(f"A tiny tokenizer and a tiny generator, trained from scratch on {result.about}.")
     page.picture(result.folder / RECONSTRUCTIONS, "Held-out images; below each, what its 32 tokens give back.")
     page.picture(result.folder / SAMPLES, "Samples of the generator, by class.")
+    if result.bundled:
+        hours = result.bundled
+        minutes = sum(result.seconds.get(step, 0) for step in ("train-tokenizer", "train-gen"))
+        page.heading(f"After {duration(hours.training_seconds)} instead of {duration(minutes)}: the bundled models")
+        page.picture(result.folder / BUNDLED, "Held-out images, their reconstructions by scenes-64, and its samples.")
+        page.paragraph(
+            f"scenes-64 and its generator are part of titokctl; they were trained on {hours.device}. Held-out PSNR on "
+            f"the same images: {hours.psnr:.2f} dB. To draw: titokctl sample --generator scenes-64 --classes red-ball"
+        )
     page.heading("Numbers, and what they compare with")
     page.table(("", ""), headline_rows(result))
     page.heading("Distances to training images")
