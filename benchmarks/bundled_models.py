@@ -82,7 +82,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Any]
     extractors = {n: open_extractor(n, ExtractorOptions()) for n in (scores.SEEN, scores.UNSEEN)}
     found = scores.score(images, extractors, Context(runs=folder / "runs"))
     axes = PrincipalAxes(training)
-    error = float(np.square((held_out.astype(np.float32) - again) / 255).mean())
+    error = float(np.square(held_out.astype(np.float32) - again).mean())
     figures = {
         "images": arguments.samples,
         "psnr": {"reconstructions": psnr(error), "mean_colour": mean_colour_psnr(held_out),

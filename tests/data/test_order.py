@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from titokctl.data.order import batch_positions, epoch_order, scattered, uniform
+from titokctl.data.order import batch_positions, epoch_order, scattered, spread_positions, uniform
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 3), (7, 7), (5, 12), (100, 32), (1, 4)])
@@ -84,3 +84,17 @@ def test_uniform_numbers_are_uniform_and_independent() -> None:
     assert max(abs(np.corrcoef(u, other)[0, 1]) for other in others) < 0.03
     chosen = uniform(7, 1, np.zeros(3, int), np.array([5, 900, 5]))
     np.testing.assert_array_equal(chosen, u[[5, 900, 5]])
+
+
+@pytest.mark.parametrize(("total", "count", "period"), [(600, 8, 5), (600, 12, 30), (1_000, 10, 10), (64, 16, 4)])
+def test_spread_positions_meet_classes_that_take_turns(total, count, period):
+    positions = spread_positions(total, count)
+    assert (np.diff(positions) > 0).all()
+    assert positions[0] < total / count
+    assert positions[-1] >= total - total / count
+    assert len(set((positions % period).tolist())) > min(count, period) / 3
+
+
+@pytest.mark.parametrize(("total", "count"), [(5, 5), (3, 8), (1, 1), (0, 4)])
+def test_spread_positions_are_all_where_there_are_few(total, count):
+    assert spread_positions(total, count).tolist() == list(range(total))

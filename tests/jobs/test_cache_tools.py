@@ -14,6 +14,7 @@ from PIL import Image
 
 from titokctl.cli.app import run
 from titokctl.config.models import VqganConfig
+from titokctl.data.order import spread_positions
 from titokctl.formats.token_cache import TokenCache
 
 
@@ -102,11 +103,12 @@ def test_preview_draws_rows_and_their_originals(made: Made, answer, tmp_path: Pa
     out = tmp_path / "grid.png"
     more = ["--source", made.images] if originals else []
     found = answer("preview", made.cache, "-n", 5, "-o", out, "--tokenizer", made.tokenizer, *more)
-    assert (found["rows"], found["with_originals"]) == ([0, 4, 9, 14, 18], originals)
+    assert (found["rows"], found["with_originals"]) == (spread_positions(19, 5).tolist(), originals)
     picture = np.asarray(Image.open(out))
     assert picture.shape == ((2 if originals else 1) * (tiny.SIZE + 2) + 2, 5 * (tiny.SIZE + 2) + 2, 3)
     last = picture[-2 - tiny.SIZE : -2, 2 : 2 + tiny.SIZE]
-    first = made.model.detokenize(_tensor(TokenCache.open(made.cache).ids[:1].astype(np.int64)))[0]
+    drawn = TokenCache.open(made.cache).ids[found["rows"][:1]].astype(np.int64)
+    first = made.model.detokenize(_tensor(drawn))[0]
     np.testing.assert_array_equal(last, (first.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
 
 

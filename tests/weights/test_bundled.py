@@ -15,6 +15,7 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.known import BUNDLED, BY_NAME
 from titokctl.weights.load import load_generator, load_tokenizer
+from titokctl.weights.local import bundled_file
 
 
 @pytest.fixture
@@ -33,10 +34,10 @@ def stand_ins(run_cli, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_recipes_have_the_sizes_of_the_bundled_models():
+def test_the_bundled_models_are_those_of_the_recipes_and_small():
     for known in BUNDLED:
         assert recipe_files.load("scenes-64", known.kind).model == known.config
-    assert sum(known.parameters for known in BUNDLED) * 2 < 16, "megabytes in bf16"
+    assert sum(bundled_file(known).stat().st_size for known in BUNDLED) < 16e6
 
 
 def test_classes_by_name_from_the_bundled_generator(run_cli, runs, tmp_path, stand_ins):

@@ -13,7 +13,7 @@ from titokctl.cli.work import Surroundings, perform
 def preview(
     path: options.Tokens,
     output: Annotated[Path, option("--output -o", "The PNG to write.", "FILE")] = Path("preview.png"),
-    count: Annotated[int, option("-n --num-images", "How many rows, evenly spread over the cache.", min=1)] = 64,
+    count: Annotated[int, option("-n --num-images", "How many rows, spread over the cache.", min=1)] = 64,
     view: options.View = "plain",
     source: Annotated[
         str | None,

@@ -11,6 +11,7 @@ import numpy as np
 
 _MASK = (1 << 64) - 1
 _ORDER = 1  # start of Philox's counter, so that no other use of (seed, epoch) draws the same bits
+_SPREAD = 0x5B9EAD  # use of `uniform` by `spread_positions`
 _U64 = np.uint64
 _MOST_SORTED = 1 << 24  # above this, storing an epoch's order takes seconds and gigabytes in every process
 _ROUNDS = 6
@@ -82,6 +83,18 @@ def uniform(seed: int, what: int, epochs: np.ndarray, positions: np.ndarray) -> 
     for key in (np.asarray(what), np.asarray(epochs), np.asarray(positions)):
         state = _mix(state ^ _mix(key.astype(_U64)))
     return (state >> _U64(11)) * 2.0**-53
+
+
+def spread_positions(total: int, count: int) -> np.ndarray:
+    """Return up to `count` positions below `total`, one at a random place in each of `count` equal stretches.
+
+    Evenly spaced positions would meet only some classes of a set whose classes take turns. The same for equal
+    arguments; sorted, (min(count, total),) int64.
+    """
+    count = min(count, total)
+    edges = np.arange(count + 1) * total // max(count, 1)
+    drawn = uniform(0, _SPREAD, np.zeros(count, np.int64), np.arange(count))
+    return edges[:-1] + (drawn * np.diff(edges)).astype(np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from titokctl.context import Context
 from titokctl.data.images import to_bytes, to_float
+from titokctl.data.order import spread_positions
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import sum_arrays
 from titokctl.evaluation.codebook_usage import usage_of
@@ -58,7 +59,7 @@ class ReconstructionScore:
 
 
 class ShownPairs:
-    """Originals and reconstructions for a picture, spread evenly over a set: its first images may be all of one class.
+    """Originals and reconstructions for a picture, spread over a set: its first images may be all of one class.
 
     Args:
         count: how many pairs to keep, at most.
@@ -67,7 +68,7 @@ class ShownPairs:
     """
 
     def __init__(self, count: int, total: int, size: int) -> None:
-        self._wanted = np.unique(np.arange(count) * total // count)
+        self._wanted = spread_positions(total, count)
         self._pairs = np.zeros((len(self._wanted), 2, size, size, 3))
         self._is_here = np.zeros(len(self._wanted))
 

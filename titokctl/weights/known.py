@@ -107,7 +107,7 @@ _RELEASED = (
 # Trained by recipes/bundled/, whose recipes have the same configurations.
 _SCENES = TokenizerConfig(
     image_size=64, num_latent_tokens=32, codebook_size=1024, token_size=12, overlapping_patches=True,
-    encoder=TransformerConfig(patch_size=8, width=192, num_layers=5, num_heads=6),
+    encoder=TransformerConfig(patch_size=16, width=192, num_layers=5, num_heads=6),
     decoder=TransformerConfig(patch_size=8, width=192, num_layers=6, num_heads=6),
 )  # fmt: skip
 _SCENES_GENERATOR = GeneratorConfig(
@@ -115,7 +115,7 @@ _SCENES_GENERATOR = GeneratorConfig(
     num_heads=5, mlp_width=640, dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
 BUNDLED = (
-    Known("scenes-64", "tokenizer", _SCENES, "", 5.1, files=("scenes-64.safetensors",)),
+    Known("scenes-64", "tokenizer", _SCENES, "", 5.3, files=("scenes-64.safetensors",)),
     Known("maskgit-scenes-64", "generator", _SCENES_GENERATOR, "", 2.7, files=("maskgit-scenes-64.safetensors",),
           tokenizer="scenes-64"),
 )  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 
 from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder
+from titokctl.data.order import spread_positions
 from titokctl.formats.picture import save_grid
 from titokctl.formats.replacing import PNG, check_free, files_to_delete
 from titokctl.formats.token_cache import PLAIN, TokenCache
@@ -18,7 +19,7 @@ _COLUMNS = 8
 
 @dataclass(frozen=True)
 class Previewed:
-    """The picture, and the rows in it, which are evenly spread over the cache."""
+    """The picture, and the rows in it, which are spread over the cache."""
 
     output: Path
     rows: list[int]
@@ -88,8 +89,7 @@ class _Work:
             )
         tokenizer = tokenizer_of(cache, request.tokenizer, context, may_store)
         self.decoder = ImageDecoder(tokenizer, context.device, "float32")
-        spread = np.linspace(0, len(cache) - 1, min(request.count, len(cache)))
-        self.rows = np.unique(spread.round().astype(np.int64))
+        self.rows = spread_positions(len(cache), request.count)
 
 
 def _interleaved(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch
 
 from titokctl.context import Context
 from titokctl.data.images import to_bytes
+from titokctl.data.order import spread_positions
 from titokctl.data.scenes.factors import CLASS_NAMES
 from titokctl.evaluation.image_sets import Opening, open_images
 from titokctl.evaluation.reconstruction import psnr
@@ -48,7 +49,7 @@ def show_bundled(folder: Path, held_out: np.ndarray, context: Context) -> Bundle
     labels = np.linspace(0, len(CLASS_NAMES) - 1, _COLUMNS).astype(int).tolist()
     drawn = Sample(_GENERATOR, _TOKENIZER, 2 * _COLUMNS, classes=labels).run(context)
     samples = np.concatenate(list(open_images(drawn.samples, Opening(context)).pixels()))
-    shown = np.linspace(0, len(held_out) - 1, _COLUMNS).astype(int)
+    shown = spread_positions(len(held_out), _COLUMNS)
     rows = [
         ("held-out", held_out[shown]),
         ("from 32 tokens", again[shown]),
@@ -56,7 +57,7 @@ def show_bundled(folder: Path, held_out: np.ndarray, context: Context) -> Bundle
         ("", samples[_COLUMNS:]),
     ]
     save_png(folder / PICTURE, labelled_rows(rows))
-    squared = np.square((held_out.astype(np.float32) - again) / 255)
+    squared = np.square(held_out.astype(np.float32) - again)
     made = json.loads(files[0].with_name("numbers.json").read_text(encoding="utf-8"))
     seconds = sum(made["seconds"][step] for step in ("train-tokenizer", "train-gen"))
     return Bundled(psnr(float(squared.mean())), len(held_out), seconds, made["device"])

@@ -16,6 +16,7 @@ import numpy as np
 
 from titokctl.config import recipe_files
 from titokctl.context import Context
+from titokctl.data.order import spread_positions
 from titokctl.data.sources import open_source
 from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.data.workers import available_cores
@@ -127,7 +128,7 @@ class _Steps:
             held_out = _pixels(made.held_out)
             hours = None if self.own else show_bundled(self.folder, held_out, self.context)
         with self._step("sample"):
-            compared = np.linspace(0, len(judged) - 1, min(len(judged), _COMPARED)).astype(np.int64)
+            compared = spread_positions(len(judged), _COMPARED)
             labels = judged.labels[compared].tolist() if made.attributes else None
             request = Sample(
                 str(generator.run), str(trained.run), len(compared), classes=labels, settings={"seed": self.seed}

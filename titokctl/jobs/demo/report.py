@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from titokctl.data.order import spread_positions
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import grid, labelled_rows, save_png
 from titokctl.formats.report_page import Curve, ReportPage
@@ -25,7 +26,7 @@ _PER_CLASS, _MOST_CLASSES = 8, 40
 def draw_pictures(folder: Path, images: scores.DemoImages, class_names: Sequence[str]) -> None:
     """Write reconstructions.png (held-out images above their reconstructions) and samples.png (a row per class)."""
     count = min(_COLUMNS * _BANDS, len(images.labels))
-    shown = np.linspace(0, len(images.labels) - 1, count).astype(int)
+    shown = spread_positions(len(images.labels), count)
     bands = []
     for first in range(0, count - count % _COLUMNS or count, _COLUMNS):
         row = shown[first : first + _COLUMNS]

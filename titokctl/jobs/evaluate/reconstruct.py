@@ -10,6 +10,7 @@ import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
+from titokctl.data.order import spread_positions
 from titokctl.data.shares import ImagesInBatches, all_rejected, share_of
 from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
@@ -78,7 +79,7 @@ class Reconstruct:
         data: images, as `open_source` takes them, or a sample set with image files.
         tokenizer: as `load_tokenizer` takes it; None for the newest in the runs folder.
         output: the folder.
-        num_images: how many, spread evenly over the source; None for all.
+        num_images: how many, spread over the source; None for all.
         features: network for the distance between the sets; "auto" takes Inception, else lite0, if its weights are
             here; "none" does without.
         lpips: whether to compute it; None if its weights are here.
@@ -157,7 +158,7 @@ class Reconstruct:
             raise UserError(f"{name} was trained in stage proxy only and makes no pixels", "train its decoder (--init)")
         exif = trained_with_exif(name, fetch=not is_plan) if self.exif is None else self.exif
         judges = find_judges(self.features, self.lpips, context, fetch=not is_plan)
-        opened = _Opened(name, model, data, source, _spread(len(source), self.num_images), judges, exif)
+        opened = _Opened(name, model, data, source, _chosen(len(source), self.num_images), judges, exif)
         if judges.extractor is not None:
             if opened.count < 2:
                 raise UserError("a distance between sets needs at least 2 images", "give more, or --features none")
@@ -238,11 +239,11 @@ def _files_of(data: Sequence[Path | str]) -> Sequence[Path | str]:
     return [found.images]
 
 
-def _spread(total: int, num_images: int | None) -> list[int] | None:
-    """Return the positions of `num_images` images spread evenly over `total`; None for all of them."""
+def _chosen(total: int, num_images: int | None) -> list[int] | None:
+    """Return the positions of `num_images` images spread over `total`; None for all of them."""
     if num_images is None or num_images >= total:
         return None
-    return [i * total // num_images for i in range(num_images)]
+    return spread_positions(total, num_images).tolist()
 
 
 def picture(pairs: Sequence[Pair], columns: int = _COLUMNS) -> np.ndarray:
