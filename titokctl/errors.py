@@ -10,7 +10,7 @@ import re
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_STOPPED = 75  # stopped by SIGTERM or SIGUSR1 after saving: run the same command again
+EXIT_STOPPED = 75  # stopped by SIGTERM, SIGUSR1 or SIGHUP after saving: run the same command again
 EXIT_INTERRUPTED = 130  # Ctrl-C
 
 
@@ -44,7 +44,7 @@ class Stopped(Exception):
     """A signal stopped a long job, which saved its state; the same command resumes it.
 
     Args:
-        exit_code: 130 after Ctrl-C, 75 after SIGTERM or SIGUSR1.
+        exit_code: 130 after Ctrl-C, 75 after SIGTERM, SIGUSR1 or SIGHUP.
         message: a sentence about what was saved.
     """
 

@@ -84,6 +84,9 @@ def test_help_is_printed_on_stdout(run_cli, option):
             "no such command 'recipse'",
             "did you mean 'recipes'? `titokctl --help` lists its arguments and options",
         ),
+        ("train", "no such command 'train'", "`titokctl train-tokenizer` trains a tokenizer, `titokctl train-gen` a"),
+        ("train-gen --steps 3", "no such option: --steps", "the number of steps is a field of the recipe: --set"),
+        ("train-gen tokens.h5 --resume", "no such option: --resume", "to resume, run the same command again"),
         (
             "--vresion",
             "no such option: --vresion",
@@ -269,3 +272,20 @@ sys.exit(run(["decode", "ids.h5", "-o", "out.npz"]))
     assert (done.returncode, done.stdout) == (75, "")
     assert done.stderr == "stopped before any work was begun. Run the same command again.\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_json_on_stdout_for_a_caller_who_asked_for_json(run_cli, tmp_path):
+    missing = run_cli("inspect", tmp_path / "nothing.h5", "--json", code=1)
+    found = json.loads(missing.stdout)
+    assert found["exit_code"] == 1
+    assert f"error: {found['error']}" in missing.stderr
+    wrong = run_cli("inspect", "--json", "--nothing", code=2)
+    assert json.loads(wrong.stdout)["error"] == "no such option: --nothing"
+
+
+def test_flags_are_shown_without_a_type(run_cli):
+    for words in (("train-gen",), ("runs", "prune")):
+        lines = run_cli(*words, "--help", code=0).stdout.splitlines()
+        flags = [line for line in lines if "--dry-run" in line or "--json" in line]
+        assert len(flags) >= 2
+        assert not [line for line in flags if "bool" in line.lower()]

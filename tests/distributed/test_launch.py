@@ -37,9 +37,9 @@ def work(group, stop):
     open(os.path.join(folder, f"{group.rank}-{claimed}-{os.getpid()}"), "w").close()
     if how == "fail" and group.rank == 1:
         raise UserError("the second process found a fault", "mend it")
-    if how == "die" and group.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how in ("fail", "die"):
+    if how in ("die", "crash") and group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL if how == "die" else signal.SIGSEGV)
+    if how in ("fail", "die", "crash"):
         group.barrier()
     agreed, step = StopAgreement(stop, group), 0
     while how == "wait" and not agreed.reached():
@@ -58,6 +58,8 @@ except UserError as error:
     ending = (error.exit_code, error.message, error.hint)
 except Stopped as stopped:
     ending = (stopped.exit_code, stopped.message)
+except RuntimeError as error:  # the connection to a process that was killed
+    ending = (1, str(error))
 sys.exit(worker.ended(*ending))
 """
 
@@ -101,9 +103,13 @@ def test_an_error_of_one_process_ends_all_and_is_reported(script):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_named(script):
-    with pytest.raises(UserError, match="process 1 of 2 died without an error message"):
-        run_workers([str(script), "die", str(script.parent / "seen")], 2)
+@pytest.mark.parametrize(
+    ("how", "said"), [("die", r"was killed by the system \(SIGKILL\)"), ("crash", r"crashed \(SIGSEGV\)")]
+)
+def test_a_killed_process_is_named(script, how, said):
+    """The other process reports the connection that it lost, which is only a consequence."""
+    with pytest.raises(UserError, match=f"^rank 1 of 2 processes {said}"):
+        run_workers([str(script), how, str(script.parent / "seen")], 2)
     assert_nobody_is_left(script)
 
 

@@ -43,7 +43,9 @@ def work(start):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, "130"), (signal.SIGTERM, "75"), (signal.SIGUSR1, "75")], ids=str
+    ("number", "code"),
+    [(signal.SIGINT, "130"), (signal.SIGTERM, "75"), (signal.SIGUSR1, "75"), (signal.SIGHUP, "75")],
+    ids=str,
 )
 def test_a_signal_ends_work_in_order(work, number, code):
     process = work(finishes=True)
@@ -84,3 +86,13 @@ def test_handlers_are_put_back():
         stop.check()
         assert not stop.requested
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_command_under_nohup_outlives_its_terminal(start):
+    source = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{WORKER.replace('FINISHES', 'True')}"
+    process = start([sys.executable, "-c", source], start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=PATIENCE_S)
+    assert out == "130 three steps are kept\n", "SIGHUP changed nothing"

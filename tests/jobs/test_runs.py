@@ -1,5 +1,6 @@
 """Runs are listed, found by name, traced back to their images, and shown on one page."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -35,9 +36,11 @@ def test_runs_are_listed_by_kind_with_their_steps(trained: Path, run_cli) -> Non
     (trained / "tokenizer" / "damaged").mkdir()
     (trained / "tokenizer" / "damaged" / "run.json").write_text("{")
     found = [(run.kind, run.name, run.step) for run in ListRuns().run(Context(trained))]
-    assert found == [("tokenizer", "second", None), ("tokenizer", "tok", None), ("generator", "gen", 3)]
+    assert found[:3] == [("tokenizer", "second", None), ("tokenizer", "tok", None), ("generator", "gen", 3)]
+    assert found[3:] == [("tokenizer", "damaged", None)]
     listed = run_cli("runs", "ls", "--runs-dir", trained, "--json", code=0).json
-    assert [run["name"] for run in listed] == ["second", "tok", "gen"]
+    assert [run["name"] for run in listed] == ["second", "tok", "gen", "damaged"]
+    assert [run["status"] for run in listed] == ["finished", "finished", "finished", "damaged"]
 
 
 def test_unfinished_runs_come_last_with_the_step_that_is_saved(trained: Path, capsys) -> None:
@@ -94,3 +97,35 @@ def test_doctor_measures_and_advises(run_cli) -> None:
     assert found["num_problems"] == 0
     assert all(speed > 0 for speed in found["speeds"].values())
     assert "with titok-l-32 about" in names["tokenizing ImageNet"]["found"]
+
+
+def test_runs_are_a_table_of_what_differs(trained: Path, run_cli) -> None:
+    """Differing settings, scores and sizes; sorted, as CSV, and whole names in a narrow terminal."""
+    long = "a-name-of-a-run-that-is-much-longer-than-half-of-the-line-of-a-usual-terminal"
+    for name, rate, loss in (("fast", 0.2, 3.5), (long, 0.1, 2.5)):
+        settings = {"optimizer": {"learning_rate": rate}, "training": {"steps": 10}}
+        RunFolder(path=trained / "proxy" / name, kind="proxy", settings=settings).save()
+        MetricsLog(trained / "proxy" / name / "metrics.jsonl").append(9, {"loss": 9.0, "held_out_loss": loss})
+    (trained / "proxy" / "half").mkdir()
+    (trained / "proxy" / "half" / "recipe.yaml").write_text("seed: 1")
+
+    listed = {run.name: run for run in ListRuns("held_out_loss").run(Context(trained))}
+    assert list(listed)[:2] == [long, "fast"]
+    assert listed["fast"].settings == {"optimizer.learning_rate": 0.2}
+    assert listed["fast"].scores == {"held_out_loss": 3.5}
+    files = [path for path in (trained / "proxy" / "fast").iterdir() if path.is_file()]
+    assert listed["fast"].num_bytes == sum(path.stat().st_size for path in files)
+    assert listed["half"].status == "no run.json"
+    assert [run.name for run in ListRuns("-held_out_loss").run(Context(trained))][:2] == ["fast", long]
+    with pytest.raises(UserError, match="no run has held_out_los"):
+        ListRuns("held_out_los").run(Context(trained))
+
+    narrow = run_cli("runs", "ls", "--runs-dir", trained, code=0, env={"COLUMNS": "80"}).stdout
+    assert f"proxy/{long}" in narrow
+    rows = list(csv.DictReader(run_cli("runs", "ls", "--runs-dir", trained, "--csv", code=0).stdout.splitlines()))
+    assert {row["name"]: row["optimizer.learning_rate"] for row in rows}["fast"] == "0.2"
+    differing = run_cli("runs", "diff", "fast", f"proxy/{long}", "--runs-dir", trained, "--json", code=0).json
+    assert differing == [
+        {"field": "settings.optimizer.learning_rate", "first": 0.2, "second": 0.1},
+        {"field": "scores.held_out_loss", "first": 3.5, "second": 2.5},
+    ]

@@ -1,6 +1,9 @@
 """The command `titokctl`: its subcommands, error messages and exit codes."""
 
+import contextlib
+import errno
 import inspect
+import io
 import os
 import re
 import select
@@ -8,8 +11,9 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -24,6 +28,19 @@ _NO_NUMBER = re.compile(r"Input should be a valid (integer|number), unable to pa
 # The parser's suggestion at the end of its message, which we move to the hint.
 # Commands of which people expect that the second argument is the reference.
 _TAKES_REFERENCE = ("fid",)
+# Words that people know from other programs, and the hint that helps more than a word of similar spelling.
+_FAMILIAR = {
+    "'train'": "`titokctl train-tokenizer` trains a tokenizer, `titokctl train-gen` a generator",
+    "'generate'": "`titokctl sample` draws images",
+    "'encode'": "`titokctl tokenize` turns images into ids",
+    "'eval'": "`titokctl fid` judges images, `titokctl reconstruct` a tokenizer",
+    "--steps": "the number of steps is a field of the recipe: --set training.steps=N",
+    "--epochs": "the length of a training is given in steps: --set training.steps=N",
+    "--batch-size": "the batch is a field of the recipe: --set training.global_batch_size=N",
+    "--lr": "the learning rate is a field of the recipe: --set optimizer.learning_rate=X",
+    "--resume": "to resume, run the same command again; no option is needed",
+}
+_TRAINS = ("train-tokenizer", "train-gen")
 _GUESS = re.compile(r"\.? \(?(Did you mean|Possible options:) (?P<names>[^?)]+)[?)]$")
 # The modules of the commands by panel, in the order of --help.
 _COMMANDS = {
@@ -62,6 +79,18 @@ def _root(
     os.environ["TITOKCTL_DEBUG"] = "1" if debug else ""
 
 
+class _Terminal(io.FileIO):
+    """The terminal on stderr. Once it was closed, messages to it are dropped, so that the work can still be saved."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(data)
+
+
 def register_commands() -> None:
     """Import the module of every command, which adds the command to `app`, and assign the panels."""
     from importlib import import_module
@@ -69,12 +98,26 @@ def register_commands() -> None:
     panels = {name: panel for panel, names in _COMMANDS.items() for name in names}
     for name in panels:
         import_module(f"titokctl.cli.{name}")
+    _hide_type_of_flags(_root)
     for group in app.registered_groups:
+        for command in group.typer_instance.registered_commands if group.typer_instance else ():
+            assert command.callback is not None
+            _hide_type_of_flags(command.callback)
         group.rich_help_panel = panels.get(str(group.name))
     for command in app.registered_commands:
         assert command.callback is not None
+        _hide_type_of_flags(command.callback)
         command.rich_help_panel = panels.get(command.callback.__module__.rpartition(".")[2])
         command.help = _flowing(command.callback.__doc__ or "")
+
+
+def _hide_type_of_flags(callback: Callable[..., Any]) -> None:
+    """Show flags in the help without the type that newer releases of Typer name: <bool>."""
+    for parameter in inspect.signature(callback).parameters.values():
+        kind, *about = get_args(parameter.annotation) or (None,)
+        if kind is bool or kind == (bool | None):
+            for one in about:
+                one.metavar = ""
 
 
 def _flowing(docstring: str) -> str:
@@ -89,6 +132,8 @@ def run(arguments: list[str] | None = None) -> int:
 
     worker.started()
     sys.unraisablehook = _unraisable
+    if sys.stderr is not None and sys.stderr.isatty():
+        sys.stderr = io.TextIOWrapper(_Terminal(2, "w", closefd=False), sys.stderr.encoding, write_through=True)
     stdout = _duplicate_stdout()
     early = _handle_early_signals()
     try:
@@ -101,7 +146,10 @@ def run(arguments: list[str] | None = None) -> int:
         return _failed(error.message, error.hint, error.exit_code)
     except Stopped as stopped:
         if not worker.has_launcher():
-            console.say(f"stopped. {stopped.message} To resume, run the same command again.".replace("  ", " "))
+            text = f"stopped. {stopped.message} To resume, run the same command again.".replace("  ", " ")
+            console.say(text)
+            if _wants_json():
+                console.emit_json({"stopped": text, "exit_code": stopped.exit_code})
         return worker.ended(stopped.exit_code, stopped.message)
     except typer.Exit as leave:
         return _ended(leave.exit_code)
@@ -125,19 +173,22 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _handle_early_signals() -> dict[signal.Signals, Any]:
-    """End with the code for a stop when SIGTERM or SIGUSR1 comes before the job handles them, while torch is loaded.
+    """End with the code for a stop when a signal comes before the job handles it, while torch is loaded.
 
     Returns the handlers that were there. Workers leave this to their launcher.
     """
     from titokctl.distributed import worker
+    from titokctl.distributed.stop import is_ignored
 
     def leave(number: int, frame: object) -> None:
-        os.write(2, b"stopped before any work was begun. Run the same command again.\n")
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
+            os.write(2, b"stopped before any work was begun. Run the same command again.\n")
         os._exit(EXIT_STOPPED)
 
     if worker.has_launcher() or threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    hangup = () if is_ignored(signal.SIGHUP) else (signal.SIGHUP,)
+    return {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1, *hangup)}
 
 
 def _ended(code: object) -> int:
@@ -155,7 +206,15 @@ def _failed(message: str, hint: str, code: int = EXIT_FAILED) -> int:
 
     if not worker.has_launcher():
         console.error(message, hint)
+        if _wants_json():
+            console.emit_json({"error": message, "hint": hint, "exit_code": code})
     return worker.ended(code, message, hint)
+
+
+def _wants_json() -> bool:
+    """Return True if the command line has --json, read without the parser, which may be what failed."""
+    words = sys.argv[1:]
+    return "--json" in words[: words.index("--") if "--" in words else None]
 
 
 def _show_wrong_words(error: Any) -> int:
@@ -170,9 +229,20 @@ def _show_wrong_words(error: Any) -> int:
     hint = f"`{context.command_path if context else 'titokctl'} --help` lists its arguments and options"
     if guess := _GUESS.search(message):
         message, hint = message[: guess.start()], f"did you mean {guess.group('names')}? {hint}"
+    if familiar := _familiar(message, context):
+        hint = familiar
     if "unexpected extra argument" in message and context and context.command.name in _TAKES_REFERENCE:
         hint = f"the reference is named with --ref: `{context.command_path} SAMPLES --ref REF`"
     return _failed(message[:1].lower() + message[1:], hint, int(error.exit_code))
+
+
+def _familiar(message: str, context: Any) -> str:
+    """Return the hint for a word of another program; "" for a word that is not known."""
+    word = message.rpartition(" ")[2]
+    if not message.lower().startswith("no such") or word not in _FAMILIAR:
+        return ""
+    is_of_training = word.startswith("--") and word != "--resume"
+    return "" if is_of_training and (context is None or context.command.name not in _TRAINS) else _FAMILIAR[word]
 
 
 def _unexpected(error: BaseException) -> int:

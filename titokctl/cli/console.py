@@ -11,6 +11,8 @@ from typing import Any
 from titokctl.progress import Progress, QuietProgress, SilentProgress, StderrProgress
 from titokctl.readable import plain, readable
 
+_NARROWEST = 12  # characters of a column whose cells may be folded, beside columns whose cells may not
+
 
 def say(text: str) -> None:
     """Print a message on stderr."""
@@ -33,8 +35,10 @@ def error(message: str, hint: str = "") -> None:
         out.print(Text("hint: ", style="bold cyan") + Text(plain(hint)))
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> None:
-    """Print a table on stdout; columns of numbers are right-aligned."""
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", whole: Sequence[str] = ()
+) -> None:
+    """Print a table on stdout; columns of numbers are right-aligned, and cells of the columns `whole` never folded."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -42,10 +46,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
 
     cells = [[plain(readable(cell, commas=False)) for cell in row] for row in rows]
     out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    kept = [max(len(row[i]) for row in [columns, *cells]) for i, name in enumerate(columns) if name in whole]
+    out.width = max(out.width, sum(kept) + 3 * len(columns) + _NARROWEST * (len(columns) - len(kept)))
     grid = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(columns):
         is_numbers = all(row[i][:1] in "-+0123456789" for row in cells)
-        grid.add_column(name, justify="right" if is_numbers else "left", overflow="fold")
+        grid.add_column(name, justify="right" if is_numbers else "left", overflow="fold", no_wrap=name in whole)
     for row in cells:
         grid.add_row(*(Text(cell) for cell in row))
     # A title of the grid would be folded at the grid's width, in the middle of a path.

@@ -1,5 +1,8 @@
 """`titokctl runs` and `titokctl report`."""
 
+import csv
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +16,7 @@ from titokctl.readable import readable, size
 
 if TYPE_CHECKING:
     from titokctl.jobs.machine.removal import Prune, RemoveRun
+    from titokctl.jobs.machine.runs import ListedRun
 
 _SHOWN = 12  # items of a list
 Run = Annotated[
@@ -25,21 +29,82 @@ app.add_typer(group, name="runs")
 
 
 @group.command(epilog="Example: titokctl runs ls")
-def ls(runs_dir: RunsDir = None, as_json: Json = False) -> None:
-    """List all runs of the runs folder by kind: newest finished first, unfinished last."""
+def ls(
+    sort: Annotated[
+        str | None, option("--sort", "Order by size, step, a score or a setting; -NAME: from large to small.", "NAME")
+    ] = None,
+    as_csv: Annotated[bool, option("--csv", "Print CSV, with a column for each score and setting.")] = False,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """List all runs of the runs folder by kind: newest finished first, unfinished last.
+
+    Of the settings, those are shown that differ between the runs of a kind. Times are UTC.
+    """
     from titokctl.formats.run_folder import runs_root
     from titokctl.jobs.machine.runs import ListRuns
 
-    found = perform(ListRuns(), Surroundings(quiet=True, runs_dir=runs_dir))
+    found = perform(ListRuns(sort), Surroundings(quiet=True, runs_dir=runs_dir))
     if as_json:
         console.emit_json(found)
+        return
+    if as_csv:
+        _print_csv(found)
         return
     if not found:
         console.say(f"no runs in {runs_root(runs_dir)}")
         return
-    rows = [(run.kind, run.name, run.status, "-" if run.step is None else f"{run.step:,}", run.created[:16],
-             (run.finished or "-")[:16]) for run in found]  # fmt: skip
-    console.table("", ("kind", "name", "status", "steps", "begun (UTC)", "finished (UTC)"), rows)
+    rows = [
+        (
+            f"{run.kind}/{run.name}",
+            run.status,
+            "-" if run.step is None else f"{run.step:,}",
+            (run.finished or run.created or "-")[:10],
+            "-" if run.num_bytes is None else size(run.num_bytes),
+        )
+        for run in found
+    ]
+    columns = ("name", "status", "steps", "when", "size")
+    console.table("", columns, rows, whole=columns)
+    details = [(row[0], _in_words(run.scores), _in_words(run.settings)) for row, run in zip(rows, found, strict=True)]
+    if told := [row for row in details if row[1] or row[2]]:
+        console.table("", ("name", "scores", "differing settings"), told, whole=("name",))
+
+
+def _in_words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {readable(value, commas=False)}" for name, value in values.items())
+
+
+def _print_csv(runs: "list[ListedRun]") -> None:
+    fields = ("kind", "name", "status", "step", "created", "finished", "num_bytes")
+    more = sorted({name for run in runs for name in (*run.scores, *run.settings)})
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*fields, *more])
+    for run in runs:
+        own = run.scores | run.settings
+        writer.writerow([*(getattr(run, name) for name in fields), *(own.get(name) for name in more)])
+
+
+@group.command(epilog="Example: titokctl runs diff tiny-1 tiny-2")
+def diff(
+    first: Run,
+    second: Annotated[str, typer.Argument(metavar="RUN", help="Another one.", autocompletion=completion.runs)],
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Print what differs between two runs: settings, inputs, versions, scores."""
+    from titokctl.jobs.machine.runs import DiffRuns
+
+    found = perform(DiffRuns(first, second), Surroundings(quiet=True, runs_dir=runs_dir))
+    if as_json:
+        console.emit_json([asdict(one) for one in found])
+    elif not found:
+        console.say("the runs record the same settings, inputs, versions and scores")
+    else:
+        rows = [
+            (d.field, *(readable(value, commas=False, shown=_SHOWN) for value in (d.first, d.second))) for d in found
+        ]
+        console.table("", ("field", first, second), rows)
 
 
 @group.command(epilog="Example: titokctl runs show tiny-1")

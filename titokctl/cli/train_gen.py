@@ -64,7 +64,7 @@ def train_gen(
     around = Surroundings(quiet, as_json, dry_run and not measure, runs_dir, machine=machine)
     if dry_run or measure:
         with context(around) as found:
-            processes = max(processes_here(gpus, procs) * nodes, found.group.world_size)
+            processes = max(processes_here(gpus, procs, dry=not measure) * nodes, found.group.world_size)
             plan = replace(request, processes=processes).plan(found)
         if place().is_main:
             _show(plan, as_json)
@@ -80,14 +80,14 @@ def _show(plan: "TrainingPlan[GeneratorCost]", as_json: bool) -> None:
 
 
 def _plan_lines(plan: "GeneratorCost") -> list[str]:
-    from titokctl.readable import duration
+    from titokctl.readable import counted, duration
 
     lines = [
         f"{plan.recipe}: {plan.parameters / 1e6:,.1f} M parameters",
         f"sees {plan.images:,} images ({plan.tokens:,} tokens), which is {plan.epochs:,.1f} epochs",
         f"{plan.operations:.2g} operations (6 x parameters x positions x images)",
         f"about {plan.memory_gb:,.3g} GB of memory per process",
-        f"{plan.processes} processes with {plan.images_per_process:,} images per step each",
+        f"{counted(plan.processes, 'processes')} with {plan.images_per_process:,} images per step each",
     ]
     if plan.images_per_s is not None and plan.seconds is not None:
         lines.append(f"{plan.images_per_s:,.1f} images/s measured: {duration(plan.seconds)} for the whole run")

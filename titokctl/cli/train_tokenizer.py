@@ -69,7 +69,7 @@ def train_tokenizer(
     around = Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine)
     if dry_run:
         with context(around) as found:
-            plan = replace(request, processes=processes_here(gpus, procs) * nodes).plan(found)
+            plan = replace(request, processes=processes_here(gpus, procs, dry=True) * nodes).plan(found)
         _show(plan, as_json)
         return
     result = perform(request, around)

@@ -161,7 +161,7 @@ def _start_processes(around: Surroundings, machine: Machine, check: Callable[[st
     if around.dry_run and not place().is_main:
         raise typer.Exit
     if around.dry_run:
-        launch.processes_here(machine.gpus, machine.procs)
+        launch.processes_here(machine.gpus, machine.procs, dry=True)
         return device
     nodes = launch.Nodes(machine.nodes, machine.node_rank, machine.endpoint)
     default = gpus_to_use(device) if around.takes_all_gpus else None

@@ -4,12 +4,13 @@ The launcher reports the workers' own errors, which torchrun's logs and its trac
 hide.
 """
 
+import json
 import logging
 import os
 import sys
 from pathlib import Path
 
-from titokctl.distributed.worker import FOLDER, leave_with_launcher
+from titokctl.distributed.worker import EXIT_CODES, FOLDER, leave_with_launcher
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +24,12 @@ def main(arguments: list[str]) -> int:
 
     try:
         torchrun(arguments)
-    except (ChildFailedError, SignalException):
+    except ChildFailedError as error:
+        if folder:
+            codes = {found.local_rank: found.exitcode for found in error.failures.values()}
+            (Path(folder) / EXIT_CODES).write_text(json.dumps(codes))
+        return 1
+    except SignalException:
         return 1
     return 0
 

@@ -20,10 +20,12 @@ from types import FrameType
 from typing import Any
 
 from titokctl.distributed.place import adopt_slurm, has_trainer, is_placed
-from titokctl.distributed.worker import ALIVE, FOLDER, ORDERLY, STOP
+from titokctl.distributed.stop import is_ignored
+from titokctl.distributed.worker import ALIVE, EXIT_CODES, FOLDER, ORDERLY, STOP
 from titokctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UsageError, UserError
+from titokctl.readable import counted
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _POLL_S = 0.1
 _FAILURE_GRACE_S = 2.0  # after a failure, until the other workers are killed
 _SAVING_S = 300  # how long torchrun waits for workers that save after a signal
@@ -93,8 +95,11 @@ def run_workers(command: list[str], count: int, nodes: Nodes | None = None, stdo
         _raise_for(folder, count, silent)
 
 
-def processes_here(gpus: str | None, procs: int | None) -> int:
+def processes_here(gpus: str | None, procs: int | None, dry: bool = False) -> int:
     """Return the number of processes that the two options request on this machine; 1 without them.
+
+    Args:
+        dry: the processes will not be started, so this machine, such as a login node, may have fewer GPUs than N.
 
     Raises:
         UsageError: both are given, a value is not a number, or there are fewer GPUs.
@@ -109,6 +114,8 @@ def processes_here(gpus: str | None, procs: int | None) -> int:
         return 1
     if gpus != "all" and not (gpus.isascii() and gpus.isdigit() and int(gpus) > 0):
         raise UsageError(f"--gpus must be a positive number or all, not {gpus!r}")
+    if dry and gpus != "all":
+        return int(gpus)
     import torch
 
     here = torch.cuda.device_count()
@@ -139,7 +146,7 @@ def signal_options() -> list[str]:
     from torch.distributed.run import get_args_parser
 
     known = {option for action in get_args_parser()._actions for option in action.option_strings}
-    wanted = {"--signals-to-handle": "SIGTERM,SIGINT,SIGUSR1", "--shutdown-timeout": str(_SAVING_S)}
+    wanted = {"--signals-to-handle": "SIGTERM,SIGINT,SIGUSR1,SIGHUP", "--shutdown-timeout": str(_SAVING_S)}
     return [f"{option}={value}" for option, value in wanted.items() if option in known]
 
 
@@ -161,12 +168,14 @@ def _run(folder: Path, count: int, arguments: list[str], stdout: int | None) -> 
         while agent.poll() is None:
             time.sleep(_POLL_S)
             if not failed_at and (_failures(folder) or _gone(folder)):
-                failed_at, silent = time.monotonic(), [] if _failures(folder) else _gone(folder)
+                # A killed process is the cause, also if another one has already reported the connection that it lost.
+                failed_at, silent = time.monotonic(), _gone(folder)
             if failed_at and time.monotonic() - failed_at > _FAILURE_GRACE_S:
                 _signal_workers(folder, signal.SIGKILL)
     if not failed_at and not (folder / STOP).exists() and not _failures(folder):
         silent = _gone(folder)  # torchrun noticed first and has stopped the others
-    return silent
+    codes = _exit_codes(folder)
+    return [rank for rank in silent if codes.get(rank) != -signal.SIGTERM]  # torchrun stops the others with SIGTERM
 
 
 @contextlib.contextmanager
@@ -177,7 +186,8 @@ def _forwarding(folder: Path) -> Iterator[None]:
         (folder / STOP).write_text(str(number))
         _signal_workers(folder, signal.Signals(number))
 
-    previous = {number: signal.signal(number, forward) for number in _SIGNALS}
+    handled = [number for number in _SIGNALS if number != signal.SIGHUP or not is_ignored(number)]
+    previous = {number: signal.signal(number, forward) for number in handled}
     try:
         yield
     finally:
@@ -204,12 +214,27 @@ def _gone(folder: Path) -> list[int]:
 
 def _is_gone(path: Path) -> bool:
     try:
-        os.kill(int(path.read_text()), 0)
+        pid = int(path.read_text())
+        os.kill(pid, 0)
     except ProcessLookupError:
         return not path.with_suffix(".json").exists()
     except ValueError:
-        pass  # the file is being written
-    return False
+        return False  # the file is being written
+    return _is_zombie(pid) and not path.with_suffix(".json").exists()
+
+
+def _is_zombie(pid: int) -> bool:
+    """Return True for a process that has ended but was not yet waited for by its parent; only Linux shows it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
+
+
+def _exit_codes(folder: Path) -> dict[int, int]:
+    """Return what torchrun saw of the workers that failed: exit codes by local rank, minus the number of a signal."""
+    path = folder / EXIT_CODES
+    return {int(rank): code for rank, code in json.loads(path.read_text()).items()} if path.exists() else {}
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
@@ -233,7 +258,22 @@ def _raise_for(folder: Path, count: int, silent: list[int]) -> None:
     if asked is not None:
         raise Stopped(EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_STOPPED, "No work had been started.")
     missing = silent or sorted(set(range(count)) - reported)
-    raise UserError(
-        f"process {', '.join(map(str, missing))} of {count} died without an error message",
-        "the system may have killed it for lack of memory (see dmesg); use fewer processes or a smaller batch",
+    raise _death(missing, count, _exit_codes(folder))
+
+
+def _death(missing: list[int], count: int, codes: dict[int, int]) -> UserError:
+    """Return the error for workers, by local rank, that ended without a report."""
+    which = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
+    signals = {-codes[rank] for rank in missing if codes.get(rank, 0) < 0}
+    if not signals or signals == {signal.SIGKILL}:
+        how = "was killed by the system (SIGKILL)" if signals else "died without an error message"
+        return UserError(
+            f"{which} of {counted(count, 'processes')} {how}",
+            "most often the memory was full, which `dmesg` shows; use fewer processes or a smaller batch, and run the "
+            "same command again to resume",
+        )
+    names = ", ".join(sorted(signal.Signals(number).name for number in signals))
+    return UserError(
+        f"{which} of {counted(count, 'processes')} crashed ({names})",
+        "run the same command again to resume; PYTHONFAULTHANDLER=1 before it shows the place of a crash",
     )

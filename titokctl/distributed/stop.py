@@ -1,4 +1,4 @@
-"""Requests to stop long work: Ctrl-C, SIGTERM and SIGUSR1 set a flag that jobs check between units of work."""
+"""Requests to stop long work: Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP set a flag that jobs check between units of work."""
 
 import signal
 import threading
@@ -6,7 +6,17 @@ from types import FrameType
 
 from titokctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
 
-_SIGNALS = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_STOPPED, signal.SIGUSR1: EXIT_STOPPED}
+_SIGNALS = {
+    signal.SIGINT: EXIT_INTERRUPTED,
+    signal.SIGTERM: EXIT_STOPPED,
+    signal.SIGUSR1: EXIT_STOPPED,
+    signal.SIGHUP: EXIT_STOPPED,  # the terminal was closed, or the connection to it was lost
+}
+
+
+def is_ignored(number: signal.Signals) -> bool:
+    """Return True if this process ignores the signal, as `nohup` makes it ignore SIGHUP; it then stays ignored."""
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 class StopRequest:
@@ -22,7 +32,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._handle) for s in _SIGNALS}
+            handled = [number for number in _SIGNALS if number != signal.SIGHUP or not is_ignored(number)]
+            self._previous = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from titokctl.errors import Stopped, UserError
 from titokctl.formats.atomic import make_folder, write_bytes
 from titokctl.formats.run_folder import RUN_FILES, RunFolder, check_is_run, files_of, open_run
 from titokctl.formats.unfinished import Unfinished
+from titokctl.readable import counted
 
 CostT = TypeVar("CostT")
 _RECORD = "run.json"
@@ -188,9 +190,10 @@ def check_division(training: TrainingConfig, processes: int) -> None:
     """Raise UserError when the processes can't share a batch evenly."""
     size = training.global_batch_size
     if size % processes:
-        fitting = max(1, size // processes) * processes
+        step = math.lcm(processes, training.micro_batch_size or 1)  # a batch consists of whole micro batches, too
+        fitting = max(1, size // step) * step
         raise UserError(
-            f"training.global_batch_size {size:,} is not a multiple of {processes} processes",
+            f"training.global_batch_size {size:,} is not a multiple of {counted(processes, 'processes')}",
             f"use another number of processes, or --set training.global_batch_size={fitting}",
         )
 

@@ -1,23 +1,30 @@
 """`titokctl runs`: the runs in the runs folder, the details of one, and its lineage back to the images."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from titokctl.config.differences import flatten
 from titokctl.context import Context
-from titokctl.errors import UserError
+from titokctl.errors import UsageError, UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import KINDS, RunFolder, finished_runs, open_run, readable_runs
-
-METRICS = "metrics.jsonl"
+from titokctl.jobs.machine.run_table import METRICS, differing_settings, scores_of, size_of, unreadable_runs
 
 
 @dataclass(frozen=True)
 class ListedRun:
     """A line of `runs ls`; `finished` is None for an unfinished run, `step` for a run without steps.
 
-    The status is that of the run, or "earlier" for a product that a longer or newer training left, named RUN@HASH.
+    The status is that of the run, or "earlier" for a product that a longer or newer training left, named RUN@HASH, or
+    what is wrong with a folder that can't be read as a run.
+
+    Args:
+        created, finished: UTC, ISO 8601; `created` is "" for a folder that can't be read.
+        settings: those that differ between the runs of its kind, by field name.
+        scores: kept results of its images, or its newest held-out numbers.
+        num_bytes: of all files in the run's folder; None for an earlier product, which is in the folder of its run.
     """
 
     kind: str
@@ -27,6 +34,18 @@ class ListedRun:
     finished: str | None
     step: int | None
     product: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    num_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field of run.json that differs between two runs; None where a run lacks it."""
+
+    field: str
+    first: Any
+    second: Any
 
 
 @dataclass(frozen=True)
@@ -51,11 +70,32 @@ class ShownRun:
 
 @dataclass(frozen=True)
 class ListRuns:
-    """List all readable runs by kind: finished runs first, newest on top, which is the order of automatic choice."""
+    """List all runs by kind: finished runs first, newest on top, which is the order of automatic choice.
+
+    Args:
+        sort: order by this field of a run, else by this score or setting; from large to small with a "-" before it.
+    """
+
+    sort: str | None = None
 
     def run(self, context: Context) -> list[ListedRun]:
-        """Return the list."""
-        return _listed(context.runs)
+        """Return the list, folders that can't be read last. Raises UsageError when no run has the field `sort`."""
+        found = _listed(context.runs)
+        return found if self.sort is None else _sorted(found, self.sort)
+
+
+@dataclass(frozen=True)
+class DiffRuns:
+    """Compare what two runs record: settings, inputs, versions and scores; each name is what `find_run` takes."""
+
+    first: str
+    second: str
+
+    def run(self, context: Context) -> list[Difference]:
+        """Return the fields that differ. Raises UserError when no run, or more than one, has a name."""
+        a, b = (_compared(find_run(name, context.runs)) for name in (self.first, self.second))
+        names = [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]
+        return [Difference(name, a.get(name), b.get(name)) for name in names]
 
 
 @dataclass(frozen=True)
@@ -74,13 +114,44 @@ class ShowRun:
 
 def _listed(root: Path) -> list[ListedRun]:
     runs = [run for kind in KINDS for run in readable_runs(root, kind)]
-    found = [ListedRun(r.kind, r.name, r.status, r.created, _ended(r), _step(r), r.product) for r in runs]
+    found = [
+        ListedRun(
+            r.kind, r.name, r.status, r.created, _ended(r), _step(r), r.product, own, scores_of(r), size_of(r.path)
+        )
+        for r, own in zip(runs, differing_settings(runs), strict=True)
+    ]
     for product in (p for run in runs for p in run.products if p.is_earlier):
         name = Path(product.reference).name
         found.append(
             ListedRun(product.kind, name, "earlier", product.created, product.finished, product.step, product.product)
         )
-    return sorted(found, key=lambda run: (-KINDS.index(run.kind), run.finished or "", run.created), reverse=True)
+    found.sort(key=lambda run: (-KINDS.index(run.kind), run.finished or "", run.created), reverse=True)
+    broken = [
+        ListedRun(kind, path.name, problem, "", None, None, None, num_bytes=size_of(path))
+        for kind, path, problem in unreadable_runs(root)
+    ]
+    return found + broken
+
+
+def _sorted(runs: list[ListedRun], by: str) -> list[ListedRun]:
+    """Return the runs in the order of a field, score or setting; those without it come last."""
+    name = by.removeprefix("-")
+    name = {"size": "num_bytes"}.get(name, name)
+    values = [getattr(run, name, (run.scores | run.settings).get(name)) for run in runs]
+    if all(value is None for value in values):
+        known = sorted({field for run in runs for field in (*run.scores, *run.settings)})
+        raise UsageError(
+            f"no run has {name}", f"sort by name, status, step, created, finished, size, {', '.join(known)}"
+        )
+    have = [(value, run) for value, run in zip(values, runs, strict=True) if value is not None]
+    is_number = all(isinstance(value, int | float) for value, _ in have)
+    have.sort(key=lambda pair: pair[0] if is_number else str(pair[0]), reverse=by.startswith("-"))
+    return [run for _, run in have] + [run for value, run in zip(values, runs, strict=True) if value is None]
+
+
+def _compared(run: RunFolder) -> dict[str, Any]:
+    record = {"kind": run.kind, "settings": run.settings, "inputs": run.inputs, "versions": run.versions}
+    return flatten(record | {"scores": scores_of(run)})
 
 
 def find_run(given: str, root: Path) -> RunFolder:
