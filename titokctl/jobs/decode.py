@@ -15,6 +15,7 @@ from titokctl.errors import UsageError
 from titokctl.formats.image_output import PRODUCTS, ChunkWriter, ImageFormat, OutputSpec, Rows, open_output
 from titokctl.formats.replacing import NPZ, check_free, files_to_delete, seal
 from titokctl.formats.run_folder import versions
+from titokctl.formats.sample_set import IDS
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.formats.unfinished import Unfinished
 from titokctl.jobs.caches.rows import tokenizer_of
@@ -107,7 +108,9 @@ class Decode:
 
     def _work(self, context: Context, fetch: bool) -> "_Work":
         check_free(self.output, self.overwrite, NPZ if self._form == "npz" else None)
-        cache, device = TokenCache.open_whole(self.path), context.device
+        in_a_sample_set = self.path / IDS
+        path = in_a_sample_set if in_a_sample_set.is_file() else self.path
+        cache, device = TokenCache.open_whole(path), context.device
         rows = cache.view(self.view)
         model = tokenizer_of(cache, self.tokenizer, context, fetch)
         precision = self.precision or recorded_precision(cache.header, device) or fastest_precision(device)
