@@ -115,7 +115,8 @@ class Loop:
             self.progress.advance(self._images(1), note)
             is_best = False
             if last or step % self.config.evaluate_every == 0:
-                is_best = self.best.judge(step, self._evaluate(step)) if self.group.is_main else False
+                found = self._evaluate(step)  # all processes share the work; the main one gets the numbers
+                is_best = self.group.is_main and self.best.judge(step, found)
                 over = self._is_over()
             leaving = stopping.reached()
             saves = last or over or leaving or is_best or step % self.config.checkpoint_every == 0
