@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from command_line import ROOT
 from golden import fill, image
 from stages import write_recipe
 from torch import nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from titokctl.config import recipe_files
 from titokctl.config.models import VqganConfig
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.config.tokenizer_recipe import PixelLossConfig
 from titokctl.context import Context
 from titokctl.data.images import to_float
 from titokctl.data.pipeline import Decoder
@@ -68,29 +70,31 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-def stage(folder: Path, *overrides: str) -> ImageStage:
-    """The task of stage vqgan in bf16, with an adversary of published width."""
+def stage(folder: Path, *overrides: str, name: str = "vqgan") -> ImageStage:
+    """The task of a stage in bf16, with an adversary of published width."""
     changes = ("training.precision=bf16", "adversary.channels=128", *overrides)
-    recipe = recipe_files.load(str(write_recipe(folder, "vqgan")), "tokenizer", changes)
-    return build_stage(recipe, Start(None, None, {}), Parts(Pictures(), None, "cpu", single_group()))
+    recipe = recipe_files.load(str(write_recipe(folder, name)), "tokenizer", changes)
+    tokenizer = TiTok(recipe.model) if name == "decoder" else None
+    return build_stage(recipe, Start(None, tokenizer, {}), Parts(Pictures(), None, "cpu", single_group()))
 
 
-def test_the_discriminator_starts_with_torchs_default_values(tmp_path):
+@pytest.mark.parametrize("name", ["vqgan", "decoder", "single", "gaussian"])
+def test_the_discriminator_starts_with_torchs_default_values(tmp_path, name):
     """As in the official training: uniform within 1/sqrt(fan-in), not the truncated normal values of the tokenizer."""
-    layers = dict(stage(tmp_path).adversary.discriminator.named_modules())
+    layers = dict(stage(tmp_path, name=name).adversary.discriminator.named_modules())
     convolutions = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
     assert len(convolutions) == 6
-    for name, layer in convolutions.items():
+    for path, layer in convolutions.items():
         bound = layer.weight[0].numel() ** -0.5
         for values in (layer.weight, layer.bias):
-            assert values.abs().max() <= bound, name
+            assert values.abs().max() <= bound, path
             deviations = 4 * bound / values.numel() ** 0.5
-            assert abs(values.mean()) < deviations, name
-            assert values.numel() == 1 or abs(values.std() - bound / 3**0.5) < deviations, name
-    for name, layer in layers.items():
+            assert abs(values.mean()) < deviations, path
+            assert values.numel() == 1 or abs(values.std() - bound / 3**0.5) < deviations, path
+    for path, layer in layers.items():
         if isinstance(layer, nn.GroupNorm):
-            assert (layer.weight == 1).all(), name
-            assert not layer.bias.any(), name
+            assert (layer.weight == 1).all(), path
+            assert not layer.bias.any(), path
 
 
 def gradient(task: ImageStage, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -219,7 +223,8 @@ def test_a_step_of_the_second_stage_is_that_of_float64(tmp_path, files, monkeypa
     fill_all(task.adversary.discriminator)
     images = pair()[0]
     task.make(Micro(images, slice(0, len(images)), STEP)).loss.backward()
-    ours = {name: p.grad for name, p in task.tokenizer.named_parameters() if p.grad is not None}
+    ours = {name: p.grad.clone() for name, p in task.tokenizer.named_parameters() if p.grad is not None}
+    task.tokenizer.zero_grad()  # below, the same tokenizer in float64
 
     exact, target = tokenizer.double().eval(), images.double()
     vectors = exact.quantizer.vectors_of(exact.tokenize(target)).double()
@@ -234,11 +239,12 @@ def test_a_step_of_the_second_stage_is_that_of_float64(tmp_path, files, monkeypa
         assert (ours[name] - gradient).norm() < 1e-3 * gradient.norm() + 1e-9, name
 
 
-@pytest.mark.parametrize(
-    "name", ["titok-s-128-decoder", "titok-bl-64-vq", "titok-ll-32-vae", "maskgit-vqgan-f16", "tiny"]
-)
-def test_shipped_recipes_judge_pictures_in_float32(name):
-    assert recipe_files.load(name, "tokenizer", ()).loss.precision == "tf32"
+def test_shipped_recipes_judge_pictures_in_float32():
+    names = [path.stem for path in (ROOT / "recipes/tokenizer").glob("*.yaml")]
+    recipes = [recipe_files.load(name, "tokenizer", ()) for name in names]
+    judging = [recipe for recipe in recipes if isinstance(recipe.loss, PixelLossConfig)]
+    assert len(judging) >= 12
+    assert {recipe.loss.precision for recipe in judging} == {"tf32"}
 
 
 def fixed_stage(folder: Path, name: str, tokenizer: TiTok) -> ImageStage:

@@ -115,7 +115,7 @@ _SCENES_GENERATOR = GeneratorConfig(
     num_heads=5, mlp_width=640, dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
 BUNDLED = (
-    Known("scenes-64", "tokenizer", _SCENES, "", 5.3, files=("scenes-64.safetensors",)),
+    Known("scenes-64", "tokenizer", _SCENES, "", 5.2, files=("scenes-64.safetensors",)),
     Known("maskgit-scenes-64", "generator", _SCENES_GENERATOR, "", 2.7, files=("maskgit-scenes-64.safetensors",),
           tokenizer="scenes-64"),
 )  # fmt: skip

@@ -33,8 +33,9 @@ GENERATORS = {
 # How far from the published FID a reproduction may be, chosen before any was measured. Another seed moves an FID of 2
 # to 3 on 50,000 images by some hundredths; the published pixels were truncated to bytes where ours are rounded, and
 # their features came from other kernels, which should be of the same size. Wrong settings are far outside: with
-# constant guidance and without softmax annealing, a user of the code of July 2024 got 6.9 where 2.77 was published
-# (issue 11 of bytedance/1d-tokenizer).
+# constant guidance and without softmax annealing, a user of the code before 3 July 2024, when linear guidance and
+# annealing arrived together, got 6.9 where 2.77 was published (issue 11 of bytedance/1d-tokenizer). The documented
+# sampling script has both.
 TOLERANCE = 0.10
 
 
