@@ -27,6 +27,7 @@ from titokctl.formats.sample_set import SampleSetWriter
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.jobs.sample.work import draw
 from titokctl.models.maskgit.generator import MaskGit
+from titokctl.models.noise import KeyedNoise
 from titokctl.sampling.plan import Plan
 
 TILE, EDGE, TOKENS, CODES = 64, 256, 32, 16
@@ -79,12 +80,14 @@ def _task(number: int, image_format: str, device: str) -> Any:
         )
     ).eval().to(device)  # fmt: skip
     torch.nn.init.normal_(generator.head.weight)
+    plan, sampling = Plan(number, tuple(range(1000)), TILE), SamplingConfig(num_steps=1, guidance_scale=0)
     return SimpleNamespace(
         device=device,
         precision="float32",
         networks=SimpleNamespace(generator=generator, decoder=StubDecoder(device)),
-        plan=Plan(number, tuple(range(1000)), TILE),
-        sampling=SamplingConfig(num_steps=1, guidance_scale=0),
+        plan=plan,
+        sampling=sampling,
+        draw_ids=lambda images: generator.sample(plan.labels(images), sampling, KeyedNoise(sampling.seed, images)),
         batch_size=TILE,
         image_format=image_format,
         tokenizer=SimpleNamespace(config=SimpleNamespace(codebook_size=CODES)),

@@ -74,7 +74,7 @@ class Leave(Remarks):
         self._after, self._leave = after, leave
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        if self._after is not None:
+        if self._after is not None and count:  # not for a note within a step
             self._after -= 1
             if self._after == 0:
                 self._leave()

@@ -1,7 +1,7 @@
 """The bundled models against fresh renders: PSNR, classes read from samples, distances, speed, and two pictures.
 
-    python -m benchmarks.bundled_models -o bundled.json --pictures docs/
-    python -m benchmarks.bundled_models --tokenizer work/scenes-64.safetensors --generator work/maskgit.safetensors
+    python recipes/bundled/measure.py -o bundled.json --pictures docs/
+    python recipes/bundled/measure.py --tokenizer work/scenes-64.safetensors --generator work/maskgit.safetensors
 
 Training and held-out scenes are rendered from seeds that recipes/bundled/ does not use. The pictures are
 scenes-64.png (originals, reconstructions and samples with the names of their classes) and which-are-real.png (24
