@@ -3,6 +3,7 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.store import save_tokenizer
 
 SIZE, TOKENS, CODES = 32, 8, 64
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 def tokenizer(path: Path, *, seed: int = 0, layers: int = 2, **changes: object) -> TiTok:
@@ -33,6 +35,16 @@ def tokenizer(path: Path, *, seed: int = 0, layers: int = 2, **changes: object) 
                 parameter.mul_(10 if "patch" in name else 4)
     save_tokenizer(path, model)
     return model
+
+
+def enlarged(model: M, factor: float = 10) -> M:
+    """Initialize `model` with `factor` times the usual weights: as initialised, outputs hardly depend on inputs."""
+    initialize(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+    return model.eval()
 
 
 def jpeg(i: int) -> bytes:

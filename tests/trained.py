@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import tiny
 import torch
 
 from titokctl.config.models import (
@@ -15,7 +16,6 @@ from titokctl.config.models import (
 from titokctl.config.sampling import AutoregressiveSampling, SamplingConfig
 from titokctl.formats.run_folder import RunFolder
 from titokctl.models import generator_kinds
-from titokctl.models.initialization import initialize
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.store import save_generator, save_tokenizer
@@ -37,7 +37,7 @@ def tokenizer_run(runs: Path, name: str = "tok", seed: int = 0, **changes: objec
                     "codebook_size": CODES, "token_size": 4}  # fmt: skip
     torch.manual_seed(seed)
     model = TiTok(TokenizerConfig(**(fields | changes)))
-    _initialize(model)
+    tiny.enlarged(model)
     run = RunFolder(path=runs / "tokenizer" / name, kind="tokenizer")
     hashes = {"encoder_sha256": encoder_sha256(model), "weights_sha256": weights_sha256(model)}
     save_tokenizer(run.path / _WEIGHTS, model)
@@ -58,7 +58,7 @@ def generator_run(
     config = AutoregressiveConfig if changes.get("kind") == AUTOREGRESSIVE else GeneratorConfig
     torch.manual_seed(1)
     model = generator_kinds.build(config(**(fields | changes)))
-    _initialize(model)
+    tiny.enlarged(model)
     inputs = {
         "cache": "/somewhere/tokens.h5", "source": source or {"kind": "folder", "paths": ["/somewhere"]},
         "preprocessing": {"size": SIZE}, "class_names": ["ant", "bee", "cat"], **tokenizer,
@@ -74,12 +74,3 @@ def both(runs: Path) -> Path:
     """A tokenizer and a generator that fit; returns `runs`."""
     generator_run(runs, tokenizer_run(runs))
     return runs
-
-
-def _initialize(model: torch.nn.Module) -> None:
-    """Weights large enough that outputs differ visibly."""
-    initialize(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(10)

@@ -20,13 +20,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from titokctl.context import Context
-from titokctl.data.images import to_bytes
-from titokctl.data.scenes.factors import CLASS_NAMES, COLOURS, SHAPES, scene
+from titokctl.data.scenes.factors import CLASS_ATTRIBUTES, CLASS_NAMES, scene
 from titokctl.data.scenes.renderer import render
 from titokctl.evaluation.baselines import PrincipalAxes, mean_colour_psnr
 from titokctl.evaluation.extractors import ExtractorOptions, open_extractor
 from titokctl.evaluation.image_sets import Opening, open_images
-from titokctl.evaluation.reconstruction import psnr
+from titokctl.evaluation.reconstruction import reconstruct_and_score
 from titokctl.jobs.demo import scores
 from titokctl.jobs.sample.request import Sample
 from titokctl.weights.load import load_tokenizer
@@ -39,16 +38,6 @@ SHOWN = ("red-ball", "blue-cone", "green-cube", "yellow-cylinder", "purple-ring"
 def renders(seed: int, count: int) -> np.ndarray:
     """Return scenes 0 to `count` of a seed, (count, 64, 64, 3) uint8."""
     return np.stack([render(scene(seed, i), SIZE) for i in range(count)])
-
-
-@torch.inference_mode()
-def reconstructed(tokenizer: Any, pixels: np.ndarray) -> np.ndarray:
-    """Return the images decoded from their own ids, (n, 64, 64, 3) uint8."""
-    made = []
-    for batch in torch.from_numpy(pixels).split(64):
-        images = batch.permute(0, 3, 1, 2).float() / 255
-        made.append(to_bytes(tokenizer.detokenize(tokenizer.tokenize(images))).numpy())
-    return np.concatenate(made)
 
 
 def sampled(arguments: argparse.Namespace, count: int, folder: Path, classes: list[int] | None = None) -> Any:
@@ -67,25 +56,18 @@ def sampled(arguments: argparse.Namespace, count: int, folder: Path, classes: li
 def measure(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the figures, and the images for the pictures by name."""
     training, held_out = renders(TRAINING_SEED, 3_000), renders(HELD_OUT_SEED, arguments.samples)
-    tokenizer = load_tokenizer(arguments.tokenizer)
-    again = reconstructed(tokenizer, held_out)
+    again, score = reconstruct_and_score(load_tokenizer(arguments.tokenizer), held_out)
     drawn, seconds = sampled(arguments, arguments.samples, folder)
     _, seconds_of_64 = sampled(arguments, 64, folder)
     labels = np.arange(arguments.samples) % len(CLASS_NAMES)
-    parts = [name.split("-") for name in CLASS_NAMES]
-    attributes = {
-        "colour": np.array([list(COLOURS).index(c) for c, _ in parts]),
-        "shape": np.array([SHAPES.index(s) for _, s in parts]),
-    }
     sets = {scores.HELD_OUT: held_out, scores.RECONSTRUCTIONS: again, scores.SAMPLES: drawn}
-    images = scores.DemoImages(training, np.arange(len(training)) % len(CLASS_NAMES), sets, labels, attributes)
+    images = scores.DemoImages(training, np.arange(len(training)) % len(CLASS_NAMES), sets, labels, CLASS_ATTRIBUTES)
     extractors = {n: open_extractor(n, ExtractorOptions()) for n in (scores.SEEN, scores.UNSEEN)}
     found = scores.score(images, extractors, Context(runs=folder / "runs"))
     axes = PrincipalAxes(training)
-    error = float(np.square(held_out.astype(np.float32) - again).mean())
     figures = {
         "images": arguments.samples,
-        "psnr": {"reconstructions": psnr(error), "mean_colour": mean_colour_psnr(held_out),
+        "psnr": {"reconstructions": score.psnr_pooled, "mean_colour": mean_colour_psnr(held_out),
                  "pca_32": axes.psnr_of_numbers(held_out, 32), "gaussian_320_bits": axes.psnr_of_bits(held_out, 320.0)},
         "probes": {p.attribute: {"samples": p.samples, "held_out": p.held_out} for p in found.probes},
         "distances": {y.name: y.distances for y in found.yardsticks},

@@ -19,7 +19,6 @@ from titokctl.formats.run_folder import finished_runs
 from titokctl.formats.sample_set import SampleSet
 from titokctl.models import generator_kinds
 from titokctl.models.generator import Generator
-from titokctl.models.initialization import initialize
 from titokctl.sampling.decoding import sample_ids
 from titokctl.weights.load import load_generator
 from titokctl.weights.store import save_generator
@@ -40,12 +39,7 @@ def causal(installed, monkeypatch) -> Generator:
     monkeypatch.syspath_prepend(installed)
     torch.manual_seed(0)
     model = generator_kinds.build(recipe_files.load(str(RECIPE), "generator", SMALL).model)
-    initialize(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(10)
-    return model.eval()
+    return tiny.enlarged(model)
 
 
 def titokctl_does(*words: object) -> None:

@@ -7,11 +7,10 @@ seed below; TITOKCTL_FAULTS changes how many, in all commands together.
 import errno
 import os
 import random
-from collections.abc import Iterator
 
 import commands
 import pytest
-from campaign import Server, inputs, problem_after_again, with_shim
+from campaign import Server, problem_after_again
 
 SEED, FAULTS = 20, int(os.environ.get("TITOKCTL_FAULTS", "520"))
 ERRORS = {
@@ -32,18 +31,6 @@ ERRORS = {
     "thread": (errno.EAGAIN,),
 }
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    found = with_shim(tmp_path_factory.mktemp("faults"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def place(server: Server) -> commands.Place:
-    return inputs(server)
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)

@@ -8,11 +8,10 @@ of each signal for each command.
 import os
 import random
 import signal
-from collections.abc import Iterator
 
 import commands
 import pytest
-from campaign import Server, inputs, problem_after_again, with_shim
+from campaign import Server, problem_after_again
 
 SEED, KILLS = 22, int(os.environ.get("TITOKCTL_KILLS", "25"))
 KINDS = (
@@ -22,18 +21,6 @@ KINDS = (
 STOPPED, SAVED = 130, 75
 NAMES = [name for name in (*commands.COMMANDS, *commands.TRAINING) if name not in commands.READING]
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    found = with_shim(tmp_path_factory.mktemp("kills"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def place(server: Server) -> commands.Place:
-    return inputs(server)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])

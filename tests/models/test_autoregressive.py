@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from titokctl.config.models import AutoregressiveConfig, GeneratorConfig
@@ -14,7 +15,6 @@ from titokctl.models.autoregressive.decoding import allowed, decode
 from titokctl.models.autoregressive.generator import Autoregressive
 from titokctl.models.autoregressive.orders import random_orders, random_share
 from titokctl.models.generator import Generator, TrainingStep
-from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.noise import KeyedNoise
 from titokctl.sampling.decoding import sample_ids
@@ -27,12 +27,7 @@ SIZES = {"width": 32, "num_layers": 2, "num_heads": 2, "mlp_width": 64, "num_cla
 def distinct(model: Generator) -> Generator:
     """Weights large enough that probabilities differ visibly."""
     torch.manual_seed(0)
-    initialize(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(8)
-    return model.eval()
+    return tiny.enlarged(model, 8)
 
 
 def autoregressive(tokens: int = TOKENS, codes: int = CODES, **changes: object) -> Autoregressive:

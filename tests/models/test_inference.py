@@ -1,13 +1,13 @@
 """Networks prepared for inference: the same functions, in the precision asked for."""
 
 import pytest
+import tiny
 import torch
 from torch.nn import functional as F
 
 from titokctl.config.models import GeneratorConfig, TokenizerConfig, TransformerConfig, VqganConfig
 from titokctl.errors import UsageError
 from titokctl.models.inference import can_infer, fastest_precision, prepared
-from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.precision import PRECISIONS, precision
 from titokctl.models.titok.tokenizer import TiTok
@@ -26,24 +26,14 @@ def tokenizer(head: str) -> TiTok:
         image_size=32, num_latent_tokens=8, encoder=vit, decoder=vit, codebook_size=64, token_size=4, head=head,
         proxy=PROXY if head == "proxy" else None,
     ))  # fmt: skip
-    return _with_large_weights(module)
+    return tiny.enlarged(module, 4)
 
 
 def generator(architecture: str) -> MaskGit:
     config = GeneratorConfig(architecture=architecture, num_latent_tokens=8, codebook_size=64, num_classes=3, width=64,
                              num_layers=4, num_heads=2, mlp_width=128)  # fmt: skip
     torch.manual_seed(0)
-    return _with_large_weights(MaskGit(config))
-
-
-def _with_large_weights(module):
-    """As initialised, outputs hardly depend on inputs."""
-    initialize(module)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    return module.eval()
+    return tiny.enlarged(MaskGit(config), 4)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -66,7 +56,7 @@ def test_doubling_and_convolution_are_one_small_convolution():
 
 def test_the_fast_vqgan_decoder_is_the_plain_one():
     torch.manual_seed(0)
-    plain = _with_large_weights(VqganDecoder(PROXY))
+    plain = tiny.enlarged(VqganDecoder(PROXY), 4)
     vectors = torch.randn(3, 8, 4, 6)
     with torch.inference_mode():
         expected = plain(vectors)
@@ -126,7 +116,7 @@ def test_latents_depend_neither_on_the_batch_nor_on_the_number_of_threads(name):
     torch.manual_seed(0)
     plain = TiTok(TokenizerConfig(image_size=256, num_latent_tokens=128, encoder=vit, decoder=vit, codebook_size=16))
     fast, images, before = (
-        prepared(_with_large_weights(plain), "cpu", name),
+        prepared(tiny.enlarged(plain, 4), "cpu", name),
         torch.rand(3, 3, 256, 256),
         torch.get_num_threads(),
     )
@@ -145,7 +135,7 @@ def test_latents_depend_neither_on_the_batch_nor_on_the_number_of_threads(name):
 def test_pixels_do_not_depend_on_the_number_of_threads():
     config = VqganConfig(channels=64, channel_multipliers=(1, 1, 1, 2), codebook_size=30, token_size=8)
     torch.manual_seed(0)
-    decoder = FastVqganDecoder(_with_large_weights(VqganDecoder(config)), torch.bfloat16)
+    decoder = FastVqganDecoder(tiny.enlarged(VqganDecoder(config), 4), torch.bfloat16, 4)
     vectors, before = torch.randn(2, 8, 6, 6), torch.get_num_threads()
     try:
         found = []

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from titokctl.config.models import GeneratorConfig, TokenizerConfig, TransformerConfig, VqganConfig
 from titokctl.models.inference import can_infer, kernels, prepared
-from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.precision import Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
@@ -29,12 +29,7 @@ THREADS = (1, 3, 16)
 def _large(module):
     """Give `module` weights with which its outputs depend on its inputs."""
     torch.manual_seed(0)
-    initialize(module)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    return module.eval()
+    return tiny.enlarged(module, 4)
 
 
 def _tokenizer() -> TiTok:

@@ -3,12 +3,12 @@
 import math
 
 import pytest
+import tiny
 import torch
 
 from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.models.guidance import strength
-from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.noise import KeyedNoise
 from titokctl.sampling.decoding import sample_ids
@@ -24,12 +24,7 @@ def generator() -> MaskGit:
         GeneratorConfig(num_latent_tokens=TOKENS, codebook_size=CODES, num_classes=CLASSES, width=32, num_layers=2,
                         num_heads=2, mlp_width=64)
     )  # fmt: skip
-    initialize(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(10)
-    return model.eval()
+    return tiny.enlarged(model)
 
 
 class Watched(KeyedNoise):

@@ -5,13 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from titokctl.config import recipe_files
 from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import UNMASKING_RULES, SamplingConfig
 from titokctl.errors import UsageError
-from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.maskgit.mask_schedule import tokens_left
 from titokctl.models.noise import KeyedNoise
@@ -29,12 +29,7 @@ def generator() -> MaskGit:
         GeneratorConfig(num_latent_tokens=TOKENS, codebook_size=CODES, num_classes=5, width=32, num_layers=2,
                         num_heads=2, mlp_width=64)
     )  # fmt: skip
-    initialize(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(10)
-    return model.eval()
+    return tiny.enlarged(model)
 
 
 def ruled(name: str, **changes: object) -> SamplingConfig:

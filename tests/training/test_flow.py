@@ -29,7 +29,6 @@ from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.jobs.train.generator import TrainGenerator
 from titokctl.models.flow.generator import FlowGenerator
 from titokctl.models.generator import Batch, TrainingStep
-from titokctl.models.initialization import initialize
 from titokctl.models.noise import KeyedNoise
 from titokctl.sampling.decoding import sample_ids
 from titokctl.weights.load import load_generator
@@ -49,12 +48,7 @@ def flow() -> FlowGenerator:
         num_heads=2,
     )  # fmt: skip
     model = FlowGenerator(config)
-    initialize(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(5)
-    return model.eval()
+    return tiny.enlarged(model, 5)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])

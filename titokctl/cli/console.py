@@ -6,10 +6,14 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from titokctl.progress import Progress, QuietProgress, SilentProgress, StderrProgress
 from titokctl.readable import plain, readable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 _NARROWEST = 12  # characters of a column whose cells may be folded, beside columns whose cells may not
 
@@ -40,12 +44,11 @@ def table(
 ) -> None:
     """Print a table on stdout; columns of numbers are right-aligned, and cells of the columns `whole` never folded."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     cells = [[plain(readable(cell, commas=False)) for cell in row] for row in rows]
-    out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    out = _stdout()
     kept = [max(len(row[i]) for row in [columns, *cells]) for i, name in enumerate(columns) if name in whole]
     out.width = max(out.width, sum(kept) + 3 * len(columns) + _NARROWEST * (len(columns) - len(kept)))
     grid = Table(box=box.SIMPLE_HEAD)
@@ -54,18 +57,12 @@ def table(
         grid.add_column(name, justify="right" if is_numbers else "left", overflow="fold", no_wrap=name in whole)
     for row in cells:
         grid.add_row(*(Text(cell) for cell in row))
-    # A title of the grid would be folded at the grid's width, in the middle of a path.
-    if title:
-        out.print(Text(plain(title), style="italic"), soft_wrap=True)
-    out.print(grid)
-    if note:
-        out.print(Text(plain(note), style="dim"), soft_wrap=True)
+    _print_grid(out, title, grid, note)
 
 
 def pairs(title: str, items: dict[str, Any]) -> None:
     """Print names and values on stdout, a line each."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -74,10 +71,24 @@ def pairs(title: str, items: dict[str, Any]) -> None:
     grid.add_column(overflow="fold")
     for name, value in items.items():
         grid.add_row(plain(name), Text(plain(readable(value, commas=False))))
-    out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    _print_grid(_stdout(), title, grid)
+
+
+def _stdout() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+
+
+def _print_grid(out: "Console", title: str, grid: "Table", note: str = "") -> None:
+    """Print a grid between its title and a note, which as parts of it would be folded in the middle of a path."""
+    from rich.text import Text
+
     if title:
         out.print(Text(plain(title), style="italic"), soft_wrap=True)
     out.print(grid)
+    if note:
+        out.print(Text(plain(note), style="dim"), soft_wrap=True)
 
 
 def emit_json(value: Any) -> None:

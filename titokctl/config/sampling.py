@@ -1,6 +1,6 @@
 """Settings of sampling and of classifier-free guidance."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -32,6 +32,10 @@ class GuidanceConfig(Config):
         if interval[0] >= interval[1]:
             raise ValueError(f"should begin below its end, not {list(interval)}")
         return interval
+
+    def as_changes(self) -> dict[str, Any]:
+        """Return the settings as JSON values by name, as `sample` takes them: without those that mean nothing here."""
+        return self.model_dump(mode="json")
 
     def in_words(self) -> str:
         """Return the settings for people, without the seed."""
@@ -83,6 +87,10 @@ class SamplingConfig(GuidanceConfig):
     softmax_annealing: bool = True
     unmasking: str = CONFIDENCE
     remasking_cap: Fraction = 0.1
+
+    def as_changes(self) -> dict[str, Any]:
+        """As for all kinds; a cap without remasking is left out, since `sample` refuses it."""
+        return self.model_dump(mode="json", exclude=set() if self.unmasking == REMASKING else {"remasking_cap"})
 
     def in_words(self) -> str:
         """Return the settings for people, without the seed."""

@@ -37,6 +37,7 @@ _SIGMA = 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
 _FEATURES_KEPT = 10_000
 # VGG16's maps are large.
+_AT_ONCE = 64
 _LPIPS_AT_ONCE = 4
 
 
@@ -117,6 +118,16 @@ class ReconstructionSums:
             raise ValueError("no images were compared")
         mean_ssim = None if math.isnan(similarity) else similarity / images
         return ReconstructionScore(int(images), _finite_psnr(squared_error / values), in_db / images, mean_ssim)
+
+
+def reconstruct_and_score(tokenizer: TiTok, pixels: np.ndarray) -> tuple[np.ndarray, ReconstructionScore]:
+    """Encode and decode images (n, S, S, 3) uint8, in batches; return the new pixels, of the same shape, and scores."""
+    made, sums = np.empty_like(pixels), ReconstructionSums()
+    for first in range(0, len(pixels), _AT_ONCE):
+        rows = slice(first, first + _AT_ONCE)
+        made[rows] = reconstructed(tokenizer, pixels[rows])[1]
+        sums.add(pixels[rows], made[rows])
+    return made, sums.score()
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Tally:
 
 def rejected_lines(rejected: Iterable[Mapping[str, str]]) -> bytes:
     """Return one line of JSON per rejected sample."""
-    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rejected).encode()
+    return "".join(map(_line, rejected)).encode()
 
 
 def write_rejected(target: Path, rejected: Iterable[Mapping[str, str]]) -> None:
@@ -74,7 +74,11 @@ def write_rejected(target: Path, rejected: Iterable[Mapping[str, str]]) -> None:
         count = 0
         with temporary.open("w", encoding="utf-8") as out:
             for one in rejected:
-                out.write(json.dumps(one, ensure_ascii=False) + "\n")
+                out.write(_line(one))
                 count += 1
     if not count:
         target.unlink(missing_ok=True)
+
+
+def _line(rejected: Mapping[str, str]) -> str:
+    return json.dumps(rejected, ensure_ascii=False) + "\n"

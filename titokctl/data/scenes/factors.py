@@ -26,6 +26,11 @@ COLOURS = {
     "yellow": (0.95, 0.78, 0.12),
 }
 CLASS_NAMES = [f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES]  # sorted
+# Numbers of each class, (C,) int64, by the name of the attribute.
+CLASS_ATTRIBUTES = {
+    "colour": np.array([colour for colour in range(len(COLOURS)) for _ in SHAPES]),
+    "shape": np.array([shape for _ in COLOURS for shape in range(len(SHAPES))]),
+}
 _USE = 0x5CE  # so that no other use of `uniform` with the same seed draws these numbers
 
 # name: lowest, highest

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from titokctl.context import Context
-from titokctl.data.images import to_bytes
 from titokctl.data.order import spread_positions
 from titokctl.data.scenes.factors import CLASS_NAMES
 from titokctl.evaluation.image_sets import Opening, open_images
-from titokctl.evaluation.reconstruction import psnr
+from titokctl.evaluation.reconstruction import reconstruct_and_score
 from titokctl.formats.picture import labelled_rows, save_png
 from titokctl.jobs.sample.request import Sample
 from titokctl.weights.known import BY_NAME
@@ -21,7 +19,7 @@ from titokctl.weights.local import bundled_file
 
 PICTURE = "bundled.png"
 _TOKENIZER, _GENERATOR = "scenes-64", "maskgit-scenes-64"
-_COLUMNS, _AT_ONCE = 12, 64
+_COLUMNS = 12
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def show_bundled(folder: Path, held_out: np.ndarray, context: Context) -> Bundle
     files = [bundled_file(BY_NAME[name]) for name in (_TOKENIZER, _GENERATOR)]
     if not all(file.is_file() for file in files):
         return None
-    again = _reconstructed(held_out)
+    again, score = reconstruct_and_score(load_tokenizer(_TOKENIZER), held_out)
     labels = np.linspace(0, len(CLASS_NAMES) - 1, _COLUMNS).astype(int).tolist()
     drawn = Sample(_GENERATOR, _TOKENIZER, 2 * _COLUMNS, classes=labels).run(context)
     samples = np.concatenate(list(open_images(drawn.samples, Opening(context)).pixels()))
@@ -57,15 +55,6 @@ def show_bundled(folder: Path, held_out: np.ndarray, context: Context) -> Bundle
         ("", samples[_COLUMNS:]),
     ]
     save_png(folder / PICTURE, labelled_rows(rows))
-    squared = np.square(held_out.astype(np.float32) - again)
     made = json.loads(files[0].with_name("numbers.json").read_text(encoding="utf-8"))
     seconds = sum(made["seconds"][step] for step in ("train-tokenizer", "train-gen"))
-    return Bundled(psnr(float(squared.mean())), len(held_out), seconds, made["device"])
-
-
-@torch.inference_mode()
-def _reconstructed(pixels: np.ndarray) -> np.ndarray:
-    tokenizer = load_tokenizer(_TOKENIZER)
-    batches = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(_AT_ONCE)
-    made = [to_bytes(tokenizer.detokenize(tokenizer.tokenize(batch.float() / 255))) for batch in batches]
-    return torch.cat(made).numpy()
+    return Bundled(score.psnr_pooled, score.images, seconds, made["device"])

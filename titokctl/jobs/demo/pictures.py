@@ -10,7 +10,7 @@ import numpy as np
 
 from titokctl.context import Context
 from titokctl.data.images import BadImage, decode, extension_of
-from titokctl.data.scenes.factors import CLASS_NAMES, COLOURS, SHAPES
+from titokctl.data.scenes.factors import CLASS_ATTRIBUTES, CLASS_NAMES
 from titokctl.data.sources import SeekableSource, open_source
 from titokctl.data.sources.source import Sample
 from titokctl.errors import UserError
@@ -42,16 +42,11 @@ class Pictures:
 def scenes(folder: Path, seed: int, context: Context) -> Pictures:
     """Render scenes into `folder`, or take those that are there."""
     Scenes(folder, NUM_SCENES, NUM_HELD_OUT, SIZE, seed).run(context)
-    parts = [name.split("-") for name in CLASS_NAMES]
-    attributes = {
-        "colour": np.array([list(COLOURS).index(colour) for colour, _ in parts]),
-        "shape": np.array([SHAPES.index(shape) for _, shape in parts]),
-    }
     about = (
         f"{NUM_SCENES:,} fresh renders of solids, each with another place, size, camera, light, floor and wall; "
         f"{NUM_HELD_OUT:,} others are held out"
     )
-    return Pictures(folder / TRAIN, folder / HELD_OUT, CLASS_NAMES, attributes, about)
+    return Pictures(folder / TRAIN, folder / HELD_OUT, CLASS_NAMES, CLASS_ATTRIBUTES, about)
 
 
 def own_images(images: Path, folder: Path, context: Context) -> Pictures:

@@ -116,7 +116,7 @@ class Reproduce:
             generator=GENERATORS[self.name],
             tokenizer=self.name,
             num_images=self.num_images,
-            settings=settings.model_dump(mode="json"),
+            settings=settings.as_changes(),
             image_format="npz",
             precision=self._precision(context),
         )

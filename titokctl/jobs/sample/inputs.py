@@ -341,8 +341,7 @@ def settings_for(generator: Given, changes: dict[str, Any], say: Say) -> Guidanc
     say_class_order(generator.lineage.get("class_names", ()), generator.config, say)
     wanted = {**preset.model_dump(mode="json"), **changes}
     found = recipe_files.validate(generator.settings_class, wanted, "the sampling settings")
-    cap = getattr(preset, "remasking_cap", None)  # complete settings, as published ones are, name it too
-    if changes.get("remasking_cap", cap) != cap and (rule := getattr(found, "unmasking", None)) != REMASKING:
+    if "remasking_cap" in changes and (rule := getattr(found, "unmasking", None)) != REMASKING:
         raise UsageError(f"--remasking-cap was given, but the unmasking rule is {rule}", "add --unmasking remasking")
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.config.sampling import REMASKING, GuidanceConfig
+from titokctl.config.sampling import GuidanceConfig
 from titokctl.context import Context
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import Extractor, FeatureNetwork
@@ -295,9 +295,7 @@ def _write(folder: Path, result: TuneResult, found: _Inputs) -> None:
     remove_tree(folder)
     make_folder(folder)
     proposed = found.settings[result.proposed]
-    # The seed is no result, and a cap without remasking is refused.
-    left_out = {"seed"} | ({"remasking_cap"} if getattr(proposed, "unmasking", REMASKING) != REMASKING else set())
     remarks = [f"Sampling settings of {found.generator.name}, found by titokctl tune.", *in_words(result)]
-    fields = proposed.model_dump(mode="json", exclude=left_out)
+    fields = {name: value for name, value in proposed.as_changes().items() if name != "seed"}  # the seed is no result
     write_report(folder / REPORT, result, found.settings)
     write_tuning(folder, fields, remarks, asdict(result) | {"made_with": found.record})
