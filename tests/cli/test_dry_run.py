@@ -234,7 +234,8 @@ def test_a_read_only_folder_is_refused(place, capsys):
     ("words", "said", "plan"),
     [
         (
-            "train-tokenizer shards --recipe tiny --val shards --set training.steps=2200 --set training.global_batch_size=20",
+            "train-tokenizer shards --recipe tiny --val shards --set training.global_batch_size=20 "
+            "--set training.steps=2200",
             "# sees 44,000 images",
             ("epochs", 44_000 / 6),
         ),
