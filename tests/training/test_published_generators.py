@@ -64,16 +64,16 @@ def test_sampling_settings_are_those_of_the_released_generator(name):
 
 
 def test_a_plan_counts_epochs_operations_and_memory():
-    recipe = recipe_files.load("maskgit-vit-l-32", "generator")
-    alone, eight = (generator_cost(recipe, "l-32", IMAGENET, 2, processes) for processes in (1, 8))
+    recipe, row_bytes = recipe_files.load("maskgit-vit-l-32", "generator"), 32 * 2
+    alone, eight = (generator_cost(recipe, "l-32", IMAGENET, row_bytes, processes) for processes in (1, 8))
     assert alone.epochs == pytest.approx(799.27, abs=0.01)
     assert alone.operations / alone.images == pytest.approx(35e9, rel=0.01), "the floor: 35 GFLOP an image"
     assert eight.images_per_process == 256
     assert 4 * 5 * 177.2e6 / 1e9 < eight.memory_gb < alone.memory_gb < 80
-    many = 10**9
-    assert generator_cost(recipe, "l-32", many, 2, 1).memory_gb < alone.memory_gb, "so many ids stay where they are"
+    many = generator_cost(recipe, "l-32", 10**9, row_bytes, 1)
+    assert many.memory_gb < alone.memory_gb, "so many ids stay where they are"
     lean = recipe.model_copy(update={"training": recipe.training.model_copy(update={"activation_checkpointing": True})})
-    assert generator_cost(lean, "l-32", IMAGENET, 2, 1).memory_gb < alone.memory_gb
+    assert generator_cost(lean, "l-32", IMAGENET, row_bytes, 1).memory_gb < alone.memory_gb
 
 
 @pytest.mark.parametrize(("name", "parameters_m"), [("rar-b-l-32", 263.5), ("rar-b-s-128", 263.6)])

@@ -169,4 +169,4 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path, monkeypatc
     request = TrainTokenizer([tmp_path], str(tmp_path / "small.yaml"))
     with pytest.raises(UserError, match="8 is not a multiple of 3 processes") as refused:
         request.run(Context(tmp_path, group=three))
-    assert "training.global_batch_size=6" in refused.value.hint
+    assert "training.global_batch_size=12" in refused.value.hint, "whole micro batches of 4, too"

@@ -169,7 +169,7 @@ def test_a_tar_is_reported_as_such(tmp_path):
     path = tmp_path / "shard.bin"
     with tarfile.open(path, "w") as tar:
         tar.addfile(tarfile.TarInfo("000000.jpg"))
-    with pytest.raises(UserError, match="it is not a pickle"):
+    with pytest.raises(UserError, match="it is a tar file"):
         load_tokenizer(path)
 
 
