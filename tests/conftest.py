@@ -13,9 +13,13 @@ from command_line import PATIENCE_S, ROOT, CliResult, RunCli
 # Before anything imports torch or a hub client, here and in every process a test starts.
 os.environ["TITOKCTL_OFFLINE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Threads that wait for each other at a core that another test process holds take many times as long.
-_CORES = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, _CORES))))
+# Threads that wait for each other at a core that another test process holds take many times as long. Test processes
+# inherit what the process that starts them set here, which does not know of them: they set it again.
+_CORES, _PROCESSES = os.cpu_count() or 1, os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+if _PROCESSES:
+    os.environ["OMP_NUM_THREADS"] = str(max(1, min(2, _CORES // int(_PROCESSES))))
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, _CORES)))
 # What the person's shell says must not decide what the tests see.
 _OURS = ("TITOKCTL_RUNS", "TITOKCTL_DEBUG")
 _TERMINAL = ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
