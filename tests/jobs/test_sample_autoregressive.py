@@ -56,10 +56,20 @@ def test_its_settings_are_used_and_recorded(networks, tmp_path, capsys):
         ("ar", ("--top-k", 0), "--top-k must be at least 1"),
         ("ar", ("--temperature", -1), "--temperature must be at least 0"),
         ("ar", ("--cfg-interval", "1,0"), "not two rising fractions"),
+        ("masked", ("--cfg-interval", "0.2,1.5"), "not two rising fractions"),
+        ("ar", ("--solver", "heun"), "no setting --solver"),
+        ("ar", ("--settings", "masked.yaml"), "a generator of kind autoregressive has no setting --steps"),
+        ("masked", ("--settings", "ar.yaml"), "a generator of kind maskgit has no setting --top-p"),
+        ("ar", ("--settings", "titok-l-32"), "a generator of kind autoregressive has no setting --steps"),
     ],
     ids=str,
 )
-def test_settings_of_another_kind_and_impossible_ones_are_named(networks, tmp_path, capsys, generator, option, message):
+def test_settings_of_another_kind_and_impossible_ones_are_named(
+    networks, tmp_path, capsys, monkeypatch, generator, option, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("masked.yaml").write_text("num_steps: 4\n")
+    Path("ar.yaml").write_text("top_p: 0.9\n")
     assert run(words(networks, generator, "-o", tmp_path / "set", *option)) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert message in error
@@ -81,6 +91,28 @@ def test_batches_formats_and_numbers_leave_the_ids_alone(networks, tmp_path):
     a, b, c = (SampleSet.open(tmp_path / name) for name in "abc")
     assert a.ids.read_bytes() == b.ids.read_bytes()
     assert (TokenCache.open(a.ids).ids[:21] == TokenCache.open(c.ids).ids).all()
+
+
+def test_the_first_ids_of_a_cache_can_be_kept(networks, tmp_path, capsys):
+    assert run(words(networks, "ar", "-n", 20, "-o", tmp_path / "first")) == 0
+    ids = SampleSet.open(tmp_path / "first").ids
+    keeping = ("--keep", ids, "--keep-tokens")
+    assert run(words(networks, "ar", "-o", tmp_path / "same", *keeping, "0-2")) == 0
+    assert run(words(networks, "ar", "-o", tmp_path / "other", *keeping, "0,1,2", "--seed", 5)) == 0
+    first, same, other = (
+        TokenCache.open(SampleSet.open(tmp_path / name).ids).ids for name in ("first", "same", "other")
+    )
+    assert (same == first).all(), "the rest has the noise and labels that it had"
+    assert (other[:, :3] == first[:, :3]).all()
+    assert (other[:, 3:] != first[:, 3:]).any()
+    capsys.readouterr()
+    for positions, gap, example in (("4-7", 0, "0-6"), ("0,1,3", 2, "0-3"), ("7", 0, "0-6")):
+        assert run(words(networks, "ar", "-o", tmp_path / "refused", *keeping, positions)) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"leaves out position {gap} before {positions[-1]}" in error
+        assert f"--keep-tokens {example}" in error
+        assert run(words(networks, "ar", "-o", tmp_path / "refused", *keeping, example, "--dry-run")) == 0
+        capsys.readouterr()
 
 
 @pytest.mark.slow

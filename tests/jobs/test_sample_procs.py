@@ -44,6 +44,15 @@ def test_bytes_do_not_depend_on_the_number_of_processes(networks: Path, run_cli:
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
+@pytest.mark.parametrize("rule", [pytest.param("random-order", marks=pytest.mark.slow), "remasking"])
+def test_every_unmasking_rule_gives_the_same_bytes_in_several_processes(networks, run_cli, tmp_path, rule) -> None:
+    settings = ("--unmasking", rule, *(("--remasking-cap", 0.5) if rule == "remasking" else ()))
+    number = ("-n", 50, "--format", "none")
+    assert run([*words(networks, tmp_path / "one", *number, *settings), "--quiet", "--json"]) == 0
+    run_cli(*words(networks, tmp_path / "many", *number, *settings, "--procs", 2, "--batch-size", 3), code=0)
+    assert (tmp_path / "many" / "ids.h5").read_bytes() == (tmp_path / "one" / "ids.h5").read_bytes()
+
+
 # The others don't wait for a worker that died.
 SLOW = ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), ("parent", -9))
 

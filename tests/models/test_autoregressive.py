@@ -14,7 +14,7 @@ from titokctl.config.sampling import AutoregressiveSampling, SamplingConfig
 from titokctl.models.autoregressive.decoding import allowed, decode
 from titokctl.models.autoregressive.generator import Autoregressive
 from titokctl.models.autoregressive.orders import random_orders, random_share
-from titokctl.models.generator import Generator, TrainingStep
+from titokctl.models.generator import Generator, Known, TrainingStep
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.noise import KeyedNoise
 from titokctl.sampling.decoding import sample_ids
@@ -84,6 +84,44 @@ def test_with_and_without_a_cache_the_ids_are_equal(generator, settings):
         drawn = [decode(generator, labels, settings, noise(), cached=cached) for cached in (True, False)]
         assert torch.equal(*drawn)
         assert len(drawn[0].unique(dim=0)) > (1 if settings.temperature else 0)
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 0.4), (0.6, 1.0)])
+@pytest.mark.parametrize("count", [0, 1, 5, TOKENS - 1])
+def test_an_image_whose_own_first_ids_are_given_is_drawn_again(generator, interval, count):
+    settings = AutoregressiveSampling(guidance_scale=1.5, guidance_schedule="constant", guidance_interval=interval)
+    whole, first = sample_ids(generator, LABELS, settings), torch.arange(TOKENS) < count
+    given = torch.where(first, whole, 0)
+    assert torch.equal(sample_ids(generator, LABELS, settings, known=given, known_mask=first), whole)
+    other = sample_ids(generator, LABELS, settings.model_copy(update={"seed": 1}), known=whole, known_mask=first)
+    assert torch.equal(other[:, :count], whole[:, :count])
+    assert not torch.equal(other, whole)
+    foreign = (whole + 1) % CODES
+    assert torch.equal(sample_ids(generator, None, settings, known=foreign, known_mask=first)[:, first],
+                       foreign[:, first])  # fmt: skip
+
+
+@torch.inference_mode()
+def test_given_ids_are_read_in_one_pass(generator):
+    ids = torch.randint(CODES, (20, TOKENS), generator=torch.Generator().manual_seed(0))
+    known = Known(ids, (torch.arange(TOKENS) < 5).expand(20, -1), 5)
+    settings = AutoregressiveSampling(guidance_scale=2.0, guidance_schedule="constant", guidance_interval=(0.5, 0.8))
+    seen: list[tuple[int, ...]] = []
+    hook = generator.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:2]))
+    drawn = decode(generator, LABELS, settings, noise(), known)
+    hook.remove()
+    assert [tuple(shape) for shape in seen] == [(20, 6), (20, 6)] + [(40, 1)] * 4 + [(20, 1)] * 2
+    assert torch.equal(drawn, decode(generator, LABELS, settings, noise(), known, cached=False))
+    assert torch.equal(drawn[:, :5], ids[:, :5])
+
+
+@pytest.mark.parametrize("positions", [[1], [0, 2], [3, 4, 5], [TOKENS - 1]])
+def test_ids_that_are_not_the_first_ones_are_refused(generator, positions):
+    mask = torch.zeros(TOKENS, dtype=torch.bool)
+    mask[positions] = True
+    ids = torch.zeros(len(LABELS), TOKENS, dtype=torch.int64)
+    with pytest.raises(ValueError, match="known_mask: expected the first positions of each row"):
+        sample_ids(generator, LABELS, AutoregressiveSampling(), known=ids, known_mask=mask)
 
 
 def test_an_image_depends_on_seed_index_and_label_alone(generator):

@@ -22,6 +22,7 @@ from titokctl.config.models import FlowConfig
 from titokctl.config.recipe import FlowLossConfig
 from titokctl.config.sampling import FlowSampling, SamplingConfig
 from titokctl.context import Context
+from titokctl.errors import UserError
 from titokctl.formats.run_folder import finished_runs
 from titokctl.formats.sample_set import SampleSet
 from titokctl.formats.token_cache import CacheHeader, TokenCache
@@ -231,6 +232,19 @@ def test_recipes_fit_the_tokenizers_that_they_name(name):
 def test_settings_of_another_kind_are_refused(flow):
     with pytest.raises(ValueError, match="expected the settings of this kind, FlowSampling"):
         sample_ids(flow, LABELS, SamplingConfig())
+
+
+def test_a_flow_keeps_no_part_of_an_image(flow, here, capsys):
+    given, mask = torch.zeros(5, TOKENS, CHANNELS), torch.arange(TOKENS) < 2
+    with pytest.raises(UserError, match="a generator of kind flow can't keep a part of an image"):
+        sample_ids(flow, LABELS, FlowSampling(), known=given, known_mask=mask)
+    assert run(train("--set=training.steps=1", "--set=training.evaluate_every=1")) == 0
+    capsys.readouterr()
+    assert run(["sample", "-n", "4", "--keep", "latents.h5", "--keep-tokens", "0-1", "-o", "set"]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "a generator of kind flow can't keep a part of an image" in error
+    assert "hint: generators of kind maskgit" in error
+    assert not Path("set").exists()
 
 
 def mixture(count: int, seed: int) -> np.ndarray:

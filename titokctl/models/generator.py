@@ -107,11 +107,14 @@ class Generator(nn.Module, ABC):
     Attributes:
         recipe: the model of its recipes; the fields `model`, `loss` and `sampling` are its own configurations.
         likelihood: the meaning of `nll`: "exact", or "bound" for an upper bound; None for a kind without it.
+        keeps: the positions whose ids `complete` takes as given: "any", or "first" for positions 0 to n - 1 of some n;
+            None for a kind without `complete`.
         config: its configuration.
     """
 
     recipe: ClassVar[type[GeneratorRecipe]]
     likelihood: ClassVar[Literal["exact", "bound"] | None] = None
+    keeps: ClassVar[Literal["any", "first"] | None] = None
     config: Any
 
     def __init__(self, config: GeneratorSizes) -> None:
@@ -196,10 +199,8 @@ class Generator(nn.Module, ABC):
         return 6.0 * sum(p.numel() for p in self.parameters()) * (self.config.num_latent_tokens + 1)
 
     def complete(self, labels: torch.Tensor | None, settings: Any, noise: Noise, known: Known) -> torch.Tensor:
-        """Draw ids as `sample` does, with those of `known` given. Raises UserError for a kind that can't."""
-        raise UserError(
-            f"a generator of kind {kind_of(self.config)} can't keep given ids", "generators of kind maskgit can"
-        )
+        """Draw ids as `sample` does, with those of `known` given, at positions that `keeps` allows."""
+        raise NotImplementedError(f"{type(self).__name__} can't keep given ids")
 
     def measure(
         self, ids: torch.Tensor, labels: torch.Tensor, settings: Any, draws: torch.Generator
@@ -222,6 +223,15 @@ class Generator(nn.Module, ABC):
             for name, value in losses.metrics.items():
                 means[name] = means.get(name, torch.zeros_like(value)) + value * len(piece) / len(ids)
         return {"loss": float(total / drawn.total_weight)} | {name: float(value) for name, value in means.items()}
+
+
+def check_keeps(generator: type[Generator], config: GeneratorSizes) -> None:
+    """Raise UserError unless generators of this kind can keep given ids."""
+    if generator.keeps is None:
+        raise UserError(
+            f"a generator of kind {kind_of(config)} can't keep a part of an image and draw the rest",
+            "generators of kind maskgit keep ids at any positions, those of kind autoregressive the first ones",
+        )
 
 
 def check_integers(name: str, values: object) -> None:

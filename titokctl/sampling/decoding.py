@@ -5,7 +5,7 @@ import warnings
 import torch
 
 from titokctl.config.sampling import GuidanceConfig, SamplingConfig
-from titokctl.models.generator import Generator, Known, check_integers
+from titokctl.models.generator import Generator, Known, check_integers, check_keeps
 from titokctl.models.noise import KeyedNoise, Noise
 
 
@@ -29,7 +29,8 @@ def sample_ids(
             without labels and known ids.
         noise: another source of randomness than the seed, such as recorded numbers.
         known: (B, K) integers in [0, V): ids that stay as they are where `known_mask` is true; the others are drawn.
-        known_mask: (K,) or (B, K) bool, with the same number of true values in each row.
+        known_mask: (K,) or (B, K) bool, with the same number of true values in each row; for an autoregressive
+            generator, these are the first ones.
 
     Returns: (B, K) int64 in [0, V), on the generator's device.
     Raises: ValueError when labels, indices or known ids have a wrong shape, type or range, or `config` belongs to
@@ -38,7 +39,10 @@ def sample_ids(
     if not isinstance(config, generator.settings_class()):
         wanted = generator.settings_class().__name__
         raise ValueError(f"config: expected the settings of this kind, {wanted}, not {type(config).__name__}")
-    given = None if known is None and known_mask is None else _known(generator, known, known_mask)
+    given = None
+    if known is not None or known_mask is not None:
+        check_keeps(type(generator), generator.config)
+        given = _known(generator, known, known_mask)
     if given is not None and labels is None and image_indices is None:
         image_indices = torch.arange(len(given.ids))
     labels, image_indices = _checked(generator, labels, image_indices)
@@ -83,6 +87,8 @@ def _known(generator: Generator, ids: torch.Tensor | None, mask: torch.Tensor | 
         raise ValueError(
             f"known_mask: expected equally many in each row, not {int(counts.min())} to {int(counts.max())}"
         )
+    if generator.keeps == "first" and not torch.equal(mask, mask.sort(dim=1, descending=True).values):
+        raise ValueError("known_mask: expected the first positions of each row: this kind draws ids in their order")
     if len(used) and not 0 <= int(used.min()) <= int(used.max()) <= last:
         raise ValueError(f"known: expected values in 0..{last}, not {int(used.min())}..{int(used.max())}")
     return Known(ids, mask, int(counts[0]) if len(counts) else 0)

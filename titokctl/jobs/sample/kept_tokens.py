@@ -12,7 +12,7 @@ import torch
 from titokctl.config.models import GeneratorSizes, kind_of
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
-from titokctl.models.generator import Generator, Known
+from titokctl.models.generator import Known, check_keeps
 from titokctl.models.generator_kinds import kind_class
 
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
@@ -60,10 +60,10 @@ def open_kept(path: Path, positions: Sequence[int], config: GeneratorSizes) -> K
     """Open the cache at `path`, checked against the generator's sizes.
 
     Raises UserError when the sizes differ or the kind of generator can't keep ids, and UsageError for positions that an
-    image does not have, or all of them.
+    image does not have, that this kind can't keep, or all of them.
     """
-    if kind_class(config).complete is Generator.complete:
-        raise UserError(f"a generator of kind {kind_of(config)} can't keep given ids", "those of kind maskgit can")
+    kind = kind_class(config)
+    check_keeps(kind, config)
     cache, tokens = TokenCache.open(path), config.num_latent_tokens
     found, wanted = (cache.ids.shape[1], cache.codebook_size), (tokens, config.codebook_size)
     if found != wanted:
@@ -84,7 +84,17 @@ def open_kept(path: Path, positions: Sequence[int], config: GeneratorSizes) -> K
             f"--keep-tokens names all {tokens} tokens, so nothing is left to draw",
             f"`titokctl decode {path}` shows them",
         )
+    if kind.keeps == "first" and chosen != tuple(range(len(chosen))):
+        raise UsageError(
+            f"a generator of kind {kind_of(config)} draws the ids of an image in their order, so it can keep the first "
+            f"ones, positions 0 to N, but --keep-tokens leaves out position {_first_gap(chosen)} before {chosen[-1]}",
+            f"e.g. --keep-tokens 0-{min(chosen[-1], tokens - 2)}",
+        )
     return KeptTokens(cache, chosen)
+
+
+def _first_gap(positions: Sequence[int]) -> int:
+    return next(i for i, position in enumerate(positions) if position != i)
 
 
 def check_tokenizer(kept: KeptTokens, encoder_sha256: str, tokenizer: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from titokctl.config.models import AutoregressiveConfig
 from titokctl.config.sampling import AutoregressiveSampling
 from titokctl.models.autoregressive.transformer import KeyValues, Window
+from titokctl.models.generator import Known
 from titokctl.models.guidance import guided, strength
 from titokctl.models.noise import Noise
 
@@ -44,11 +45,13 @@ def decode(
     labels: torch.Tensor | None,
     settings: AutoregressiveSampling,
     noise: Noise,
+    known: Known | None = None,
     cached: bool = True,
 ) -> torch.Tensor:
-    """Return ids (B, K) int64; arguments as in `Generator.sample`.
+    """Return ids (B, K) int64; arguments as in `Generator.sample` and `Generator.complete`.
 
     Args:
+        known: ids of the first positions; the pass that draws the first other id reads them all.
         cached: keep keys and values of earlier positions; False computes all of them again for every id, which gives
             the same ids but for rounding.
     """
@@ -56,8 +59,10 @@ def decode(
     noise.prepare(1, tokens)  # the step of a number is always 0: a position is drawn once
     null = torch.full_like(indices, network.config.num_classes)
     ids = torch.zeros(len(indices), tokens, dtype=torch.int64, device=indices.device)
+    if known is not None:
+        ids = torch.where(known.mask, known.ids, ids)
     scorer = (CachedScores if cached else PlainScores)(network, null if labels is None else labels, null)
-    for step in range(tokens):
+    for step in range(0 if known is None else known.count, tokens):
         scale = 0.0 if labels is None else strength(settings, step / tokens)
         scores = allowed(scorer.at(step, ids, scale), settings)  # (B, V)
         position = torch.full_like(ids[:, :1], step)
@@ -85,7 +90,8 @@ class CachedScores:
     """Guided logits with a cache.
 
     Rows with their label and with the null label go through the network in one batch. While guidance is off, the second
-    half rests; when it begins, one pass over the earlier positions fills that half of the cache.
+    half rests; when it begins, one pass over the earlier positions fills that half of the cache. Given ids are read in
+    one pass, too.
     """
 
     def __init__(self, network: Network, labels: torch.Tensor, null: torch.Tensor) -> None:
@@ -96,16 +102,19 @@ class CachedScores:
         positions = torch.arange(config.num_latent_tokens, device=labels.device)
         self._visible = positions <= positions[:, None]  # (K, K)
         self._caches = [KeyValues(2 * self._count, config.num_latent_tokens) for _ in range(config.num_layers)]
-        self._null_known = 0
+        self._computed = self._null_computed = (
+            0  # positions in the cache, of rows with their label and with the null one
+        )
 
     def at(self, step: int, ids: torch.Tensor, scale: float) -> torch.Tensor:
-        """Return the guided logits (B, V) of position `step`; it is called for 0, 1, ... in turn."""
+        """Return the guided logits (B, V) of position `step`; it is called for rising positions."""
+        first, self._computed = self._computed, step + 1
         if not scale:
-            return self._last(ids, slice(0, self._count), step, step + 1)
-        if self._null_known < step:
-            self._last(ids, slice(self._count, None), self._null_known, step)
-        self._null_known = step + 1
-        return guided(self._last(ids.repeat(2, 1), slice(0, None), step, step + 1), scale)
+            return self._last(ids, slice(0, self._count), first, step + 1)
+        if self._null_computed < first:
+            self._last(ids, slice(self._count, None), self._null_computed, first)
+        self._null_computed = step + 1
+        return guided(self._last(ids.repeat(2, 1), slice(0, None), first, step + 1), scale)
 
     def _last(self, ids: torch.Tensor, rows: slice, first: int, last: int) -> torch.Tensor:
         """Compute the positions `first` to `last` - 1 of some rows, and return the logits of the last of them."""

@@ -24,7 +24,7 @@ from titokctl.config.sampling import AutoregressiveSampling
 from titokctl.models.autoregressive.decoding import decode
 from titokctl.models.autoregressive.orders import random_orders, random_share
 from titokctl.models.autoregressive.transformer import MODULATIONS, AutoregressiveBlock, KeyValues, Window, modulated
-from titokctl.models.generator import Batch, Drawn, Generator, Losses, TrainingStep, check_integers
+from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_integers
 from titokctl.models.noise import Noise
 from titokctl.models.recompute import run_block
 
@@ -37,6 +37,7 @@ class Autoregressive(Generator):
 
     recipe = AutoregressiveRecipe
     likelihood = "exact"
+    keeps = "first"
     config: AutoregressiveConfig
 
     def __init__(self, config: AutoregressiveConfig) -> None:
@@ -148,6 +149,13 @@ class Autoregressive(Generator):
     def sample(self, labels: torch.Tensor | None, settings: AutoregressiveSampling, noise: Noise) -> torch.Tensor:
         """Draw id after id."""
         return decode(self, labels, settings, noise)
+
+    @torch.inference_mode()
+    def complete(
+        self, labels: torch.Tensor | None, settings: AutoregressiveSampling, noise: Noise, known: Known
+    ) -> torch.Tensor:
+        """Draw the ids after the given ones, id after id."""
+        return decode(self, labels, settings, noise, known)
 
     def operations(self) -> float:
         """Return the operations to train on one image; the classes' shifts and scales are computed once an image."""

@@ -48,6 +48,7 @@ class MaskGit(Generator):
 
     recipe = MaskGitRecipe
     likelihood = "bound"
+    keeps = "any"
     config: GeneratorConfig
 
     def __init__(self, config: GeneratorConfig) -> None:
