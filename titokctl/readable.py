@@ -7,7 +7,7 @@ _THOUSAND = 1000
 
 def counted(n: int, unit: str) -> str:
     """Return a number with its unit, which is given in the plural: 1,200 images, 1 image, 1 process."""
-    one = unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")
+    one = unit.removesuffix("es") if unit.endswith(("sses", "ches")) else unit.removesuffix("s")
     return f"{n:,} {one if n == 1 else unit}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from titokctl.formats.checkout import commit_of
+from titokctl.formats.checkout import commit_of, is_changed
 
 
 def git(folder: Path, *words: object) -> str:
@@ -48,3 +48,26 @@ def test_what_is_no_checkout(tmp_path):
     assert commit_of(tmp_path) is None
     (tmp_path / ".git" / "HEAD").write_text("ref: ../../somewhere")
     assert commit_of(tmp_path) is None
+
+
+def test_changes_since_the_commit(checkout, monkeypatch):
+    """Changed, staged and deleted files count, those that git does not track don't; nothing of it runs a hook."""
+    (checkout / "code.py").write_text("1")
+    git(checkout, "add", "code.py")
+    git(checkout, "commit", "--quiet", "-m", "one")
+    (checkout / "notes.txt").write_text("untracked")
+    assert is_changed(checkout) is False
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert is_changed(checkout) is False, "another checkout that the environment names"
+    (checkout / "code.py").write_text("2")
+    assert is_changed(checkout) is True
+    git_free = {"PATH": "/nowhere"}
+    monkeypatch.setattr("os.environ", git_free)
+    assert is_changed(checkout) is None, "without git"
+
+
+def test_changes_of_what_is_no_checkout(tmp_path):
+    assert is_changed(tmp_path) is None
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("0" * 40)
+    assert is_changed(tmp_path) is None, "git refuses it"

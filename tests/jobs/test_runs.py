@@ -2,22 +2,31 @@
 
 import csv
 import json
+import os
+import platform
+import pty
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from caches import write_cache
+from command_line import ROOT
 from trained import both, generator_run, tokenizer_run
 
 from titokctl.cli.app import run as command
 from titokctl.context import Context
 from titokctl.errors import UserError
+from titokctl.formats.checkout import commit_of
 from titokctl.formats.folder_lock import folder_lock
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import save_png
 from titokctl.formats.run_folder import RunFolder
 from titokctl.jobs.machine.report import Report
 from titokctl.jobs.machine.runs import ListRuns, ShowRun, find_run
+from titokctl.jobs.train.generator import TrainGenerator
 
 
 @pytest.fixture
@@ -129,3 +138,79 @@ def test_runs_are_a_table_of_what_differs(trained: Path, run_cli) -> None:
         {"field": "settings.optimizer.learning_rate", "first": 0.2, "second": 0.1},
         {"field": "scores.held_out_loss", "first": 3.5, "second": 2.5},
     ]
+
+
+TWO_STEPS = """
+kind: generator
+model: {architecture: vit, num_latent_tokens: 8, codebook_size: 16, num_classes: 3, width: 16, num_layers: 1,
+        num_heads: 2, mlp_width: 32}
+optimizer: {learning_rate: 1e-3}
+schedule: {warmup_steps: 1}
+training: {steps: 2, global_batch_size: 16}
+"""
+
+
+def test_a_run_records_its_starts(tmp_path: Path, runs: Path, run_cli, capsys) -> None:
+    """Command line, host, device, processes and the state of the code are in run.json, once per start that works."""
+    cache, recipe = write_cache(tmp_path / "tokens.h5", 64), tmp_path / "two.yaml"
+    recipe.write_text(TWO_STEPS)
+    words = ["train-gen", cache, "--recipe", recipe, "--name", "a", "--device", "cpu", "-q"]
+    run_cli(*words, code=0)
+    TrainGenerator(cache, str(recipe), name="a").run(Context(runs))  # finished already
+    (launch,) = json.loads((runs / "generator" / "a" / "run.json").read_text())["launches"]
+    assert launch["command"] == ["titokctl", *map(str, words)]
+    assert launch["hosts"] == [platform.node()]
+    assert launch["processes"] == 1
+    assert "usable core" in launch["devices"][0]
+    assert "driver" not in launch, "of GPUs only"
+    assert launch.get("commit") == commit_of(ROOT)
+    assert command(["runs", "show", "a", "--runs-dir", str(runs)]) == 0
+    shown = capsys.readouterr().out
+    assert "latest of 1 launch" in shown
+    assert "--name a" in shown
+    Report("a", tmp_path / "a.html").run(Context(runs))
+    assert platform.node() not in (tmp_path / "a.html").read_text()
+
+
+def test_bare_runs_is_the_table(trained: Path, capsys) -> None:
+    there = ["--runs-dir", str(trained)]
+    assert command(["runs", *there]) == 0
+    alone = capsys.readouterr().out
+    assert command(["runs", "ls", *there]) == 0
+    assert capsys.readouterr().out == alone != ""
+    assert command(["runs", "--csv", "show", "gen", *there]) == 2
+    assert "has no effect" in capsys.readouterr().err
+    (trained / "tokenizer" / "cut").mkdir()
+    (trained / "tokenizer" / "cut" / "recipe.yaml").write_text("seed: 1")
+    assert command(["runs", "show", "cut", *there]) == 1
+    assert "cut can't be read as a run: no run.json" in capsys.readouterr().err
+
+
+def test_names_are_whole_in_a_terminal_of_80_columns(trained: Path) -> None:
+    """Every line of the table fits the terminal, or is a name alone."""
+    long = "vit-of-640-channels-" * 4
+    for name, rate in (("fast", 0.2), (long, 0.1)):
+        settings = {"optimizer": {"learning_rate": rate, "a_setting_with_a_long_name": rate}}
+        RunFolder(path=trained / "proxy" / name, kind="proxy", settings=settings).save()
+    commands = [["runs"], ["runs", "show", long], ["runs", "diff", "fast", long]]
+    lines = in_terminal([[*words, "--runs-dir", str(trained)] for words in commands])
+    assert len([line for line in lines if long in line]) >= len(commands)
+    assert not [line for line in lines if len(line) > 80 and len(line.split()) > 2]
+
+
+def in_terminal(commands: list[list[str]]) -> list[str]:
+    """Return the lines that the commands print in a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    program = f"from titokctl.cli.app import run; raise SystemExit(max(run(words) for words in {commands}))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 65536):
+                shown += piece
+        except OSError:  # the terminal was closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in shown.decode().splitlines()]

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_NARROWEST = 12  # characters of a column whose cells may be folded, beside columns whose cells may not
+_BESIDE_A_CELL = 3  # characters that a table puts beside each cell, and one at its edge
+_INDENT = 4
 
 
 def say(text: str) -> None:
@@ -42,36 +43,90 @@ def error(message: str, hint: str = "") -> None:
 def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", whole: Sequence[str] = ()
 ) -> None:
-    """Print a table on stdout; columns of numbers are right-aligned, and cells of the columns `whole` never folded."""
+    """Print a table on stdout; columns of numbers are right-aligned.
+
+    Cells are wrapped between words only, and those of the columns `whole` not at all. Where the lines would become
+    wider than the terminal, each row is printed as its first cell and, below it, names and values of the others.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     cells = [[plain(readable(cell, commas=False)) for cell in row] for row in rows]
     out = _stdout()
-    kept = [max(len(row[i]) for row in [columns, *cells]) for i, name in enumerate(columns) if name in whole]
-    out.width = max(out.width, sum(kept) + 3 * len(columns) + _NARROWEST * (len(columns) - len(kept)))
+    widths = _column_widths([columns, *cells], [name in whole for name in columns], out.width)
+    if widths is None:
+        _print_records(out, title, columns, cells, note)
+        return
     grid = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(columns):
         is_numbers = all(row[i][:1] in "-+0123456789" for row in cells)
-        grid.add_column(name, justify="right" if is_numbers else "left", overflow="fold", no_wrap=name in whole)
+        grid.add_column(name, justify="right" if is_numbers else "left", width=widths[i])
     for row in cells:
         grid.add_row(*(Text(cell) for cell in row))
     _print_grid(out, title, grid, note)
 
 
-def pairs(title: str, items: dict[str, Any]) -> None:
-    """Print names and values on stdout, a line each."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def _column_widths(rows: Sequence[Sequence[str]], is_whole: Sequence[bool], width: int) -> list[int] | None:
+    """Return a width for each column that folds no word, in all at most `width`; None if there is none."""
+    from rich.cells import cell_len
 
-    grid = Table(box=box.SIMPLE, show_header=False)
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
+    columns = list(zip(*rows, strict=True))
+    natural = [max(map(cell_len, column)) for column in columns]
+    longest = [max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+    least = [n if kept else w for n, w, kept in zip(natural, longest, is_whole, strict=True)]
+    spare = width - 1 - _BESIDE_A_CELL * len(columns) - sum(least)
+    if spare < 0:
+        return None
+    wanted = sum(natural) - sum(least)
+    share = min(1.0, spare / wanted) if wanted else 1.0
+    return [w + int((n - w) * share) for n, w in zip(natural, least, strict=True)]
+
+
+def _print_records(
+    out: "Console", title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str
+) -> None:
+    """Print each row as its first cell and, indented below it, the names and values of its other cells."""
+    _print_title(out, title)
+    for first, *others in rows:
+        out.print(f"\n {first}", soft_wrap=True)
+        for name, cell in zip(columns[1:], others, strict=True):
+            for line in _lines(f"{name}: {cell}", out.width - _INDENT):
+                out.print(" " * _INDENT + line, soft_wrap=True)
+    out.print()
+    _print_note(out, note)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Return the text in lines of at most `width`; longer words have a line of their own."""
+    return [
+        line
+        for part in text.split("\n")
+        for line in textwrap.wrap(part, max(width, 1), break_long_words=False, break_on_hyphens=False) or [""]
+    ]
+
+
+def pairs(title: str, items: dict[str, Any]) -> None:
+    """Print names and values on stdout: beside each other, or below each other where a word of the value is too long.
+
+    Values are wrapped between words only.
+    """
+    out = _stdout()
+    _print_title(out, title)
+    column = max(map(len, items), default=0)
+    print()
     for name, value in items.items():
-        grid.add_row(plain(name), Text(plain(readable(value, commas=False))))
-    _print_grid(_stdout(), title, grid)
+        print("\n".join(_pair_lines(plain(name), plain(readable(value, commas=False)), column, out.width)))
+    print()
+
+
+def _pair_lines(name: str, value: str, column: int, width: int) -> list[str]:
+    room = width - column - _INDENT
+    lines = _lines(value, room)
+    if max(map(len, lines)) <= room:
+        labels = [name] + [""] * (len(lines) - 1)
+        return [f"  {label:{column}}  {line}".rstrip() for label, line in zip(labels, lines, strict=True)]
+    return [f"  {name}", *(" " * _INDENT + line for line in _lines(value, width - _INDENT))]
 
 
 def _stdout() -> "Console":
@@ -82,13 +137,25 @@ def _stdout() -> "Console":
 
 def _print_grid(out: "Console", title: str, grid: "Table", note: str = "") -> None:
     """Print a grid between its title and a note, which as parts of it would be folded in the middle of a path."""
+    _print_title(out, title)
+    out.print(grid)
+    _print_note(out, note)
+
+
+def _print_title(out: "Console", title: str) -> None:
+    _print_words(out, title, "italic")
+
+
+def _print_note(out: "Console", note: str) -> None:
+    _print_words(out, note, "dim")
+
+
+def _print_words(out: "Console", text: str, style: str) -> None:
+    """Print a text wrapped between words only, without an empty line for an empty text."""
     from rich.text import Text
 
-    if title:
-        out.print(Text(plain(title), style="italic"), soft_wrap=True)
-    out.print(grid)
-    if note:
-        out.print(Text(plain(note), style="dim"), soft_wrap=True)
+    for line in _lines(plain(text), out.width) if text else ():
+        out.print(Text(line, style=style), soft_wrap=True)
 
 
 def emit_json(value: Any) -> None:

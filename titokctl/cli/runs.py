@@ -1,6 +1,7 @@
 """`titokctl runs` and `titokctl report`."""
 
 import csv
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ from titokctl.cli import completion, console
 from titokctl.cli.app import app
 from titokctl.cli.options import DryRun, Json, Overwrite, Quiet, RunsDir, option
 from titokctl.cli.work import Surroundings, context, perform
-from titokctl.readable import readable, size
+from titokctl.errors import UsageError
+from titokctl.readable import counted, readable, size
 
 if TYPE_CHECKING:
     from titokctl.jobs.machine.removal import Prune, RemoveRun
@@ -24,19 +26,33 @@ Run = Annotated[
 ]
 
 
-group = typer.Typer(no_args_is_help=True, help="List, show, finish and remove runs of the runs folder.")
+group = typer.Typer(help="List, compare, show, finish and remove runs of the runs folder; alone, list them.")
 app.add_typer(group, name="runs")
+By = Annotated[
+    str | None, option("--sort", "Order by size, step, a score or a setting; -NAME: from large to small.", "NAME")
+]
+Csv = Annotated[bool, option("--csv", "Print CSV, with a column for each score and setting.")]
+
+
+@group.callback(invoke_without_command=True)
+def _alone(
+    called: typer.Context, sort: By = None, as_csv: Csv = False, runs_dir: RunsDir = None, as_json: Json = False
+) -> None:
+    command = called.invoked_subcommand
+    if command is None:
+        ls(sort, as_csv, runs_dir, as_json)
+        return
+    given = {"--sort": sort is not None, "--csv": as_csv, "--json": as_json}
+    if runs_dir is not None and called.get_parameter_source("runs_dir").name == "COMMANDLINE":  # type: ignore[union-attr]
+        given["--runs-dir"] = True
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        raise UsageError(
+            f"{wrong[0]} before {command} has no effect", f"options follow the command: runs {command} ..."
+        )
 
 
 @group.command(epilog="Example: titokctl runs ls")
-def ls(
-    sort: Annotated[
-        str | None, option("--sort", "Order by size, step, a score or a setting; -NAME: from large to small.", "NAME")
-    ] = None,
-    as_csv: Annotated[bool, option("--csv", "Print CSV, with a column for each score and setting.")] = False,
-    runs_dir: RunsDir = None,
-    as_json: Json = False,
-) -> None:
+def ls(sort: By = None, as_csv: Csv = False, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """List all runs of the runs folder by kind: newest finished first, unfinished last.
 
     Of the settings, those are shown that differ between the runs of a kind. Times are UTC.
@@ -117,8 +133,11 @@ def show(run: Run, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     if as_json:
         console.emit_json(found)
         return
-    record = {name: value for name, value in found.record.items() if name != "settings" and value}
+    record = {name: value for name, value in found.record.items() if name not in ("settings", "launches") and value}
     console.pairs(f"{found.path}: {found.kind} run", _shortened(record))
+    for launch in found.record["launches"][-1:]:
+        words = {"command": shlex.join(map(str, launch.get("command", ())))}
+        console.pairs(f"latest of {counted(len(found.record['launches']), 'launches')}", _shortened(launch) | words)
     console.table("lineage", ("product", "path", "sha256"),
                   [(link.what, link.where, link.sha256[:12]) for link in found.lineage])  # fmt: skip
     if found.metrics:

@@ -5,9 +5,12 @@ Specification: `<runs>/<kind>/<name>/run.json` is the marker of a run; kinds are
 "stopped", "failed" or "finished"), created and finished (UTC, ISO 8601 with microseconds), settings (the resolved
 recipe or settings), inputs (paths and hashes of what the run was made from), product (once finished: a file name in the
 folder, or an absolute path when the user chose another place), hashes (of the product) and versions (of packages; and
-`commit`, that of titokctl, where it ran from a checkout). Other files of the folder belong to the command: recipe.yaml,
-metrics.jsonl, checkpoints/, tensorboard/, wandb/, pictures. Only a finished run has a product. One that was killed
-can't say so: it is recorded as running, and read as stopped, since nobody holds its lock.
+`commit`, that of titokctl, where it ran from a checkout). `launches` lists the latest 20 starts of the command, the
+newest last: started (UTC), command (a list of words, URLs without secrets), processes (their number), hosts, devices
+(names, each once), driver (of NVIDIA GPUs), commit, and changed (true if tracked files differed from the commit); what
+is unknown is missing. Other files of the folder belong to the command: recipe.yaml, metrics.jsonl, checkpoints/,
+tensorboard/, wandb/, pictures. Only a finished run has a product. One that was killed can't say so: it is recorded as
+running, and read as stopped, since nobody holds its lock.
 
 A run that is made longer or started over keeps its product: the file stays under its name, and its entry in `earlier`,
 a list with the newest first, has product, hashes, finished, step and settings as they were. `step` is the number of
@@ -53,6 +56,7 @@ RUN_FILES = (
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 WEIGHTS = "weights.safetensors"
 HASH_DIGITS = 12
+_LAUNCHES_KEPT = 20
 _OF_A_PRODUCT = ("product", "hashes", "finished", "step", "settings")
 _MADE_WITH = ("torch", "numpy", "pillow", "h5py", "safetensors", "webdataset")
 _FIELDS: dict[str, Any] = {
@@ -83,6 +87,7 @@ class RunFolder:
     versions: dict[str, str] = field(default_factory=dict)
     step: int | None = None
     earlier: list[dict[str, Any]] = field(default_factory=list)
+    launches: list[dict[str, Any]] = field(default_factory=list)
     is_earlier: bool = False
 
     @property
@@ -127,7 +132,7 @@ class RunFolder:
         record = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": self.name}
         fields = ("kind", "status", "created", "finished", "product", "hashes", "inputs", "settings", "versions")
         record |= {name: getattr(self, name) for name in fields}
-        optional = {"step": self.step, "earlier": self.earlier}
+        optional = {"step": self.step, "earlier": self.earlier, "launches": self.launches[-_LAUNCHES_KEPT:]}
         write_json(self.path / "run.json", record | {name: value for name, value in optional.items() if value})
 
     def finish(self, product: str, hashes: dict[str, str], step: int | None = None) -> None:
@@ -200,10 +205,12 @@ def open_run(path: Path) -> RunFolder:
     earlier, step = record.get("earlier", []), record.get("step")
     wrong += [] if isinstance(step, int | None) else ["step"]
     wrong += [] if isinstance(earlier, list) and all(map(_is_entry, earlier)) else ["earlier"]
+    launches = record.get("launches", [])
+    wrong += [] if isinstance(launches, list) and all(isinstance(one, dict) for one in launches) else ["launches"]
     if wrong:
         raise UserError(f"{path / 'run.json'} is damaged: {', '.join(wrong)}")
     found: dict[str, Any] = {name: record.get(name) for name in _FIELDS}
-    run = RunFolder(path=path, kind=record["kind"], **found | {"step": step, "earlier": earlier})
+    run = RunFolder(path=path, kind=record["kind"], **found | {"step": step, "earlier": earlier, "launches": launches})
     if run.status == "running" and is_held(path) is False:
         run.status = "stopped"
     return run

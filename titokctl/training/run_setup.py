@@ -114,8 +114,10 @@ class TrainingRun:
         return RunPlan(run.path, "finished" if found.is_finished else "begun", found.saved_step() or 0, steps)
 
     @contextlib.contextmanager
-    def opened(self, say: Callable[[str], None], group: Group) -> Iterator[RunFolder]:
+    def opened(self, say: Callable[[str], None], group: Group, launch: dict[str, Any]) -> Iterator[RunFolder]:
         """Lock the run folder and open it. Rank 0 owns the folder and broadcasts its path; the others only read.
+
+        `launch` is recorded unless the run is finished already.
 
         Raises UserError when an existing run has other settings (they are listed), or another process works on it.
         """
@@ -127,7 +129,7 @@ class TrainingRun:
         with work.locked():
             check_is_run(run.path)
             starts_over = self.overwrite or _has_failed_at_once(run.path)
-            run = self._started_over(run, work, say) if starts_over else self._begun(run)
+            run = self._started_over(run, work, launch, say) if starts_over else self._begun(run, launch)
             group.from_main(str(run.path))
             say(_finished(run) if run.is_finished else f"run: {run.path}")
             try:
@@ -143,8 +145,11 @@ class TrainingRun:
         inputs = self.inputs | {"identity": self.identity}
         return RunFolder(path=self.runs / self.kind / name, kind=self.kind, settings=settings, inputs=inputs)
 
-    def _started_over(self, wanted: RunFolder, work: Unfinished, say: Callable[[str], None]) -> RunFolder:
+    def _started_over(
+        self, wanted: RunFolder, work: Unfinished, launch: dict[str, Any], say: Callable[[str], None]
+    ) -> RunFolder:
         """Return a new run; of one that is there only the products stay, as earlier ones."""
+        wanted.launches = [launch]
         with contextlib.suppress(UserError):  # a damaged record names no products
             before = open_run(wanted.path)
             before.begin_again({})
@@ -156,12 +161,13 @@ class TrainingRun:
         self._write_recipe(wanted)
         return wanted
 
-    def _begun(self, wanted: RunFolder) -> RunFolder:
+    def _begun(self, wanted: RunFolder, launch: dict[str, Any]) -> RunFolder:
         """Return the run on disk, or a new one, with its record and its recipe up to date."""
         run = _reopened(wanted) if (wanted.path / _RECORD).exists() else wanted
         is_changed = run.settings != wanted.settings
         if not run.is_finished or is_changed:
             run.status, run.settings = run.status if run.is_finished else "running", wanted.settings
+            run.launches += [] if run.is_finished else [launch]
             run.save()
         self._write_recipe(run)
         return run

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from titokctl.data.workers import available_cores
 
 _MEMINFO, _CPUINFO, _SHARED = Path("/proc/meminfo"), Path("/proc/cpuinfo"), Path("/dev/shm")
+_LONGEST_TEXT = 4096  # characters of a file of the kernel
+_DRIVER = Path("/proc/driver/nvidia/version")
 _GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -27,6 +30,15 @@ def graphics() -> list[str]:
     """Return the name and the memory of every usable GPU."""
     found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found]
+
+
+def driver() -> str | None:
+    """Return the version of NVIDIA's driver, or None where it is unknown."""
+    try:
+        found = re.search(r"Kernel Module[^\n]*?\s(\d+(?:\.\d+)+)\s", _DRIVER.read_text()[:_LONGEST_TEXT])
+    except (OSError, UnicodeDecodeError):
+        return None
+    return found[1] if found else None
 
 
 def memory_bytes() -> int | None:

@@ -86,7 +86,11 @@ class ListRuns:
 
 @dataclass(frozen=True)
 class DiffRuns:
-    """Compare what two runs record: settings, inputs, versions and scores; each name is what `find_run` takes."""
+    """Compare what two runs record: settings, inputs, versions, latest launch and scores.
+
+    Args:
+        first, second: as `find_run` takes them.
+    """
 
     first: str
     second: str
@@ -107,7 +111,7 @@ class ShowRun:
     def run(self, context: Context) -> ShownRun:
         """Return the details. Raises UserError when no run, or more than one, has this name."""
         run = find_run(self.name, context.runs)
-        names = ("status", "created", "finished", "product", "hashes", "settings", "versions")
+        names = ("status", "created", "finished", "product", "hashes", "settings", "versions", "launches")
         record = {"step": _step(run)} | {name: getattr(run, name) for name in names}
         return ShownRun(str(run.path), run.kind, record, _metrics(run), lineage_of(run, context.runs))
 
@@ -151,6 +155,8 @@ def _sorted(runs: list[ListedRun], by: str) -> list[ListedRun]:
 
 def _compared(run: RunFolder) -> dict[str, Any]:
     record = {"kind": run.kind, "settings": run.settings, "inputs": run.inputs, "versions": run.versions}
+    for launch in run.launches[-1:]:
+        record["launch"] = {name: value for name, value in launch.items() if name != "started"}
     return flatten(record | {"scores": scores_of(run)})
 
 
@@ -169,7 +175,10 @@ def find_run(given: str, root: Path) -> RunFolder:
         raise UserError(
             f"{len(fitting)} runs are named {given}", f"name one of: {', '.join(str(path) for path in fitting)}"
         )
-    raise UserError(f"no run named {given} in {root}", f"`titokctl runs ls` lists what is in {root}")
+    for kind, folder, problem in unreadable_runs(root):
+        if given in (folder.name, f"{kind}/{folder.name}"):
+            raise UserError(f"{folder} can't be read as a run: {problem}", f"`titokctl runs` lists what is in {root}")
+    raise UserError(f"no run named {given} in {root}", f"`titokctl runs` lists what is in {root}")
 
 
 def _ended(run: RunFolder) -> str | None:

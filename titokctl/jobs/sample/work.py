@@ -4,6 +4,7 @@ Rank 0 leads: it broadcasts which tiles are missing, draws a share of them, and 
 claim tiles one by one; each draws the ids of a tile, decodes them, and hands the images to the writer.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from titokctl.context import Context
 from titokctl.data.image_decoder import on_host
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
+from titokctl.errors import UserError
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract_all, extract_on_device
 from titokctl.formats.image_output import Rows
-from titokctl.formats.run_folder import RunFolder
+from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.formats.sample_set import (
     LOCATION,
     MANIFEST,
@@ -33,6 +35,7 @@ from titokctl.formats.sample_set import (
 )
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import id_dtype
+from titokctl.jobs.launch_record import launch_record
 from titokctl.jobs.sample.inputs import SampleTask
 from titokctl.jobs.sample.scoring import Judge
 from titokctl.models.precision import precision
@@ -80,17 +83,22 @@ class SampleWork:
     def __post_init__(self) -> None:
         self.run_path = self.context.runs / "samples" / self.task.name(self.output)
         self.folder = self.output or self.run_path
+        self.launch = launch_record(self.context)
 
     def lead(self, overwrite: bool) -> Sampled:
         """Broadcast which tiles are missing, draw a share of them, and put the set together."""
         identity = self.task.identity
         run = RunFolder(path=self.run_path, kind="samples", settings=identity, inputs=self.task.inputs())
+        with contextlib.suppress(UserError):  # no earlier record that can be read
+            before = open_run(self.run_path)
+            run.launches = before.launches if before.settings == identity else []
         with unfinished(self.folder).locked():
             rate = 0.0
             if check_fits(self.folder, identity, overwrite) == "finished":
                 self.context.say(f"{self.folder} is finished already; --overwrite draws it again")
                 self.team.begin(identity, [])
             else:
+                run.launches.append(self.launch)
                 run.save()
                 rate = self._draw(overwrite)
             if self.output:

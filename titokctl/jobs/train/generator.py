@@ -17,6 +17,7 @@ from titokctl.errors import UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import RunFolder, check_run_name, open_run
 from titokctl.formats.token_cache import PLAIN, TokenCache
+from titokctl.jobs.launch_record import launch_record
 from titokctl.jobs.train.generator_recipe import num_classes, resolve_recipe
 from titokctl.jobs.train.preview import make_preview
 from titokctl.models import generator_kinds
@@ -107,7 +108,7 @@ class TrainGenerator:
         preview = (
             make_preview(self.tokenizer, found.cache, self.cache, found.recipe, context) if group.is_main else None
         )
-        with found.run.opened(context.say, group) as run:
+        with found.run.opened(context.say, group, launch_record(context)) as run:
             if not run.is_finished:
                 draw = preview(run.path) if preview else None
                 task = build_task(found.recipe, found.rows, context.device, group, draw, found.init)

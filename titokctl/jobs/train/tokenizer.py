@@ -19,6 +19,7 @@ from titokctl.formats import proxy_codes
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.proxy_codes import ProxyCodes
 from titokctl.formats.run_folder import RunFolder, check_run_name, open_run
+from titokctl.jobs.launch_record import launch_record
 from titokctl.jobs.plan import say_source
 from titokctl.jobs.train.stage_start import Start, find_start
 from titokctl.jobs.train.stages import Parts, build_stage, run_kind, save_product
@@ -118,7 +119,7 @@ class TrainTokenizer:
         Raises UserError for data that can't be read or are too few; Stopped after a signal, with everything saved.
         """
         found = self._inputs(context, context.group.world_size, dry=False)
-        with found.run.opened(context.say, context.group) as run:
+        with found.run.opened(context.say, context.group, launch_record(context)) as run:
             if not run.is_finished:
                 self._train(run, found, context)
             context.group.barrier()
