@@ -90,7 +90,7 @@ def test_switches_are_as_before_whatever_api_the_program_used(way, device) -> No
     for set_to, value in way:
         set_to(value)
     before = state()
-    for name in PRECISIONS[:3] if device == "cpu" else PRECISIONS:
+    for name in PRECISIONS:
         with precision(name, device):
             inside = state()
             # TF32 only where it was asked for: what stays float32 under a 16-bit precision is exact.

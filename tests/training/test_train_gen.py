@@ -1,6 +1,7 @@
 """train-gen: it ends with a product, resumes bit for bit, and says what does not fit."""
 
 import importlib.util
+import json
 import os
 import resource
 import shutil
@@ -174,7 +175,7 @@ def test_steps_may_grow_unless_the_rate_depends_on_them(train, kind):
         ("val_fraction=1e-9", "holds out 0 of the 200 rows"),
         ("model.architecture=foo", "unknown generator architecture 'foo'"),
         ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1"),
-        ("training.precision=fp16", "training.precision: should be"),
+        ("training.precision=fp8", "training.precision: should be"),
     ],
 )
 def test_what_does_not_fit_is_named(train, runs, override, message):
@@ -238,17 +239,58 @@ def test_no_fitting_recipe_is_one_sentence(train):
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("tensorboard", "tensorboard/events.out.tfevents.*"), ("wandb", "wandb/offline-run-*")]
+    ("name", "kept"),
+    [("tensorboard", "tensorboard/events.out.tfevents.*"), ("wandb", "wandb/offline-run-*"), ("trackio", "*.db")],
 )
 def test_other_logs_are_written_offline_and_without_their_package_the_hint_names_the_extra(
-    train, name, kept, monkeypatch
+    train, name, kept, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     if importlib.util.find_spec(name):
         result, _ = train(f"training.log=[{name}]")
-        assert list(result.run.glob(kept))
+        assert list((tmp_path / "trackio" if name == "trackio" else result.run).glob(kept))
     else:
         assert f"needs the package {name}" in refusal(train, f"training.log=[{name}]")
+
+
+# The part of Trackio's interface that is used; it prints where Trackio prints.
+TRACKIO = """
+import json, pathlib
+
+class Run:
+    def __init__(self, **settings):
+        self.lines = [{"init": settings}]
+    def log(self, metrics, step=None):
+        self.lines.append({"step": step, **metrics})
+    def finish(self):
+        print("* Run finished.")
+        with pathlib.Path("points.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\\n" for line in self.lines)
+
+def init(project, name=None, resume="never", embed=True):
+    print("* Trackio project initialized")
+    return Run(project=project, name=name, resume=resume, embed=embed)
+"""
+
+
+def test_trackio_gets_every_number_of_a_run_that_is_resumed_under_one_name(run_cli, cache, recipe, tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "trackio.py").write_text(TRACKIO)
+    words = ["train-gen", cache, "--recipe", recipe, "--name", "one", "--json", "--set", "schedule.kind=constant"]
+    words += ["--set", "training.log=[trackio]", "--set"]
+    where = {"PYTHONPATH": os.pathsep.join([str(package), *sys.path])}
+    for steps in (10, 20):
+        done = run_cli(*words, f"training.steps={steps}", env=where, code=0)
+        assert done.json["metrics"]["step"] == steps  # the greeting is not among the results
+        assert "Trackio project initialized" in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "points.jsonl").read_text().splitlines()]
+    first, second = (line["init"] for line in lines if "init" in line)
+    assert (first["project"], first["resume"], second["resume"]) == ("titokctl", "never", "allow")
+    assert first["name"] == second["name"]
+    assert [line["step"] for line in lines if "loss" in line] == [5, 10, 15, 20]
+    assert not second["embed"]
 
 
 def test_the_hint_after_a_loss_that_stays_infinite_names_a_checkpoint_to_start_from(train, runs, tmp_path):

@@ -14,7 +14,7 @@ from titokctl.config.base import (
     PositiveInt,
 )
 
-LogName = Literal["tensorboard", "wandb"]
+LogName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class OptimizerConfig(Config):
@@ -59,7 +59,7 @@ class TrainingConfig(Config):
     `global_batch_size` is the number of images an optimizer step sees over all processes and accumulation steps;
     `micro_batch_size` bounds what one process holds at once (null: all of its share). Of the checkpoints the newest
     `keep_checkpoints` stay, and those whose step is a multiple of `keep_every`. `log` names further destinations of the
-    metrics: tensorboard, wandb.
+    metrics: tensorboard, wandb, trackio.
 
     `keep_best` is the name of a held-out number, such as val_psnr or held_out_loss: the checkpoint with the best one
     stays, and the product is made from it instead of from the last step. Losses, distances, entropies and the gap are
@@ -67,6 +67,9 @@ class TrainingConfig(Config):
     a better one.
 
     `freeze` names parts of the network that are not trained, such as encoder, or decoder.blocks.
+
+    `precision` bf16 is for GPUs that multiply it fast (since the A100); fp16, with a loss scale that adapts itself, is
+    for older ones (V100, T4) and needs a few skipped steps at first.
 
     `compile` null means torch.compile on a GPU and none on a CPU, where starting takes longer than it saves.
     On a GPU some sums are made in an order that changes from run to run, so that a resumed run equals an uninterrupted
@@ -80,7 +83,7 @@ class TrainingConfig(Config):
     freeze: tuple[str, ...] = ()
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt | None = None
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
     ema_decay: Fraction = 0.999
     seed: int = 0
     log_every: PositiveInt = 50

@@ -1,4 +1,4 @@
-"""Logs of a run's numbers: metrics.jsonl, and the programs that show them: TensorBoard, Weights & Biases.
+"""Logs of a run's numbers: metrics.jsonl, and the programs that show them: TensorBoard, Weights & Biases, Trackio.
 
 Each of these programs is an extra of the package, and one entry of `_SINKS`. metrics.jsonl has one JSON object a line,
 each with `step`; the last lines of a killed run may be missing or cut. A resumed run first drops what lies beyond the
@@ -9,7 +9,9 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,9 +120,31 @@ class WandbLog:
         self._run.finish()
 
 
+class TrackioLog:
+    """A run of Trackio in the project titokctl, in Trackio's own folder (TRACKIO_DIR) and nowhere else."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        with redirect_stdout(sys.stderr):  # it greets on stdout, which is for results
+            import trackio
+
+            resume = "never" if first_step == 1 else "allow"
+            project = os.environ.get("TRACKIO_PROJECT", _PROJECT)
+            self._run = trackio.init(project=project, name=_id(run), resume=resume, embed=False)
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to every curve."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        with redirect_stdout(sys.stderr):
+            self._run.finish()
+
+
 _SINKS: Mapping[str, Callable[[Path, int], MetricsSink]] = {
     "tensorboard": TensorBoardLog,
     "wandb": WandbLog,
+    "trackio": TrackioLog,
 }
 
 

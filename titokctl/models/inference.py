@@ -81,6 +81,12 @@ def can_infer(device: torch.device | str, precision: Precision) -> bool:
     return dtype is None or torch.device(device).type != "cpu" or (dtype == torch.bfloat16 and can_pack(dtype))
 
 
+def check_infers(device: torch.device | str, precision: Precision) -> None:
+    """Raise UsageError for a precision that this CPU has no kernels for."""
+    if not can_infer(device, precision):
+        raise UsageError(f"this CPU has no kernels for {precision}", "use --precision float32")
+
+
 def prepared(
     module: Network, device: torch.device | str, precision: Precision, half: Literal["encoder", "decoder"] | None = None
 ) -> Network:
@@ -96,8 +102,7 @@ def prepared(
 
     Raises UsageError for a precision that this CPU has no kernels for.
     """
-    if not can_infer(device, precision):
-        raise UsageError(f"this CPU has no kernels for {precision}", "use --precision float32")
+    check_infers(device, precision)
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
     ready = copy.deepcopy(module, shared)
     unused = {"encoder": ("decoder", "proxy_pixels"), "decoder": ("encoder",)}.get(half or "", ())

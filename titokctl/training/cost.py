@@ -13,6 +13,7 @@ from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, Tokeniz
 from titokctl.data.tokens import DEVICE_BUDGET_BYTES
 from titokctl.models import generator_kinds
 from titokctl.models.generator import Generator
+from titokctl.models.precision import low_dtype
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.generator_task import GeneratorTask
@@ -20,7 +21,6 @@ from titokctl.training.generator_task import GeneratorTask
 _WARM_STEPS, _MEASURED_STEPS = 3, 20
 # Per parameter in float32: weight, gradient, two moments, average.
 _STATE_BYTES = 4 * (1 + 1 + 2 + 1)
-_ACTIVATION_TYPE = {"bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _finish(task: GeneratorTask) -> None:
 
 def _kept_bytes(model: Generator, recipe: GeneratorRecipe, images: int) -> int:
     """Return the size of what autograd keeps of a forward pass over `images`, and of the logits and their gradient."""
-    model = model.to(_ACTIVATION_TYPE.get(recipe.training.precision, torch.float32)).train()
+    model = model.to(low_dtype(recipe.training.precision) or torch.float32).train()
     for part in model.modules():
         if hasattr(part, "recompute"):
             part.recompute = recipe.training.activation_checkpointing  # type: ignore[assignment]

@@ -58,7 +58,10 @@ class GeneratorTask:
         self.model, self.recipe, self.rows, self.held_out = model, recipe, rows, held_out
         self.group, self.preview = group, preview
         training = recipe.training
-        self.learner = Learner(model, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group)
+        in_fp16 = training.precision == "fp16"
+        self.learner = Learner(
+            model, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group, in_fp16
+        )
         self._device = next(model.parameters()).device
         accelerate([model], training)
         # While a GPU computes, a core is idle; on a CPU a thread would only take it from the step.
@@ -85,7 +88,7 @@ class GeneratorTask:
             with training_attention(self._device):  # the backward pass, too: it may compute blocks again
                 with precision(training.precision, self._device):
                     losses = self.model.loss(rows, self.recipe.loss)
-                (losses.total / self._total_weight).backward()
+                self.learner.scaled(losses.total / self._total_weight).backward()
             share = len(rows) / training.global_batch_size
             found = {"loss": losses.total.detach() / self._total_weight}
             found |= {name: share * value for name, value in losses.metrics.items()}

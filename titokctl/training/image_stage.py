@@ -88,7 +88,10 @@ class ImageStage(Generic[M]):
         self.codebook, self.adversary = codebook, adversary
         self.watch: Watch = lambda done, total: None  # called in a step that takes long, before it changes anything
         accelerate(parts, training)
-        self.learner = Learner(module, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group)
+        in_fp16 = training.precision == "fp16"
+        self.learner = Learner(
+            module, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group, in_fp16
+        )
         self.device = next(module.parameters()).device
         self._loss_precision: Precision = (
             recipe.loss.precision if isinstance(recipe.loss, PixelLossConfig) else training.precision
@@ -178,7 +181,7 @@ class ImageStage(Generic[M]):
         """The gradients of one micro batch; what is returned keeps no graph."""
         made = self.make(micro)
         with backward_precision(self.device, self.training.precision, self._loss_precision):
-            (made.loss * self._share(micro)).backward()
+            self.learner.scaled(made.loss * self._share(micro)).backward()
         detached = (t.detach() if t is not None else None for t in (made.images, made.latents, made.ids))
         share = self._share(micro)
         return Made(made.loss.detach() * share, {name: v * share for name, v in made.shown.items()}, *detached)

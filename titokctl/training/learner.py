@@ -10,6 +10,7 @@ from torch import nn
 from titokctl.config.training import OptimizerConfig, ScheduleConfig
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import sum_gradients
+from titokctl.training.loss_scale import LossScale
 from titokctl.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 
 M = TypeVar("M", bound=nn.Module)
@@ -75,6 +76,7 @@ class Learner(Generic[M]):
         total_steps: length of the schedule.
         ema_decay: null keeps no EMA (discriminators).
         group: the processes whose gradients are summed.
+        scales_loss: multiply losses by a `LossScale`, as fp16 needs.
     """
 
     def __init__(
@@ -85,23 +87,33 @@ class Learner(Generic[M]):
         total_steps: int,
         ema_decay: float | None,
         group: Group,
+        scales_loss: bool = False,
     ) -> None:
         self.module, self.group = module, group
         self.config, self.schedule, self.total_steps = optimizer, schedule, total_steps
         self.optimizers = build_optimizers(module, optimizer)
         self.ema = Ema(module, ema_decay) if ema_decay is not None else None
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self._skips = torch.zeros(2, dtype=torch.int64, device=self._parameters[0].device)  # in all, in a row
-        self._most = torch.zeros((), dtype=torch.int64, device=self._skips.device)
+        device = self._parameters[0].device
+        self._skips = torch.zeros(2, dtype=torch.int64, device=device)  # in all, in a row
+        self._most = torch.zeros((), dtype=torch.int64, device=device)
+        self._scale = LossScale(device) if scales_loss else None
+        self._is_flag_read = device.type != "mps"  # torch's fused AdamW ignores it there
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss for the backward pass, a scalar: multiplied by the loss scale, if there is one."""
+        return loss if self._scale is None else loss * self._scale.factor
 
     def update(self, step: int) -> dict[str, torch.Tensor | float]:
         """Sum gradients over processes, clip, step, clear the gradients, move the EMA.
 
-        Returns the gradient norm, the rate, and how many steps were skipped, in all and at most in a row; tensors are
-        on the device.
+        Returns the gradient norm, the rate, how many steps were skipped, in all and at most in a row, and the loss
+        scale if there is one; tensors are on the device.
         """
         scale = learning_rate_scale(step, self.schedule, self.total_steps)
         sum_gradients(self._parameters, self.group)
+        if self._scale is not None:
+            self._scale.unscale([p.grad for p in self._parameters if p.grad is not None])
         limit = self.config.clip_norm if self.config.clip_norm is not None else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
         self.is_finite = norm.isfinite()
@@ -111,21 +123,27 @@ class Learner(Generic[M]):
                 group["lr"] = group["base_lr"] * scale
             # What torch's GradScaler tells fused optimizers, which then leave everything as it is.
             optimizer.found_inf = (~self.is_finite).float()  # type: ignore[attr-defined]
-            optimizer.step()
+            if self._is_flag_read or self.is_finite:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.module)
-        return {
+        found: dict[str, torch.Tensor | float] = {
             "gradient_norm": norm,
             "learning_rate": self.config.learning_rate * scale,
             "skipped_steps": self._skips[0],
             "skipped_in_a_row": self._most,
         }
+        if self._scale is not None:
+            found["loss_scale"] = self._scale.factor.clone()
+            self._scale.update(self.is_finite)
+        return found
 
     def _count(self) -> None:
-        self._skips += 1
-        self._skips -= self.is_finite.long()
-        self._skips[1] *= (~self.is_finite).long()
+        """Count a skipped step. Many in a row end a run; those that a large loss scale may cause are not among them."""
+        skipped = (~self.is_finite).long()
+        diverges = skipped if self._scale is None else skipped * self._scale.is_smallest()
+        self._skips.copy_(torch.stack([self._skips[0] + skipped, (self._skips[1] + diverges) * skipped]))
         torch.maximum(self._most, self._skips[1], out=self._most)
 
     def averaged(self) -> dict[str, torch.Tensor]:
@@ -144,6 +162,8 @@ class Learner(Generic[M]):
         named |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.module, self.optimizers).items()}
         if self.ema is not None:
             named |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
+        if self._scale is not None:
+            named |= {f"loss_scale.{k}": v for k, v in self._scale.tensors().items()}
         return named | {"skipped_steps": self._skips}
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
@@ -151,6 +171,8 @@ class Learner(Generic[M]):
         self.module.load_state_dict(part(tensors, "module."))
         load_optimizer_tensors(self.module, self.optimizers, part(tensors, "optimizer."))
         self._skips.copy_(tensors.get("skipped_steps", self._skips))
+        if self._scale is not None:
+            self._scale.load(part(tensors, "loss_scale."))
         if self.ema is not None:
             self.ema.updates = step
             for name, value in part(tensors, "ema.").items():

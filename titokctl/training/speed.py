@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from titokctl.models.precision import Precision, low_dtype
+
 _SIDE, _WARM_SECONDS, _PRODUCTS = 8192, 0.3, 10  # a GPU at rest needs a while to raise its clocks
 _RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -81,15 +83,16 @@ def _most_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RUSAGE_UNIT
 
 
-def training_cost(operations_per_image: Callable[[], float], device: torch.device | str, precision: str) -> Cost | None:
+def training_cost(
+    operations_per_image: Callable[[], float], device: torch.device | str, precision: Precision
+) -> Cost | None:
     """Return the cost of one image, with the peak measured on a GPU.
 
     None on a CPU, whose peak nobody compares with and would cost seconds to measure.
     """
     if torch.device(device).type != "cuda":
         return None
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return Cost(operations_per_image(), matrix_peak(device, dtype))
+    return Cost(operations_per_image(), matrix_peak(device, low_dtype(precision) or torch.float32))
 
 
 def matrix_peak(device: torch.device | str, dtype: torch.dtype) -> float:

@@ -23,8 +23,8 @@ from titokctl.formats.token_cache import PLAIN
 from titokctl.formats.token_header import CacheHeader, id_dtype
 from titokctl.formats.token_parts import TokenPart
 from titokctl.models.device import default_batch_size, host_zeros, send
-from titokctl.models.inference import encoding_precision, kernels, prepared
-from titokctl.models.precision import Precision, precision
+from titokctl.models.inference import check_infers, encoding_precision, kernels, prepared
+from titokctl.models.precision import PRECISIONS, Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
 
 
@@ -56,11 +56,10 @@ def settings_here(batch_size: int | None, precision: Precision | None, device: s
 def checked_precision(wanted: Precision | None, device: str) -> Precision:
     """Return the precision to encode in; None for the default of the device. Raises UsageError if it can't do that."""
     name = wanted or encoding_precision(device)
-    try:
-        with precision(name, device):
-            return name
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    if name not in PRECISIONS:
+        raise UsageError(f"there is no precision named {name!r}", f"one of: {', '.join(PRECISIONS)}")
+    check_infers(device, name)
+    return name
 
 
 @dataclass(frozen=True)
