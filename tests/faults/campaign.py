@@ -78,7 +78,7 @@ def problem_after_again(server: Server, name: str, words: list[str], expected: d
     """Run the same command again; return what is wrong with it, or with what there is then, or ""."""
     work = server.root / "work"
     again = server.run(work, words)
-    is_there = "exists already" in again["stderr"]  # the product was complete
+    is_there = "is finished already" in again["stderr"]  # the product was complete
     if again["code"] and not is_there:
         return f"again: code {again['code']}: {again['stderr'][-300:]}"
     found = commands.made(work, name)

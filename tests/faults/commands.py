@@ -121,7 +121,12 @@ def made(place: Path, name: str) -> dict[str, str]:
         is_product = where.startswith(("out", *_NEW_RUNS)) or "evaluation" in where
         # The index of a shard is kept where that is possible, and holds the shard's time. A run that was stopped has a
         # checkpoint of its last step, too.
-        is_by_the_way = path.name == ".lock" or ".titokctl-index" in where or "/checkpoints/" in where
+        is_by_the_way = (
+            path.name == ".lock"
+            or path.name.endswith(".settings.json")
+            or ".titokctl-index" in where
+            or "/checkpoints/" in where
+        )
         if path.is_file() and is_product and not is_by_the_way:
             found[where] = hashlib.sha256(_lasting(path)).hexdigest()
     return found

@@ -162,7 +162,7 @@ def test_other_settings_are_refused_and_listed(tmp_path):
         check_fits(tmp_path, other)
     write(tmp_path)
     assert check_fits(tmp_path, SETTINGS) == "finished"
-    with pytest.raises(UserError, match=r"begun with other settings:\n  sampling\.seed: 0 -> 5"):
+    with pytest.raises(UserError, match=r"made with other settings:\n  sampling\.seed: 0 -> 5"):
         check_fits(tmp_path, other)
 
 

@@ -52,7 +52,7 @@ def test_the_npz_is_that_of_the_sample_set_to_the_byte(drawn, decode, tmp_path):
     done = decode(found.ids, "-o", tmp_path / "out.npz")
     assert done == {"output": str(tmp_path / "out.npz"), "image_format": "npz", "images": N, "view": "plain"}
     assert (tmp_path / "out.npz").read_bytes() == found.images.read_bytes()
-    assert [p.name for p in tmp_path.iterdir()] == ["out.npz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.npz.settings.json", "out.npz"]
     decode(found.ids, "-o", tmp_path / "small.npz", "--batch-size", 3)
     assert (tmp_path / "small.npz").read_bytes() == found.images.read_bytes()
 

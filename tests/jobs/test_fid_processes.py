@@ -67,6 +67,6 @@ def test_more_processes_than_images_and_one_error(toy, tmp_path, run_cli):
     Image.fromarray(noise(1, 2)[0, :20]).save(folder / "005.png")
     words = ("stats", "few", "-o", "ref.npz", "--features", "toy", "--procs", 2)
     again = run_cli(*words, env=toy, code=1)
-    assert "exists already" in again.stderr
+    assert "made with other settings" in again.stderr
     wrong = run_cli(*words, "--overwrite", env=toy, code=1)
     assert wrong.stderr.count("different sizes") == 1

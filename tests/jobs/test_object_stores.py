@@ -103,8 +103,8 @@ def test_work_that_was_begun_is_resumed_and_other_settings_are_refused(
     assert run([*words(source, f"{address}/"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["units_reused"] == 9
     assert [key.rpartition("/")[2] for key in gateway.written] == ["unit-00000003.safetensors", "manifest.json"]
-    assert run(words(source, f"{address}/")) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert run(words(source, f"{address}/")) == 0
+    assert "is finished already" in capsys.readouterr().err
     assert run(words(source, f"{address}/", "--overwrite")) == 1
     assert "never written again" in capsys.readouterr().err
     assert run(words(source, address)) == 2

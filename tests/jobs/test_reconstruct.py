@@ -129,7 +129,7 @@ def test_pairs_fill_rows_and_the_last_one_is_padded_with_white():
 
 def test_existing_results_and_wrong_numbers_are_refused(made, tmp_path):
     go(made, tmp_path / "out", num_images=2)
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="made with other settings"):
         go(made, tmp_path / "out")
     go(made, tmp_path / "out", num_images=3, overwrite=True)
     with pytest.raises(UsageError, match="at least 1"):

@@ -177,7 +177,7 @@ def test_an_output_folder_is_found_through_the_runs_folder(sample, networks, tmp
 def test_an_existing_output(sample, refused, tmp_path):
     output = tmp_path / "mine"
     sample("-n", 5, "-o", output)
-    assert f"{output} exists already" in refused(1, "-n", 5, "-o", output)
+    assert f"{output} exists already, made with other settings" in refused(1, "-n", 6, "-o", output)
     found = sample("-n", 6, "-o", output, "--overwrite", "--format", "png")
     assert len(images_of(found)) == 6
     assert not (output / "images.npz").exists()

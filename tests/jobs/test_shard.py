@@ -141,7 +141,7 @@ def test_work_begun_with_other_settings_is_kept_unless_overwritten(tmp_path: Pat
     class_folders(tmp_path / "in", each=40)
     with pytest.raises(Stopped):
         make([tmp_path / "in"], tmp_path / "out", StopAfter(5), per_shard=20)
-    with pytest.raises(UserError, match=r"was begun with other settings:\n  per_shard: 20 -> 33"):
+    with pytest.raises(UserError, match=r"begun with other settings:\n  per_shard: 20 -> 33"):
         make([tmp_path / "in"], tmp_path / "out", per_shard=33)
     make([tmp_path / "in"], tmp_path / "out", per_shard=33, overwrite=True)
     assert [u.count for u in open_source([tmp_path / "out"]).units] == [33, 33, 14]
@@ -153,7 +153,7 @@ def test_an_existing_output(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
     assert make([tmp_path / "in"], tmp_path / "out", per_shard=4).samples == 10
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == before
-    with pytest.raises(UserError, match="was begun with other settings:\n  per_shard: 4 -> 5"):
+    with pytest.raises(UserError, match="made with other settings:\n  per_shard: 4 -> 5"):
         make([tmp_path / "in"], tmp_path / "out", per_shard=5)
     assert make([tmp_path / "in"], tmp_path / "out", per_shard=5, overwrite=True).shards == 2
     assert len(open_source([tmp_path / "out"])) == 10
@@ -176,7 +176,7 @@ def test_the_command(tmp_path: Path, run_cli) -> None:
     assert done.json["samples"] == 10
     assert done.stderr == ""
     again = run_cli("shard", "in", "-o", "out", code=0)
-    assert "complete already" in again.stderr
+    assert "finished already" in again.stderr
     assert "shuffled with seed 0" in again.stderr
     assert again.stdout == ""
     missing = run_cli("shard", "nowhere", "-o", "out2", code=1)

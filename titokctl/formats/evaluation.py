@@ -13,6 +13,7 @@ Specification: each is JSON with a format, format_version 1 and `versions` of pa
 - `reproduction.json` in the folder of a sample set, format "titokctl/reproduction": the fields of `Reproduction`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,29 @@ def unfinished_reconstruction(folder: Path) -> Unfinished:
     return Unfinished(folder / RECONSTRUCTION, folder / ".reconstruction.unfinished")
 
 
-def write_reconstruction(folder: Path, fields: dict[str, Any], picture: np.ndarray) -> None:
-    """Write the results of `titokctl reconstruct` into `folder`: numbers, and a picture (h, w, 3) uint8."""
+def read_reconstruction(folder: Path) -> dict[str, Any]:
+    """Return the fields of the result in `folder`. Raises UserError for anything else, or one of a newer titokctl."""
+    path = folder / RECONSTRUCTION
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("format") != "titokctl/reconstruction":
+        raise UserError(f"{path} is not a result of `titokctl reconstruct`", "choose another folder with -o")
+    check_version(found.get("format_version", 0), FORMAT_VERSION, path, "reconstruction")
+    return found
+
+
+def write_reconstruction(
+    folder: Path, fields: dict[str, Any], picture: np.ndarray, settings: Mapping[str, Any]
+) -> None:
+    """Write the results of `titokctl reconstruct` into `folder`: numbers, and a picture (h, w, 3) uint8.
+
+    `settings` are those that decide about them, as for `settings_record`.
+    """
     work = unfinished_reconstruction(folder)
     with work.locked(), disk_errors(folder):
         save_png(work.folder / RECONSTRUCTION_PICTURE, picture)
         _write(work.folder / RECONSTRUCTION, "titokctl/reconstruction", fields)
-        for name in (RECONSTRUCTION_PICTURE, RECONSTRUCTION):
-            publish(work.folder / name, folder / name)
-        work.remove()
+        publish(work.folder / RECONSTRUCTION_PICTURE, folder / RECONSTRUCTION_PICTURE)
+        work.publish(work.folder / RECONSTRUCTION, settings)
 
 
 def write_reproduction(folder: Path, fields: dict[str, Any]) -> None:

@@ -21,11 +21,12 @@ from titokctl.formats.folder_lock import contents_of
 SEAL = ".titokctl.json"
 FORMAT = "titokctl/folder"
 FORMAT_VERSION = 1
-# The longest name that is made of an output's name: ".<name>.tmp-<machine>-<process>-<random>-replaced".
-_ROOM_IN_NAME = 40
+# The longest name that is made of an output's name: "..<name>.settings.json.tmp-<machine>-<process>-<random>".
+_ROOM_IN_NAME = 50
+SHARDS_INDEX = "index.json"
 _SHOWN = 3
-_SHARDS_INDEX = "index.json"
-_SHARDS_BESIDE = ("rejected.jsonl", _SHARDS_INDEX)
+_HEAD_BYTES = 16
+_SHARDS_BESIDE = ("rejected.jsonl", SHARDS_INDEX)
 _OFFSETS = ".titokctl-index"
 Listing = dict[str, int | None]
 
@@ -88,12 +89,20 @@ def check_free(output: Path, overwrite: bool, kind: FileKind | None = None) -> N
         _check_folder(output, kind)
         return
     with output.open("rb") as file:
-        head = file.read(16)
+        head = file.read(_HEAD_BYTES)
     if head and not kind.begins(head):
         raise UserError(
             f"{output} is not {kind.words}, so --overwrite does not replace it",
             f"choose another -o, or delete it yourself: rm {output}",
         )
+
+
+def is_of_kind(output: Path, kind: FileKind) -> bool:
+    """Return True if `output` is a regular file that begins as files of this kind do."""
+    if output.is_symlink() or not output.is_file():
+        return False
+    with output.open("rb") as file:
+        return kind.begins(file.read(_HEAD_BYTES))
 
 
 def exists_already(output: Path) -> UserError:
@@ -175,7 +184,7 @@ def listing_of(folder: Path) -> Listing | None:
         files = record.get("files")
         if record.get("format") == FORMAT and isinstance(files, dict):
             return _safe({**files, SEAL: None})
-    record = _object(folder / _SHARDS_INDEX) if (folder / _SHARDS_INDEX).is_file() else {}
+    record = _object(folder / SHARDS_INDEX) if (folder / SHARDS_INDEX).is_file() else {}
     shards = record.get("shards")
     if record.get("format") == "titokctl/shards" and isinstance(shards, list):
         listed: Listing = {s["name"]: s.get("bytes") for s in shards if isinstance(s, dict) and "name" in s}

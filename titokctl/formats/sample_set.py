@@ -45,7 +45,7 @@ from titokctl.formats.picture import save_class_grid
 from titokctl.formats.replacing import check_only_listed, delete_listed, listing_of
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.formats.token_cache_writer import TokenCacheWriter
-from titokctl.formats.unfinished import SETTINGS, Unfinished, begun_with_other_settings, changes
+from titokctl.formats.unfinished import SETTINGS, Unfinished, check_made_with
 
 FORMAT = "titokctl/sample-set"
 FORMAT_VERSION = 1
@@ -262,8 +262,8 @@ def check_fits(folder: Path, settings: dict[str, Any], overwrite: bool = False) 
         raise not_a_set(folder)
     if state == "finished" and overwrite:
         return "empty"
-    if state == "finished" and (changed := changes(SampleSet.open(folder).manifest["settings"], settings)):
-        raise begun_with_other_settings(folder, changed)
+    if state == "finished":
+        check_made_with(folder, SampleSet.open(folder).manifest["settings"], settings)
     if state == "unfinished" and not unfinished(folder).resumes(settings, overwrite):
         return "empty"
     return state

@@ -20,7 +20,6 @@ from typing import Any, BinaryIO, TypeVar
 from titokctl.errors import UserError
 from titokctl.formats.atomic import user_cache, write_bytes
 from titokctl.formats.object_store import ObjectFolder, StorePath
-from titokctl.formats.replacing import exists_already
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import (
     FINISHED_VERSION,
@@ -65,14 +64,12 @@ class StoredParts(PartsFolder):
         yield True
 
     def check_free(self, overwrite: bool) -> None:
-        """Raise UserError when the folder is finished, or holds objects that are not ours."""
+        """Raise UserError when the folder holds objects that are not ours, or is to be overwritten."""
         if overwrite:
             raise UserError(
                 f"--overwrite can't replace {self.output}: objects are never written again",
                 "choose another address, or delete the objects first",
             )
-        if self.is_complete():
-            raise exists_already(self.output)
         if not self.is_begun() and (found := self.store.sizes()):
             raise UserError(f"{self.output} holds other objects, such as {min(found)}", "choose another -o")
 

@@ -5,6 +5,9 @@ the product. A JSON file in it, the record, holds the settings that decide about
 works there holds the lock `.lock` (`folder_lock`), in this folder unless the product is a folder that has one; several
 that divide the work by arithmetic share it. Work is resumed only with equal settings. The finished product gets its
 name by a rename; after that the folder is deleted.
+
+Finished work follows the same rule: the settings that made a product are recorded, in its own format or by
+`settings_record`; the same command again finds it finished, and other settings are refused.
 """
 
 import contextlib
@@ -18,7 +21,8 @@ from titokctl.config.differences import flat_differences
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, flush_entry, make_folder, read_json, write_json, write_new_json
 from titokctl.formats.folder_lock import LOCK, at_work, folder_lock, is_held
-from titokctl.formats.replacing import swap_in
+from titokctl.formats.replacing import FileKind, check_free, swap_in
+from titokctl.formats.settings_record import record_settings, recorded_settings
 
 SETTINGS = "settings.json"
 _LINE = 160
@@ -108,17 +112,32 @@ class Unfinished:
                 return False
         return True
 
+    def is_finished(self, settings: Mapping[str, Any], overwrite: bool = False) -> bool:
+        """Return True if the output is there, made with `settings`, and may stay; nothing is written.
+
+        Call it after `check_output`. Raises UserError, which lists the differences, for a product of other settings.
+        """
+        made = None if overwrite else recorded_settings(self.output)
+        if made is None:
+            return False
+        check_made_with(self.output, made, settings)
+        return True
+
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[Path]:
+    def at_once(self, settings: Mapping[str, Any]) -> Iterator[Path]:
         """Yield the path at which to make the product in one go; it becomes the output when the block succeeds.
 
         What a killed process left is deleted first, and everything but the product at the end.
+
+        Args:
+            settings: JSON values; everything that decides about the product, recorded with it.
         """
         with self.locked():
             self.clear()
             product = self.folder / self.output.name
             try:
                 yield product
+                record_settings(product, self.output, settings)
                 publish(product, self.output)
             finally:
                 self.remove()
@@ -134,8 +153,13 @@ class Unfinished:
         for path in owned - {self.record}:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
-    def publish(self, product: Path) -> None:
-        """Give the finished `product`, a file or folder in the work's folder, the output's name; the folder goes."""
+    def publish(self, product: Path, settings: Mapping[str, Any]) -> None:
+        """Give the finished `product`, a file or folder in the work's folder, the output's name; the folder goes.
+
+        Args:
+            settings: as for `at_once`.
+        """
+        record_settings(product, self.output, settings)
         publish(product, self.output)
         self.remove()
 
@@ -166,14 +190,46 @@ def publish(product: Path, output: Path) -> None:
         flush_entry(output.absolute().parent)
 
 
+def check_output(output: Path, overwrite: bool, kind: FileKind | None = None) -> None:
+    """Raise UserError when `output` can't be written, before any work is done for it.
+
+    A product whose settings are recorded may be there: `Unfinished.is_finished` compares them. The arguments are those
+    of `check_free`.
+    """
+    if overwrite or recorded_settings(output) is None:
+        check_free(output, overwrite, kind)
+
+
+def check_made_with(output: Path, made: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise UserError, which lists the differences, when the finished `output` was `made` with other settings."""
+    if changed := changes(made, settings):
+        raise made_with_other_settings(output, changed)
+
+
+def made_with_other_settings(output: Path, changed: list[str]) -> UserError:
+    """Return the error for a finished output of other settings; `changed` are lines as `changes` gives them."""
+    return UserError(
+        f"{output} exists already, made with other settings:\n{_listed(changed)}",
+        "choose another output with -o, or replace this one with --overwrite",
+    )
+
+
+def finished_already(output: Path) -> str:
+    """Return the sentence about an output that the same command has finished before."""
+    return f"{output} is finished already; --overwrite makes it again"
+
+
 def begun_with_other_settings(output: Path, changed: list[str]) -> UserError:
     """Return the error for work that was begun with other settings; `changed` are lines as `changes` gives them."""
-    lines = "\n".join(f"  {line}" for line in changed[:_MAX_LINES])
-    more = f"\n  and {len(changed) - _MAX_LINES} more" if len(changed) > _MAX_LINES else ""
     return UserError(
-        f"{output} was begun with other settings:\n{lines}{more}",
+        f"{output} was begun with other settings:\n{_listed(changed)}",
         "repeat the command with those settings, choose another output, or start over with --overwrite",
     )
+
+
+def _listed(changed: list[str]) -> str:
+    more = f"\n  and {len(changed) - _MAX_LINES} more" if len(changed) > _MAX_LINES else ""
+    return "\n".join(f"  {line}" for line in changed[:_MAX_LINES]) + more
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

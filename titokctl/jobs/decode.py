@@ -13,11 +13,11 @@ from titokctl.context import Context
 from titokctl.data.image_decoder import ENCODERS, ImageDecoder, recorded_precision
 from titokctl.errors import UsageError
 from titokctl.formats.image_output import PRODUCTS, ChunkWriter, ImageFormat, OutputSpec, Rows, open_output
-from titokctl.formats.replacing import NPZ, check_free, files_to_delete, seal
+from titokctl.formats.replacing import NPZ, files_to_delete, seal
 from titokctl.formats.run_folder import versions
 from titokctl.formats.sample_set import IDS
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.formats.unfinished import Unfinished
+from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.caches.rows import tokenizer_of
 from titokctl.jobs.plan import WritePlan, cache_read, image_bytes
 from titokctl.models.device import default_batch_size
@@ -80,26 +80,34 @@ class Decode:
         """
         work = self._work(context, fetch=False)
         work.unfinished.check_not_at_work()
+        finished = work.unfinished.is_finished(work.settings, self.overwrite)
         kept = ChunkWriter(work.unfinished.folder, None)
-        if work.unfinished.resumes(work.settings, self.overwrite):
+        if not finished and work.unfinished.resumes(work.settings, self.overwrite):
             kept.read_chunks()
         return WritePlan(
             reads=cache_read(work.cache, self.view),
             output=self.output,
             count=len(work.cache),
-            done=kept.num_done,
+            done=len(work.cache) if finished else kept.num_done,
             num_bytes=image_bytes(self._form, len(work.cache), work.cache.header.image_size),
             settings={name: work.settings[name] for name in ("image_format", "precision", "device")},
-            removes=files_to_delete(self.output),
+            removes=() if finished else files_to_delete(self.output),
         )
 
     def run(self, context: Context) -> Decoded:
         """Write the images. Raises as `plan`; Stopped after a signal, with the finished part kept beside the output."""
         work = self._work(context, fetch=True)
+        if work.unfinished.is_finished(work.settings, self.overwrite):
+            context.say(finished_already(self.output))
+            work.unfinished.remove_if_idle()
+            return self._result(work)
         with work.unfinished.locked():
             work.unfinished.begin(work.settings, self.overwrite)
             work.decode(context)
-            work.unfinished.publish(work.unfinished.folder / PRODUCTS[self._form])
+            work.unfinished.publish(work.unfinished.folder / PRODUCTS[self._form], work.settings)
+        return self._result(work)
+
+    def _result(self, work: "_Work") -> Decoded:
         return Decoded(self.output, self._form, len(work.cache), self.view)
 
     @property
@@ -107,7 +115,7 @@ class Decode:
         return self.image_format or ("npz" if self.output.suffix == ".npz" else "png")
 
     def _work(self, context: Context, fetch: bool) -> "_Work":
-        check_free(self.output, self.overwrite, NPZ if self._form == "npz" else None)
+        check_output(self.output, self.overwrite, NPZ if self._form == "npz" else None)
         in_a_sample_set = self.path / IDS
         path = in_a_sample_set if in_a_sample_set.is_file() else self.path
         cache, device = TokenCache.open_whole(path), context.device
@@ -115,6 +123,7 @@ class Decode:
         model = tokenizer_of(cache, self.tokenizer, context, fetch)
         precision = self.precision or recorded_precision(cache.header, device) or fastest_precision(device)
         settings = {
+            "command": "decode",
             "cache": cache.sha256,
             "view": self.view,
             "weights_sha256": weights_sha256(model),

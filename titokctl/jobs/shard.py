@@ -31,7 +31,7 @@ from titokctl.formats.shard_set import (
     write_set_index,
     write_shard,
 )
-from titokctl.formats.unfinished import Unfinished, begun_with_other_settings, changes
+from titokctl.formats.unfinished import Unfinished, check_made_with, finished_already
 from titokctl.jobs.plan import WritePlan, say_source, source_read
 
 PER_SHARD = 1000
@@ -110,7 +110,7 @@ class Shard:
         work = self._open(keep_index=True)
         say_source(work.source, context)
         if work.finished:
-            context.say(f"{self.output} is complete already")
+            context.say(finished_already(self.output))
             return work.finished
         with disk_errors(self.output), work.unfinished.locked():
             work.unfinished.begin(work.settings, self.overwrite)
@@ -152,9 +152,7 @@ def _finished(output: Path, settings: dict[str, Any], overwrite: bool) -> Sharde
     if overwrite:
         check_free(output, overwrite)
         return None
-    changed = changes({name: record.get(name) for name in settings}, settings)
-    if changed:
-        raise begun_with_other_settings(output, changed)
+    check_made_with(output, {name: record.get(name) for name in settings}, settings)
     infos = [ShardInfo(s["name"], s["samples"], s["bytes"]) for s in record["shards"]]
     rejected_file = output / REJECTED_NAME
     lines = rejected_file.read_text(encoding="utf-8").splitlines() if rejected_file.is_file() else []

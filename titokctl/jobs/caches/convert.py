@@ -5,13 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.context import Context
 from titokctl.data.class_order import say_class_order
 from titokctl.errors import UsageError
-from titokctl.formats.replacing import SAFETENSORS, check_free, files_to_delete
+from titokctl.formats.replacing import SAFETENSORS, files_to_delete
+from titokctl.formats.settings_record import recorded_settings
+from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.plan import WritePlan
 from titokctl.weights.build import check_finite, compare, shapes, skeleton
 from titokctl.weights.known import released
@@ -83,30 +85,54 @@ class Convert:
         path, weights = self._read(fetch=False)
         if self.to == "official":
             write_config(weights.kind, weights.config)  # raises when there is no official form
+        finished = self._finished(path, context) is not None
         return WritePlan(
             reads={"weights": str(path), "kind": weights.kind, "model": _known_name(weights)},
             output=self.output,
             count=len(weights.tensors),
             unit="tensors",
+            done=len(weights.tensors) if finished else 0,
             num_bytes=sum(t.numel() * t.element_size() for t in weights.tensors.values()),
             settings={"layout": self.to},
-            removes=files_to_delete(self.output),
-            makes_folders=self.to == "official",
+            removes=() if finished else files_to_delete(self.output),
         )
 
     def run(self, context: Context) -> Converted:
         """Write the weights. Raises as `plan`; Stopped after a signal, with nothing written."""
         path, weights = self._read(fetch=True)
-        marker = path / "state.json"  # of a checkpoint, whose other files' hashes it has
-        digest = _sha256(marker if marker.is_file() else tensor_file(path), context)
-        if self.to == "official":
-            write_official(self.output, weights)
-            if isinstance(weights.config, GeneratorConfig):
-                names = json.loads(weights.extra.get("inputs", "{}")).get("class_names", ())
-                say_class_order(names, weights.config, context.say)
-        else:
-            extra = {**weights.extra, "source": path.name, "source_sha256": digest}
-            save(self.output, replace(weights, extra=extra))
+        if (digest := self._finished(path, context)) is not None:
+            context.say(finished_already(self.output))
+            return self._result(weights, digest)
+        digest = _sha256(path, context)
+        with Unfinished(self.output).at_once(self._settings(path, digest)) as product:
+            if self.to == "official":
+                write_official(product, weights)
+            else:
+                extra = {**weights.extra, "source": path.name, "source_sha256": digest}
+                save(product, replace(weights, extra=extra))
+        if self.to == "official" and isinstance(weights.config, GeneratorConfig):
+            names = json.loads(weights.extra.get("inputs", "{}")).get("class_names", ())
+            say_class_order(names, weights.config, context.say)
+        return self._result(weights, digest)
+
+    def _finished(self, path: Path, context: Context) -> str | None:
+        """Return the SHA-256 of the source if the output was made from it before; None if it is to be made."""
+        if self.overwrite or recorded_settings(self.output) is None:
+            return None
+        digest = _sha256(path, context)
+        return digest if Unfinished(self.output).is_finished(self._settings(path, digest)) else None
+
+    def _settings(self, path: Path, digest: str) -> dict[str, Any]:
+        return {
+            "command": "convert",
+            "source": path.name,
+            "source_sha256": digest,
+            "model": self.model,
+            "layout": self.to,
+            "dtype": self.dtype,
+        }
+
+    def _result(self, weights: Weights, digest: str) -> Converted:
         return Converted(
             destination=self.output,
             kind=weights.kind,
@@ -130,10 +156,13 @@ class Convert:
         return path, weights
 
     def _check_output(self) -> None:
-        check_free(self.output, self.overwrite, None if self.to == "official" else SAFETENSORS)
+        check_output(self.output, self.overwrite, None if self.to == "official" else SAFETENSORS)
 
 
-def _sha256(file: Path, context: Context) -> str:
+def _sha256(weights: Path, context: Context) -> str:
+    """Return the SHA-256 of a file of weights, of the one in a folder, or of a checkpoint's list of hashes."""
+    marker = weights / "state.json"
+    file = marker if marker.is_file() else tensor_file(weights)
     digest, progress = hashlib.sha256(), context.progress
     progress.start("reading", file.stat().st_size, unit="bytes")
     with file.open("rb") as stream:

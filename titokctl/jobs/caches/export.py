@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -13,9 +14,9 @@ from safetensors.numpy import save_file
 from titokctl.context import Context
 from titokctl.errors import UsageError
 from titokctl.formats.atomic import disk_errors, flush
-from titokctl.formats.replacing import JSON, NPY, SAFETENSORS, check_free, files_to_delete, seal
+from titokctl.formats.replacing import JSON, NPY, SAFETENSORS, files_to_delete, seal
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.formats.unfinished import Unfinished
+from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.plan import WritePlan, cache_read, rows_bytes
 
 _ROWS_AT_ONCE = 8192
@@ -69,31 +70,40 @@ class Export:
     def plan(self, context: Context) -> WritePlan:
         """Return what would be written. Raises UserError when the output exists, or the view doesn't."""
         cache, rows = self._open()
+        finished = Unfinished(self.target).is_finished(self._settings(cache), self.overwrite)
         return WritePlan(
             reads=cache_read(cache, self.view),
             output=self.target,
             count=len(cache),
             unit="rows",
+            done=len(cache) if finished else 0,
             num_bytes=rows_bytes(rows) if self.form in ("npy", "safetensors") else None,
             settings={"form": self.form},
-            removes=files_to_delete(self.target),
+            removes=() if finished else files_to_delete(self.target),
         )
 
     def run(self, context: Context) -> Exported:
         """Write the rows. Raises as `plan`; Stopped after a signal, with nothing written."""
         cache, rows = self._open()
-        self.target.parent.mkdir(parents=True, exist_ok=True)
+        work, settings = Unfinished(self.target), self._settings(cache)
+        made = Exported(self.target, self.form, len(cache), self.view, cache.header.terms)
+        if work.is_finished(settings, self.overwrite):
+            context.say(finished_already(self.target))
+            return made
         context.progress.start("export", len(cache), "rows")
-        with Unfinished(self.target).at_once() as product, disk_errors(self.target):
+        with work.at_once(settings) as product, disk_errors(self.target):
             for written in _WRITERS[self.form](product, cache, rows):
                 context.progress.advance(written)
                 context.stop.check()
             flush(product)
         context.progress.close()
-        return Exported(self.target, self.form, len(cache), self.view, cache.header.terms)
+        return made
+
+    def _settings(self, cache: TokenCache) -> dict[str, Any]:
+        return {"command": "export", "cache": cache.sha256, "view": self.view, "form": self.form}
 
     def _open(self) -> tuple[TokenCache, np.ndarray]:
-        check_free(self.target, self.overwrite, _KINDS[self.form])
+        check_output(self.target, self.overwrite, _KINDS[self.form])
         cache = TokenCache.open_whole(self.path)
         rows = cache.view(self.view)
         if self.form == "jsonl" and not cache.is_discrete:

@@ -13,12 +13,12 @@ from titokctl import __version__
 from titokctl.config.differences import flat_differences
 from titokctl.context import Context
 from titokctl.errors import UserError
-from titokctl.formats.replacing import CACHE, check_free, files_to_delete
+from titokctl.formats.replacing import CACHE, files_to_delete
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_keys import Keys
-from titokctl.formats.unfinished import Unfinished
+from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.plan import WritePlan, cache_bytes
 
 _ROWS_AT_ONCE = 1 << 16
@@ -56,36 +56,45 @@ class Merge:
         """Return what would be written. Raises UserError when the output exists, or the caches' settings differ."""
         caches = self._open()
         total, header = sum(map(len, caches)), _header(caches)
+        finished = Unfinished(self.output).is_finished(self._settings(caches), self.overwrite)
         return WritePlan(
             reads={"tokens": [str(path) for path in self.paths], "rows": [len(cache) for cache in caches]},
             output=self.output,
             count=total,
             unit="rows",
+            done=total if finished else 0,
             num_bytes=None if self.compress else cache_bytes(header, total, self._key_bytes()),
             settings={"tokens_a_row": header.num_latent_tokens, "views": [PLAIN, *header.views]},
-            removes=files_to_delete(self.output),
+            removes=() if finished else files_to_delete(self.output),
         )
 
     def run(self, context: Context) -> Merged:
         """Write the cache. Raises as `plan`; Stopped after a signal, with nothing written."""
         caches, progress = self._open(), context.progress
-        total = sum(map(len, caches))
-        self.output.parent.mkdir(parents=True, exist_ok=True)
+        total, work, settings = sum(map(len, caches)), Unfinished(self.output), self._settings(caches)
+        if work.is_finished(settings, self.overwrite):
+            context.say(finished_already(self.output))
+            return self._result(caches)
         progress.start("merge", total, "rows")
         sizes = {"num_rows": total, "key_bytes": self._key_bytes()}
         with (
-            Unfinished(self.output).at_once() as product,
+            work.at_once(settings) as product,
             TokenCacheWriter(product, _header(caches), **sizes, compress=self.compress) as writer,
         ):
             for cache in caches:
                 _append(writer, cache, context)
         progress.close()
-        return Merged(
-            self.output, total, [len(c) for c in caches], TokenCache.open(self.output, check_ids=False).sha256
-        )
+        return self._result(caches)
+
+    def _result(self, caches: list[TokenCache]) -> Merged:
+        rows = [len(cache) for cache in caches]
+        return Merged(self.output, sum(rows), rows, TokenCache.open(self.output, check_ids=False).sha256)
+
+    def _settings(self, caches: list[TokenCache]) -> dict[str, Any]:
+        return {"command": "merge", "caches": [cache.sha256 for cache in caches], "compress": self.compress}
 
     def _open(self) -> list[TokenCache]:
-        check_free(self.output, self.overwrite, CACHE)
+        check_output(self.output, self.overwrite, CACHE)
         caches = [TokenCache.open_whole(path) for path in self.paths]
         for cache in caches[1:]:
             changes = flat_differences(_decisive(caches[0]), _decisive(cache))

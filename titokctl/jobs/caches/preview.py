@@ -4,15 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder
 from titokctl.data.order import spread_positions
 from titokctl.formats.picture import save_grid
-from titokctl.formats.replacing import PNG, check_free, files_to_delete
+from titokctl.formats.replacing import PNG, files_to_delete
 from titokctl.formats.token_cache import PLAIN, TokenCache
+from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.caches.rows import RECORDED, Originals, source_named, tokenizer_of
 from titokctl.jobs.plan import WritePlan, cache_read
+from titokctl.weights.hashes import weights_sha256
 
 _COLUMNS = 8
 
@@ -56,30 +59,36 @@ class Preview:
         Raises UserError when the output exists, the tokenizer isn't found, or the source is another one.
         """
         work = _Work(self, context, may_store=False)
+        finished = work.unfinished.is_finished(work.settings, self.overwrite)
         return WritePlan(
             reads=cache_read(work.cache, self.view),
             output=self.output,
             count=len(work.rows),
+            done=len(work.rows) if finished else 0,
             settings={"with_originals": self.source is not None},
-            removes=files_to_delete(self.output),
-            makes_folders=False,
+            removes=() if finished else files_to_delete(self.output),
         )
 
     def run(self, context: Context) -> Previewed:
         """Draw the picture. Raises as `plan`."""
         work = _Work(self, context)
+        made = Previewed(self.output, work.rows.tolist(), self.view, self.source is not None)
+        if work.unfinished.is_finished(work.settings, self.overwrite):
+            context.say(finished_already(self.output))
+            return made
         images = work.decoder.decoded(np.asarray(work.cache.view(self.view)[work.rows]))
         if work.originals is not None:
             images = _interleaved(work.originals.pixels(work.rows), images)
-        save_grid(self.output, images, min(_COLUMNS, len(work.rows)))
-        return Previewed(self.output, work.rows.tolist(), self.view, self.source is not None)
+        with work.unfinished.at_once(work.settings) as product:
+            save_grid(product, images, min(_COLUMNS, len(work.rows)))
+        return made
 
 
 class _Work:
     """Everything that a preview needs, opened and checked; nothing is downloaded or indexed unless `may_store`."""
 
     def __init__(self, request: Preview, context: Context, may_store: bool = True) -> None:
-        check_free(request.output, request.overwrite, PNG)
+        check_output(request.output, request.overwrite, PNG)
         self.cache = cache = TokenCache.open_whole(request.path)
         cache.view(request.view)
         self.originals = None
@@ -90,6 +99,16 @@ class _Work:
         tokenizer = tokenizer_of(cache, request.tokenizer, context, may_store)
         self.decoder = ImageDecoder(tokenizer, context.device, "float32")
         self.rows = spread_positions(len(cache), request.count)
+        self.unfinished = Unfinished(request.output)
+        self.settings = {
+            "command": "preview",
+            "cache": cache.sha256,
+            "view": request.view,
+            "rows": len(self.rows),
+            "with_originals": request.source is not None,
+            "weights_sha256": weights_sha256(tokenizer),
+            "device": torch.device(context.device).type,
+        }
 
 
 def _interleaved(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
@@ -22,12 +23,15 @@ from titokctl.formats.atomic import make_folder
 from titokctl.formats.evaluation import (
     RECONSTRUCTION,
     RECONSTRUCTION_PICTURE,
+    read_reconstruction,
     unfinished_reconstruction,
     write_reconstruction,
 )
 from titokctl.formats.picture import grid
 from titokctl.formats.replacing import JSON, PNG, check_free, files_to_delete
 from titokctl.formats.sample_set import IDS, MANIFEST, SampleSet
+from titokctl.formats.settings_record import recorded_settings
+from titokctl.formats.unfinished import finished_already
 from titokctl.jobs.plan import WritePlan, source_read
 from titokctl.models.device import default_batch_size
 from titokctl.models.precision import precision
@@ -108,13 +112,15 @@ class Reconstruct:
         """Return what would be written. Raises UserError or UsageError as `run` does before it decodes images."""
         opened = self._open(context, is_plan=True)
         network, device = opened.judges.extractor, context.device
+        finished = self._finished_before(opened, context) is not None
         settings = {"features": network.name if network else None, "lpips": opened.judges.lpips is not None}
         return WritePlan(
             reads=source_read(opened.data, opened.source) | {"tokenizer": opened.tokenizer},
             output=self.output,
             count=opened.count,
+            done=opened.count if finished else 0,
             settings=settings | {"device": device, "files": list(_PRODUCTS)},
-            removes=[path for name in _PRODUCTS for path in files_to_delete(self.output / name)],
+            removes=[] if finished else [path for name in _PRODUCTS for path in files_to_delete(self.output / name)],
         )
 
     def run(self, context: Context) -> ReconstructResult:
@@ -123,6 +129,10 @@ class Reconstruct:
         Raises UserError for unreadable images too, and Stopped after a signal.
         """
         opened, group = self._open(context, is_plan=False), context.group
+        before = group.from_main(self._finished_before(opened, context) if group.is_main else None)
+        if before is not None:
+            context.say(finished_already(self.output))
+            return ReconstructResult(**before)
         if group.is_main:
             make_folder(self.output)  # before hours are spent on what goes into it
         scores = ReconstructScores(opened.judges, opened.count, context.device, opened.model.config.codebook_size)
@@ -135,9 +145,19 @@ class Reconstruct:
         if found is not None:
             about = opened.about()
             result = ReconstructResult(output=str(self.output), **found, skipped=len(rejected), about=about)
-            write_reconstruction(self.output, asdict(result), picture(shown))
+            write_reconstruction(self.output, asdict(result), picture(shown), opened.settings(context.device))
             found = asdict(result)
         return ReconstructResult(**group.from_main(found))
+
+    def _finished_before(self, opened: "_Opened", context: Context) -> dict[str, Any] | None:
+        """Return the fields of the result if the same command wrote it before. Raises UserError for other settings."""
+        work = unfinished_reconstruction(self.output)
+        if not work.is_finished(opened.settings(context.device), self.overwrite):
+            return None
+        if not (self.output / RECONSTRUCTION_PICTURE).is_file():
+            return None
+        kept = read_reconstruction(self.output)
+        return {field.name: kept[field.name] for field in fields(ReconstructResult)} | {"output": str(self.output)}
 
     def _open(self, context: Context, is_plan: bool) -> "_Opened":
         """Open everything that `run` reads; a plan downloads and keeps nothing. Raises as `plan`."""
@@ -145,9 +165,10 @@ class Reconstruct:
             raise UsageError(f"-o {self.output} is a file; the result is a folder")
         if context.group.is_main:  # which may have written them when others check
             # Half of the results is there after a process was killed while it moved them to their names.
+            is_recorded = recorded_settings(self.output / RECONSTRUCTION) is not None
             may_replace = self.overwrite or unfinished_reconstruction(self.output).folder.is_dir()
             for product, kind in _PRODUCTS.items():
-                check_free(self.output / product, may_replace, kind)
+                check_free(self.output / product, may_replace or is_recorded, kind)
         group, data = context.group, _files_of(self.data)
         picked = pick_tokenizer(self.tokenizer, context.runs, context.say, pixels=True) if group.is_main else ""
         name: str = group.from_main(picked)
@@ -186,6 +207,20 @@ class _Opened:
     @property
     def preprocessing(self) -> PreprocessingConfig:
         return PreprocessingConfig(size=self.model.config.image_size, exif=self.exif)
+
+    def settings(self, device: str) -> dict[str, Any]:
+        """Return everything that decides about the result, as JSON."""
+        network = self.judges.extractor
+        return {
+            "command": "reconstruct",
+            "source": self.source.description["fingerprint"],
+            "images": self.count,
+            "weights_sha256": weights_sha256(self.model),
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "features": network and {"name": network.name, **network.description},
+            "lpips": self.judges.lpips is not None,
+            "device": torch.device(device).type,
+        }
 
     def about(self) -> dict[str, Any]:
         """Return JSON about what was compared."""

@@ -14,7 +14,7 @@ from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import FeatureNetwork
 from titokctl.formats.image_output import ChunkWriter, ImageFormat
-from titokctl.formats.replacing import check_name, exists_already
+from titokctl.formats.replacing import check_name
 from titokctl.formats.sample_set import check_fits, files_of, not_a_set, state_of, unfinished
 from titokctl.jobs.plan import WritePlan, cache_bytes, image_bytes
 from titokctl.jobs.sample.inputs import (
@@ -121,14 +121,12 @@ class Sample:
             raise UsageError(f"-o {self.output} names a file, but a sample set is a folder", f"e.g. -o {folder}")
 
     def check(self, device: str) -> None:
-        """Raise UserError when the output holds something else, or a finished set that may not be replaced."""
+        """Raise UserError when the output holds something else than a sample set."""
         state = "empty" if self.output is None else state_of(self.output)
         if self.output is not None and state == "foreign":
             raise not_a_set(self.output)
         if self.output is not None:
             check_name(self.output)
-        if self.output is not None and state == "finished" and not self.overwrite:
-            raise exists_already(self.output)
         if self.output is not None and self.overwrite:
             files_of(self.output)  # raises when other files lie among its images
         if self.fid is not None and not self.fid.exists():

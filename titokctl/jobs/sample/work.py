@@ -35,6 +35,7 @@ from titokctl.formats.sample_set import (
 )
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_header import id_dtype
+from titokctl.formats.unfinished import finished_already
 from titokctl.jobs.launch_record import launch_record
 from titokctl.jobs.sample.inputs import SampleTask
 from titokctl.jobs.sample.scoring import Judge
@@ -95,7 +96,7 @@ class SampleWork:
         with unfinished(self.folder).locked():
             rate = 0.0
             if check_fits(self.folder, identity, overwrite) == "finished":
-                self.context.say(f"{self.folder} is finished already; --overwrite draws it again")
+                self.context.say(finished_already(self.folder))
                 self.team.begin(identity, [])
             else:
                 run.launches.append(self.launch)

@@ -9,14 +9,14 @@ from titokctl.data.sources import Source
 from titokctl.errors import UserError
 from titokctl.formats.folder_lock import contents_of
 from titokctl.formats.object_store import is_store
-from titokctl.formats.replacing import CACHE, check_free, check_name, exists_already
+from titokctl.formats.replacing import CACHE, check_free, check_name, is_of_kind
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_folder import finish_folder
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder, merge, summaries
 from titokctl.formats.token_store import StoredParts
 from titokctl.formats.token_tally import Tally, rejected_lines, write_rejected
-from titokctl.formats.unfinished import begun_with_other_settings
+from titokctl.formats.unfinished import made_with_other_settings
 from titokctl.progress import Progress
 
 _ALLOWED_SHARE, _ALLOWED_FEW, _ALLOWED_SHARE_OF_FEW = 0.001, 10, 0.05
@@ -50,7 +50,10 @@ class TokenizeResult:
 
 
 def check_output(parts: PartsFolder, overwrite: bool) -> None:
-    """Raise UserError when the output of `parts` exists and may not be replaced, or can't be written."""
+    """Raise UserError when the output of `parts` can't be written, or something else than a token cache is there.
+
+    Of a finished token cache, `finished_before` compares the settings.
+    """
     output = parts.output
     if isinstance(parts, StoredParts):
         parts.check_free(overwrite)
@@ -60,7 +63,7 @@ def check_output(parts: PartsFolder, overwrite: bool) -> None:
         _check_folder(parts, overwrite)
     elif output.is_dir():
         raise UserError(f"{output} is a folder", "name a file, e.g. -o tokens.h5")
-    elif not parts.path.is_dir():
+    elif not parts.path.is_dir() and (overwrite or not is_of_kind(output, CACHE)):
         # With parts beside it, a process was killed after it finished the output and before it deleted them.
         check_free(output, overwrite, CACHE)
     folder = next(p for p in output.absolute().parents if p.exists())
@@ -72,10 +75,7 @@ def _check_folder(parts: PartsFolder, overwrite: bool) -> None:
     output = parts.output
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file", "name a folder, or leave out the / at the end")
-    if parts.is_begun():
-        if parts.is_complete() and not overwrite:
-            raise exists_already(output)
-    elif output.is_dir() and contents_of(output):
+    if not parts.is_begun() and output.is_dir() and contents_of(output):
         raise UserError(f"the folder {output} is not empty", "choose another -o")
 
 
@@ -103,7 +103,7 @@ def finished_before(parts: PartsFolder, header: CacheHeader) -> TokenCache | Non
     cache = TokenCache.open(parts.output, check_ids=False)
     changed = parts.differences(cache.header, header)
     if changed:
-        raise begun_with_other_settings(parts.output, changed)
+        raise made_with_other_settings(parts.output, changed)
     return cache
 
 

@@ -147,7 +147,7 @@ class Tokenize:
                 **{name: header.made_with[name] for name in ("precision", "device")},
                 **({"terms": header.terms} if header.terms else {}),
             },
-            removes=() if done and self.keep_parts else self._parts().files_to_delete(),
+            removes=self._parts().files_to_delete() if self.overwrite and not (done and self.keep_parts) else (),
         )
 
     def run(self, context: Context) -> TokenizeResult | None:

@@ -20,6 +20,7 @@ from titokctl.formats.token_cache import TokenCache, labelled_rows
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
 from titokctl.formats.token_tally import Tally
+from titokctl.formats.unfinished import finished_already
 from titokctl.jobs.tokenize.local_parts import SAVED, PartMaker
 from titokctl.jobs.tokenize.output import TokenizeResult, check_space, finished_before, make_output
 
@@ -61,6 +62,7 @@ class TokenizeWork:
         header = self.header
         found = None if overwrite else finished_before(self.folder, header)
         if found is not None:
+            self.context.say(finished_already(self.folder.output))
             self.team.begin(asdict(header), [])
             self.folder.remove_if_idle()
             return self._result(found)

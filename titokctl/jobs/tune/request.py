@@ -133,7 +133,7 @@ class Tune:
             result = self._result(raced, found.settings, drawing.kept)
             product = work.folder / PRODUCT
             _write(product, result, found)
-            work.publish(product)
+            work.publish(product, found.record)
         return result
 
     @property
