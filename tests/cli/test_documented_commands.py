@@ -46,6 +46,8 @@ def test_the_command_line_is_valid(line: str):
         if not hasattr(command, "commands"):
             return
         rest = [*getattr(context, "_protected_args", ()), *context.args]
+        if not rest and command.invoke_without_command:
+            return
         assert rest, f"{line}: no command after {name}"
         name, words = rest[0], rest[1:]
         assert name in command.commands, f"{line}: there is no {name}"

@@ -124,7 +124,12 @@ def validate(model: type[M], data: dict[str, Any], where: str, changed: Iterable
 
 def to_yaml(recipe: BaseModel) -> str:
     """A resolved recipe as YAML, every field spelled out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+    return yaml_of(recipe.model_dump(mode="json"))
+
+
+def yaml_of(settings: Any) -> str:
+    """Return settings, JSON values, as YAML with a line for each small section."""
+    return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _describe(model: type[BaseModel], data: dict[str, Any], error: Any) -> str:

@@ -46,7 +46,7 @@ def download(known: Known, fetch: bool = True) -> Path:
         paths = [Path(hf_hub_download(known.repository, file)) for file in known.files]
     # Its errors have many classes, from several packages, and none of them is a bug of titokctl.
     except Exception as error:
-        raise _not_here(known, f"the download failed: {_first_line(error)}") from error
+        raise _not_here(known, f"the download failed: {first_line(error)}") from error
     return in_folder(paths[-1].parent, known)
 
 
@@ -59,6 +59,7 @@ def _not_here(known: Known, reason: str) -> UserError:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or the name of its class."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -82,7 +82,7 @@ class Merge:
             TokenCacheWriter(product, _header(caches), **sizes, compress=self.compress) as writer,
         ):
             for cache in caches:
-                _append(writer, cache, context)
+                append_rows(writer, cache, context)
         progress.close()
         return self._result(caches)
 
@@ -106,11 +106,12 @@ class Merge:
         return caches
 
     def _key_bytes(self) -> int:
-        return sum(len(_keys(path).data) for path in self.paths)
+        return sum(len(keys_of(path).data) for path in self.paths)
 
 
-def _append(writer: TokenCacheWriter, cache: TokenCache, context: Context) -> None:
-    keys = _keys(cache.path)
+def append_rows(writer: TokenCacheWriter, cache: TokenCache, context: Context) -> None:
+    """Write all rows of `cache`, with their labels, keys and views. Raises Stopped after a signal."""
+    keys = keys_of(cache.path)
     for first in range(0, len(cache), _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
         views = {name: np.asarray(cache.view(name)[rows]) for name in cache.views if name != PLAIN}
@@ -120,7 +121,7 @@ def _append(writer: TokenCacheWriter, cache: TokenCache, context: Context) -> No
         context.stop.check()
 
 
-def _keys(path: Path) -> Keys:
+def keys_of(path: Path) -> Keys:
     """Return the keys of one cache, read again because the keys of all inputs together may not fit into memory."""
     return TokenCache.open(path, check_ids=False).keys
 

@@ -1,0 +1,1 @@
+"""Sharing products on the Hugging Face Hub."""
