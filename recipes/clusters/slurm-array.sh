@@ -14,6 +14,13 @@
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.out
+
+# The environment that `make` or pip has installed; VENV=/path/to/another sbatch ... takes another one.
+VENV=${VENV:-.venv}
+if [ -f "$VENV/bin/activate" ]; then
+  source "$VENV/bin/activate"
+fi
 
 # Under srun, because SLURM sends the signal to job steps, not to this script.
 srun titokctl tokenize "$@" --part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"

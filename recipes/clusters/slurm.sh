@@ -16,6 +16,13 @@
 #SBATCH --signal=USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+# The environment that `make` or pip has installed; VENV=/path/to/another sbatch ... takes another one.
+VENV=${VENV:-.venv}
+if [ -f "$VENV/bin/activate" ]; then
+  source "$VENV/bin/activate"
+fi
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))

@@ -31,7 +31,7 @@ def test_without_ray_the_engine_says_what_to_install(words: list[str]) -> None:
     done = python(WITHOUT_RAY, [*words, "--engine", "ray"])
     assert done.code == 1
     assert "Ray is not installed" in done.stderr
-    assert "pip install 'titokctl[ray]'" in done.stderr
+    assert "install 'ray[data]>=2.40'" in done.stderr
 
 
 def test_other_engines_never_import_ray(words: list[str]) -> None:

@@ -166,4 +166,4 @@ def test_without_its_plug_in_the_store_says_what_to_install(source: Path) -> Non
         [sys.executable, "-c", code, *words(source, "s3://bucket/tokens/")], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "pip install 'titokctl[s3]'" in done.stderr
+    assert "install 's3fs>=2024.3'" in done.stderr

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from titokctl.errors import UsageError, UserError
+from titokctl.errors import UsageError, UserError, install
 
 PieceT = TypeVar("PieceT")
 _TRIES = 3  # actors that may die over one piece
@@ -28,13 +28,12 @@ _ANSWER_S = 10.0
 _PATIENCE_S = 30.0  # until the user hears that no actor has started
 # Tasks that Ray ends because a machine's memory is short are not started again for ever.
 _SETTINGS = {"RAY_task_oom_retries": "2", "RAY_TQDM_PATCH_PRINT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-_INSTALL = "pip install 'titokctl[ray]'"
 
 
 def check_installed() -> None:
     """Raise UserError, which says what to install, where Ray is missing."""
     if importlib.util.find_spec("ray") is None:
-        raise UserError("Ray is not installed", _INSTALL)
+        raise UserError("Ray is not installed", install("ray"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
-from titokctl.errors import UserError
+from titokctl.errors import UserError, install
 from titokctl.formats.atomic import disk_errors, write_bytes
 
 _PROJECT = "titokctl"
@@ -163,7 +163,7 @@ def open_sink(name: str, run: Path, first_step: int) -> MetricsSink:
     except ImportError as error:
         raise UserError(
             f"training.log: {name} needs the package {name}, which is not installed",
-            f"pip install 'titokctl[{name}]', or leave {name} out of training.log",
+            f"{install(name)}, or leave {name} out of training.log",
         ) from error
 
 

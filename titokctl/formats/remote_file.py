@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from titokctl import __version__
-from titokctl.errors import UserError
+from titokctl.errors import UserError, install
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
 _TIMEOUT_S = 60.0
@@ -264,7 +264,7 @@ def file_system_of(url: str) -> tuple[Any, str]:
         return url_to_fs(url)
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(scheme_of(url))
-        hint = f"pip install 'titokctl[{extra}]'" if extra else f"install fsspec's plug-in for {scheme_of(url)}"
+        hint = install(extra) if extra else f"install fsspec's plug-in for {scheme_of(url)}"
         raise UserError(f"{scheme_of(url)}:// needs a package that is not installed ({error})", hint) from error
 
 

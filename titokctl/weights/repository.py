@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from titokctl.errors import UsageError, UserError
+from titokctl.errors import UsageError, UserError, install
 from titokctl.weights.hub import first_line, no_downloads
 
 RepositoryType = Literal["model", "dataset"]
@@ -98,9 +98,7 @@ class Repository:
             import huggingface_hub.errors
             from huggingface_hub.utils import logging
         except ImportError as error:
-            raise UserError(
-                "huggingface_hub is not installed, which `push` and `pull` need", "pip install 'huggingface_hub>=0.27'"
-            ) from error
+            raise UserError("huggingface_hub is not installed, which `push` and `pull` need", install("hub")) from error
         logging.set_verbosity(logging.CRITICAL)  # its messages would be shown beside our own errors
         return huggingface_hub
 

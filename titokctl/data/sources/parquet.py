@@ -27,7 +27,7 @@ from titokctl.data.sources.folder_listing import sub_folders
 from titokctl.data.sources.label_lists import numbered
 from titokctl.data.sources.shard_checks import label_remarks
 from titokctl.data.sources.source import Counts, Sample, SeekableSource, description_of, units_of
-from titokctl.errors import UserError
+from titokctl.errors import UserError, install
 from titokctl.formats.file_kind import described, head_of, hint_for, kind_of
 from titokctl.formats.local_file import FileState, Identity, changed, retried
 
@@ -39,7 +39,6 @@ _LABEL_LIKE = ("label", "class", "target")
 _IMAGES = ("image", "img", "jpg", "png", "webp")
 _KEPT_BYTES = 256 << 20
 _MAX_GROUP_BYTES = 8 << 30
-_HINT = "pip install 'titokctl[parquet]' brings pyarrow"
 
 
 @dataclass
@@ -340,7 +339,7 @@ def _reading(path: Path, use: Callable[[Any], T]) -> T:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise UserError("parquet files need the package pyarrow, which is not installed", _HINT) from error
+        raise UserError("parquet files need the package pyarrow, which is not installed", install("parquet")) from error
     import pyarrow as pa
 
     try:

@@ -18,6 +18,7 @@ from titokctl.data.images import encode_jpeg, preprocess
 from titokctl.data.resize import resize
 from titokctl.data.workers import available_cores
 from titokctl.distributed.launch import signal_options
+from titokctl.errors import install
 from titokctl.formats.run_folder import versions
 from titokctl.jobs.machine import hardware
 from titokctl.models.device import best_device
@@ -105,7 +106,7 @@ def encode_operations(config: TokenizerConfig) -> float:
 def _installed() -> Iterator[Finding]:
     yield Finding("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))
     lacking = [(name, what) for name, (module, what) in _EXTRAS.items() if not _is_installed(module)]
-    advice = "; ".join(f"pip install 'titokctl[{name}]' for {what}" for name, what in lacking)
+    advice = "; ".join(f"{install(name)} for {what}" for name, what in lacking)
     yield Finding("extras", ", ".join(name for name in _EXTRAS if name not in dict(lacking)) or "none", advice)
     known = signal_options()
     advice = "" if len(known) == 2 else "a newer torch lets several processes save after SIGUSR1 and SIGTERM"
