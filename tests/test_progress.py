@@ -93,8 +93,8 @@ def test_a_stop_is_reported_below_the_bar_which_fits_the_terminal():
     *bar, told, end = shown.decode().split("\r\n")
     assert (told, end) == ("stopped. Step 29 is saved. To resume, run the same command again.", "")
     last = "\r".join(bar).split("\r")[-1]
-    assert last.startswith("training: 48%, 29/60 images, ")
-    assert "left, step 29, loss 0.5, grad_norm" in last
+    assert last.startswith("training: 48%, ")
+    assert "left, step 29, loss 0.5, grad_norm" in last, "the end and the loss have room, whatever else is cut off"
     assert len(last) <= 80
 
 

@@ -12,7 +12,7 @@ from titokctl.readable import counted, duration, plain
 
 _LINE_EVERY_S = 5.0
 # With a note, the bar itself is left out: a terminal of usual width has no room for both.
-_NOTED = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit}, {remaining} left{postfix}"
+_NOTED = "{desc}: {percentage:.0f}%, {remaining} left{postfix}, {n_fmt}/{total_fmt}{unit}"
 _NOTED_WITHOUT_END = "{desc}: {n_fmt}{unit}{postfix}"
 
 

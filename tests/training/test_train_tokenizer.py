@@ -1,8 +1,10 @@
 """train-tokenizer: it learns, keeps its codes in use, resumes bit for bit, and says what is wrong with its input."""
 
+import json
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +16,13 @@ from process_tree import held, wait_for_files
 from remarks import Remarks
 from safetensors.torch import load_file
 
+from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
+from titokctl.data.images import preprocess
+from titokctl.data.sources import open_source
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import UserError
+from titokctl.evaluation.baselines import mean_colour_psnr
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
@@ -206,3 +212,21 @@ def test_a_demo_never_writes_into_a_folder_of_other_things(run_cli, tmp_path):
 def test_a_bad_picture_is_named_and_another_stands_in(train, pictures):
     (pictures / "cat" / "zz.jpg").symlink_to("/nonexistent")
     assert train("training.steps=4").weights.is_file()
+
+
+def test_a_plan_measures_the_speed_and_a_run_profiles_some_steps(recipe, pictures, runs):
+    """--measure estimates the whole run and writes nothing; --profile writes a trace; the log has a baseline."""
+    steps = ("training.steps=9", "training.evaluate_every=9", "training.log_every=9")
+    request = TrainTokenizer([pictures], str(recipe), steps, [pictures], name="one", profile=True)
+    cost = replace(request, measure=True).plan(Context(runs)).cost
+    assert cost.seconds == pytest.approx(cost.images_seen / cost.images_per_s)
+    assert not (runs / "tokenizer").exists()
+    talk = Remarks()
+    done = request.run(Context(runs, progress=talk))
+    trace = json.loads((done.run / "trace.json").read_text())
+    assert {"aten::addmm", "aten::linear"} & {event["name"] for event in trace["traceEvents"]}
+    assert "profile of 3 steps" in talk
+    assert done.metrics["images_per_s_per_device"] == done.metrics["images_per_s"]
+    read = open_source([pictures])
+    pixels = np.stack([preprocess(s.data, PreprocessingConfig(size=32)) for s in read.read_many(range(len(read)))])
+    assert done.metrics["val_psnr_mean_colour"] == pytest.approx(mean_colour_psnr(pixels), abs=1e-4)

@@ -1,6 +1,7 @@
 """Output of the command line: data on stdout, messages on stderr."""
 
 import json
+import shlex
 import shutil
 import sys
 import textwrap
@@ -156,6 +157,12 @@ def _print_words(out: "Console", text: str, style: str) -> None:
 
     for line in _lines(plain(text), out.width) if text else ():
         out.print(Text(line, style=style), soft_wrap=True)
+
+
+def next_command(*words: object, shown: bool) -> None:
+    """Print on stderr which command usually follows, where messages are shown."""
+    if shown:
+        say(f"next: {shlex.join(['titokctl', *map(str, words)])}")
 
 
 def emit_json(value: Any) -> None:

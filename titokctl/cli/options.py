@@ -48,6 +48,8 @@ Tokenizer = Annotated[str | None, tokenizer("Default: the newest trained one, or
 MadeWith = Annotated[str | None, tokenizer("The one that made the ids; default: found by its hash.")]
 Overrides = Annotated[list[str] | None, option("--set", "Override a field of the recipe; repeatable.", "FIELD=VALUE")]
 RunName = Annotated[str | None, option("--name", "Name of the run's folder.")]
+Measure = Annotated[bool, option("--measure", "Like --dry-run, and train 20 steps to estimate the time.")]
+Profile = Annotated[bool, option("--profile", "Write trace.json, a profile of a few steps, into the run.")]
 Seed = Annotated[int, option("--seed", "Seed of all randomness.")]
 
 RunsDir = Annotated[

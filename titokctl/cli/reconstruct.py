@@ -54,3 +54,4 @@ def reconstruct(
     result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
     if place().is_main:
         console.result(result, as_json, "reconstructions")
+        console.next_command("tokenize", *data, "-o", "tokens.h5", shown=not quiet)

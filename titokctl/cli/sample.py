@@ -171,3 +171,5 @@ def sample(
     result = perform(request, around)
     if place().is_main:
         console.result(result, as_json, "samples")
+        if not result.metrics:
+            console.next_command("fid", result.samples, "--ref", "IMAGES", shown=not quiet)

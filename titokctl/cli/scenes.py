@@ -33,3 +33,5 @@ def scenes(
     elif not quiet:
         further = f", {result.held_out_images:,} in {result.held_out}" if result.held_out else ""
         console.say(f"{result.images:,} images of {len(result.class_names)} classes in {result.train}{further}")
+        judged = ["--val", result.held_out] if result.held_out else []
+        console.next_command("train-tokenizer", result.train, *judged, shown=True)

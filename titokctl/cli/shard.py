@@ -60,5 +60,6 @@ def shard(
         order = f"shuffled with seed {seed}" if shuffle else "in the order of the source"
         images, shards = f"{result.samples:,} images", f"{result.shards:,} shards"
         console.say(f"{result.folder}: {images} of {len(result.class_names):,} classes in {shards}, {order}")
+        console.next_command("train-tokenizer", result.folder, shown=True)
     if result.rejected:
         console.warn(f"{len(result.rejected):,} images were left out: see {result.folder / REJECTED_NAME}")

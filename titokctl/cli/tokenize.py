@@ -156,3 +156,5 @@ def tokenize(
     if not quiet and result.finished:
         console.say(_sum(result))
     console.result(result, as_json, "token cache")
+    if result.finished:
+        console.next_command("train-gen", output, shown=not quiet)

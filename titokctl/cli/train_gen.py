@@ -9,7 +9,7 @@ import typer
 from titokctl.cli import completion, console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Machine, Surroundings, context, perform
+from titokctl.cli.work import Machine, Surroundings, context, measured_in_words, perform
 
 if TYPE_CHECKING:
     from titokctl.training.cost import GeneratorCost
@@ -37,7 +37,8 @@ def train_gen(
     ] = None,
     tokenizer: options.MadeWith = None,
     name: options.RunName = None,
-    measure: Annotated[bool, option("--measure", "Like --dry-run, and train 20 steps to estimate the time.")] = False,
+    measure: options.Measure = False,
+    profile: options.Profile = False,
     device: options.Device = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
@@ -58,7 +59,8 @@ def train_gen(
     from titokctl.distributed.place import place
     from titokctl.jobs.train.generator import TrainGenerator
 
-    request = TrainGenerator(cache, recipe, overrides or (), validation, tokenizer, name, overwrite, measure, init=init)
+    request = TrainGenerator(cache, recipe, overrides or (), validation, tokenizer, name, overwrite, measure)
+    request = replace(request, init=init, profile=profile)
     machine = Machine(device, gpus, procs, nodes, node_rank, endpoint)
     # A measurement needs the processes that a dry run leaves out.
     around = Surroundings(quiet, as_json, dry_run and not measure, runs_dir, machine=machine)
@@ -72,6 +74,7 @@ def train_gen(
     result = perform(request, around)
     if place().is_main:
         console.result(result, as_json, "trained generator")
+        console.next_command("sample", "--generator", result.run, "-n", "16", shown=not quiet)
 
 
 def _show(plan: "TrainingPlan[GeneratorCost]", as_json: bool) -> None:
@@ -80,7 +83,7 @@ def _show(plan: "TrainingPlan[GeneratorCost]", as_json: bool) -> None:
 
 
 def _plan_lines(plan: "GeneratorCost") -> list[str]:
-    from titokctl.readable import counted, duration
+    from titokctl.readable import counted
 
     lines = [
         f"{plan.recipe}: {plan.parameters / 1e6:,.1f} M parameters",
@@ -90,5 +93,5 @@ def _plan_lines(plan: "GeneratorCost") -> list[str]:
         f"{counted(plan.processes, 'processes')} with {plan.images_per_process:,} images per step each",
     ]
     if plan.images_per_s is not None and plan.seconds is not None:
-        lines.append(f"{plan.images_per_s:,.1f} images/s measured: {duration(plan.seconds)} for the whole run")
+        lines.append(measured_in_words(plan.images_per_s, plan.seconds))
     return lines

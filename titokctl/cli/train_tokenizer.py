@@ -8,7 +8,7 @@ import typer
 from titokctl.cli import completion, console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
-from titokctl.cli.work import Machine, Surroundings, context, perform
+from titokctl.cli.work import Machine, Surroundings, context, measured_in_words, perform
 
 if TYPE_CHECKING:
     from titokctl.jobs.train.tokenizer import ImagesSeen
@@ -41,6 +41,8 @@ def train_tokenizer(
     image_column: options.ImageColumn = None,
     exif: options.Exif = None,
     name: options.RunName = None,
+    measure: options.Measure = False,
+    profile: options.Profile = False,
     device: options.Device = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
@@ -64,25 +66,32 @@ def train_tokenizer(
 
     chosen = options.choices(split, image_key=image_key, image_column=image_column)
     given = TrainTokenizer(data, recipe, overrides or (), validation or (), proxy, init, name, overwrite)
-    request = replace(given, choices=chosen, exif=exif)
+    request = replace(given, choices=chosen, exif=exif, measure=measure, profile=profile)
     machine = Machine(device, gpus, procs, nodes, node_rank, endpoint)
-    around = Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine)
-    if dry_run:
+    # A measurement needs the processes that a dry run leaves out.
+    around = Surroundings(quiet, as_json, dry_run and not measure, runs_dir, machine=machine)
+    if dry_run or measure:
         with context(around) as found:
-            plan = replace(request, processes=processes_here(gpus, procs, dry=True) * nodes).plan(found)
-        _show(plan, as_json)
+            processes = max(processes_here(gpus, procs, dry=not measure) * nodes, found.group.world_size)
+            plan = replace(request, processes=processes).plan(found)
+        if place().is_main:
+            _show(plan, as_json)
         return
     result = perform(request, around)
     if place().is_main:
         console.result(result, as_json, "trained tokenizer")
+        if result.encoder_sha256 is not None:
+            console.next_command("reconstruct", *(validation or data[:1]), "--tokenizer", result.run, shown=not quiet)
 
 
 def _show(plan: "TrainingPlan[ImagesSeen]", as_json: bool) -> None:
     cost = plan.cost
-    lines = (
+    lines = [
         "dry run: nothing was written",
         plan.run.in_words(),
         f"{cost.images:,} images, {cost.held_out:,} held out",
         f"sees {cost.images_seen:,} images, which is {cost.epochs:,.1f} epochs",
-    )
+    ]
+    if cost.images_per_s is not None and cost.seconds is not None:
+        lines.append(measured_in_words(cost.images_per_s, cost.seconds))
     console.recipe(plan.recipe, asdict(cost) | {"run": plan.run}, lines, as_json)

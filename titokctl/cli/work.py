@@ -13,7 +13,7 @@ import typer
 from titokctl.cli import console
 from titokctl.errors import UsageError, UserError
 from titokctl.progress import Progress
-from titokctl.readable import counted, readable, size
+from titokctl.readable import counted, duration, readable, size
 
 if TYPE_CHECKING:
     from titokctl.context import Context
@@ -186,6 +186,11 @@ def _chosen(device: str) -> str:
 
         torch.cuda.set_device(device)
     return device
+
+
+def measured_in_words(images_per_s: float, seconds: float) -> str:
+    """Return the line of a plan about a measured speed, and the time of the whole run."""
+    return f"{images_per_s:,.1f} images/s measured: {duration(seconds)} for the whole run"
 
 
 def show_plan(plan: "WritePlan", as_json: bool) -> None:

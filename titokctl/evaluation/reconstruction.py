@@ -51,12 +51,16 @@ def reconstructed(tokenizer: TiTok | MaskGitVqgan, pixels: np.ndarray) -> tuple[
 
 @dataclass(frozen=True)
 class ReconstructionScore:
-    """PSNR in dB of the error pooled over all images and its mean over images; mean SSIM, None below 11 px."""
+    """PSNR in dB of the error pooled over all images and its mean over images; mean SSIM, None below 11 px.
+
+    `psnr_mean_colour` is a baseline: the pooled PSNR of images that are replaced by their mean colours.
+    """
 
     images: int
     psnr_pooled: float
     psnr_mean: float
     ssim: float | None
+    psnr_mean_colour: float
 
 
 class ShownPairs:
@@ -89,12 +93,12 @@ class ShownPairs:
 class ReconstructionSums:
     """Running sums over pairs of originals and reconstructions.
 
-    `totals` (5,) float64 are all of them, so that parts of a set can be added up: images, values, squared error, PSNR
-    and SSIM (NaN where images are too small for it).
+    `totals` (6,) float64 are all of them, so that parts of a set can be added up: images, values, squared error, PSNR,
+    SSIM (NaN where images are too small for it), and the squared error of mean colours.
     """
 
     def __init__(self) -> None:
-        self.totals = np.zeros(5)
+        self.totals = np.zeros(6)
 
     def add(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
         """Take in pairs, (n, H, W, 3) uint8 each. Raises ValueError for other shapes or types."""
@@ -109,15 +113,22 @@ class ReconstructionSums:
         if min(originals.shape[1:3]) >= _WINDOW:
             similarity = float(ssim(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2)).sum())
         in_db = sum(_finite_psnr(float(error) / values) for error in errors)
-        self.totals += (len(a), len(a) * values, float(errors.sum()), in_db, similarity)
+        from_mean = float((a - a.mean((1, 2), keepdim=True)).square().sum())
+        self.totals += (len(a), len(a) * values, float(errors.sum()), in_db, similarity, from_mean)
 
     def score(self) -> ReconstructionScore:
         """The scores of all pairs so far. Raises ValueError when there were none."""
-        images, values, squared_error, in_db, similarity = self.totals.tolist()
+        images, values, squared_error, in_db, similarity, from_mean = self.totals.tolist()
         if not images:
             raise ValueError("no images were compared")
         mean_ssim = None if math.isnan(similarity) else similarity / images
-        return ReconstructionScore(int(images), _finite_psnr(squared_error / values), in_db / images, mean_ssim)
+        return ReconstructionScore(
+            int(images),
+            _finite_psnr(squared_error / values),
+            in_db / images,
+            mean_ssim,
+            _finite_psnr(from_mean / values),
+        )
 
 
 def reconstruct_and_score(tokenizer: TiTok, pixels: np.ndarray) -> tuple[np.ndarray, ReconstructionScore]:

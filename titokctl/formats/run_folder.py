@@ -46,6 +46,7 @@ RUN_FILES = (
     "weights-*.safetensors",
     "proxy-codes.npy",
     "report.html",
+    "trace.json",
     "samples-*.png",
     "reconstructions-*.png",
     "checkpoints/step-*",

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,12 +12,12 @@ from titokctl.config.models import TokenizerConfig, VqganConfig
 from titokctl.config.recipe import GeneratorRecipe
 from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, TokenizerRecipe, VqganRecipe
 from titokctl.data.tokens import DEVICE_BUDGET_BYTES
+from titokctl.distributed.group import Group
 from titokctl.models import generator_kinds
 from titokctl.models.generator import Generator
 from titokctl.models.precision import low_dtype
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
-from titokctl.training.generator_task import GeneratorTask
 
 _WARM_STEPS, _MEASURED_STEPS = 3, 20
 # Per parameter in float32: weight, gradient, two moments, average.
@@ -67,7 +68,17 @@ def generator_cost(recipe: GeneratorRecipe, name: str, rows: int, row_bytes: int
     )
 
 
-def measured_rate(task: GeneratorTask) -> float:
+class _Steps(Protocol):
+    """A task of the training loop."""
+
+    group: Group
+
+    def prepare(self, step: int) -> None: ...
+
+    def step(self, step: int) -> object: ...
+
+
+def measured_rate(task: _Steps, global_batch_size: int) -> float:
     """Train 20 steps after a few to warm up, and return the images per second of the whole group."""
     for step in range(_WARM_STEPS + _MEASURED_STEPS):
         if step == _WARM_STEPS:
@@ -76,10 +87,10 @@ def measured_rate(task: GeneratorTask) -> float:
         task.prepare(step)
         task.step(step)
     _finish(task)
-    return _MEASURED_STEPS * task.recipe.training.global_batch_size / (time.perf_counter() - began)
+    return _MEASURED_STEPS * global_batch_size / (time.perf_counter() - began)
 
 
-def _finish(task: GeneratorTask) -> None:
+def _finish(task: _Steps) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     task.group.barrier()

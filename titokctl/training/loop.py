@@ -5,6 +5,7 @@ Batches and all other randomness are functions of (seed, step), so a checkpoint 
 and a resumed run continues bit for bit. With several processes all run the same loop; rank 0 writes and talks.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from titokctl.formats.metrics_log import MetricsLog, MetricsSink, open_sink
 from titokctl.training.best import Best
 from titokctl.training.randomness import deterministic_kernels
 from titokctl.training.speed import Cost, Recent
+from titokctl.training.trace import StepTrace
 
 Metrics = Mapping[str, torch.Tensor | float]
 _MOST_SKIPPED = 10
@@ -64,6 +66,7 @@ class Loop:
         what: name of the phase on the progress line.
         context: progress, the request to stop, and the processes that train together.
         cost: what an image costs, for the share of the device's peak on the progress line; None leaves it out.
+        trace: profiles a few steps; None for no profile.
     """
 
     def __init__(
@@ -74,9 +77,11 @@ class Loop:
         what: str,
         context: Context,
         cost: Cost | None = None,
+        trace: StepTrace | None = None,
     ) -> None:
         self.task, self.config, self.what = task, config, what
         self.progress, self.stop, self.group, self.cost = context.progress, context.stop, context.group, cost
+        self._trace = trace
         self.checkpoints = folder / "checkpoints"
         self.log = MetricsLog(folder / "metrics.jsonl")
         self._sinks: list[MetricsSink] = [self.log]
@@ -90,7 +95,7 @@ class Loop:
         step = self._resume()
         self.progress.start(self.what, self._images(self.config.steps), "images", done=self._images(step))
         policy = checkpoint.Policy(self.config.keep_checkpoints, self.config.keep_every)
-        with checkpoint.CheckpointWriter(self.checkpoints, policy) as writer:
+        with checkpoint.CheckpointWriter(self.checkpoints, policy) as writer, self._trace or contextlib.nullcontext():
             self._check_best(step)
             step = self._steps(step, writer)
         for sink in self._sinks:
@@ -110,6 +115,8 @@ class Loop:
                 self._save_before(step, writer)
                 self.stop.check(f"Step {step:,} of {total:,} is saved.")
             step += 1
+            if self._trace is not None:
+                self._trace.step()
             last = step == total
             note = self._log(step, metrics, recent) if last or step % self.config.log_every == 0 else ""
             self.progress.advance(self._images(1), note)

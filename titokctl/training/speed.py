@@ -31,13 +31,15 @@ class Speed:
     """
 
     images_per_s: float
+    devices: int
     data_wait: float
     utilization: float | None
     memory_gb: float
 
     def values(self) -> dict[str, float]:
         """For the log."""
-        found = {"images_per_s": self.images_per_s, "data_wait": self.data_wait, "memory_gb": self.memory_gb}
+        found = {"images_per_s": self.images_per_s, "images_per_s_per_device": self.images_per_s / self.devices}
+        found |= {"data_wait": self.data_wait, "memory_gb": self.memory_gb}
         return found | ({"mfu": self.utilization} if self.utilization is not None else {})
 
     def shown(self) -> list[str]:
@@ -68,7 +70,7 @@ class Recent:
         """The speed of the steps since the last time."""
         rate = self._steps * global_batch / self._seconds
         share = rate * cost.operations_per_image / (cost.peak * devices) if cost else None
-        speed = Speed(rate, self._waited / self._seconds, share, _most_memory() / 1e9)
+        speed = Speed(rate, devices, self._waited / self._seconds, share, _most_memory() / 1e9)
         self._clear()
         return speed
 

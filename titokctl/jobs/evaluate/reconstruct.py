@@ -52,7 +52,8 @@ class ReconstructResult:
     """Errors over all images, how much of the codebook they use (None without one), and what was compared.
 
     `psnr_pooled` (dB) follows from the squared error of all images together, `psnr_mean` averages over images; `lpips`
-    is the mean, None without its weights. `distances` between originals and reconstructions: rfid on Inception's
+    is the mean, None without its weights. `psnr_mean_colour` is a baseline, the pooled PSNR of mean colours;
+    None in results of older versions. `distances` between originals and reconstructions: rfid on Inception's
     features, fd-<name> on others, and kid of the same. `inception_score` is that of the
     reconstructions, {} for a network without a classifier.
     """
@@ -71,6 +72,7 @@ class ReconstructResult:
     codebook_perplexity: float | None
     skipped: int
     about: dict[str, Any] = field(default_factory=dict)
+    psnr_mean_colour: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ class Reconstruct:
         if not (self.output / RECONSTRUCTION_PICTURE).is_file():
             return None
         kept = read_reconstruction(self.output)
-        return {field.name: kept[field.name] for field in fields(ReconstructResult)} | {"output": str(self.output)}
+        return {field.name: kept[field.name] for field in fields(ReconstructResult) if field.name in kept} | {
+            "output": str(self.output)
+        }
 
     def _open(self, context: Context, is_plan: bool) -> "_Opened":
         """Open everything that `run` reads; a plan downloads and keeps nothing. Raises as `plan`."""

@@ -30,6 +30,7 @@ from titokctl.training.loop import Loop
 from titokctl.training.randomness import key
 from titokctl.training.run_setup import TrainingPlan, TrainingRun, check_division, check_folder
 from titokctl.training.speed import training_cost
+from titokctl.training.trace import StepTrace
 from titokctl.weights.adoption import Given, adopt, freeze, planned, twice
 from titokctl.weights.build import skeleton
 from titokctl.weights.hashes import weights_sha256
@@ -68,6 +69,7 @@ class TrainGenerator:
         overwrite: start over, and delete an existing run when the new one is finished.
         measure: let `plan` train 20 steps to measure the speed.
         processes: how many processes `plan` counts with; None for those of the context.
+        profile: write trace.json, a profile of a few steps, into the run folder.
     """
 
     cache: Path
@@ -80,6 +82,7 @@ class TrainGenerator:
     measure: bool = False
     processes: int | None = None
     init: str | None = None
+    profile: bool = False
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
@@ -94,7 +97,8 @@ class TrainGenerator:
         cost = generator_cost(found.recipe, found.name, found.rows[0].count, found.cache.rows[:1].nbytes, processes)
         run = found.run.plan()
         if self.measure:
-            rate = measured_rate(build_task(found.recipe, found.rows, context.device, context.group, init=found.init))
+            task = build_task(found.recipe, found.rows, context.device, context.group, init=found.init)
+            rate = measured_rate(task, found.recipe.training.global_batch_size)
             cost = replace(cost, images_per_s=rate, seconds=cost.images / rate)
         return TrainingPlan(found.recipe, cost, run)
 
@@ -112,7 +116,7 @@ class TrainGenerator:
             if not run.is_finished:
                 draw = preview(run.path) if preview else None
                 task = build_task(found.recipe, found.rows, context.device, group, draw, found.init)
-                _train(run, task, context)
+                _train(run, task, context, self.profile)
             group.barrier()
             return _result(open_run(run.path))
 
@@ -266,10 +270,11 @@ def training_rows(recipe: GeneratorRecipe, cache: TokenCache, judged: TokenCache
     return train, TokenRows(cache, (PLAIN,), np.flatnonzero(kept), device)
 
 
-def _train(run: RunFolder, task: GeneratorTask, context: Context) -> None:
+def _train(run: RunFolder, task: GeneratorTask, context: Context, profile: bool) -> None:
     recipe, group = task.recipe, task.group
+    trace = StepTrace(run.path, context.progress) if profile and group.is_main else None
     cost = training_cost(task.model.operations, context.device, recipe.training.precision)
-    step = Loop(task, recipe.training, run.path, f"train-gen {run.name}", context, cost).run()
+    step = Loop(task, recipe.training, run.path, "train-gen", context, cost, trace).run()
     if not group.is_main:
         return
     trained = task.averaged().cpu()

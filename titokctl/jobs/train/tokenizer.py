@@ -24,12 +24,13 @@ from titokctl.jobs.plan import say_source
 from titokctl.jobs.train.stage_start import Start, find_start
 from titokctl.jobs.train.stages import Parts, build_stage, run_kind, save_product
 from titokctl.jobs.train.validation import Validation, inception_if_here
-from titokctl.training.cost import tokenizer_operations
+from titokctl.training.cost import measured_rate, tokenizer_operations
 from titokctl.training.kept_codes import KeptCodes
 from titokctl.training.loop import Loop
 from titokctl.training.run_setup import TrainingPlan, TrainingRun, check_division, check_folder
 from titokctl.training.speed import training_cost
 from titokctl.training.step_images import StepImages
+from titokctl.training.trace import StepTrace
 from titokctl.weights.read import PREPROCESSING, trained_with_exif
 
 
@@ -49,12 +50,17 @@ class TrainedTokenizer:
 
 @dataclass(frozen=True)
 class ImagesSeen:
-    """The images of a run: how many there are, how many are held out, how many the steps take, in epochs, too."""
+    """The images of a run: how many there are, how many are held out, how many the steps take, in epochs, too.
+
+    The last two are the speed of training and the time of the whole run, None unless they were measured.
+    """
 
     images: int
     held_out: int
     images_seen: int
     epochs: float
+    images_per_s: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class TrainTokenizer:
         processes: how many processes `plan` counts with; None for those of the context.
         choices: as for `open_source`; the split is that of the training images, and labels don't matter.
         exif: apply the EXIF orientation; None for what the tokenizer that the recipe continues was trained with.
+        measure: let `plan` train 20 steps to measure the speed.
+        profile: write trace.json, a profile of a few steps, into the run folder.
     """
 
     data: Sequence[Path | str]
@@ -89,6 +97,8 @@ class TrainTokenizer:
     processes: int | None = None
     choices: Choices = NO_CHOICES
     exif: bool | None = None
+    measure: bool = False
+    profile: bool = False
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
@@ -111,7 +121,18 @@ class TrainTokenizer:
         images, training = len(found.source), self.resolved.training
         seen = training.steps * training.global_batch_size
         held_out = len(found.held_out) if found.held_out else 0
-        return TrainingPlan(self.resolved, ImagesSeen(images, held_out, seen, seen / images), found.run.plan())
+        cost, run = ImagesSeen(images, held_out, seen, seen / images), found.run.plan()
+        if self.measure:
+            rate = self._rate(found, context)
+            cost = replace(cost, images_per_s=rate, seconds=seen / rate)
+        return TrainingPlan(self.resolved, cost, run)
+
+    def _rate(self, found: "_Inputs", context: Context) -> float:
+        """Train 20 steps that are lost, without stored proxy codes, and return the images per second."""
+        images = StepImages(found.source, self.resolved, context, found.exif)
+        task = build_stage(self.resolved, found.start, Parts(images, None, context.device, context.group, None))
+        task.watch = _watch(context)
+        return measured_rate(task, self.resolved.training.global_batch_size)
 
     def run(self, context: Context) -> TrainedTokenizer:
         """Train. Each process of the group returns the same result.
@@ -170,7 +191,8 @@ class TrainTokenizer:
         task = build_stage(recipe, found.start, Parts(images, validate, context.device, group, kept))
         task.watch = _watch(context)
         cost = training_cost(lambda: tokenizer_operations(recipe), context.device, recipe.training.precision)
-        step = Loop(task, recipe.training, run.path, f"train-tokenizer {run.name}", context, cost).run()
+        trace = StepTrace(run.path, context.progress) if self.profile and group.is_main else None
+        step = Loop(task, recipe.training, run.path, "train-tokenizer", context, cost, trace).run()
         for remark in images.remarks():
             say(remark)
         if group.is_main:

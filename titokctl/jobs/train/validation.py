@@ -66,7 +66,10 @@ class Validation:
         self._is_told = False
 
     def __call__(self, tokenizer: Tokenizer, step: int) -> dict[str, float]:
-        """PSNR in dB (pooled over all images), SSIM, share of codes in use, their perplexity, rFID. {} but on rank 0.
+        """Return numbers by name on rank 0, {} on the others.
+
+        They are PSNR in dB, pooled over all images, and that of mean colours, a baseline; SSIM, the share of
+        codes in use, their perplexity, and rFID.
 
         Raises UserError when no image can be decoded.
         """
@@ -149,7 +152,7 @@ def inception_if_here(device: str, say: Callable[[str], None]) -> Extractor | No
 
 def _numbers(sums: ReconstructionSums, counts: np.ndarray) -> dict[str, float]:
     score = sums.score()
-    found = {"val_psnr": score.psnr_pooled}
+    found = {"val_psnr": score.psnr_pooled, "val_psnr_mean_colour": score.psnr_mean_colour}
     if score.ssim is not None:
         found["val_ssim"] = score.ssim
     if len(counts):
