@@ -82,7 +82,7 @@ def read_tokens(path: Path | str, view: str = PLAIN) -> Any:
         path: a file, a folder of parts, or its address in an object store; every machine must see it.
         view: the view to read.
 
-    Raises UserError when it is no token cache, or has no such view.
+    Raises UserError when it is not a token cache, or has no such view.
     """
     check_installed()
     import ray.data

@@ -69,7 +69,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Any]
         "images": arguments.samples,
         "psnr": {"reconstructions": score.psnr_pooled, "mean_colour": mean_colour_psnr(held_out),
                  "pca_32": axes.psnr_of_numbers(held_out, 32), "gaussian_320_bits": axes.psnr_of_bits(held_out, 320.0)},
-        "probes": {p.attribute: {"samples": p.samples, "held_out": p.held_out} for p in found.probes},
+        "probes": {p.attribute: {"samples": p.samples, "reconstructions": p.reconstructions, "held_out": p.held_out}
+                   for p in found.probes},
         "distances": {y.name: y.distances for y in found.yardsticks},
         "closer_than_held_out": [{"quantile": c.quantile, "share": c.share} for c in found.closer],
         "seconds": {str(arguments.samples): seconds, "64": seconds_of_64},

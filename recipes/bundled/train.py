@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=80_000, help="rendered for training")
     parser.add_argument("--held-out", type=int, default=2_000, help="rendered for validation")
     parser.add_argument("--device", help="cuda or cpu; by default the best there is")
+    parser.add_argument("--init-tokenizer", help="weights to start the tokenizer from: a file, a run or a known name")
+    parser.add_argument("--init-generator", help="weights to start the generator from")
     parser.add_argument("--set", action="append", default=[], help="a change of the tokenizer's recipe")
     parser.add_argument("--set-generator", action="append", default=[], help="a change of the generator's recipe")
     given = parser.parse_args()
@@ -84,9 +86,9 @@ def main() -> None:
     chain = Chain(given.output, given.device)
     chain.run("render", "scenes", "-o", "scenes", "-n", given.images, "--heldout", given.held_out, "--quiet")
     changes = tokenizer_changes(chain, given.seconds, given.set)
-    train_tokenizer(chain, changes)
+    train_tokenizer(chain, [*changes, *starting_from(given.init_tokenizer)])
     changes = generator_changes(chain, given.seconds, given.set_generator)
-    train_generator(chain, changes)
+    train_generator(chain, [*changes, *starting_from(given.init_generator)])
     write_numbers(chain)
 
 
@@ -107,6 +109,11 @@ def train_generator(chain: Chain, changes: list[str]) -> None:
     if not (chain.folder / f"{GENERATOR}.safetensors").exists():
         source = f"runs/generator/{GENERATOR}"
         chain.run("convert", "convert", source, "-o", f"{GENERATOR}.safetensors", "--dtype", "bf16")
+
+
+def starting_from(weights: str | None) -> list[str]:
+    """Return the options that start a training from weights."""
+    return ["--init", weights] if weights else []
 
 
 def tokenizer_changes(chain: Chain, seconds: float | None, wanted: list[str]) -> list[str]:

@@ -127,7 +127,7 @@ TOOL = ("00000/img00000000.png", "00000/img00000001.png", "00001/img00001000.png
 
 def test_folders_of_dataset_tool_are_no_classes(tmp_path: Path) -> None:
     images(tmp_path, *TOOL)
-    with pytest.raises(UserError, match=r"which are no classes, and its dataset\.json is missing"):
+    with pytest.raises(UserError, match=r"which are not classes, and its dataset\.json is missing"):
         open_source([tmp_path])
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": [[name, 7 * i] for i, name in enumerate(TOOL)]}))
     source = open_source([tmp_path])

@@ -175,7 +175,7 @@ def test_a_run_folder_may_point_to_the_set(tmp_path):
     record_location(run, tmp_path / "elsewhere")
     assert SampleSet.open(run).folder == tmp_path / "elsewhere"
     (run / "location.json").write_text("[]")
-    with pytest.raises(UserError, match="names no folder"):
+    with pytest.raises(UserError, match="does not name a folder"):
         SampleSet.open(run)
 
 

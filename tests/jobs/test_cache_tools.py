@@ -137,7 +137,7 @@ def test_rows_whose_tokenizer_makes_no_pixels_are_refused(made: Made, capsys, tm
         f["tokens"][4, 2] ^= 1
     with_it = ["--tokenizer", str(weights)]
     assert run(["preview", str(caches[0]), "-o", str(tmp_path / "grid.png"), *with_it]) == 1
-    assert "makes no pixels" in capsys.readouterr().err
+    assert "does not produce pixels" in capsys.readouterr().err
     assert run(["diff", *map(str, caches), *with_it]) == 0
     assert "pixels are not compared: this tokenizer was trained in stage proxy" in capsys.readouterr().err
 

@@ -58,7 +58,7 @@ def test_the_memory_that_it_takes_is_said_before(made, tmp_path):
 def test_a_gaussian_tokenizers_means_are_read_and_its_ids_refused(made, tmp_path):
     tiny.tokenizer(tmp_path / "g.safetensors", quantizer="gaussian", codebook_size=None)
     assert go(tmp_path / "g.safetensors", made[1], tmp_path, validation=[made[2]]).accuracy > 0.9
-    with pytest.raises(UserError, match="makes no ids"):
+    with pytest.raises(UserError, match="does not produce ids"):
         go(tmp_path / "g.safetensors", made[1], tmp_path, input="ids")
 
 

@@ -101,9 +101,9 @@ def test_a_cache_by_the_proxy_run_is_decoded_by_the_decoder_run(chain, tmp_path)
     head = TokenCache.open(tmp_path / "t.h5").header
     found = tokenizer_with(head.encoder_sha256, head.weights_sha256, None, chain.runs, QUIET.say)
     assert found == str(chain.decoder.run) == pick_tokenizer(None, chain.runs, QUIET.say, pixels=True)
-    with pytest.raises(UserError, match="stage proxy only and makes no pixels"):
+    with pytest.raises(UserError, match="stage proxy only and does not produce pixels"):
         ImageDecoder(load_tokenizer(chain.proxy.run), "cpu", "float32")
-    with pytest.raises(UserError, match="stage proxy only and makes no pixels"):
+    with pytest.raises(UserError, match="stage proxy only and does not produce pixels"):
         Reconstruct([chain.pictures], str(chain.proxy.run), tmp_path).run(Context(chain.runs))
 
 

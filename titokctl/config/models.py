@@ -176,7 +176,7 @@ class FlowConfig(GeneratorSizes):
     """A flow-matching transformer (DiT, arXiv 2212.09748) over latents of a Gaussian tokenizer, C numbers a token."""
 
     kind: Literal["flow"]
-    codebook_size: None = None  # type: ignore[assignment]  # latents are no codes
+    codebook_size: None = None  # type: ignore[assignment]  # latents are not codes
     token_size: PositiveInt
     width: PositiveInt
     num_layers: PositiveInt

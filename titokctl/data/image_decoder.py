@@ -30,13 +30,13 @@ def recorded_precision(header: CacheHeader, device: str) -> Precision | None:
 class ImageDecoder:
     """The decoder of a tokenizer, prepared for `device` and the precision `precision_name`.
 
-    The tokenizer itself is not modified. Raises UserError when it was trained in stage proxy only and makes no pixels.
+    The tokenizer itself is not modified. Raises UserError when it was trained in stage proxy only, without pixels.
     """
 
     def __init__(self, tokenizer: TiTok, device: str, precision_name: Precision) -> None:
         if not tokenizer.config.pixel_decoder:
             hint = "train its decoder with the -decoder recipe of the same name and --init, and name that run"
-            raise UserError("this tokenizer was trained in stage proxy only and makes no pixels", hint)
+            raise UserError("this tokenizer was trained in stage proxy only and does not produce pixels", hint)
         self._model = prepared(tokenizer, device, precision_name, "decoder")
         self._device, self._precision = device, precision_name
 

@@ -28,7 +28,7 @@ class DecodedUnit:
         keys: n strings.
         positions: (n,) int64, in the source.
         rejected: samples without pixels.
-        counts: of members that are no images, if the source as a whole does not know them.
+        counts: of members that are not images, if the source as a whole does not know them.
         further: squares of the same images, (n, S', S', 3) uint8, one array per further preprocessing.
     """
 

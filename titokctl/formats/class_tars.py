@@ -60,7 +60,7 @@ def _class_name(member: Member) -> str:
 
 
 def _word(member: Member) -> str:
-    """Return the word under which a member that is no image is counted."""
+    """Return the word under which a member that is not an image is counted."""
     if member.type != FILE:
         return member.type
     base = member.name.rpartition("/")[2]

@@ -55,7 +55,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
         reason = " ".join(str(error).split())
         fault = fault_in_words(error, path)
         if fault is not None and (getattr(error, "errno", None) in _FAULTS or "errno = " in reason):
-            raise fault from error  # a failing disk is no damage of the file
+            raise fault from error  # a failing disk is not damage to the file
         if "signature not found" in reason:
             head = head_of(path)
             raise UserError(

@@ -96,7 +96,7 @@ def read_file(path: Path, limit: int, expected: FileState | None = None) -> byte
     Args:
         expected: its state when it was listed.
 
-    Raises UserError when it can't be read, is no regular file, or is not in the state `expected`.
+    Raises UserError when it can't be read, is not a regular file, or is not in the state `expected`.
     """
 
     def read() -> bytes:
@@ -179,4 +179,4 @@ def _bytes_at(path: Path | str, offset: int, count: int) -> bytes:
     except UserError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_FILE:
             return error.message.encode()  # whoever reads the file gets the error
-        raise  # a fault of the machine is no content: later, the same files would be told from these
+        raise  # a fault of the machine is not content: later, the same files would be told from these

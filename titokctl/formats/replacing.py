@@ -58,7 +58,7 @@ SAFETENSORS = FileKind("a safetensors file", lambda head: head[8:9] == b"{")
 def check_name(output: Path) -> None:
     """Raise UserError when no file or folder can have the name of `output`, before any work is done for it."""
     if output.name in ("", ".", ".."):
-        raise UserError(f"{output} is no name of a new file or folder", "give it a name of its own with -o")
+        raise UserError(f"{output} can't be the name of a new file or folder", "give it a name of its own with -o")
     parent = next((p for p in output.absolute().parents if p.is_dir()), Path("/"))
     try:
         longest = os.pathconf(parent, "PC_NAME_MAX")

@@ -165,8 +165,8 @@ def check_run_name(name: str | None) -> None:
     """Raise UsageError unless `name`, if given, can name a run: one folder in the runs folder."""
     if name is not None and not _NAME.fullmatch(name):
         raise UsageError(
-            f"--name {name!r} is no name of a run: it must have 1 to 100 letters, digits, dots, underscores or dashes, "
-            "and must not begin with a dot or a dash",
+            f"--name {name!r} is not a valid run name: it must have 1 to 100 letters, digits, dots, underscores or "
+            "dashes, and must not begin with a dot or a dash",
             "for another folder of runs, use --runs-dir",
         )
 
@@ -177,7 +177,7 @@ def files_of(run: Path, patterns: Sequence[str] = RUN_FILES) -> list[Path]:
 
 
 def check_is_run(folder: Path) -> None:
-    """Raise UserError when `folder` is no run, but holds files that a run would overwrite."""
+    """Raise UserError when `folder` is not a run, but holds files that a run would overwrite."""
     found = [] if (folder / "run.json").is_file() else [path for path in files_of(folder) if path.name[0] != "."]
     if found:
         raise UserError(

@@ -334,5 +334,5 @@ def _followed(path: Path) -> Path:
         return path
     record = read_json(path / LOCATION)
     if not isinstance(record, dict) or not isinstance(record.get("folder"), str):
-        raise UserError(f"{path / LOCATION} names no folder")
+        raise UserError(f"{path / LOCATION} does not name a folder")
     return Path(record["folder"])

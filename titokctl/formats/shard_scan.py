@@ -227,7 +227,7 @@ class _Pass:
                 sample.problems.append(("label-map", text))
 
     def _pass_over(self, key: str, kind: str, what: str, name: str) -> None:
-        """Count a member that is no file: a problem if it has an image's name."""
+        """Count a member that is not a file: a problem if it has an image's name."""
         if self._is_image(kind):
             sample = self._samples.setdefault(key, _Sample())
             sample.problems.append(("not-a-file", f"{name} is a {what}"))
@@ -252,7 +252,7 @@ class _Pass:
                 self._passed[link.type] += 1
             elif target is None:
                 sample = self._samples.setdefault(key, _Sample())
-                sample.problems.append(("link", f"{link.name}: a link to {link.target}, which is no image here"))
+                sample.problems.append(("link", f"{link.name}: a link to {link.target}, which is not an image here"))
             else:
                 self._take_image(key, Member(link.name, target.offset, target.size))
 
@@ -347,7 +347,7 @@ def _json_label(data: bytes, label_key: str | None) -> tuple[int | str | None, s
     try:
         fields: Any = json.loads(data)
     except (ValueError, RecursionError):
-        return None, "", ""  # metadata that is not JSON is no label
+        return None, "", ""  # metadata that is not JSON is not a label
     if not isinstance(fields, dict):
         return None, "", ""
     names = (label_key,) if label_key is not None else _JSON_KEYS

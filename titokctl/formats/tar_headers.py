@@ -44,7 +44,7 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a tar that is no folder.
+    """A member of a tar that is not a folder.
 
     Args:
         name: its path in the tar.

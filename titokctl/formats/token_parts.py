@@ -81,7 +81,7 @@ class TokenPart:
         views: like `ids`, for each further view.
         rejected: {"key", "kind", "reason"} of each sample without a row.
         state: the version of the unit's file on a server; "" if the source as a whole is compared.
-        passed_over: members that are no images, by kind, if the source as a whole does not know them.
+        passed_over: members that are not images, by kind, if the source as a whole does not know them.
         label_files: members that were read as labels, likewise.
     """
 

@@ -44,7 +44,7 @@ class Tally:
         self.pass_over(part.passed_over, part.label_files)
 
     def pass_over(self, passed_over: Mapping[str, int], label_files: int) -> None:
-        """Count files or members that are no images."""
+        """Count files or members that are not images."""
         for kind, count in passed_over.items():
             self.passed_over[kind] = self.passed_over.get(kind, 0) + count
         self.label_files += label_files

@@ -93,7 +93,7 @@ def _parsed(word: str) -> Sequence[int | str]:
         return (word,)
     first, last = int(span[1]), int(span[2])
     if not 0 <= last - first < _LONGEST_RANGE:
-        raise UsageError(f"--classes {word} is no range of classes", "both ends belong to it: --classes 0-9")
+        raise UsageError(f"--classes {word} is not a range of classes", "both ends belong to it: --classes 0-9")
     return range(first, last + 1)
 
 

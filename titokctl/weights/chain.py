@@ -51,7 +51,7 @@ def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, 
     if same and not fitting:
         found = same[0].reference
         raise UserError(
-            f"the tokenizer that made these ids, {found}, was trained in stage proxy only and makes no pixels",
+            f"the tokenizer that made these ids, {found}, was trained in stage proxy only and does not produce pixels",
             f"train its decoder first: titokctl train-tokenizer DATA --recipe NAME-decoder --init {found}",
         )
     exact = [run for run in fitting if run.hashes.get("weights_sha256") == weights_sha256]

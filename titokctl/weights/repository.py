@@ -140,7 +140,7 @@ def repository_named(given: str, type: RepositoryType) -> Repository:
     """Return the repository USER/NAME or USER/NAME@REVISION. Raises UsageError for another form."""
     found = _NAME.fullmatch(given)
     if found is None or ".." in given:
-        raise UsageError(f"{given!r} is no name of a repository", "its form is USER/NAME, e.g. alice/cats-64")
+        raise UsageError(f"{given!r} is not the name of a repository", "its form is USER/NAME, e.g. alice/cats-64")
     return Repository(found["name"], type, found["revision"] or "main")
 
 

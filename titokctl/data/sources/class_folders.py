@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "valid", "validation", "test", "heldout")
 _TRAIN = "train"
 _NAMED = 5
 _MAX_BYTES = 64 << 20
-# Folders and files as StyleGAN's and EDM's dataset_tool writes them: the folders are no classes.
+# Folders and files as StyleGAN's and EDM's dataset_tool writes them: the folders are not classes.
 _TOOL_FOLDER, _TOOL_FILE = re.compile(r"\d{5}"), re.compile(r"img\d{8}\.\w+")
 
 
@@ -88,7 +88,7 @@ def check_not_chunks(path: Path, folders: Sequence[str], names: Sequence[str]) -
         files = (name.rpartition("/")[2] for name in names)
         if all(map(_TOOL_FILE.fullmatch, files)):
             raise UserError(
-                f"the folders of {path} look like those of dataset_tool, which are no classes, and its dataset.json "
+                f"the folders of {path} look like those of dataset_tool, which are not classes, and its dataset.json "
                 "is missing",
                 "copy dataset.json too, or read the images without labels with --no-labels",
             )

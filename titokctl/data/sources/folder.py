@@ -1,7 +1,7 @@
 """Folders of image files: a folder per class, or one flat folder without labels.
 
 Classes are the sub-folders, also those without an image, so that no label moves when one is emptied; images lie in them
-at any depth. A list of labels beside the images (`label_lists`) takes precedence. Files that are no images are counted.
+at any depth. A list of labels beside the images (`label_lists`) takes precedence. Other files are counted.
 """
 
 import hashlib

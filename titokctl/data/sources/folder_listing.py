@@ -30,7 +30,7 @@ class Listing:
         names: of the images, relative to the folder, with slashes; in the order of folders and names.
         states: of each image.
         problems: entries with an image's name that can't be read, such as links that lead nowhere.
-        others: names of the regular files that are no images.
+        others: names of the regular files that are not images.
         passed_over: their number by suffix or kind.
         label_files: number of files that were read as labels, which are not passed over.
         outside: links that lead out of the folder.
@@ -48,7 +48,7 @@ class Listing:
 
     @property
     def counts(self) -> Counts:
-        """Numbers of files that are no images."""
+        """Numbers of files that are not images."""
         return Counts(self.passed_over, self.label_files)
 
     def remarks(self, root: Path) -> list[str]:
@@ -175,7 +175,7 @@ def _add_file(name: str, entry: os.DirEntry[str], state: FileState, found: Listi
 
 
 def _add_odd(name: str, entry: os.DirEntry[str], kind: str, reason: str, found: Listing) -> None:
-    """Add an entry that is no regular file: a problem if it has an image's name, else counted."""
+    """Add an entry that is not a regular file: a problem if it has an image's name, else counted."""
     if is_image(entry.name):
         found.problems.append(Rejected(text_of(name), kind, reason))
     else:

@@ -128,7 +128,7 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, optio
 
 
 def _no_shard(path: Path) -> UserError:
-    """Return the error that a file or folder is no shard, which says what it is instead."""
+    """Return the error that a file or folder is not a shard, which says what it is instead."""
     hint = "name one folder of images, or any number of .tar files"
     if path.is_dir():
         return UserError(f"there are no tar shards in {path}", hint)

@@ -66,7 +66,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of the files of a folder, or members of shards, that are no images.
+    """Numbers of the files of a folder, or members of shards, that are not images.
 
     Samples, problems and these are all files and members that were found, hidden ones included.
 
@@ -88,7 +88,7 @@ class OpenUnit:
             if a shard has samples that its count leaves out, such as a second image of a key.
         read: `read(begin, end)` returns samples `begin` to `end` of the unit. Threads may call it at once.
         rejected: samples that turned out unusable when the unit was opened.
-        counts: of members that are no images, if the source as a whole does not know them.
+        counts: of members that are not images, if the source as a whole does not know them.
     """
 
     count: int
@@ -117,7 +117,7 @@ class Source(ABC):
 
     @property
     def passed_over(self) -> dict[str, int]:
-        """Number of files or members that are no images, by suffix or type."""
+        """Number of files or members that are not images, by suffix or type."""
         found: dict[str, int] = self.description.get("passed_over", {})
         return found
 
@@ -184,7 +184,7 @@ def description_of(
     Args:
         listing: SHA-256 of names, sizes and labels. It stays when the files are moved or copied.
         identity: of the files.
-        counts: of files or members that are no images.
+        counts: of files or members that are not images.
 
     `fingerprint` covers all of it but `counts`: it changes whenever the images may have changed.
     """

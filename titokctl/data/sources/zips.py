@@ -1,6 +1,6 @@
 """Zip archives of images, as StyleGAN's and EDM's dataset_tool write them: images, and labels in dataset.json.
 
-Images may lie in folders, which are no classes. Members are read by position; nothing is unpacked to the disk.
+Images may lie in folders, which are not classes. Members are read by position; nothing is unpacked to the disk.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class _Archive:
         return _Archive, (self.path,), {"state": self.state}
 
     def members(self) -> list[zipfile.ZipInfo]:
-        """Return all members that are no folders, sorted by name."""
+        """Return all members that are not folders, sorted by name."""
         found = [member for member in self._zip.infolist() if not member.is_dir()]
         return sorted(found, key=lambda member: member.filename)
 

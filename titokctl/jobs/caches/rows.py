@@ -92,7 +92,7 @@ def _check_plain(path: object, where: str) -> None:
         reason = getattr(error, "strerror", None) or "not a path"
         raise UserError(f"{where} can't be opened: {path[:200]}: {reason}", "name it with --source") from error
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise UserError(f"{where} is not opened: {path} is no file or folder", "name it with --source")
+        raise UserError(f"{where} is not opened: {path} is not a file or folder", "name it with --source")
 
 
 class Originals:

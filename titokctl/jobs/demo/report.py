@@ -64,7 +64,10 @@ def headline_rows(result: "DemoResult") -> list[tuple[str, str]]:
         ("  as many bits for a Gaussian", f"{baselines['gaussian']:.2f} dB"),
     ]
     for probe in found.probes:
-        value = f"{probe.samples:.1%} (real images {probe.held_out:.1%}, chance {probe.chance:.1%})"
+        value = (
+            f"{probe.samples:.1%} (reconstructions {probe.reconstructions:.1%}, real images {probe.held_out:.1%}, "
+            f"chance {probe.chance:.1%})"
+        )
         rows.append((f"{probe.attribute} of samples read right", value))
     rows += [
         ("generator loss, held-out images", f"{generator['held_out_loss']:.3f} nats per token"),
@@ -102,7 +105,8 @@ def write_report(result: "DemoResult", tokenizer_run: Path, generator_run: Path)
     page.paragraph(
         "Not FID: features of EfficientNet-Lite0, which the tokenizer's perceptual loss uses, and of "
         "EfficientNet-Lite2, which no loss has seen. The sets of ids pass through the same decoder as the samples. "
-        "The probes are linear classifiers of Lite2's features, trained on training images."
+        "The probes are linear classifiers, trained on training images and softened copies of them: of colour "
+        "histograms for the colour, and of Lite2's features for everything else."
     )
     page.heading("Training")
     tokenizer, generator = _records(tokenizer_run), _records(generator_run)

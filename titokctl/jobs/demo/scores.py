@@ -13,6 +13,7 @@ import torch
 
 from titokctl.context import Context
 from titokctl.data.images import to_bytes
+from titokctl.evaluation.attributes import colour_histogram, softened
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
@@ -36,10 +37,14 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Probe:
-    """Share of images whose attribute a linear probe of training images reads right; `chance` is that of guessing."""
+    """Share of images whose attribute a linear probe of training images reads right; `chance` is that of guessing.
+
+    The share of reconstructions says what the tokenizer keeps of the attribute, and so what samples can reach.
+    """
 
     attribute: str
     samples: float
+    reconstructions: float
     held_out: float
     chance: float
 
@@ -64,6 +69,9 @@ RECONSTRUCTIONS = "their reconstructions"
 SAMPLES = "samples"
 SHUFFLED = "ids shuffled within each position"
 NOISE = "uniform random ids"
+_READ = (SAMPLES, RECONSTRUCTIONS, HELD_OUT)
+_TRAINING, _SOFT = "training", "softened training images"
+_COLOUR = "colour"
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class DemoImages:
 
 def score(images: DemoImages, extractors: Mapping[str, Extractor], context: Context) -> DemoScores:
     """Compare every set with the training images on each network, and read attributes of the samples."""
-    everything = {"training": images.training, **images.sets}
+    everything = {_TRAINING: images.training, **images.sets}
     context.progress.start("features", len(extractors) * sum(map(len, everything.values())))
     features = {
         network: {name: _features(extractor, pixels, context) for name, pixels in everything.items()}
@@ -92,25 +100,42 @@ def score(images: DemoImages, extractors: Mapping[str, Extractor], context: Cont
     context.progress.close()
     yardsticks = [Yardstick(name, len(pixels), _distances(features, name)) for name, pixels in images.sets.items()]
     unseen = features[UNSEEN]
-    probes = [_probe(name, numbers, images, unseen) for name, numbers in images.attributes.items()]
-    closer = closer_than_held_out(unseen[SAMPLES], unseen[HELD_OUT], unseen["training"])
-    return DemoScores(yardsticks, probes, closer)
+    closer = closer_than_held_out(unseen[SAMPLES], unseen[HELD_OUT], unseen[_TRAINING])
+    return DemoScores(yardsticks, _probes(images, unseen, extractors[UNSEEN], context), closer)
 
 
 def _distances(features: Mapping[str, Mapping[str, np.ndarray]], name: str) -> dict[str, float]:
     found = {}
     for network, sets in features.items():
-        found[f"fd-{network}"] = frechet_distance(gaussian_of(sets[name]), gaussian_of(sets["training"]))
-        found[f"kid-{network}"] = kernel_distance(sets[name], sets["training"])
+        found[f"fd-{network}"] = frechet_distance(gaussian_of(sets[name]), gaussian_of(sets[_TRAINING]))
+        found[f"kid-{network}"] = kernel_distance(sets[name], sets[_TRAINING])
     return found
 
 
-def _probe(name: str, numbers: np.ndarray, images: DemoImages, features: Mapping[str, np.ndarray]) -> Probe:
+def _probes(
+    images: DemoImages, features: Mapping[str, np.ndarray], extractor: Extractor, context: Context
+) -> list[Probe]:
+    """Read colours from histograms, and other attributes from features, which `features` has for every set."""
+    if not images.attributes:
+        return []
+    soft = softened(images.training)
+    found = []
+    for name, numbers in images.attributes.items():
+        if name == _COLOUR:
+            pixels = {_TRAINING: images.training, _SOFT: soft, **{which: images.sets[which] for which in _READ}}
+            rows = {which: colour_histogram(each) for which, each in pixels.items()}
+        else:
+            rows = {**features, _SOFT: _features(extractor, soft, context)}
+        found.append(_probe(name, numbers, images, rows))
+    return found
+
+
+def _probe(name: str, numbers: np.ndarray, images: DemoImages, rows: Mapping[str, np.ndarray]) -> Probe:
     count = int(numbers.max()) + 1
-    fitted = fit_probe(features["training"], numbers[images.training_labels], count)
-    wanted = numbers[images.labels]
-    right = {which: fitted.accuracy(features[which], wanted) for which in (SAMPLES, HELD_OUT)}
-    return Probe(name, right[SAMPLES], right[HELD_OUT], 1 / count)
+    wanted = np.tile(numbers[images.training_labels], 2)
+    fitted = fit_probe(np.concatenate([rows[_TRAINING], rows[_SOFT]]), wanted, count)
+    samples, again, real = (fitted.accuracy(rows[which], numbers[images.labels]) for which in _READ)
+    return Probe(name, samples, again, real, 1 / count)
 
 
 def noise_ids(count: int, num_tokens: int, codebook_size: int) -> np.ndarray:

@@ -135,8 +135,7 @@ def _check_fit(given: Given, cache: TokenCache) -> None:
     highest = int(np.max(cache.labels, initial=-1))
     if 0 < ours.num_classes <= highest:
         raise UserError(
-            f"{cache.path} has images of class {highest}, and {given.name} knows the classes 0 to "
-            f"{ours.num_classes - 1}",
+            f"{cache.path} has images of class {highest}, and {given.name} has the classes 0 to {ours.num_classes - 1}",
             "score images of the trained classes",
         )
 

@@ -112,7 +112,7 @@ class Probe:
             sources = [open_source(paths, choices=self.choices) for paths in (self.data, self.validation) if paths]
         if self.input == "ids" and not model.config.is_discrete:
             raise UserError(
-                f"{name} has a Gaussian bottleneck, which makes no ids", "probe its latents: --input latents"
+                f"{name} has a Gaussian bottleneck, which does not produce ids", "probe its latents: --input latents"
             )
         if len(sources) > 1:
             _check_same_classes(*sources)

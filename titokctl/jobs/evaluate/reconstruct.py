@@ -180,7 +180,9 @@ class Reconstruct:
             source = open_source(data, keep_index=not is_plan, choices=self.choices.whatever_labels())
             model = load_tokenizer(name, context.device, fetch=not is_plan)
         if not model.config.pixel_decoder:
-            raise UserError(f"{name} was trained in stage proxy only and makes no pixels", "train its decoder (--init)")
+            raise UserError(
+                f"{name} was trained in stage proxy only and does not produce pixels", "train its decoder (--init)"
+            )
         exif = trained_with_exif(name, fetch=not is_plan) if self.exif is None else self.exif
         judges = find_judges(self.features, self.lpips, context, fetch=not is_plan)
         opened = _Opened(name, model, data, source, _chosen(len(source), self.num_images), judges, exif)

@@ -179,7 +179,7 @@ def _remove_product(product: RunFolder) -> None:
 
 
 def _remove_run(run: RunFolder) -> None:
-    """Delete the run's folder; its record goes first, so that what a kill leaves is no run any more."""
+    """Delete the run's folder; its record goes first, so that what a kill leaves is not a run any more."""
     with disk_errors(run.path):
         (run.path / "run.json").unlink(missing_ok=True)
         shutil.rmtree(run.path)

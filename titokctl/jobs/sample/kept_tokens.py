@@ -45,7 +45,7 @@ class KeptTokens:
         if len(wrong):
             found = "no label" if wrong[0] < 0 else f"the label {wrong[0]} ..."
             raise UsageError(
-                f"{len(wrong):,} rows of {self.cache.path} have {found}; the generator knows 0 to {num_classes - 1}",
+                f"{len(wrong):,} rows of {self.cache.path} have {found}; the generator has 0 to {num_classes - 1}",
                 "name the classes to draw: --classes 0, or --classes none",
             )
         return tuple(labels.tolist())
@@ -115,6 +115,6 @@ def parse_positions(text: str) -> tuple[int, ...]:
         span = _RANGE.fullmatch(word.strip())
         first, last = (int(span[1]), int(span[2] or span[1])) if span else (1, 0)
         if last < first:
-            raise UsageError(f"--keep-tokens {text!r} is no list of positions", "e.g. --keep-tokens 0-15,20")
+            raise UsageError(f"--keep-tokens {text!r} is not a list of positions", "e.g. --keep-tokens 0-15,20")
         found += range(first, last + 1)
     return tuple(found)

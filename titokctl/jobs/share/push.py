@@ -69,7 +69,7 @@ class Push:
         if repository_named(self.repository, "model").revision != "main":
             raise UsageError("a push writes the newest state, not a revision", "leave out @REVISION")
         if self.license is not None and not _LICENSE.fullmatch(self.license):
-            raise UsageError(f"{self.license!r} is no name of a license", "e.g. --license apache-2.0, or other")
+            raise UsageError(f"{self.license!r} is not the name of a license", "e.g. --license apache-2.0, or other")
 
     def plan(self, context: Context) -> PushPlan:
         """Return what would be sent; nothing is sent. Raises UserError for a product that can't be read."""

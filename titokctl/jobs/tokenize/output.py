@@ -26,7 +26,7 @@ _ALLOWED_SHARE, _ALLOWED_FEW, _ALLOWED_SHARE_OF_FEW = 0.001, 10, 0.05
 class TokenizeResult:
     """The token cache that was made. rows + rejected = samples.
 
-    `passed_over` are the files of the source that are no images, by suffix or type; `label_files` those that were read
+    `passed_over` are the files of the source that are not images, by suffix or type; `label_files` those that were read
     as labels. With the samples they are everything that was found. `classes` are those with at least one row, and
     `unlabelled` the rows without a label.
     `finished` is False while other jobs that share the work are not done.

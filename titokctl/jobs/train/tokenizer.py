@@ -38,7 +38,7 @@ from titokctl.weights.read import PREPROCESSING, trained_with_exif
 class TrainedTokenizer:
     """A finished run: its folder, its weights, and the last numbers of its log.
 
-    `encoder_sha256` is None for a proxy tokenizer, which makes no ids for a cache.
+    `encoder_sha256` is None for a proxy tokenizer, which does not produce ids for a cache.
     """
 
     run: Path

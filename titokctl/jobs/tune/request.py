@@ -296,6 +296,8 @@ def _write(folder: Path, result: TuneResult, found: _Inputs) -> None:
     make_folder(folder)
     proposed = found.settings[result.proposed]
     remarks = [f"Sampling settings of {found.generator.name}, found by titokctl tune.", *in_words(result)]
-    fields = {name: value for name, value in proposed.as_changes().items() if name != "seed"}  # the seed is no result
+    fields = {
+        name: value for name, value in proposed.as_changes().items() if name != "seed"
+    }  # the seed is not a result
     write_report(folder / REPORT, result, found.settings)
     write_tuning(folder, fields, remarks, asdict(result) | {"made_with": found.record})
