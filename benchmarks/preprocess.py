@@ -25,7 +25,7 @@ from titokctl.data.decoding import CHUNK, decode_files, empty_squares
 from titokctl.data.images import crop_at, decode
 from titokctl.data.pipeline import Decoder
 from titokctl.data.sources import open_source
-from titokctl.data.workers import available_cores
+from titokctl.distributed.place import available_cores
 from titokctl.formats.shard_set import ShardSample, write_shard
 
 SIZES = ((500, 375), (500, 333), (375, 500), (500, 375), (640, 480), (400, 300), (333, 500), (500, 375))

@@ -25,9 +25,9 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.formats.image_output import PRODUCTS, OutputSpec
 from titokctl.formats.sample_set import SampleSetWriter
 from titokctl.formats.token_cache import CacheHeader
+from titokctl.jobs.sample.tiles import LocalTiles
 from titokctl.jobs.sample.work import draw
 from titokctl.models.maskgit.generator import MaskGit
-from titokctl.models.noise import KeyedNoise
 from titokctl.sampling.plan import Plan
 
 TILE, EDGE, TOKENS, CODES = 64, 256, 32, 16
@@ -87,7 +87,7 @@ def _task(number: int, image_format: str, device: str) -> Any:
         networks=SimpleNamespace(generator=generator, decoder=StubDecoder(device)),
         plan=plan,
         sampling=sampling,
-        draw_ids=lambda images: generator.sample(plan.labels(images), sampling, KeyedNoise(sampling.seed, images)),
+        known=lambda images: None,
         batch_size=TILE,
         image_format=image_format,
         tokenizer=SimpleNamespace(config=SimpleNamespace(codebook_size=CODES)),
@@ -112,7 +112,7 @@ def _sample(folder: Path, task: Any) -> None:
     with StopRequest() as stop, writer:
         writer.begin()
         writer.open()
-        draw(task, writer, task.plan.tiles(), lambda images: None, stop, str)
+        draw(LocalTiles(task, task.networks), writer, iter(task.plan.tiles()), lambda images: None, stop, str)
         writer.finish(header, {})
 
 

@@ -30,7 +30,7 @@ from titokctl.config.models import TokenizerConfig, TransformerConfig
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.images import preprocess, to_float
-from titokctl.data.workers import available_cores
+from titokctl.distributed.place import available_cores
 from titokctl.jobs.tokenize.request import Tokenize
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import prepared

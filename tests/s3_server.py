@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from command_line import PATIENCE_S
 
 BUCKET = "bucket"
+LATE_S, PATIENT_S = 2.0, 0.7  # of the gateway, and how long `impatient` clients wait for a reply
 
 
 class Gateway:
@@ -23,13 +24,16 @@ class Gateway:
 
     Attributes:
         url: the address to use in place of the server's.
-        faults: for a method, what happens to its next requests: "503", "hang up" (nothing is forwarded), or "lose
-            reply" (it is forwarded, and the connection ends before the reply).
+        faults: for a method, what happens to its next requests: "503", "hang up" (nothing is forwarded), "lose reply"
+            (it is forwarded, and the connection ends before the reply), "silence" (nothing is forwarded, and no reply
+            comes for LATE_S seconds), or "late" (it is forwarded, and the reply comes after LATE_S seconds).
+        asked: the methods of all requests, in order.
         written: the keys of all PUTs that the server accepted, in order.
     """
 
     def __init__(self, server: str) -> None:
         self.server, self.faults, self.written = server, defaultdict[str, list[str]](list), list[str]()
+        self.asked = list[str]()
         gateway = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,7 +60,10 @@ class Gateway:
         body = request.rfile.read(length)
         waiting = self.faults[request.command]
         fault = waiting.pop(0) if waiting else ""
-        if fault == "hang up":
+        self.asked.append(request.command)
+        if fault == "silence":
+            time.sleep(LATE_S)
+        if fault in ("hang up", "silence"):
             request.close_connection = True
             return
         if fault == "503":
@@ -71,7 +78,9 @@ class Gateway:
         data = reply.read()
         if request.command == "PUT" and reply.status == 200:
             self.written.append(request.path.partition("?")[0])
-        if fault == "lose reply":
+        if fault == "late":
+            time.sleep(LATE_S)
+        if fault in ("lose reply", "late"):
             request.close_connection = True
             return
         request.send_response(reply.status)
@@ -122,3 +131,17 @@ def s3() -> Iterator[Gateway]:
             os.environ |= before
             gateway.close()
             server.kill()
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Let clients that are made now wait `PATIENT_S` for a reply; fsspec's own configuration says so."""
+    from fsspec.config import conf
+
+    before = dict(conf)
+    conf["s3"] = {"config_kwargs": {"read_timeout": PATIENT_S}}
+    try:
+        yield
+    finally:
+        conf.clear()
+        conf.update(before)

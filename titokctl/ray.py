@@ -1,9 +1,16 @@
-"""Steps for Ray Data pipelines: images to ids, and a token cache as a data set. Needs the extra `ray`.
+"""Steps for Ray Data pipelines: images to ids, ids to a token cache, and back to a data set. Needs the extra `ray`.
 
+ray.data.DataContext.get_current().execution_options.preserve_order = True
+header = titokctl.ray.header_for("titok-l-32", settings)
 images = ray.data.read_parquet("images/")  # columns bytes, key, label
 rows = images.map_batches(
-    titokctl.ray.Tokenize, fn_constructor_args=("titok-l-32",), batch_format="pyarrow", batch_size=1024, num_gpus=1
+    titokctl.ray.Tokenize,
+    fn_constructor_args=("titok-l-32", settings),
+    batch_format="pyarrow",
+    batch_size=1024,
+    num_gpus=1,
 )
+rows.write_datasink(titokctl.ray.TokenSink("tokens/", header))
 """
 
 import functools
@@ -23,7 +30,20 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Tokenize", "read_tokens"]
+    from titokctl.jobs.tokenize.sink import PartsSink as TokenSink
+    from titokctl.jobs.tokenize.sink import header_for
+
+__all__ = ["TokenSink", "Tokenize", "header_for", "read_tokens"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs Ray itself on first use. Raises UserError, which says what to install, where Ray is missing."""
+    if name not in ("TokenSink", "header_for"):
+        raise AttributeError(f"module 'titokctl.ray' has no attribute {name!r}")
+    check_installed()
+    from titokctl.jobs.tokenize import sink
+
+    return getattr(sink, name)
 
 
 class Tokenize:

@@ -10,7 +10,7 @@ from benchmarks.gpu.inputs import GENERATOR, TOKENIZER, generator, pictures, tok
 from benchmarks.gpu.record import Record
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.config.sampling import SamplingConfig
-from titokctl.data.workers import available_cores
+from titokctl.distributed.place import available_cores
 from titokctl.formats.run_folder import versions
 from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings
 from titokctl.models.fused import triton_problem

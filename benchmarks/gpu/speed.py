@@ -20,8 +20,8 @@ from titokctl.data.images import to_float
 from titokctl.data.pipeline import decode_units
 from titokctl.data.sources import open_source
 from titokctl.data.tokens import TokenRows
-from titokctl.data.workers import available_cores
 from titokctl.distributed.group import single_group
+from titokctl.distributed.place import available_cores
 from titokctl.evaluation.extractors import ExtractorOptions, inception_extractor
 from titokctl.evaluation.features import FeatureCollector, extract
 from titokctl.jobs.train.generator import build_task

@@ -43,7 +43,7 @@ def both(tmp_path: Path) -> tuple[TokenCache, TokenCache]:
     head, rows = header(), ids_for(sum(SIZES)).astype("<u2")
     file, folder = PartsFolder(tmp_path / "tokens.h5"), PartsFolder(tmp_path / "tokens", keep=True)
     merge(file, head, len(SIZES), write(file, head, rows), lambda n: None)
-    finish_folder(folder, head, len(SIZES), write(folder, head, rows), lambda n: None)
+    finish_folder(folder, head, len(SIZES), write(folder, head, rows).rejected, lambda n: None)
     return TokenCache.open(tmp_path / "tokens.h5"), TokenCache.open(tmp_path / "tokens")
 
 
@@ -86,7 +86,7 @@ def test_latents_in_a_folder_and_in_a_file(tmp_path: Path) -> None:
     rows = np.linspace(-2, 2, 15 * 4 * 3).reshape(15, 4, 3).astype("<f2")
     file, folder = PartsFolder(tmp_path / "tokens.h5"), PartsFolder(tmp_path / "tokens", keep=True)
     merge(file, head, len(SIZES), write(file, head, rows), lambda n: None)
-    finish_folder(folder, head, len(SIZES), write(folder, head, rows), lambda n: None)
+    finish_folder(folder, head, len(SIZES), write(folder, head, rows).rejected, lambda n: None)
     one, other = TokenCache.open(tmp_path / "tokens.h5"), TokenCache.open(tmp_path / "tokens")
     np.testing.assert_array_equal(one.latents, rows)
     np.testing.assert_array_equal(np.asarray(other.latents), rows)

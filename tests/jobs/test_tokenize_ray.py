@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,23 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray_machine
 import tiny
 from command_line import PATIENCE_S, ROOT, RunCli
 from PIL import Image
-from process_tree import children, wait_for_end
+from ray_machine import kill_one, titles
 
 from titokctl.cli.app import run
 from titokctl.formats.token_cache import TokenCache
 
 pytest.importorskip("ray", reason="needs the extra ray: pip install 'titokctl[ray]'")
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 SHARDS, PER_SHARD = 40, 6
-# Object stores of 200 MB; no message to Ray's makers; workers that get as much of a busy machine as the test does.
-SMALL = {
-    "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-}
 DEADLY = Path(__file__).parent.parent / "deadly"
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -49,33 +46,10 @@ def words(source: Path, output: Path, *more: str, tokenizer: str = "deep", image
 
 
 def by_ray(start: Start, command: list[str], workers: int, **environment: str) -> subprocess.Popen[str]:
+    """Start a command with a cluster of its own, which ends with it."""
     ray = ["--engine", "ray", "--max-workers", str(workers)]
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), **SMALL, **environment}
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), **ray_machine.SETTINGS, **environment}
     return start([sys.executable, "-m", "titokctl", *command, *ray], env=settings, stdin=subprocess.DEVNULL)
-
-
-def titles(process: int) -> dict[int, str]:
-    """The titles of all processes below `process`."""
-    found = {}
-    for child in children(process):
-        try:
-            found[child] = Path(f"/proc/{child}/cmdline").read_text().split("\0")[0].strip()
-        except OSError:
-            continue
-    return found
-
-
-def kill_one(process: subprocess.Popen[str], title: str) -> bool:
-    """Kill a process below `process` whose title begins with `title`; waits for one. False if `process` ends before."""
-    until = time.monotonic() + PATIENCE_S
-    while process.poll() is None:
-        assert time.monotonic() < until
-        if found := [one for one, name in titles(process.pid).items() if name.startswith(title)]:
-            os.kill(found[0], signal.SIGKILL)
-            wait_for_end(found[:1])
-            return True
-        time.sleep(0.002)
-    return False
 
 
 def wait_for_parts(process: subprocess.Popen[str], folder: Path, count: int) -> None:
@@ -86,45 +60,47 @@ def wait_for_parts(process: subprocess.Popen[str], folder: Path, count: int) -> 
 
 
 def test_killed_actors_and_a_killed_driver_leave_the_bytes_as_they_are(
-    source: Path, start: Start, tmp_path: Path
+    source: Path, ray_cluster: str, start: Start, tmp_path: Path, capsys
 ) -> None:
-    """An actor dies, then a task that decodes, then the driver; another number of workers finishes the output."""
+    """An actor dies, then a task that decodes, then the driver; another number of actors finishes the output."""
     output = tmp_path / "tokens.h5"
-    first = by_ray(start, words(source, output), 2)
+    first = ray_machine.driver(start, words(source, output), ray_cluster, 2)
     assert kill_one(first, "ray::TokenizeActor.part")
     assert kill_one(first, "ray::decode_unit")
     wait_for_parts(first, tmp_path / "tokens.h5.parts", 5)
     first.kill()
     first.wait()
     assert not output.exists()
-    last = by_ray(start, [*words(source, output), "--json"], 1)
-    out, err = last.communicate(timeout=PATIENCE_S)
-    assert last.returncode == 0, err
-    assert json.loads(out)["units_reused"] >= 5
+    assert run([*words(source, output), *by_cluster(ray_cluster, 1), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["units_reused"] >= 5
     assert output.read_bytes() == (source / "one.h5").read_bytes()
+
+
+def by_cluster(address: str, workers: int) -> list[str]:
+    return ["--engine", "ray", "--address", address, "--max-workers", str(workers), "--quiet"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_bytes_do_not_depend_on_the_number_of_actors(source: Path, start: Start, tmp_path: Path, workers: int) -> None:
+def test_bytes_do_not_depend_on_the_number_of_actors(source, ray_cluster: str, tmp_path: Path, workers: int) -> None:
+    """The pool grows while it works: all but the first actor are started in the middle."""
     output = tmp_path / "tokens.h5"
-    process = by_ray(start, words(source, output, "--min-workers", "1"), workers)
-    _, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, err
+    assert run([*words(source, output, "--min-workers", "1"), *by_cluster(ray_cluster, workers)]) == 0
     assert output.read_bytes() == (source / "one.h5").read_bytes()
 
 
 @pytest.mark.slow
 def test_twenty_deaths_at_random_moments_leave_the_bytes_as_they_are(
-    source: Path, start: Start, tmp_path: Path
+    source: Path, ray_cluster: str, start: Start, tmp_path: Path
 ) -> None:
+    """Of actors, of tasks that decode, and of drivers, each followed by one with another number of actors."""
     output, rng = tmp_path / "tokens.h5", random.Random(0)
     parts = tmp_path / "tokens.h5.parts"
     deaths = 0
     while deaths < 20:
         for part in rng.sample(sorted(parts.glob("unit-*")), len(list(parts.glob("unit-*"))) // 2):
             part.unlink()
-        process = by_ray(start, words(source, output), rng.choice([1, 2, 3]))
+        process = ray_machine.driver(start, words(source, output), ray_cluster, rng.choice([1, 2, 3]))
         for victim in rng.choices(["ray::TokenizeActor", "ray::decode_unit"], k=rng.randint(0, 3)):
             time.sleep(rng.random() / 2)
             deaths += kill_one(process, victim)
@@ -133,9 +109,7 @@ def test_twenty_deaths_at_random_moments_leave_the_bytes_as_they_are(
         process.kill()
         process.wait()
         deaths += 1
-    last = by_ray(start, words(source, output), 2)
-    _, err = last.communicate(timeout=PATIENCE_S)
-    assert last.returncode == 0, err
+    assert run([*words(source, output), *by_cluster(ray_cluster, 2)]) == 0
     assert output.read_bytes() == (source / "one.h5").read_bytes()
 
 
@@ -179,7 +153,7 @@ def test_a_unit_over_which_actors_die_is_named(source: Path, start: Start, tmp_p
     weights = ["--tokenizer", str(source / "deep.safetensors")]
     process = by_ray(start, ["tokenize", str(tmp_path / "one"), "-o", str(tmp_path / "tokens.h5"), *weights], 1)
     for _ in range(3):
-        assert kill_one(process, "ray::TokenizeActor.part")
+        assert kill_one(process, "ray::TokenizeActor.part", below=process.pid)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "3 workers died while it worked on" in err
@@ -188,30 +162,35 @@ def test_a_unit_over_which_actors_die_is_named(source: Path, start: Start, tmp_p
 
 
 @pytest.mark.slow
-def test_a_machine_without_memory_is_told(source: Path, start: Start, tmp_path: Path) -> None:
+def test_a_machine_without_memory_is_told_with_the_unit(source: Path, start: Start, tmp_path: Path) -> None:
     """Ray's own watch over memory ends the workers of a machine that has too little of it."""
     little = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
     process = by_ray(start, words(source, tmp_path / "tokens.h5"), 1, **little)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "ran out of memory" in err
+    assert re.search(r"\d\d\d\.tar", err)
 
 
 @pytest.mark.slow
-def test_a_running_cluster_is_used_and_stays(source: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_an_actor_that_gets_no_memory_is_told_with_its_unit(source, ray_cluster: str, tmp_path: Path, capsys) -> None:
+    """A tile of three terabytes is refused by the system; the process goes on."""
+    command = words(source, tmp_path / "tokens.h5", "--batch-size", "1000000000", tokenizer="tokenizer")
+    assert run([*command, *by_cluster(ray_cluster, 1)]) == 1
+    err = capsys.readouterr().err
+    assert re.search(r"a worker failed while it worked on \S*\d\d\d\.tar\S*: out of memory", " ".join(err.split()))
+    assert "smaller batch" in err
+
+
+@pytest.mark.slow
+def test_a_running_cluster_is_used_by_other_processes_and_stays(
+    source: Path, ray_cluster: str, run_cli: RunCli, tmp_path: Path
+) -> None:
     import ray
 
-    for name, value in SMALL.items():
-        os.environ.setdefault(name, value)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        address = ray.get_runtime_context().gcs_address
-        command = words(source, tmp_path / "tokens.h5", "--engine", "ray", "--address", address)
-        run_cli(*command, code=0)
-        assert (tmp_path / "tokens.h5").read_bytes() == (source / "one.h5").read_bytes()
-        assert ray.cluster_resources()["CPU"] == 2
-    finally:
-        ray.shutdown()
+    run_cli(*words(source, tmp_path / "tokens.h5"), *by_cluster(ray_cluster, 2), code=0)
+    assert (tmp_path / "tokens.h5").read_bytes() == (source / "one.h5").read_bytes()
+    assert ray.cluster_resources()["CPU"] == 2
 
 
 @pytest.mark.slow

@@ -13,7 +13,12 @@ from titokctl.cli.work import Surroundings, perform
 
 @app.command(epilog="Example: titokctl decode samples/ids.h5 -o out.npz")
 def decode(
-    path: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache, or the folder of a sample set.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TOKENS", help="A token cache, or the folder of a sample set.", callback=options.address
+        ),
+    ],
     output: Annotated[Path, option("--output -o", "Where to write the images.", "FILE.npz|FOLDER")],
     image_format: Annotated[
         Literal["npz", "png", "webp", "wds"] | None,

@@ -12,8 +12,10 @@ from titokctl.cli.work import Surroundings, perform
 
 @app.command(epilog="Example: titokctl diff float32.h5 bf16.h5")
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A token cache.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another cache of the same images.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="A token cache.", callback=options.address)],
+    second: Annotated[
+        Path, typer.Argument(metavar="B", help="Another cache of the same images.", callback=options.address)
+    ],
     view: options.View = "plain",
     tokenizer: options.MadeWith = None,
     device: options.Device = None,

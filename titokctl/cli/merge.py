@@ -14,7 +14,7 @@ from titokctl.cli.work import Surroundings, perform
 @app.command(epilog="Example: titokctl merge a.h5 b.h5 -o both.h5")
 def merge(
     paths: Annotated[list[Path], typer.Argument(metavar="TOKENS", help="Token caches made by one tokenizer.")],
-    output: Annotated[Path, option("--output -o", "The token cache to write.", "FILE")],
+    output: Annotated[Path, option("--output -o", "The token cache to write; at s3://... a folder of parts.", "FILE")],
     compress: options.Compress = False,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,

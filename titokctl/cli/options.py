@@ -37,11 +37,20 @@ def _known_crop(crop: str) -> str:
     return crop
 
 
+def address(given: Path | None) -> Path | None:
+    """Return a path that was given; an address in an object store keeps its two slashes."""
+    if given is None:
+        return None
+    from titokctl.formats.object_store import path_of
+
+    return path_of(given)
+
+
 _output, _machine = partial(option, panel=OUTPUT), partial(option, panel=MACHINE)
 crop = partial(option, "--crop", metavar="|".join(_CROPS), callback=_known_crop)
 tokenizer = partial(option, "--tokenizer", metavar="RUN|FILE|NAME", completes=completion.tokenizers)
 
-Tokens = Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.")]
+Tokens = Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.", callback=address)]
 View = Annotated[str, option("--view", "plain, or another view such as flip.")]
 Compress = Annotated[bool, option("--compress", "Deflate the rows: smaller, but not memory-mapped.")]
 Tokenizer = Annotated[str | None, tokenizer("Default: the newest trained one, or else titok-l-32.")]

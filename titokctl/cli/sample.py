@@ -1,5 +1,6 @@
 """`titokctl sample`."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal
 from titokctl.cli import completion, console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import MACHINE, option
-from titokctl.cli.work import Machine, Surroundings, perform
+from titokctl.cli.work import Engine, Machine, Surroundings, perform
 
 _how = partial(option, panel="Sampling settings (by default the generator's own)")
 _result = partial(option, panel="Output of the samples")
@@ -82,7 +83,12 @@ def sample(
     ] = None,
     keep: Annotated[
         Path | None,
-        option("--keep", "Image i keeps ids of row i of this cache at the positions of --keep-tokens.", "TOKENS"),
+        option(
+            "--keep",
+            "Image i keeps ids of row i of this cache at the positions of --keep-tokens.",
+            "TOKENS",
+            callback=options.address,
+        ),
     ] = None,
     keep_tokens: Annotated[str | None, option("--keep-tokens", "Positions, counted from 0.", "0-15,20")] = None,
     seed: Annotated[int | None, _how("--seed", "Seed of all randomness; 0 by default.")] = None,
@@ -118,6 +124,10 @@ def sample(
     nodes: options.NumNodes = 1,
     node_rank: options.NodeRank = None,
     rdzv_endpoint: options.Endpoint = None,
+    engine: options.Engine = None,
+    address: options.Address = None,
+    min_workers: options.MinWorkers = None,
+    max_workers: options.MaxWorkers = None,
     runs_dir: options.RunsDir = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -147,6 +157,8 @@ def sample(
         "remasking_cap": remasking_cap,
         "seed": seed,
     }
+    machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
+    cluster = Engine(engine, address, min_workers, max_workers).cluster(machine)
     request = Sample(
         generator=generator,
         tokenizer=tokenizer,
@@ -165,10 +177,10 @@ def sample(
         settings_file=settings_file,
         keep=keep,
         keep_tokens=() if keep_tokens is None else parse_positions(keep_tokens),
+        cluster=cluster,
     )
-    machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
     around = Surroundings(quiet, as_json, dry_run, runs_dir, machine=machine, takes_all_gpus=True)
-    result = perform(request, around)
+    result = perform(request, around if cluster is None else replace(around, machine=None))
     if place().is_main:
         console.result(result, as_json, "samples")
         if not result.metrics:

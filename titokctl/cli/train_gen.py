@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: titokctl train-gen tokens.h5")
 def train_gen(
-    cache: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache made by titokctl tokenize.")],
+    cache: Annotated[
+        Path,
+        typer.Argument(metavar="TOKENS", help="A token cache made by titokctl tokenize.", callback=options.address),
+    ],
     recipe: Annotated[
         str | None,
         option(
@@ -27,7 +30,8 @@ def train_gen(
     ] = None,
     overrides: options.Overrides = None,
     validation: Annotated[
-        Path | None, option("--val", "A cache of held-out images, for the held-out loss.", "TOKENS")
+        Path | None,
+        option("--val", "A cache of held-out images, for the held-out loss.", "TOKENS", callback=options.address),
     ] = None,
     init: Annotated[
         str | None,

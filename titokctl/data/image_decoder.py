@@ -27,6 +27,13 @@ def recorded_precision(header: CacheHeader, device: str) -> Precision | None:
     return found if found in PRECISIONS and can_infer(device, found) else None
 
 
+def check_makes_pixels(tokenizer: TiTok) -> None:
+    """Raise UserError when a tokenizer was trained in stage proxy only and makes no pixels."""
+    if not tokenizer.config.pixel_decoder:
+        hint = "train its decoder with the -decoder recipe of the same name and --init, and name that run"
+        raise UserError("this tokenizer was trained in stage proxy only and does not produce pixels", hint)
+
+
 class ImageDecoder:
     """The decoder of a tokenizer, prepared for `device` and the precision `precision_name`.
 
@@ -34,9 +41,7 @@ class ImageDecoder:
     """
 
     def __init__(self, tokenizer: TiTok, device: str, precision_name: Precision) -> None:
-        if not tokenizer.config.pixel_decoder:
-            hint = "train its decoder with the -decoder recipe of the same name and --init, and name that run"
-            raise UserError("this tokenizer was trained in stage proxy only and does not produce pixels", hint)
+        check_makes_pixels(tokenizer)
         self._model = prepared(tokenizer, device, precision_name, "decoder")
         self._device, self._precision = device, precision_name
 

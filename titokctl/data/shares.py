@@ -11,8 +11,8 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.pipeline import decode_units
 from titokctl.data.sources.source import UNIT_SIZE, Rejected, SeekableSource, Source, Unit
-from titokctl.data.workers import available_cores
 from titokctl.distributed.group import Group
+from titokctl.distributed.place import available_cores
 
 
 def share_of(source: Source, batch_size: int, group: Group, chosen: Sequence[int] | None = None) -> list[Unit]:

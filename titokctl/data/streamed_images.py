@@ -23,7 +23,8 @@ from titokctl.data.images import crop_at
 from titokctl.data.order import epoch_order
 from titokctl.data.sources.source import Sample, Source, Unit
 from titokctl.data.training_images import RANDOM, Augmentation
-from titokctl.data.workers import available_cores, in_order
+from titokctl.data.workers import in_order
+from titokctl.distributed.place import available_cores
 from titokctl.errors import UserError
 
 BUFFER = 1000  # samples: with ImageNet's files about 110 MB

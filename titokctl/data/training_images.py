@@ -17,7 +17,8 @@ from titokctl.data.image_problems import ImageProblems
 from titokctl.data.images import crop_at, scaled_size, shorter_edge_to
 from titokctl.data.order import uniform
 from titokctl.data.sources.source import Sample, SeekableSource
-from titokctl.data.workers import available_cores, in_order
+from titokctl.data.workers import in_order
+from titokctl.distributed.place import available_cores
 from titokctl.errors import UserError
 
 _CROP, _FLIP = 1, 2

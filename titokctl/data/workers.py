@@ -5,7 +5,6 @@ each thread hands its files to a process (`decode_processes`).
 """
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +15,6 @@ from titokctl.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(make: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: int = 64) -> Iterator[tuple[T, R]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from titokctl.distributed.place import adopt_slurm, has_trainer, is_placed
+from titokctl.distributed.place import adopt_slurm, available_cores, has_trainer, is_placed
 from titokctl.distributed.stop import is_ignored
 from titokctl.distributed.worker import ALIVE, EXIT_CODES, FOLDER, ORDERLY, STOP
 from titokctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UsageError, UserError
@@ -157,8 +157,7 @@ def _run(folder: Path, count: int, arguments: list[str], stdout: int | None) -> 
         local ranks of workers that died without a report before any other worker failed.
     """
     environment = {**os.environ, FOLDER: str(folder)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // count)))
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is reported by our own message
     words = [sys.executable, "-m", "titokctl.distributed.agent", *arguments]
     with _forwarding(folder):

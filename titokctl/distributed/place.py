@@ -1,4 +1,4 @@
-"""The rank of this process, read from the environment; imports nothing heavy.
+"""The rank of this process, read from the environment, and the cores that it may use; imports nothing heavy.
 
 torchrun sets RANK, LOCAL_RANK and WORLD_SIZE. Under SLURM's srun with several tasks and without torchrun, every task is
 a process, and the same variables are derived from SLURM's.
@@ -32,6 +32,11 @@ def place() -> Place:
     if rank is None or size is None:
         return Place()
     return Place(int(rank), int(size), int(local or 0))
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_placed(environment: Mapping[str, str]) -> bool:

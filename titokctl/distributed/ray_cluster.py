@@ -15,13 +15,15 @@ import socket
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from titokctl.errors import UsageError, UserError, install
+from titokctl.distributed.place import available_cores
+from titokctl.errors import UsageError, UserError, fault_in_words, install
 
 PieceT = TypeVar("PieceT")
+T = TypeVar("T")
 _TRIES = 3  # actors that may die over one piece
 _POLL_S = 0.2
 _ANSWER_S = 10.0
@@ -105,7 +107,7 @@ class RayCluster:
                 ) from error
             return
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="titokctl-", ignore_cleanup_errors=True))
-        cpus = max(_cores(), self.max_workers or 0, self.min_workers)
+        cpus = max(available_cores(), self.max_workers or 0, self.min_workers)
         ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **common)
 
     def _connection(self, ray: Any) -> "Connection":
@@ -140,12 +142,14 @@ class Connection:
         gpus = 1 if self.device == "cuda" else 0
         return {"num_gpus": gpus, "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function of a module on a machine of the kind on which actors compute, and return its result."""
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function of a module on a machine like those of the actors: on one with a GPU if they have GPUs."""
+        if self.device != "cuda":
+            return function(*arguments)
         import ray
 
-        gpus = 1 if self.device == "cuda" else 0
-        return result_of(ray.remote(function).options(num_gpus=gpus, num_cpus=1).remote(*arguments))
+        found: T = result_of(ray.remote(function).options(num_gpus=1, num_cpus=1).remote(*arguments))
+        return found
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,7 @@ class ActorPool(Generic[PieceT]):
         if reference in self._starting:
             actor = self._starting.pop(reference)
             try:
-                result_of(reference)
+                result_of(reference, "while it started")
             except lost.RayError as error:
                 self._count_death("start of a worker", "while it started", error)
             else:
@@ -270,7 +274,7 @@ class ActorPool(Generic[PieceT]):
         else:
             piece, actor = self._working.pop(reference)
             try:
-                result = result_of(reference)
+                result = result_of(reference, f"while it worked on {self._stages.name(piece)}")
             except lost.RayError as error:
                 name = self._stages.name(piece)
                 self._count_death(name, f"while it worked on {name}", error)
@@ -284,7 +288,7 @@ class ActorPool(Generic[PieceT]):
 
         name = self._stages.name(piece)
         try:
-            result_of(done)
+            result_of(done, f"while it decoded {name}")
         except lost.RayError as error:
             if name in self._recovering:
                 raise UserError(
@@ -314,19 +318,41 @@ class ActorPool(Generic[PieceT]):
             self._say(f"waiting for the cluster to have {needs} for a worker")
 
 
-def result_of(reference: Any) -> Any:
-    """Return the result of a task. Raises the task's own UserError as it was, and RayError when its process died."""
+def result_of(reference: Any, during: str = "") -> Any:
+    """Return the result of a task.
+
+    Args:
+        during: words for the work, in the message about a fault of the task's machine.
+
+    Raises the task's own UserError as it was, UserError for a fault of its machine, such as a full memory, and RayError
+    when its process died.
+    """
     import ray
     import ray.exceptions as lost
 
     try:
         return ray.get(reference)
     except lost.RayTaskError as error:
-        if isinstance(error.cause, lost.RayError):
+        if isinstance(error.cause, lost.RayError | UserError):
             raise error.cause from None
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
+        if fault := fault_in_words(error.cause or error):
+            raise UserError(f"a worker failed{during and f' {during}'}: {fault.message}", fault.hint) from None
         raise RuntimeError(str(error)) from None
+
+
+def check_machine(expected: Mapping[str, Any], here: Mapping[str, Any], makes: str) -> None:
+    """Raise UserError, which lists the differences, if this machine would make other rows or images than the driver's.
+
+    Args:
+        expected, here: everything that decides about the bytes, by name, of the driver and of this machine.
+        makes: a word for what is made.
+    """
+    others = [f"{name} {here.get(name)}, not {value}" for name, value in expected.items() if here.get(name) != value]
+    if others:
+        raise UserError(
+            f"the machine {os.uname().nodename} would make other {makes}: it has {'; '.join(others)}",
+            "install the same versions on all machines, and use machines of one kind",
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -346,10 +372,6 @@ def _check_answers(address: str) -> None:
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), _ANSWER_S).close()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

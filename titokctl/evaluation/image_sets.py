@@ -22,7 +22,8 @@ from titokctl.data.images import BadImage, decode, preprocess, to_bytes
 from titokctl.data.sources import Rejected, SeekableSource, Source, open_source, reopen_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.source import difference
-from titokctl.data.workers import available_cores, in_order
+from titokctl.data.workers import in_order
+from titokctl.distributed.place import available_cores
 from titokctl.errors import UserError
 from titokctl.formats.atomic import file_sha256
 from titokctl.formats.npz_reader import NpzReader

@@ -6,6 +6,7 @@ are retried; pauses between tries grow.
 """
 
 import contextlib
+import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -68,20 +69,13 @@ class ObjectFolder:
 
         return self._tried(listed, "list")
 
+    def holds(self, name: str) -> bool:
+        """Return True if there is an object of this name, or one below a folder of this name."""
+        return self._tried(lambda: self._is_there(name), f"look for {name} in")
+
     def read(self, name: str) -> bytes | None:
         """Return an object, or None if there is none. Raises UserError for one that is too large."""
-        path = f"{self._root}/{name}"
-
-        def whole() -> bytes | None:
-            with contextlib.suppress(FileNotFoundError):
-                self._files.invalidate_cache(path)
-                if self._files.info(path)["size"] > _MAX_BYTES:
-                    raise UserError(f"{self.address}/{name} is larger than {_MAX_BYTES:,} bytes")
-                data: bytes = self._files.cat_file(path)
-                return data
-            return None
-
-        return self._tried(whole, f"read {name} in")
+        return self._tried(lambda: self._whole(name), f"read {name} in")
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless there is one of this name.
@@ -91,17 +85,35 @@ class ObjectFolder:
 
         def put() -> bool:
             problem: Exception | None = None
-            if (there := self.read(name)) is None:
+            if (there := self._whole(name)) is None:
                 try:
                     self._put(name, data)
                 except _FINAL:
                     raise
                 except Exception as error:  # refused because it exists, or a reply got lost, or nothing was written
                     problem = error
-                there = self.read(name)
+                there = self._whole(name)
             if there is None:
                 raise problem or OSError("an object that was written is not there")
             return there == data
+
+        return self._tried(put, f"write {name} to")
+
+    def create_file(self, name: str, local: Path) -> bool:
+        """Write an object with the contents of a file unless there is one of this name; as `create`, for any size."""
+
+        def put() -> bool:
+            problem: Exception | None = None
+            if not self._is_there(name):
+                try:
+                    self._put_file(name, local)
+                except _FINAL:
+                    raise
+                except Exception as error:  # as in `create`
+                    problem = error
+            if not self._is_there(name):
+                raise problem or OSError("an object that was written is not there")
+            return self._sha256(name) == _sha256_of(local)
 
         return self._tried(put, f"write {name} to")
 
@@ -114,12 +126,37 @@ class ObjectFolder:
 
         self._tried(gone, f"delete {name} in")
 
+    def _whole(self, name: str) -> bytes | None:
+        path = f"{self._root}/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            self._files.invalidate_cache(path)
+            if self._files.info(path)["size"] > _MAX_BYTES:
+                raise UserError(f"{self.address}/{name} is larger than {_MAX_BYTES:,} bytes")
+            data: bytes = self._files.cat_file(path)
+            return data
+        return None
+
     def _put(self, name: str, data: bytes) -> None:
         path = f"{self._root}/{name}"
         try:
             self._files.pipe_file(path, data, mode="create")
         except (TypeError, NotImplementedError, ValueError):  # a plug-in without the condition
             self._files.pipe_file(path, data)
+
+    def _put_file(self, name: str, local: Path) -> None:
+        path = f"{self._root}/{name}"
+        try:
+            self._files.put_file(str(local), path, mode="create")
+        except (TypeError, NotImplementedError, ValueError):  # a plug-in without the condition
+            self._files.put_file(str(local), path)
+
+    def _is_there(self, name: str) -> bool:
+        self._files.invalidate_cache()
+        return bool(self._files.exists(f"{self._root}/{name}"))
+
+    def _sha256(self, name: str) -> str:
+        with self._files.open(f"{self._root}/{name}", "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def _tried(self, action: Callable[[], T], doing: str) -> T:
         problem: Exception | None = None
@@ -139,6 +176,23 @@ class ObjectFolder:
         raise UserError(
             f"cannot {doing} {self.address}: {text}", "check the address and your access; finished work is kept"
         ) from problem
+
+
+def check_free_in_store(address: StorePath, overwrite: bool) -> None:
+    """Raise UserError when there is an object, or a folder of objects, of this name."""
+    store = ObjectFolder(StorePath(address.parent))
+    if overwrite:
+        raise UserError(
+            f"--overwrite can't replace {address}: objects are never written again",
+            "choose another address, or delete the objects first",
+        )
+    if store.holds(address.name):
+        raise UserError(f"{address} exists already", "choose another -o")
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_store(path: Any) -> bool:

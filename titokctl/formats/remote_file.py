@@ -9,6 +9,7 @@ No address is ever passed to a shell, and messages and records hold none with it
 
 import hashlib
 import http.client
+import os
 import re
 import time
 import urllib.error
@@ -23,6 +24,7 @@ from titokctl.errors import UserError, install
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
 _TIMEOUT_S = 60.0
+_CONNECT_S, _REPLY_S = 5.0, 20.0  # of object stores
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _NOT_GIVEN = (401, 403, 404, 410)
 _HTTP = ("http", "https")
@@ -261,11 +263,28 @@ def file_system_of(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(url)
+        found, path = url_to_fs(url, **_options(scheme_of(url)))
+        if hasattr(found, "retries"):
+            found.retries = 1
+        return found, path
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(scheme_of(url))
         hint = install(extra) if extra else f"install fsspec's plug-in for {scheme_of(url)}"
         raise UserError(f"{scheme_of(url)}:// needs a package that is not installed ({error})", hint) from error
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """Return options for a plug-in of fsspec: only this module and `object_store` retry, and no reply is awaited long.
+
+    Retries of boto, of its plug-in and ours would multiply. fsspec's own configuration and AWS_MAX_ATTEMPTS prevail.
+    """
+    if scheme != "s3":
+        return {}
+    from fsspec.config import conf
+
+    once = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"retries": {"total_max_attempts": 1}}
+    given = conf.get("s3", {}).get("config_kwargs", {})
+    return {"config_kwargs": {"connect_timeout": _CONNECT_S, "read_timeout": _REPLY_S, **once, **given}}
 
 
 def _is_temporary(error: Exception) -> bool:

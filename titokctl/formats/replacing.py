@@ -17,6 +17,7 @@ from pathlib import Path
 from titokctl.errors import UserError
 from titokctl.formats.atomic import read_json, write_json
 from titokctl.formats.folder_lock import contents_of
+from titokctl.formats.object_store import is_store, path_of
 
 SEAL = ".titokctl.json"
 FORMAT = "titokctl/folder"
@@ -57,6 +58,11 @@ SAFETENSORS = FileKind("a safetensors file", lambda head: head[8:9] == b"{")
 
 def check_name(output: Path) -> None:
     """Raise UserError when no file or folder can have the name of `output`, before any work is done for it."""
+    if is_store(path_of(output)):
+        raise UserError(
+            f"{path_of(output)} is in an object store, where only tokenize, merge and export write",
+            "write to a disk, and copy the result",
+        )
     if output.name in ("", ".", ".."):
         raise UserError(f"{output} can't be the name of a new file or folder", "give it a name of its own with -o")
     parent = next((p for p in output.absolute().parents if p.is_dir()), Path("/"))

@@ -6,8 +6,10 @@ in `.<name>.settings.json`: format "titokctl/settings", format_version 1, `setti
 `changed_ns` (time of the last change in nanoseconds) of the file. The record is written before the file gets its name,
 and one whose size or time is not that of the file is ignored. So after a crash at any moment no record describes
 another file, and a file that was changed or copied counts as one of unknown origin.
+In an object store, where nothing is written again, a file's record has no `changed_ns` and is written after the file.
 """
 
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from typing import Any
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, flush, read_json, write_json
+from titokctl.formats.object_store import ObjectFolder, StorePath
 from titokctl.formats.replacing import SEAL, SHARDS_INDEX, listing_of
 
 FORMAT = "titokctl/settings"
@@ -36,6 +39,8 @@ def record_settings(product: Path, output: Path, settings: Mapping[str, Any]) ->
 
 def recorded_settings(output: Path) -> dict[str, Any] | None:
     """Return the settings that made the product at `output`; None for anything of unknown origin, or nothing."""
+    if isinstance(output, StorePath):
+        return _recorded_in_store(output)
     try:
         mode = output.lstat().st_mode
     except OSError:
@@ -49,6 +54,43 @@ def recorded_settings(output: Path) -> dict[str, Any] | None:
         return None
     settings = found.get("settings")
     return settings if isinstance(settings, dict) else None
+
+
+def publish_to_store(product: Path, output: StorePath, settings: Mapping[str, Any]) -> None:
+    """Write a finished file or sealed folder to an address in an object store, with the settings that made it.
+
+    Raises UserError when other contents have the name by now.
+    """
+    store = ObjectFolder(StorePath(output.parent))
+    if product.is_dir():
+        record_settings(product, output, settings)
+    for path in sorted(path for path in [product, *product.rglob("*")] if path.is_file()):
+        name = path.relative_to(product.parent).as_posix()
+        if not store.create_file(name, path):
+            raise UserError(f"{output.parent / name} exists already, with other contents", "choose another -o")
+    if product.is_file():
+        about = {"format": FORMAT, "format_version": FORMAT_VERSION, "size": product.stat().st_size}
+        store.create(_beside(output).name, json.dumps(about | {"settings": dict(settings)}).encode())
+
+
+def _recorded_in_store(output: StorePath) -> dict[str, Any] | None:
+    beside, inside = ObjectFolder(StorePath(output.parent)), ObjectFolder(output)
+    found, sizes = _parsed(beside.read(_beside(output).name)), beside.sizes()
+    if found.get("format") != FORMAT or found.get("size") != sizes.get(output.name):
+        found = _parsed(inside.read(SEAL))
+        listed, sizes = found.get("files"), inside.sizes()
+        if not isinstance(listed, dict) or any(sizes.get(name) != size for name, size in listed.items()):
+            return None
+    settings = found.get("settings")
+    return settings if isinstance(settings, dict) else None
+
+
+def _parsed(data: bytes | None) -> dict[str, Any]:
+    try:
+        found = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _is_whole(folder: Path) -> bool:

@@ -6,7 +6,7 @@ size.
 """
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from titokctl.errors import UserError
 from titokctl.formats.object_store import is_store, path_of
 from titokctl.formats.token_file import TokenFile
 from titokctl.formats.token_folder import TokenFolder
-from titokctl.formats.token_header import PLAIN, CacheHeader, StoredCache
+from titokctl.formats.token_header import PLAIN, CacheHeader, RowBlock, StoredCache
 from titokctl.formats.token_keys import Keys
 
 __all__ = ["PLAIN", "CacheHeader", "TokenCache", "labelled_rows"]
@@ -150,6 +150,17 @@ class TokenCache:
     def num_bytes(self) -> int:
         """The size on disk in bytes."""
         return self._stored.num_bytes()
+
+    @property
+    def key_room(self) -> int:
+        """A number of bytes that all keys together don't exceed."""
+        return self._stored.key_room()
+
+    def blocks(self) -> Iterator[RowBlock]:
+        """Yield all rows in order, some 65,536 at a time, in memory that does not grow with the cache."""
+        for block in self._stored.blocks():
+            yield block
+            self.release()
 
     def damage(self, advance: Callable[[int], None]) -> list[str]:
         """Read everything and return one sentence for each thing that changed since it was written; [] if nothing did.

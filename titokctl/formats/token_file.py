@@ -45,6 +45,7 @@ from titokctl.formats.token_header import (
     ROWS_PER_CRC,
     CacheHeader,
     ContentsChecksums,
+    RowBlock,
     StoredCache,
     check_labels,
     checked,
@@ -90,6 +91,20 @@ class TokenFile(StoredCache):
     def read_keys(self) -> Keys:
         with hdf5_checks.opened(self.path) as file:
             return _read_keys(file, len(self.rows))
+
+    def key_room(self) -> int:
+        with hdf5_checks.opened(self.path) as file:
+            keys, ends = _key_datasets(file, len(self.rows))
+            return len(keys) * (keys.dtype.itemsize if ends is None else 1)
+
+    def blocks(self) -> Iterator[RowBlock]:
+        with hdf5_checks.opened(self.path) as file:
+            begin = 0
+            for first in range(0, len(self.rows), ROWS_PER_CRC):
+                here = slice(first, first + ROWS_PER_CRC)
+                keys, begin = _keys_between(file, here, len(self.rows), begin)
+                views = {name: rows[here] for name, rows in self.views.items()}
+                yield RowBlock(self.rows[here], self._labels[here], keys, views)
 
     def num_bytes(self) -> int:
         return self.path.stat().st_size
@@ -208,6 +223,25 @@ def _read_keys(file: h5py.File, num_rows: int) -> Keys:
         what = "a key is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise UserError(f"/keys of {file.filename} is damaged: {what}") from error
     return keys
+
+
+def _keys_between(file: h5py.File, rows: slice, num_rows: int, begin: int) -> tuple[Keys, int]:
+    """Return the keys of some rows, the first of which begins at byte `begin` of /keys, and the byte behind the last.
+
+    Raises UserError as `_read_keys`.
+    """
+    found, ends = _key_datasets(file, num_rows)
+    try:
+        if ends is None:
+            return Keys.of(np.asarray(found[rows])), 0
+        here = _as_ends(ends[rows])
+        keys = Keys(found[begin : int(here[-1])], here - begin)
+        keys.check()
+        keys.data.tobytes().decode()
+    except ValueError as error:
+        what = "a key is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise UserError(f"/keys of {file.filename} is damaged: {what}") from error
+    return keys, int(here[-1])
 
 
 def _as_ends(ends: np.ndarray) -> np.ndarray:

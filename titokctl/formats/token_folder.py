@@ -18,11 +18,18 @@ from typing import Any, cast
 import numpy as np
 
 from titokctl.errors import UserError
-from titokctl.formats.token_header import CacheHeader, ContentsChecksums, StoredCache, check_labels, checked_header
+from titokctl.formats.token_header import (
+    ROWS_PER_CRC,
+    CacheHeader,
+    ContentsChecksums,
+    RowBlock,
+    StoredCache,
+    check_labels,
+    checked_header,
+)
 from titokctl.formats.token_keys import Keys
 from titokctl.formats.token_parts import PartsFolder, TokenPart, all_parts
 from titokctl.formats.token_store import parts_at
-from titokctl.formats.token_tally import Tally
 
 _PARTS_KEPT = 64
 _AGAIN = "run the `titokctl tokenize` command that made it again"
@@ -121,26 +128,49 @@ class TokenFolder(StoredCache):
     def read_keys(self) -> Keys:
         return Keys.joined([Keys.of(self._part(unit).keys) for unit in range(len(self._counts))])
 
+    def key_room(self) -> int:
+        found = (self._folder.summary(unit) for unit in range(len(self._counts)))
+        return sum(one.rows * one.key_bytes for one in found if one is not None)
+
+    def blocks(self) -> Iterator[RowBlock]:
+        held: list[TokenPart] = []
+        for unit in range(len(self._counts)):
+            held.append(self._read(unit))
+            if sum(map(len, held)) >= ROWS_PER_CRC:
+                yield self._joined(held)
+                held = []
+        if held:
+            yield self._joined(held)
+
+    def _joined(self, parts: list[TokenPart]) -> RowBlock:
+        labels = np.concatenate([part.labels for part in parts])
+        check_labels(self.path, labels, len(self.header.class_names))
+        rows = np.concatenate([part.ids for part in parts])
+        views = {name: np.concatenate([part.views[name] for part in parts]) for name in self.header.views}
+        return RowBlock(rows, labels, Keys.joined([Keys.of(part.keys) for part in parts]), views)
+
     def num_bytes(self) -> int:
         return self._folder.num_bytes()
 
     def damage(self, advance: Callable[[int], None]) -> list[str]:
         problems: list[str] = []
-        for unit, rows in enumerate(self._counts):
-            try:
-                self._read(unit)
-            except UserError as error:
-                problems.append(error.message)
-            advance(rows * (1 + len(self.header.views)))
-        if not problems:
-            units = range(len(self._counts))
-            if self._version > 1:
-                found = _contents_sha256(map(self._read, units), self.header)
-            else:
-                width = max(summary.key_bytes for unit in units if (summary := self._folder.summary(unit)))
-                found = _first_contents_sha256(map(self._read, units), self.header, width)
-            if found != self.sha256:
-                problems.append(f"the parts of {self.path} are not those it was finished with")
+
+        def intact() -> Iterator[TokenPart]:
+            for unit, rows in enumerate(self._counts):
+                try:
+                    yield self._read(unit)
+                except UserError as error:
+                    problems.append(error.message)
+                advance(rows * (1 + len(self.header.views)))
+
+        if self._version > 1:
+            found = _contents_sha256(intact(), self.header)
+        else:
+            summaries = (self._folder.summary(unit) for unit in range(len(self._counts)))
+            width = max((one.key_bytes for one in summaries if one is not None), default=1)
+            found = _first_contents_sha256(intact(), self.header, width)
+        if not problems and found != self.sha256:
+            problems.append(f"the parts of {self.path} are not those it was finished with")
         return problems
 
     def _read(self, unit: int) -> TokenPart:
@@ -156,9 +186,13 @@ class TokenFolder(StoredCache):
 
 
 def finish_folder(
-    folder: PartsFolder, header: CacheHeader, num_units: int, tally: Tally, advance: Callable[[int], None]
+    folder: PartsFolder, header: CacheHeader, num_units: int, num_rejected: int | None, advance: Callable[[int], None]
 ) -> str:
     """Read every part, then record in the manifest that the folder is complete; return the checksum of the contents.
+
+    Args:
+        num_rejected: images without a row; None when that is not known.
+        advance: called with the number of rows read since.
 
     Raises UserError when a part is missing or damaged.
     """
@@ -171,8 +205,9 @@ def finish_folder(
             advance(len(part))
 
     sha256 = _contents_sha256(parts(), header)
-    whole = {"header": json.loads(json.dumps(asdict(header))), "rows": rows}  # only now its counts are known
-    folder.complete(whole | {"num_rejected": tally.rejected, "sha256": sha256})
+    # Only now the counts are known, and of a pipeline (`titokctl.ray.TokenSink`) the number of units.
+    whole = {"num_units": num_units, "header": json.loads(json.dumps(asdict(header))), "rows": rows}
+    folder.complete(whole | {"num_rejected": num_rejected, "sha256": sha256})
     return sha256
 
 

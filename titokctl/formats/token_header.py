@@ -3,7 +3,7 @@
 import hashlib
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -161,6 +161,16 @@ def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
         raise UserError(f"/labels of {path} reach from {least} to {most}, expected {limit}")
 
 
+@dataclass(frozen=True)
+class RowBlock:
+    """Consecutive rows of a cache: rows (n, ...) of the plain crops, labels (n,) int32, keys, rows of each view."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    keys: Keys
+    views: dict[str, np.ndarray]
+
+
 class StoredCache(ABC):
     """A token cache on disk, opened and checked, in one of its two forms.
 
@@ -186,6 +196,14 @@ class StoredCache(ABC):
     @abstractmethod
     def read_keys(self) -> Keys:
         """Return the keys of all rows."""
+
+    @abstractmethod
+    def key_room(self) -> int:
+        """Return a number of bytes that all keys together don't exceed; the keys themselves are not read."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[RowBlock]:
+        """Yield all rows in order, some 65,536 at a time, in memory that does not grow with the cache."""
 
     @abstractmethod
     def num_bytes(self) -> int:

@@ -5,9 +5,10 @@ unit, `unit-<8 digits>.safetensors`. An output that is itself a folder keeps its
 manifest is JSON with format "titokctl/token-parts", format_version 1, num_units and `header`: the root attributes of
 the cache as they will be. A part is safetensors with the datasets of the cache under their paths ("tokens" or
 "latents", "views/<name>", "labels") and "keys" as (n, width) uint8, padded with zero bytes; its metadata has format
-"titokctl/token-part", format_version "1", unit, first (position of the unit's first sample in the source), count
-(samples of the unit), name, rejected (a JSON list of {"key", "kind", "reason"}), state (the version of the unit's file
-on a server, or ""), counts (JSON: passed_over {kind: members}, label_files) and sha256 over all of the above.
+"titokctl/token-part", format_version "1", unit, first (position of the unit's first sample in the source, or -1 where
+its writer doesn't know it), count (samples of the unit), name, rejected (a JSON list of {"key", "kind", "reason"}),
+state (the version of the unit's file on a server, or ""), counts (JSON: passed_over {kind: members}, label_files) and
+sha256 over all of the above.
 rows + rejected = count. Parts and manifest are written atomically, so a file that exists is whole; it is checked
 before it is used all the same. The process that works in the folder holds the lock `.lock`. Jobs that divide the units
 by arithmetic (--part) share it; the one that merges also holds the lock `.merge.lock`.
@@ -72,7 +73,7 @@ class TokenPart:
 
     Args:
         unit: number of the unit in the source.
-        first: position of its first sample in the source.
+        first: position of its first sample in the source; -1 when a pipeline does not know it.
         count: samples in the unit; rows + rejected.
         name: the unit's name in messages.
         ids: (n, K) of the cache's id type; of a Gaussian tokenizer latents (n, K, C) float16.

@@ -13,6 +13,7 @@ Finished work follows the same rule: the settings that made a product are record
 import contextlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from titokctl.config.differences import flat_differences
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, flush_entry, make_folder, read_json, write_json, write_new_json
 from titokctl.formats.folder_lock import LOCK, at_work, folder_lock, is_held
+from titokctl.formats.object_store import StorePath, check_free_in_store
 from titokctl.formats.replacing import FileKind, check_free, swap_in
-from titokctl.formats.settings_record import record_settings, recorded_settings
+from titokctl.formats.settings_record import publish_to_store, record_settings, recorded_settings
 
 SETTINGS = "settings.json"
 _LINE = 160
@@ -127,11 +129,18 @@ class Unfinished:
     def at_once(self, settings: Mapping[str, Any]) -> Iterator[Path]:
         """Yield the path at which to make the product in one go; it becomes the output when the block succeeds.
 
-        What a killed process left is deleted first, and everything but the product at the end.
+        What a killed process left is deleted first, and everything but the product at the end. A product for an object
+        store is made on this machine's disk and then written there, each file as one object.
 
         Args:
             settings: JSON values; everything that decides about the product, recorded with it.
         """
+        if isinstance(self.output, StorePath):
+            with tempfile.TemporaryDirectory(prefix="titokctl-") as folder:
+                product = Path(folder) / self.output.name
+                yield product
+                publish_to_store(product, self.output, settings)
+            return
         with self.locked():
             self.clear()
             product = self.folder / self.output.name
@@ -198,6 +207,12 @@ def check_output(output: Path, overwrite: bool, kind: FileKind | None = None) ->
     """
     if overwrite or recorded_settings(output) is None:
         check_free(output, overwrite, kind)
+
+
+def check_output_in_store(output: StorePath, overwrite: bool) -> None:
+    """Raise UserError as `check_output`, for a file or folder in an object store."""
+    if overwrite or recorded_settings(output) is None:
+        check_free_in_store(output, overwrite)
 
 
 def check_made_with(output: Path, made: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

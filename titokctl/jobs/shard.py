@@ -19,7 +19,8 @@ from titokctl.data.order import epoch_order
 from titokctl.data.sources import Rejected, SeekableSource, open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.parquet import KIND as PARQUET
-from titokctl.data.workers import available_cores, in_order
+from titokctl.data.workers import in_order
+from titokctl.distributed.place import available_cores
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, read_json, remove_leftovers, write_bytes, write_json
 from titokctl.formats.replacing import check_free, check_name, files_to_delete

@@ -18,7 +18,7 @@ from titokctl.context import Context
 from titokctl.data.images import encode_png
 from titokctl.data.scenes.factors import CLASS_NAMES, scene
 from titokctl.data.scenes.renderer import render
-from titokctl.data.workers import available_cores
+from titokctl.distributed.place import available_cores
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors, remove_leftovers
 from titokctl.formats.shard_index import open_index

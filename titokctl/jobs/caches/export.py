@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 from titokctl.context import Context
 from titokctl.errors import UsageError
 from titokctl.formats.atomic import disk_errors, flush
+from titokctl.formats.object_store import StorePath, is_store, path_of
 from titokctl.formats.replacing import JSON, NPY, SAFETENSORS, files_to_delete, seal
 from titokctl.formats.token_cache import PLAIN, TokenCache
-from titokctl.formats.unfinished import Unfinished, check_output, finished_already
+from titokctl.formats.unfinished import Unfinished, check_output, check_output_in_store, finished_already
 from titokctl.jobs.plan import WritePlan, cache_read, rows_bytes
 
 _ROWS_AT_ONCE = 8192
@@ -44,7 +45,8 @@ class Export:
             attributes as metadata; "wds", a folder of WebDataset shards with a sample per row: npy (the ids), cls (the
             label, where there is one), json (key and label). The rows of a Gaussian tokenizer are latents (N, K, C),
             and safetensors calls them `latents`.
-        output: the file or folder to make; None for the cache's name with the form's ending, beside the cache.
+        output: the file or folder to make, on a disk or in an object store; None for the cache's name with the form's
+            ending, beside the cache.
         view: name of the view.
         overwrite: replace a product of this form at the output.
 
@@ -65,7 +67,7 @@ class Export:
     def target(self) -> Path:
         """The file or folder to make."""
         ending = "-wds" if self.form == "wds" else f".{self.form}"
-        return self.output or self.path.with_name(f"{self.path.stem}{ending}")
+        return path_of(self.output or path_of(self.path).with_name(f"{self.path.stem}{ending}"))
 
     def plan(self, context: Context) -> WritePlan:
         """Return what would be written. Raises UserError when the output exists, or the view doesn't."""
@@ -79,7 +81,7 @@ class Export:
             done=len(cache) if finished else 0,
             num_bytes=rows_bytes(rows) if self.form in ("npy", "safetensors") else None,
             settings={"form": self.form},
-            removes=() if finished else files_to_delete(self.target),
+            removes=() if finished or is_store(self.target) else files_to_delete(self.target),
         )
 
     def run(self, context: Context) -> Exported:
@@ -103,7 +105,11 @@ class Export:
         return {"command": "export", "cache": cache.sha256, "view": self.view, "form": self.form}
 
     def _open(self) -> tuple[TokenCache, np.ndarray]:
-        check_output(self.target, self.overwrite, _KINDS[self.form])
+        target = self.target
+        if isinstance(target, StorePath):
+            check_output_in_store(target, self.overwrite)
+        else:
+            check_output(target, self.overwrite, _KINDS[self.form])
         cache = TokenCache.open_whole(self.path)
         rows = cache.view(self.view)
         if self.form == "jsonl" and not cache.is_discrete:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ import numpy as np
 from titokctl import __version__
 from titokctl.config.differences import flat_differences
 from titokctl.context import Context
-from titokctl.errors import UserError
+from titokctl.errors import UsageError, UserError
+from titokctl.formats.object_store import StorePath, is_store, path_of
 from titokctl.formats.replacing import CACHE, files_to_delete
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
-from titokctl.formats.token_header import CacheHeader
-from titokctl.formats.token_keys import Keys
-from titokctl.formats.unfinished import Unfinished, check_output, finished_already
+from titokctl.formats.token_folder import finish_folder
+from titokctl.formats.token_header import CacheHeader, RowBlock
+from titokctl.formats.token_parts import TokenPart
+from titokctl.formats.token_store import StoredParts
+from titokctl.formats.unfinished import Unfinished, check_output, finished_already, made_with_other_settings
 from titokctl.jobs.plan import WritePlan, cache_bytes
 
-_ROWS_AT_ONCE = 1 << 16
 # Fields that may differ: the rows' origins, and the hash of the decoder, which may have been fine-tuned later.
 _FREE = ("source", "created_by", "num_rejected", "weights_sha256", "terms")
 
@@ -42,9 +44,11 @@ class Merge:
 
     Args:
         paths: token caches made by one tokenizer with the same settings.
-        output: the file to make.
-        compress: deflate its rows.
+        output: the file to make; or an address in an object store, where the cache is a folder of parts.
+        compress: deflate the rows of the file.
         overwrite: replace a file at `output`.
+
+    Raises UsageError for compressed parts.
     """
 
     paths: Sequence[Path]
@@ -52,49 +56,77 @@ class Merge:
     compress: bool = False
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        if self.compress and is_store(self.target):
+            raise UsageError("--compress is for one file, not for a folder of parts", "leave it out")
+
     def plan(self, context: Context) -> WritePlan:
         """Return what would be written. Raises UserError when the output exists, or the caches' settings differ."""
         caches = self._open()
         total, header = sum(map(len, caches)), _header(caches)
-        finished = Unfinished(self.output).is_finished(self._settings(caches), self.overwrite)
+        finished = self._is_finished(caches, header)
         return WritePlan(
             reads={"tokens": [str(path) for path in self.paths], "rows": [len(cache) for cache in caches]},
-            output=self.output,
+            output=self.target,
             count=total,
             unit="rows",
             done=total if finished else 0,
-            num_bytes=None if self.compress else cache_bytes(header, total, self._key_bytes()),
+            num_bytes=None if self.compress else cache_bytes(header, total, _key_bytes(caches)),
             settings={"tokens_a_row": header.num_latent_tokens, "views": [PLAIN, *header.views]},
-            removes=() if finished else files_to_delete(self.output),
+            removes=() if finished or is_store(self.target) else files_to_delete(self.target),
         )
 
     def run(self, context: Context) -> Merged:
-        """Write the cache. Raises as `plan`; Stopped after a signal, with nothing written."""
-        caches, progress = self._open(), context.progress
-        total, work, settings = sum(map(len, caches)), Unfinished(self.output), self._settings(caches)
-        if work.is_finished(settings, self.overwrite):
-            context.say(finished_already(self.output))
+        """Write the cache. Raises as `plan`; Stopped after a signal, with nothing written on a disk."""
+        caches, progress, output = self._open(), context.progress, self.target
+        header, total = _header(caches), sum(map(len, caches))
+        if self._is_finished(caches, header):
+            context.say(finished_already(output))
             return self._result(caches)
         progress.start("merge", total, "rows")
-        sizes = {"num_rows": total, "key_bytes": self._key_bytes()}
-        with (
-            work.at_once(settings) as product,
-            TokenCacheWriter(product, _header(caches), **sizes, compress=self.compress) as writer,
-        ):
-            for cache in caches:
-                append_rows(writer, cache, context)
+        if isinstance(output, StorePath):
+            _write_parts(StoredParts(output), header, caches, context)
+        else:
+            sizes = {"num_rows": total, "key_bytes": _key_bytes(caches)}
+            with (
+                Unfinished(output).at_once(self._settings(caches)) as product,
+                TokenCacheWriter(product, header, **sizes, compress=self.compress) as writer,
+            ):
+                for cache in caches:
+                    append_rows(writer, cache, context)
         progress.close()
         return self._result(caches)
 
+    @property
+    def target(self) -> Path:
+        """The file, or the address of the folder of parts, to make."""
+        return path_of(self.output)
+
+    def _is_finished(self, caches: list[TokenCache], header: CacheHeader) -> bool:
+        """Return True if an earlier run made the output. Raises UserError when it was made with other settings."""
+        target = self.target
+        if not isinstance(target, StorePath):
+            return Unfinished(target).is_finished(self._settings(caches), self.overwrite)
+        folder = StoredParts(target)
+        if not folder.is_complete():
+            return False
+        if changed := folder.differences(TokenCache.open(target, check_ids=False).header, header):
+            raise made_with_other_settings(target, changed)
+        return True
+
     def _result(self, caches: list[TokenCache]) -> Merged:
         rows = [len(cache) for cache in caches]
-        return Merged(self.output, sum(rows), rows, TokenCache.open(self.output, check_ids=False).sha256)
+        return Merged(self.target, sum(rows), rows, TokenCache.open(self.target, check_ids=False).sha256)
 
     def _settings(self, caches: list[TokenCache]) -> dict[str, Any]:
         return {"command": "merge", "caches": [cache.sha256 for cache in caches], "compress": self.compress}
 
     def _open(self) -> list[TokenCache]:
-        check_output(self.output, self.overwrite, CACHE)
+        target = self.target
+        if isinstance(target, StorePath):
+            StoredParts(target).check_free(self.overwrite)
+        else:
+            check_output(target, self.overwrite, CACHE)
         caches = [TokenCache.open_whole(path) for path in self.paths]
         for cache in caches[1:]:
             changes = flat_differences(_decisive(caches[0]), _decisive(cache))
@@ -105,25 +137,35 @@ class Merge:
                 )
         return caches
 
-    def _key_bytes(self) -> int:
-        return sum(len(keys_of(path).data) for path in self.paths)
+
+def _key_bytes(caches: Sequence[TokenCache]) -> int:
+    return sum(cache.key_room for cache in caches)
 
 
 def append_rows(writer: TokenCacheWriter, cache: TokenCache, context: Context) -> None:
     """Write all rows of `cache`, with their labels, keys and views. Raises Stopped after a signal."""
-    keys = keys_of(cache.path)
-    for first in range(0, len(cache), _ROWS_AT_ONCE):
-        rows = slice(first, first + _ROWS_AT_ONCE)
-        views = {name: np.asarray(cache.view(name)[rows]) for name in cache.views if name != PLAIN}
-        writer.append(np.asarray(cache.rows[rows]), cache.labels[rows], keys[rows], views)
-        cache.release()
-        context.progress.advance(len(cache.labels[rows]))
+    for block in _blocks(cache, context):
+        writer.append(block.rows, block.labels, block.keys, block.views)
+
+
+def _blocks(cache: TokenCache, context: Context) -> Iterator[RowBlock]:
+    for block in cache.blocks():
+        yield block
+        context.progress.advance(len(block.labels))
         context.stop.check()
 
 
-def keys_of(path: Path) -> Keys:
-    """Return the keys of one cache, read again because the keys of all inputs together may not fit into memory."""
-    return TokenCache.open(path, check_ids=False).keys
+def _write_parts(folder: StoredParts, header: CacheHeader, caches: Sequence[TokenCache], context: Context) -> None:
+    """Write the rows as a folder of parts, a block a part. Parts that an earlier run wrote are found and kept."""
+    folder.begin(header, 0)
+    unit = first = 0
+    blocks = (block for cache in caches for block in _blocks(cache, context))
+    for unit, block in enumerate(blocks, start=1):
+        count, keys = len(block.labels), np.array(block.keys.tolist())
+        part = TokenPart(unit - 1, first, count, f"rows {first:,} on", block.rows, block.labels, keys, block.views)
+        folder.write(part)
+        first += count
+    finish_folder(folder, header, unit, header.num_rejected, lambda rows: context.stop.check())
 
 
 def _decisive(cache: TokenCache) -> dict[str, Any]:

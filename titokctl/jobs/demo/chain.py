@@ -19,8 +19,8 @@ from titokctl.context import Context
 from titokctl.data.order import spread_positions
 from titokctl.data.sources import open_source
 from titokctl.data.training_images import Augmentation, TrainingImages
-from titokctl.data.workers import available_cores
 from titokctl.distributed.launch import run_workers
+from titokctl.distributed.place import available_cores
 from titokctl.evaluation.baselines import PrincipalAxes, mean_colour_psnr
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.image_sets import Opening, open_images

@@ -16,8 +16,8 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.images import encode_jpeg, preprocess
 from titokctl.data.resize import resize
-from titokctl.data.workers import available_cores
 from titokctl.distributed.launch import signal_options
+from titokctl.distributed.place import available_cores
 from titokctl.errors import install
 from titokctl.formats.run_folder import versions
 from titokctl.jobs.machine import hardware

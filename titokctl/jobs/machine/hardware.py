@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import torch
 
-from titokctl.data.workers import available_cores
+from titokctl.distributed.place import available_cores
 
 _MEMINFO, _CPUINFO, _SHARED = Path("/proc/meminfo"), Path("/proc/cpuinfo"), Path("/dev/shm")
 _LONGEST_TEXT = 4096  # characters of a file of the kernel

@@ -15,7 +15,7 @@ from titokctl.config import recipe_files
 from titokctl.config.models import GeneratorSizes, TokenizerConfig, kind_of
 from titokctl.config.sampling import REMASKING, GuidanceConfig
 from titokctl.data.class_order import say_class_order
-from titokctl.data.image_decoder import ENCODERS, ImageDecoder
+from titokctl.data.image_decoder import ENCODERS, ImageDecoder, check_makes_pixels
 from titokctl.data.sources.imagenet import IMAGENET
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.image_output import ImageFormat, OutputSpec
@@ -23,11 +23,10 @@ from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.jobs.sample.kept_tokens import KeptTokens
 from titokctl.models.device import default_batch_size
-from titokctl.models.generator import Generator
+from titokctl.models.generator import Generator, Known
 from titokctl.models.generator_kinds import kind_class
 from titokctl.models.guidance import S_FORM, W_FORM
-from titokctl.models.inference import kernels, prepared
-from titokctl.models.noise import KeyedNoise
+from titokctl.models.inference import fastest_precision, kernels, prepared
 from titokctl.models.precision import Precision
 from titokctl.sampling.plan import Classes, Plan, classes_of, unlearnt
 from titokctl.weights.build import build
@@ -92,11 +91,46 @@ class Networks:
     hashes: dict[str, str]
 
 
-@dataclass
-class SampleTask:
-    """One sample set to be drawn: its networks and settings.
+@dataclass(frozen=True)
+class Calculation:
+    """All that may change the bits of an image, besides the networks and the settings.
 
     Args:
+        device: the kind of device, "cpu" or "cuda", or one of several as "cuda:<n>".
+        device_name: of the GPU, for the record; "cpu" for a CPU.
+    """
+
+    device: str
+    precision: Precision
+    kernels: str
+    torch: str
+    device_name: str
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The part that must be the same on all machines that draw a set."""
+        return {
+            "precision": self.precision,
+            "kernels": self.kernels,
+            "device": torch.device(self.device).type,
+            "torch": self.torch,
+        }
+
+
+def calculation(device: str, precision: Precision | None) -> Calculation:
+    """Return how images are calculated on the machine that calls this; None for the device's fastest precision."""
+    name = precision or fastest_precision(device)
+    on_gpu = torch.device(device).type == "cuda"
+    about = torch.cuda.get_device_name(device) if on_gpu else "cpu"
+    return Calculation(device, name, kernels(device, name), versions()["torch"], about)
+
+
+@dataclass
+class SampleTask:
+    """One sample set to be drawn: its networks and settings. It holds weights, but no network that is ready to run.
+
+    Args:
+        hashes: of the weights, by name.
         batch_size: images decoded at once.
         features: the settings of the features that are computed from the images; None without them.
         kept: the ids that the images keep; None to draw all of them.
@@ -104,44 +138,47 @@ class SampleTask:
 
     generator: Given
     tokenizer: Given
-    networks: Networks
+    hashes: dict[str, str]
     sampling: GuidanceConfig
     plan: Plan
     image_format: ImageFormat
-    device: str
-    precision: Precision
+    calculation: Calculation
     batch_size: int
     features: dict[str, Any] | None
     kept: KeptTokens | None = None
+
+    @property
+    def device(self) -> str:
+        """The device of the networks."""
+        return self.calculation.device
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of generator and decoder."""
+        return self.calculation.precision
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides about the bytes of the set; an unfinished set is resumed only if this is equal."""
         classes, every = self.plan.classes, self.generator.config.num_classes
-        kind = torch.device(self.device).type
+        is_cpu = torch.device(self.device).type == "cpu"
         return {
             "num_images": self.plan.num_images,
             "classes": "all" if classes == tuple(range(every)) else classes and list(classes),
             "sampling": self.sampling.model_dump(mode="json"),
-            **self.networks.hashes,
+            **self.hashes,
             "image_format": self.image_format,
             "tile_size": self.plan.tile_size,
-            "precision": self.precision,
-            "kernels": kernels(kind, self.precision),
-            "device": kind,
-            "torch": versions()["torch"],
+            **self.calculation.decisive,
             # A GPU chooses the kernels that decode by the batch size; on a CPU no pixel depends on it.
-            **({} if kind == "cpu" else {"batch_size": self.batch_size}),
+            **({} if is_cpu else {"batch_size": self.batch_size}),
             **({} if self.features is None else {"features": self.features}),
             **({} if self.kept is None else {"kept": self.kept.record}),
         }
 
-    def draw_ids(self, image_indices: torch.Tensor) -> torch.Tensor:
-        """Draw the ids (B, K) of the images with these numbers (B,) int64, on their device."""
-        noise, labels = KeyedNoise(self.sampling.seed, image_indices), self.plan.labels(image_indices)
-        if self.kept is None:
-            return self.networks.generator.sample(labels, self.sampling, noise)
-        return self.networks.generator.complete(labels, self.sampling, noise, self.kept.known(image_indices))
+    def known(self, image_indices: torch.Tensor) -> Known | None:
+        """Return the ids that images (B,) int64 keep, on their device; None if all ids are drawn."""
+        return None if self.kept is None else self.kept.known(image_indices)
 
     def name(self, output: Path | None) -> str:
         """Return the name of the run: readable, and different for other settings or another output."""
@@ -153,7 +190,7 @@ class SampleTask:
         """Return what the run records of its inputs."""
         trained_on = self.generator.lineage
         kept = {name: trained_on[name] for name in ("source", "preprocessing", "cache") if name in trained_on}
-        return self.networks.hashes | kept
+        return self.hashes | kept
 
     def spec(self) -> OutputSpec:
         """Return the images of the set, and the form in which they are kept."""
@@ -181,7 +218,7 @@ class SampleTask:
 
     def header(self) -> CacheHeader:
         """Return the header of ids.h5."""
-        config, hashes = self.tokenizer.config, self.networks.hashes
+        config, hashes = self.tokenizer.config, self.hashes
         trained_on = self.generator.lineage
         return CacheHeader(
             tokenizer=config.model_dump(mode="json"),
@@ -226,11 +263,9 @@ class SampleTask:
         }
 
     def _made_with(self) -> dict[str, Any]:
-        on_gpu = torch.device(self.device).type == "cuda"
-        name = torch.cuda.get_device_name(self.device) if on_gpu else "cpu"
         return {
             "versions": versions(),
-            "device": name,
+            "device": self.calculation.device_name,
             "precision": self.precision,
             "tile_size": self.plan.tile_size,
         }
@@ -260,10 +295,22 @@ def find_tokenizer(named: str | None, generator: Given, runs: Path, say: Say, fe
 
 
 def build_networks(generator: Given, tokenizer: Given, device: str, precision: Precision) -> Networks:
-    """Build both networks on `device`, for `precision`.
+    """Build both networks on `device`, for `precision`. Raises UserError as `networks_hashes` does."""
+    drawer, detokenizer, hashes = _built(generator, tokenizer, device)
+    return Networks(prepared(drawer, device, precision), ImageDecoder(detokenizer, device, precision), hashes)
 
-    Raises UserError when the generator was trained on another tokenizer's ids.
+
+def networks_hashes(generator: Given, tokenizer: Given) -> dict[str, str]:
+    """Return the hashes of both networks, which are built on the CPU and deleted.
+
+    Raises UserError when the generator was trained on another tokenizer's ids, or the tokenizer makes no pixels.
     """
+    _, detokenizer, hashes = _built(generator, tokenizer, "cpu")
+    check_makes_pixels(detokenizer)
+    return hashes
+
+
+def _built(generator: Given, tokenizer: Given, device: str) -> tuple[Any, Any, dict[str, str]]:
     detokenizer: Any = build(tokenizer.weights, str(tokenizer.path), device, None)
     encoder = encoder_sha256(detokenizer)
     trained_on = generator.lineage.get("encoder_sha256", encoder)
@@ -274,12 +321,15 @@ def build_networks(generator: Given, tokenizer: Given, device: str, precision: P
             "leave out --tokenizer, and the right one is found; or name the one that made the generator's token cache",
         )
     drawer: Any = build(generator.weights, str(generator.path), device, None)
-    hashes = {
-        "generator_sha256": weights_sha256(drawer),
-        "encoder_sha256": encoder,
-        "weights_sha256": weights_sha256(detokenizer),
-    }
-    return Networks(prepared(drawer, device, precision), ImageDecoder(detokenizer, device, precision), hashes)
+    return (
+        drawer,
+        detokenizer,
+        {
+            "generator_sha256": weights_sha256(drawer),
+            "encoder_sha256": encoder,
+            "weights_sha256": weights_sha256(detokenizer),
+        },
+    )
 
 
 def plan_for(

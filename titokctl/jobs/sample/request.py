@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from titokctl.config import recipe_files
 from titokctl.config.guidance_scale import doubt, parse_interval, parse_scale
 from titokctl.config.yaml_reader import read_mapping
 from titokctl.context import Context
+from titokctl.distributed.ray_cluster import Connection, RayCluster
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import FeatureNetwork
@@ -19,18 +21,22 @@ from titokctl.formats.sample_set import check_fits, files_of, not_a_set, state_o
 from titokctl.jobs.plan import WritePlan, cache_bytes, image_bytes
 from titokctl.jobs.sample.inputs import (
     FLAGS,
+    Calculation,
     SampleTask,
     build_networks,
+    calculation,
     find_generator,
     find_tokenizer,
+    networks_hashes,
     plan_for,
     settings_for,
 )
 from titokctl.jobs.sample.kept_tokens import check_tokenizer, open_kept
+from titokctl.jobs.sample.ray_tiles import RayTiles
 from titokctl.jobs.sample.scoring import Judge
+from titokctl.jobs.sample.tiles import LocalTiles, TileMaker
 from titokctl.jobs.sample.work import Sampled, SampleWork
 from titokctl.models.device import default_batch_size
-from titokctl.models.inference import fastest_precision
 from titokctl.models.precision import PRECISIONS, Precision
 from titokctl.sampling.decoding import too_many_steps
 from titokctl.sampling.plan import Classes
@@ -75,6 +81,7 @@ class Sample:
         keep: a token cache of the same tokenizer; image i keeps ids of its row i mod N, and has the row's label unless
             `classes` says otherwise. An image for each of the N rows by default.
         keep_tokens: the positions, from 0 on, whose ids are kept; the others are drawn.
+        cluster: a Ray cluster whose workers draw the images; the images are the same.
     """
 
     generator: str | None = None
@@ -94,6 +101,7 @@ class Sample:
     settings_file: str | None = None
     keep: Path | None = None
     keep_tokens: Sequence[int] = ()
+    cluster: RayCluster | None = None
 
     def __post_init__(self) -> None:
         at_least = [
@@ -137,7 +145,8 @@ class Sample:
 
         Raises UserError or UsageError when the inputs don't fit each other, or the output is taken.
         """
-        work = self._work(context, fetch=False)
+        with self._connected() as connection:
+            work = self._work(context, connection, fetch=False)
         task, folder = work.task, work.folder
         unfinished(folder).check_not_at_work()
         before = check_fits(folder, task.identity, self.overwrite)
@@ -164,10 +173,14 @@ class Sample:
 
     def run(self, context: Context) -> Sampled:
         """Draw the set. Raises as `plan`; Stopped after a signal, with the finished part kept."""
-        work = self._work(context, fetch=True)
-        return work.lead(self.overwrite) if context.group.is_main else work.follow()
+        with self._connected() as connection:
+            work = self._work(context, connection, fetch=True)
+            return work.lead(self.overwrite) if context.group.is_main else work.follow()
 
-    def _work(self, context: Context, fetch: bool) -> SampleWork:
+    def _connected(self) -> AbstractContextManager[Connection | None]:
+        return nullcontext() if self.cluster is None else self.cluster.connected()
+
+    def _work(self, context: Context, connection: Connection | None, fetch: bool) -> SampleWork:
         """Check the request, and prepare this process's part in it; `fetch` allows downloads."""
         group, say = context.group, context.say
         if group.is_main:  # the output may exist by the time that another process checks
@@ -180,7 +193,8 @@ class Sample:
         generator, tokenizer = (self.generator, self.tokenizer) if group.is_main else team.get("networks")
         found = find_generator(generator, context.runs, say, fetch)
         kept = open_kept(self.keep, self.keep_tokens, found.config) if self.keep is not None else None
-        plan = plan_for(found, self.classes, self.num_images, self.per_class, context.device, say, kept)
+        device = context.device if connection is None else connection.device
+        plan = plan_for(found, self.classes, self.num_images, self.per_class, device, say, kept)
         changes = self._changes()
         sampling = settings_for(found, changes, say)
         if judge is not None and plan.num_images < 2:
@@ -188,25 +202,38 @@ class Sample:
         decoder = find_tokenizer(tokenizer, found, context.runs, say, fetch)
         if group.is_main:
             team.set("networks", [str(found.path.absolute()), str(decoder.path.absolute())])
-        precision = self.precision or fastest_precision(context.device)
-        networks = build_networks(found, decoder, context.device, precision)
+        how: Calculation = (
+            calculation(device, self.precision)
+            if connection is None
+            else connection.call(
+                calculation,
+                device,
+                self.precision,  # only a worker's machine knows the kernels of its GPU
+            )
+        )
+        networks = build_networks(found, decoder, device, how.precision) if connection is None else None
+        hashes = networks.hashes if networks is not None else networks_hashes(found, decoder)
         if kept is not None:
-            check_tokenizer(kept, networks.hashes["encoder_sha256"], decoder.name)
+            check_tokenizer(kept, hashes["encoder_sha256"], decoder.name)
         task = SampleTask(
             found,
             decoder,
-            networks,
+            hashes,
             sampling,
             plan,
             self.image_format or ("npz" if judge is None else "none"),
-            context.device,
-            precision,
-            min(self.batch_size or default_batch_size(context.device, "decode"), plan.tile_size),
+            how,
+            min(self.batch_size or default_batch_size(device, "decode"), plan.tile_size),
             judge.description if judge else None,
             kept,
         )
         _say_settings(task, context)
-        return SampleWork(task, self.output, judge, team, context)
+        if networks is not None:
+            maker: TileMaker = LocalTiles(task, networks, judge.extractor if judge else None)
+        else:
+            assert connection is not None
+            maker = RayTiles(task, judge.network if judge else None, connection, context.progress.warn)
+        return SampleWork(task, maker, self.output, judge, team, context)
 
     def _judge(self, context: Context, fetch: bool) -> Judge | None:
         if self.fid is None:

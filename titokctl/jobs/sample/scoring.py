@@ -27,7 +27,7 @@ class Judge:
     """
 
     def __init__(self, reference: Path, network: FeatureNetwork, context: Context, fetch: bool) -> None:
-        self._reference, self._network = reference, network
+        self._reference, self.network = reference, network
         self.extractor = network.open(context, fetch)
 
     @property
@@ -51,5 +51,5 @@ class Judge:
 
     def metrics(self, folder: Path, task: SampleTask, context: Context) -> dict[str, float]:
         """Return the metrics of the finished set in `folder`; all processes of the group call this."""
-        request = Fid(folder, self._reference, network=self._network, tokenizer=str(task.tokenizer.path))
+        request = Fid(folder, self._reference, network=self.network, tokenizer=str(task.tokenizer.path))
         return request.run(context).metrics

@@ -1,32 +1,23 @@
 """The part of one process in drawing a sample set.
 
 Rank 0 leads: it broadcasts which tiles are missing, draws a share of them, and puts the set together. The processes
-claim tiles one by one; each draws the ids of a tile, decodes them, and hands the images to the writer.
+claim tiles one by one; each has them drawn (`tiles`, `ray_tiles`) and hands the images to the writer.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from titokctl.context import Context
-from titokctl.data.image_decoder import on_host
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
 from titokctl.errors import UserError
-from titokctl.evaluation.extractors import Extractor
-from titokctl.evaluation.features import extract_all, extract_on_device
-from titokctl.formats.image_output import Rows
 from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.formats.sample_set import (
     LOCATION,
     MANIFEST,
-    NUM_SHOWN,
-    SHOWN,
     SampleSet,
     SampleSetWriter,
     check_fits,
@@ -34,12 +25,11 @@ from titokctl.formats.sample_set import (
     unfinished,
 )
 from titokctl.formats.token_cache import TokenCache
-from titokctl.formats.token_header import id_dtype
 from titokctl.formats.unfinished import finished_already
 from titokctl.jobs.launch_record import launch_record
 from titokctl.jobs.sample.inputs import SampleTask
 from titokctl.jobs.sample.scoring import Judge
-from titokctl.models.precision import precision
+from titokctl.jobs.sample.tiles import TileMaker
 from titokctl.sampling.plan import Tile
 
 _CHUNK_IMAGES = 256
@@ -71,11 +61,13 @@ class SampleWork:
     """This process's part in drawing a set.
 
     Args:
+        maker: draws tiles.
         output: folder of the set; None for the run folder.
         judge: computes the features of the images on the way, and the metrics at the end.
     """
 
     task: SampleTask
+    maker: TileMaker
     output: Path | None
     judge: Judge | None
     team: Team
@@ -106,7 +98,7 @@ class SampleWork:
                 record_location(self.run_path, self.output)
             # Also when the set was finished before: it becomes the newest, since the user has just asked for it.
             ids_sha256 = TokenCache.open(SampleSet.open(self.folder).ids, check_ids=False).sha256
-            run.finish(LOCATION if self.output else MANIFEST, {"ids_sha256": ids_sha256, **self.task.networks.hashes})
+            run.finish(LOCATION if self.output else MANIFEST, {"ids_sha256": ids_sha256, **self.task.hashes})
             unfinished(self.folder).remove()
             self.team.set("finished", rate)
             return self._result(rate)
@@ -153,8 +145,7 @@ class SampleWork:
 
         tiles = self.task.plan.tiles()
         mine = (tiles[number] for number in self.team.pieces(todo))
-        extractor = self.judge.extractor if self.judge else None
-        draw(self.task, writer, mine, self.team.advance, self.context.stop, saved, extractor)
+        draw(self.maker, writer, mine, self.team.advance, self.context.stop, saved)
 
     def _result(self, rate: float) -> Sampled:
         """Return the result, with the metrics, which all processes compute together."""
@@ -168,13 +159,12 @@ class SampleWork:
 
 
 def draw(
-    task: SampleTask,
+    maker: TileMaker,
     writer: SampleSetWriter,
-    tiles: Iterable[Tile],
+    tiles: Iterator[Tile],
     advance: Callable[[int], None],
     stop: StopRequest,
     saved: Callable[[], str],
-    extractor: Extractor | None = None,
 ) -> None:
     """Draw `tiles` and commit all their images. Raises Stopped after a signal.
 
@@ -182,17 +172,11 @@ def draw(
         advance: called with the number of images that were handed to the writer.
         stop: checked between tiles; what was drawn is committed first.
         saved: returns a sentence about what is kept.
-        extractor: computes features of every image, which go to the writer too.
     """
     committed = time.monotonic()
-    for tile in tiles:
-        indices = tile.image_indices(task.device)
-        with precision(task.precision, task.device):
-            ids = as_kept(task.draw_ids(indices))
-        for start in range(0, tile.count, task.batch_size):
-            part = ids[start : start + task.batch_size]
-            kept = min(len(part), tile.count - start)  # the surplus rows of the tile are dropped
-            writer.add(tile.first + start, kept, _rows(task, tile.first + start, part, kept, extractor))
+    for tile, pieces in maker.drawn(tiles, stop):
+        for piece in pieces:
+            writer.add(piece.first, piece.count, piece.rows)
         waited = time.monotonic() - committed
         if writer.num_pending >= _CHUNK_IMAGES or waited >= _CHUNK_SECONDS or stop.requested:
             writer.commit(wait=stop.requested)
@@ -201,33 +185,5 @@ def draw(
             stop.check(saved())
         advance(tile.count)
     writer.commit()
-    if stop.requested:  # a signal came while the last images were written
+    if stop.requested:  # a signal came while the last images were drawn or written
         stop.check(saved())
-
-
-def as_kept(drawn: torch.Tensor) -> torch.Tensor:
-    """Return ids, or latents rounded as ids.h5 holds them, so that decoding it again gives the same images."""
-    return drawn.half().float() if drawn.is_floating_point() else drawn
-
-
-def _rows(
-    task: SampleTask, first: int, ids: torch.Tensor, kept: int, extractor: Extractor | None
-) -> Callable[[], Rows]:
-    """Begin to make the rows of `kept` images. Returns a function that waits for them."""
-    dtype = np.dtype("<f2") if ids.is_floating_point() else id_dtype(task.tokenizer.config.codebook_size)
-    wanted = {"ids": ids[:kept]}
-    if task.image_format != "none" or first < NUM_SHOWN or extractor is not None:
-        wanted["images"] = task.networks.decoder.images(ids)[:kept]
-    on_device = extract_on_device(extractor, wanted["images"]) if extractor and wanted["images"].is_cuda else {}
-    fetch = on_host(wanted | {f"features {name}": values for name, values in on_device.items()})
-    features = extract_all(extractor, [fetch()["images"]]) if extractor and not on_device else {}
-
-    def rows() -> Rows:
-        found = fetch()
-        images = found.get("images")
-        arrays = features | {name: found[f"features {name}"] for name in on_device}
-        if images is not None and first < NUM_SHOWN:
-            arrays[SHOWN] = images
-        return Rows(found["ids"].astype(dtype), images, arrays)
-
-    return rows

@@ -16,7 +16,7 @@ from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.formats.shared_product import TOKENS
 from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.token_cache_writer import TokenCacheWriter
-from titokctl.jobs.caches.merge import append_rows, keys_of
+from titokctl.jobs.caches.merge import append_rows
 from titokctl.jobs.machine.run_table import scores_of
 from titokctl.jobs.machine.runs import find_run
 from titokctl.jobs.share.card import About, generator_in_words, tokenizer_in_words
@@ -81,8 +81,7 @@ class SharedTokens:
         source, made_with = public_source(head.source), without_paths(head.made_with)
         header = replace(head, source=source, made_with=made_with, preprocessing=without_paths(head.preprocessing))
         context.progress.start("copy", len(self.cache), "rows")
-        key_bytes = len(keys_of(self.cache.path).data)
-        with TokenCacheWriter(path, header, num_rows=len(self.cache), key_bytes=key_bytes) as writer:
+        with TokenCacheWriter(path, header, num_rows=len(self.cache), key_bytes=self.cache.key_room) as writer:
             append_rows(writer, self.cache, context)
         context.progress.close()
         return {"encoder_sha256": head.encoder_sha256, "ids_sha256": self.cache.sha256}

@@ -4,7 +4,8 @@ A GPU chooses its kernels by the shape of a batch, and kernels differ in the las
 unit alone decides which images a tile holds, so a row never depends on who else works, or when.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import PIL
 import torch
 from PIL import features
 
+from titokctl import __version__
 from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.images import to_float
 from titokctl.data.pipeline import DecodedUnit, Decoder
@@ -26,6 +28,7 @@ from titokctl.models.device import default_batch_size, host_zeros, send
 from titokctl.models.inference import check_infers, encoding_precision, kernels, prepared
 from titokctl.models.precision import PRECISIONS, Precision, precision
 from titokctl.models.titok.tokenizer import TiTok
+from titokctl.weights.hashes import encoder_sha256, weights_sha256
 
 
 def made_with(tile: int, precision_name: Precision, device: str) -> dict[str, Any]:
@@ -95,6 +98,44 @@ class UnitSettings:
     def squares(self, image_size: int) -> list[PreprocessingConfig]:
         """Return the preprocessing of each square that the views are cut from; the plain crop's comes first."""
         return list(dict.fromkeys(one.square for one in self.all_views(image_size).values()))
+
+
+def header_of(
+    model: TiTok,
+    settings: UnitSettings,
+    makers: Mapping[str, Any],
+    source: Mapping[str, Any],
+    class_names: Sequence[str] = (),
+    terms: str = "",
+) -> CacheHeader:
+    """Return the header of a cache.
+
+    Args:
+        model: the tokenizer, with float32 weights.
+        settings: of the rows.
+        makers: as `made_with` returns it, of a machine that makes rows.
+        source: the record of the images' origin, JSON values.
+        class_names: by label.
+        terms: terms of use of the images.
+    """
+    config = model.config
+    plain, *further = settings.all_views(config.image_size).items()
+    return CacheHeader(
+        tokenizer=config.model_dump(mode="json"),
+        encoder_sha256=encoder_sha256(model),
+        weights_sha256=weights_sha256(model),
+        codebook_size=(config.codebook_size or 0) if config.is_discrete else 0,
+        num_latent_tokens=config.num_latent_tokens,
+        image_size=config.image_size,
+        preprocessing=plain[1].square.model_dump(mode="json"),
+        source=json.loads(json.dumps(source)),
+        views={name: one.record for name, one in further},
+        class_names=tuple(class_names),
+        created_by=f"titokctl {__version__}",
+        made_with=dict(makers),
+        token_size=0 if config.is_discrete else config.token_size,
+        terms=terms,
+    )
 
 
 class TileEncoder:

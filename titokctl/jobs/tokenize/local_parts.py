@@ -9,7 +9,7 @@ from typing import Protocol
 from titokctl.context import Context
 from titokctl.data.pipeline import DecodedUnit, Decoder
 from titokctl.data.sources import Source, Unit
-from titokctl.data.workers import available_cores
+from titokctl.distributed.place import available_cores
 from titokctl.formats.token_parts import TokenPart
 from titokctl.jobs.tokenize.encode import TileEncoder, tokenize_unit
 

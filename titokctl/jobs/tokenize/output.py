@@ -2,10 +2,12 @@
 
 import itertools
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from titokctl.data.sources import Source
+from titokctl.data.sources.source import Rejected
 from titokctl.errors import UserError
 from titokctl.formats.folder_lock import contents_of
 from titokctl.formats.object_store import is_store
@@ -131,10 +133,10 @@ def make_output(
     tally = _tally(folder, source)
     counted = {"passed_over": dict(sorted(tally.passed_over.items())), "label_files": tally.label_files}
     header = replace(header, source=header.source | counted)
-    _check_rejected(folder, source, tally, max_rejected, progress)
+    check_rejected(folder, units, source.problems, tally, max_rejected, progress)
     progress.start("check" if folder.keep else "merge", tally.rows, "rows")
     if folder.keep:
-        finish_folder(folder, header, units, tally, progress.advance)
+        finish_folder(folder, header, units, tally.rejected, progress.advance)
     else:
         merge(folder, header, units, tally, progress.advance, compress)
     progress.close()
@@ -159,13 +161,24 @@ def _tally(folder: PartsFolder, source: Source) -> Tally:
     return tally
 
 
-def _check_rejected(
-    folder: PartsFolder, source: Source, tally: Tally, max_rejected: float | None, progress: Progress
+def check_rejected(
+    folder: PartsFolder,
+    num_units: int,
+    problems: Sequence[Rejected],
+    tally: Tally,
+    max_rejected: float | None,
+    progress: Progress,
 ) -> None:
-    """Write the list of images without a row. Raises UserError when there are too many."""
-    parts = summaries(folder, len(source.units)) if tally.rejected else ()
+    """Write the list of images without a row. Raises UserError when there are too many.
+
+    Args:
+        problems: images that belong to no unit.
+        tally: the totals of all parts and of `problems`.
+        max_rejected: as for `make_output`.
+    """
+    parts = summaries(folder, num_units) if tally.rejected else ()
     lost = ({"unit": part.name} | one for part in parts for one in part.rejected)
-    rejected = itertools.chain(map(asdict, source.problems), lost)
+    rejected = itertools.chain(map(asdict, problems), lost)
     if isinstance(folder, StoredParts):
         listing = folder.write_rejected(rejected_lines(rejected))
     else:

@@ -18,8 +18,7 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.pipeline import DecodedUnit, Decoder
 from titokctl.data.sources import Source, Unit
-from titokctl.distributed.ray_cluster import ActorPool, Connection, Stages
-from titokctl.errors import UserError
+from titokctl.distributed.ray_cluster import ActorPool, Connection, Stages, check_machine
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import TokenPart
 from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings, made_with, tokenize_unit
@@ -103,13 +102,7 @@ class TokenizeActor:
         source, network, folder = self._given
         model, settings, expected, version = ray.get(network[0])
         here = made_with(expected["tile"], settings.precision, settings.device) | {"titokctl": __version__}
-        wanted = expected | {"titokctl": version}
-        others = [f"{name} {here.get(name)}, not {value}" for name, value in wanted.items() if here.get(name) != value]
-        if others:
-            raise UserError(
-                f"the machine {os.uname().nodename} would make other rows: it has {'; '.join(others)}",
-                "install the same versions on all machines, and use machines of one kind",
-            )
+        check_machine(expected | {"titokctl": version}, here, "rows")
         self._source = _source_of(source[0], folder)
         self._encoder = TileEncoder(model, settings)
 

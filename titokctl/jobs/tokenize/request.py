@@ -5,21 +5,19 @@ whole or not at all. The same command resumes with the parts that exist; when al
 the source.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from titokctl import __version__
 from titokctl.config.preprocessing import DEFAULT_MAX_PIXELS, PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.sources import Source, open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.imagenet import terms_of
 from titokctl.data.sources.opening import check_paths
-from titokctl.data.views import names_of, view
+from titokctl.data.views import names_of
 from titokctl.distributed.ray_cluster import Connection, RayCluster, check_installed
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError
@@ -28,7 +26,7 @@ from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
 from titokctl.formats.token_store import parts_at
 from titokctl.jobs.plan import WritePlan, cache_bytes, say_source, source_read
-from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings, checked_precision, settings_here
+from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings, checked_precision, header_of, settings_here
 from titokctl.jobs.tokenize.local_parts import SAVED, LocalParts, PartMaker
 from titokctl.jobs.tokenize.output import TokenizeResult, check_output
 from titokctl.jobs.tokenize.ray_parts import RayParts
@@ -37,7 +35,6 @@ from titokctl.models.device import device_named
 from titokctl.models.precision import Precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.chain import pick_tokenizer
-from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.load import load_tokenizer
 from titokctl.weights.read import trained_with_exif
 
@@ -204,36 +201,21 @@ class Tokenize:
             maker: PartMaker = LocalParts(source, encoder, self.workers)
         else:
             # Only a worker's machine knows the kernels of its GPU.
-            call = connection.call if connection.device == "cuda" else lambda function, *given: function(*given)
-            header = self._header(source, model, exif, call(settings_here, *wanted, connection.device))
+            header = self._header(source, model, exif, connection.call(settings_here, *wanted, connection.device))
             maker = RayParts(source, model, header, connection)
         part = None if self.part is None else parse_part(self.part)
         return TokenizeWork(source, header, maker, self._parts(), part, context, team or self._team(context))
 
     def _header(self, source: Source, model: TiTok, exif: bool, makers: dict[str, Any]) -> CacheHeader:
-        config = model.config
         preprocessing = PreprocessingConfig.model_validate(
             {
-                "size": config.image_size,
+                "size": model.config.image_size,
                 "crop": self.crop,
                 "exif": exif,
                 "fast_decode": self.fast_decode,
                 "max_pixels": self.max_pixels,
             }
         )
-        return CacheHeader(
-            tokenizer=config.model_dump(mode="json"),
-            encoder_sha256=encoder_sha256(model),
-            weights_sha256=weights_sha256(model),
-            codebook_size=(config.codebook_size or 0) if config.is_discrete else 0,
-            num_latent_tokens=config.num_latent_tokens,
-            image_size=config.image_size,
-            preprocessing=preprocessing.model_dump(mode="json"),
-            source=json.loads(json.dumps(source.description)),
-            views={name: view(name, preprocessing).record for name in names_of(self.views)},
-            class_names=tuple(source.class_names),
-            created_by=f"titokctl {__version__}",
-            made_with=makers,
-            token_size=0 if config.is_discrete else config.token_size,
-            terms=terms_of(source) if self.terms is None else self.terms,
-        )
+        settings = UnitSettings(preprocessing, names_of(self.views))
+        terms = terms_of(source) if self.terms is None else self.terms
+        return header_of(model, settings, makers, source.description, source.class_names, terms)

@@ -9,8 +9,8 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.data.pipeline import decode_units
 from titokctl.data.shares import share_of
 from titokctl.data.sources.source import Source
-from titokctl.data.workers import available_cores
 from titokctl.distributed.group import Group
+from titokctl.distributed.place import available_cores
 from titokctl.distributed.reduce import sum_arrays
 from titokctl.errors import UserError
 from titokctl.evaluation.codebook_usage import usage_of

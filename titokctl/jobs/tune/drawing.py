@@ -14,7 +14,7 @@ from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.racing import Score
 from titokctl.formats.tuning import KeptFeatures
 from titokctl.jobs.sample.inputs import Networks
-from titokctl.jobs.sample.work import as_kept
+from titokctl.jobs.sample.tiles import as_kept
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import Precision, precision
 from titokctl.sampling.plan import Plan
