@@ -31,6 +31,7 @@ model: {architecture: vit, num_latent_tokens: 8, codebook_size: 64, num_classes:
         num_heads: 2, mlp_width: 64}
 views: [plain, flip]
 optimizer: {learning_rate: 1e-3, betas: [0.9, 0.96], weight_decay: 0.03}
+schedule: {warmup_steps: 1}
 training: {steps: 5, global_batch_size: 8, ema_decay: 0.9, log_every: 5, evaluate_every: 5, checkpoint_every: 5}
 """
 Words = Callable[..., list[str]]

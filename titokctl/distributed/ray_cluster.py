@@ -108,7 +108,13 @@ class RayCluster:
             return
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="titokctl-", ignore_cleanup_errors=True))
         cpus = max(available_cores(), self.max_workers or 0, self.min_workers)
-        ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **common)
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **common)
+        except Exception as error:  # Ray raises plain ones; it waits half a minute for its processes
+            ray.shutdown()
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            hint = "the machine may be too busy: run the same command again, or use a running cluster with --address"
+            raise UserError(f"Ray did not start on this machine: {why}", hint) from error
 
     def _connection(self, ray: Any) -> "Connection":
         resources = ray.cluster_resources()
