@@ -19,9 +19,9 @@ _LARGE = (".safetensors", ".h5")
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the Hub as downloads and uploads need.
 
-    Downloads: /<repository>/resolve/<revision>/<file>. Uploads: a repository is made, its files are named, the large
-    ones are put into the large file storage, and a commit names all. Data sets have the prefix datasets/. The commit of
-    a repository without titokctl.json is always COMMIT.
+    Downloads: /<repository>/resolve/<revision>/<file>, also a range of it, and lists of files. Uploads: a repository is
+    made, its files are named, the large ones are put into the large file storage, and a commit names all. Data sets
+    have the prefix datasets/. The commit of a repository without titokctl.json is always COMMIT.
     """
 
     root: Path
@@ -97,7 +97,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if not folder.is_dir():
             self.reply({"error": "Repository not found"}, 404, "RepoNotFound")
             return
-        files = [{"rfilename": f.name, "size": f.stat().st_size} for f in sorted(folder.iterdir())]
+        if parts[3:4] == ["tree"]:
+            below = folder / "/".join(urlsplit("/".join(parts[5:])).path.split("/"))
+            found = below.rglob("*") if "recursive=true" in self.path else below.glob("*")
+            self.reply([self.entry(path, folder) for path in sorted(found)])
+            return
+        files = [{"rfilename": f.name, "size": f.stat().st_size} for f in sorted(folder.iterdir()) if f.is_file()]
         name = "/".join(folder.parts[-2:])
         self.reply({"id": name, "sha": self.commit_of(folder), "siblings": files, "tags": [], "private": False})
 
@@ -105,10 +110,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         return self.root / ("datasets" if parts[0] == "datasets" else "") / parts[1] / parts[2]
 
     def commit_of(self, folder: Path) -> str:
-        digest = sha256(b"".join(f.name.encode() + f.read_bytes() for f in sorted(folder.iterdir()))).hexdigest()
-        return digest[:40]
+        files = [f for f in sorted(folder.iterdir()) if f.is_file()]
+        return sha256(b"".join(f.name.encode() + f.read_bytes() for f in files)).hexdigest()[:40]
 
-    def reply(self, value: dict[str, Any], status: int = 200, code: str = "") -> None:
+    def reply(self, value: object, status: int = 200, code: str = "") -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
         if code:
@@ -131,14 +136,28 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        data = path.read_bytes()
-        self.send_response(200)
-        self.send_header("ETag", f'"{sha256(data).hexdigest()}"')
+        whole = data = path.read_bytes()
+        if wanted := self.headers.get("Range"):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            data = data[int(first) : int(last) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{len(whole)}")
+        else:
+            self.send_response(200)
+        self.send_header("ETag", f'"{sha256(whole).hexdigest()}"')
         self.send_header("X-Repo-Commit", self.commit_of(folder) if (folder / "titokctl.json").exists() else COMMIT)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if body:
             self.wfile.write(data)
+
+    def entry(self, path: Path, repository: Path) -> dict[str, object]:
+        """Return what a list says about a file or folder."""
+        shared: dict[str, object] = {"path": path.relative_to(repository).as_posix()}
+        if path.is_dir():
+            return shared | {"type": "directory", "oid": "1" * 40, "size": 0}
+        oid = sha256(path.read_bytes()).hexdigest()[:40]
+        return shared | {"type": "file", "oid": oid, "size": path.stat().st_size}
 
     def log_message(self, *_: object) -> None:
         pass

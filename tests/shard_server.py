@@ -56,14 +56,16 @@ class Server:
             self.refused[name] -= 1
             return
         body = self.files[name]
-        begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
-        request.send_response(206 if begin else 200)
-        if begin:
-            request.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        first, _, last = wanted.removeprefix("bytes=").partition("-") if wanted and self.ranges else ("0", "", "")
+        begin, size, whole = int(first), len(body), hash(body)
+        body = body[: int(last) + 1] if last else body
+        request.send_response(206 if begin or last else 200)
+        if begin or last:
+            request.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{size}")
         if self.lengths:
             request.send_header("Content-Length", str(len(body) - begin))
         if self.etags:
-            request.send_header("ETag", f'"{hash(body)}"')
+            request.send_header("ETag", f'"{whole}"')
         request.end_headers()
         breaks = self.broken.get(name, [])
         request.wfile.write(body[begin : begin + breaks.pop(0)] if breaks else body[begin:])

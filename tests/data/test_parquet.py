@@ -117,7 +117,8 @@ def test_without_pyarrow_the_hint_says_what_to_install(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match="need the package pyarrow") as caught:
         open_source([path])
-    assert "titokctl[parquet]" in caught.value.hint
+    assert "pip install" in caught.value.hint
+    assert "pyarrow" in caught.value.hint
 
 
 def table(path: Path, **columns: object) -> Path:
@@ -228,6 +229,6 @@ def test_a_damaged_saved_data_set_is_refused(tmp_path: Path) -> None:
 
 def test_tables_on_a_server_are_refused_with_what_to_do() -> None:
     with pytest.raises(UserError, match="can't be read from a server") as caught:
-        open_source(["https://127.0.0.1:1/data/a.parquet?sig=s3cret"])
-    assert "download it first, then name a.parquet" in str(caught.value.hint)
+        open_source(["https://127.0.0.1:1/data/a.arrow?sig=s3cret"])
+    assert "download it first, then name a.arrow" in str(caught.value.hint)
     assert "s3cret" not in caught.value.message

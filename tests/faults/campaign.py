@@ -74,10 +74,10 @@ def leftovers(work: Path) -> list[str]:
     return [str(p.relative_to(work)) for p in work.rglob("*") if any(mark in p.name for mark in marks)]
 
 
-def problem_after_again(server: Server, name: str, words: list[str], expected: dict[str, str]) -> str:
+def problem_after_again(server: Server, name: str, words: list[str], expected: dict[str, str], **how: object) -> str:
     """Run the same command again; return what is wrong with it, or with what there is then, or ""."""
     work = server.root / "work"
-    again = server.run(work, words)
+    again = server.run(work, words, **how)
     is_there = "is finished already" in again["stderr"]  # the product was complete
     if again["code"] and not is_there:
         return f"again: code {again['code']}: {again['stderr'][-300:]}"

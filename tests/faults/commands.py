@@ -70,9 +70,28 @@ TRAINING = {
     "train single": f"{_TRAIN}small-single.yaml",
     "train gaussian": f"{_TRAIN}small-gaussian.yaml",
 }
+_SHARDS = "tokenize tars -o out.h5 --tokenizer tok.safetensors"
+# Commands whose work two processes share.
+SHARED = {
+    "tokenize 2 processes": f"{_SHARDS} --procs 2",
+    "sample 2 processes": f"{_SAMPLE} --procs 2".replace("--device cpu ", ""),
+    "train-gen 2 processes": "train-gen gen.h5 --recipe small.yaml --name new --runs-dir runs --procs 2",
+}
+# Jobs that divide the work among them; the last one to finish merges.
+JOBS = [f"{_SHARDS} --part {part}/2" for part in range(2)]
 _NEW_RUNS = tuple(f"runs/{kind}/new/" for kind in ("generator", "tokenizer", "proxy"))
-# Fields that say when something was made, and how quickly.
-_TIMES = {"created", "finished", "seconds", "images_per_second", "images_per_s", "elapsed_s", "time", "step_ms"}
+# Fields that say when and where something was made, and how quickly.
+_TIMES = {
+    "created",
+    "finished",
+    "launches",
+    "seconds",
+    "images_per_second",
+    "images_per_s",
+    "elapsed_s",
+    "time",
+    "step_ms",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +102,7 @@ class Place:
 
     def words(self, name: str) -> list[str]:
         """Return the words of the command `name`."""
-        return (COMMANDS | TRAINING)[name].split()
+        return (COMMANDS | TRAINING | SHARED)[name].split()
 
     def copy(self, target: Path) -> Path:
         """Return a fresh copy of the inputs."""
@@ -98,6 +117,7 @@ def inputs(root: Path) -> Place:
     runs = trained.both(root / "runs")
     tiny.tokenizer(root / "tok.safetensors")
     tiny.class_folder(root / "images", per_class=3)
+    tiny.shards(root / "tars", 6, 2)
     Tokenize([Path("images")], root / "t.h5", str(root / "tok.safetensors"))  # its paths are those of the copy
     write_cache(root / "gen.h5", 12)
     (root / "small.yaml").write_text(RECIPE)

@@ -50,6 +50,8 @@ def _forked(request: dict) -> dict:
     code = os.waitstatus_to_exitcode(status)
     counted = json.loads(count.read_text()) if count.is_file() else {}
     count.unlink(missing_ok=True)
+    if "rank" in request:
+        _wait_for_workers(request["cwd"])
     return {"code": code, "count": counted, "peak_kb": usage.ru_maxrss}
 
 
@@ -65,6 +67,20 @@ def _waited(child: int, seconds: float) -> tuple[int, resource.struct_rusage]:
         time.sleep(_POLL_S)
 
 
+def _wait_for_workers(folder: str) -> None:
+    """Wait until no process runs that a command in `folder` started; those of a killed launcher end by themselves."""
+    mark = b"TITOKCTL_SHIM="
+    while True:
+        running = 0
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                variables = path.read_bytes().split(b"\0")
+                running += any(v.startswith(mark) and v.endswith(b" " + os.fsencode(folder)) for v in variables)
+        if not running:
+            return
+        time.sleep(_POLL_S)
+
+
 def _child(request: dict, count: Path) -> None:
     os.chdir(request["cwd"])
     for number, name in ((0, os.devnull), (1, "../stdout"), (2, "../stderr")):
@@ -72,7 +88,12 @@ def _child(request: dict, count: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (request.get("cpu_s", _CPU_S), _CPU_S * 4))
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"]) if "LD_PRELOAD" in os.environ else None
-    if shim is not None and request.get("kind"):
+    if "rank" in request:
+        sys.argv = ["titokctl", *request["words"]]  # what the launcher starts again as workers
+        target = os.getpid() if request["launcher"] else 0
+        fault = f"{request['rank']} {request['kind']} {request['call']} {request['errno']} {target} {os.getcwd()}"
+        os.environ["TITOKCTL_SHIM"] = fault
+    elif shim is not None and request.get("kind"):
         shim.fault_set(os.getcwd().encode(), request["kind"].encode(), ctypes.c_long(request["call"]), request["errno"])
     code = 70
     try:

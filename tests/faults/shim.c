@@ -1,7 +1,9 @@
 /* Makes one system call of a process fail, as a failing disk or a full table would; or sends a signal before it.
  *
  * Preloaded into a process (LD_PRELOAD), it counts the calls of each kind that concern files below a folder, and lets
- * call number N of one kind fail with an errno. fault_set arms it; fault_count returns the count of a kind.
+ * call number N of one kind fail with an errno. fault_set arms it; fault_count returns the count of a kind. Processes
+ * that a command starts arm themselves: TITOKCTL_SHIM holds a rank, a kind, N, the errno, a process and the folder; a
+ * signal goes to that process, or to the one with the rank if it is 0.
  * Only files below the folder count, so that the interpreter and its libraries work on.
  */
 #define _GNU_SOURCE
@@ -14,6 +16,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -25,7 +28,7 @@ static char kind[32];
 static const char *const KINDS[] = {"open",   "create", "read", "write",    "fsync", "close", "rename", "unlink",
                                     "rmdir",  "mkdir",  "link", "truncate", "stat",  "list",  "thread", NULL};
 static long wanted = -1, seen[16];
-static int number = 0, is_counting = 0;
+static int number = 0, is_counting = 0, target = 0;
 
 static int index_of(const char *what) {
     int i = 0;
@@ -38,6 +41,18 @@ void fault_set(const char *under, const char *what, long n, int error) {
     snprintf(kind, sizeof kind, "%s", what);
     wanted = n, number = error, is_counting = n < 0;
     memset(seen, 0, sizeof seen);
+}
+
+__attribute__((constructor)) static void arm_by_environment(void) {
+    const char *asked = getenv("TITOKCTL_SHIM"), *rank = getenv("RANK");
+    char wanted_rank[16], what[32], under[PATH_MAX];
+    long n;
+    int error, process;
+    if (!asked || !rank) return;
+    if (sscanf(asked, "%15s %31s %ld %d %d %4095[^\n]", wanted_rank, what, &n, &error, &process, under) != 6) return;
+    if (strcmp(rank, wanted_rank)) return;
+    fault_set(under, what, n, error);
+    target = process;
 }
 
 long fault_count(const char *what) { return seen[index_of(what)]; }
@@ -68,7 +83,7 @@ static int fails(const char *what, int concerned) {
     long n = __atomic_fetch_add(&seen[index_of(what)], 1, __ATOMIC_SEQ_CST);
     if (is_counting || strcmp(what, kind) || n != wanted) return 0;
     if (number < 0) {
-        kill(getpid(), -number);
+        kill(target ? target : getpid(), -number);
         return 0;
     }
     errno = number;

@@ -1,4 +1,4 @@
-"""Files on a server, read from front to end even if the connection breaks.
+"""Files on a server, read from front to end, or by ranges, even if the connection breaks.
 
 http and https need only Python; other schemes (s3, gs, hf, ...) are opened by fsspec and its plug-ins. After a failure
 the stream resumes at its position: with a range request where the server supports them, otherwise by downloading again
@@ -9,19 +9,21 @@ No address is ever passed to a shell, and messages and records hold none with it
 
 import hashlib
 import http.client
+import io
 import os
 import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from titokctl import __version__
 from titokctl.errors import UserError, install
 
+T = TypeVar("T")
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
 _TIMEOUT_S = 60.0
 _CONNECT_S, _REPLY_S = 5.0, 20.0  # of object stores
@@ -30,6 +32,7 @@ _NOT_GIVEN = (401, 403, 404, 410)
 _HTTP = ("http", "https")
 _SCHEMES = (*_HTTP, "s3", "gs", "gcs", "hf", "az", "abfs", "memory", "file")
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified")
 _PIECE = 1 << 20
 _SMALL = 64 << 20  # most bytes of a file that is fetched whole
 
@@ -176,16 +179,58 @@ class RemoteStream:
 
     def _reopen(self, url: str, position: int = 0) -> tuple[BinaryIO, RemoteFile]:
         """Open the file at `position`, with a retry after each temporary failure."""
-        for pause in (*self._pauses, None):
-            try:
-                return self._opened(url, position)
-            except (UserError, Gone):
-                raise
-            except Exception as error:
-                if pause is None or not _is_temporary(error):
-                    raise _in_words(url, error) from error
-                time.sleep(pause)
-        raise AssertionError("not reached")
+        return _retried(url, self._pauses, lambda: self._opened(url, position))
+
+
+class RemoteRanges(io.RawIOBase):
+    """A file on a server as a binary file that is read at any position; each read is one request for a range.
+
+    Args:
+        file: as the server described it; `size` and `version` are known.
+        pauses: seconds to wait before each retry; PAUSES by default.
+
+    Raises UserError when it changed since it was described, can't be reached after all retries, or the server does not
+    support ranges.
+    """
+
+    def __init__(self, file: RemoteFile, pauses: Sequence[float] | None = None) -> None:
+        self._file, self._size = file, file.size or 0
+        self._pauses = PAUSES if pauses is None else pauses
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        self._position = position + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        end = min(self._position + len(view), self._size)
+        if end <= self._position:
+            return 0
+        data = _retried(self._file.url, self._pauses, lambda: self._range(self._position, end))
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _range(self, begin: int, end: int) -> bytes:
+        opened = _http_at if scheme_of(self._file.url) in _HTTP else _fsspec_at
+        stream, now = opened(self._file.url, begin, end)
+        with stream:
+            if (now.size, now.version) != (self._file.size, self._file.version):
+                raise UserError(f"{shown(self._file.url)} changed while it was read", "run the same command again")
+            data = stream.read(end - begin)
+        if len(data) < end - begin:
+            raise http.client.IncompleteRead(data, end - begin - len(data))
+        return data
 
 
 def fetch(url: str) -> bytes | None:
@@ -198,6 +243,20 @@ def fetch(url: str) -> bytes | None:
     if len(data) > _SMALL:
         raise UserError(f"{shown(url)} is larger than the {_SMALL:,} bytes expected at most")
     return data
+
+
+def _retried(url: str, pauses: Sequence[float], attempt: Callable[[], T]) -> T:
+    """Return attempt(), which is called again after each temporary failure."""
+    for pause in (*pauses, None):
+        try:
+            return attempt()
+        except (UserError, Gone):
+            raise
+        except Exception as error:
+            if pause is None or not _is_temporary(error):
+                raise _in_words(url, error) from error
+            time.sleep(pause)
+    raise AssertionError("not reached")
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):
@@ -213,12 +272,12 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_WebOnly)
 
 
-def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
-    """Request the file from `position` on."""
+def _http_at(url: str, position: int, end: int | None = None) -> tuple[BinaryIO, RemoteFile]:
+    """Request the file from `position` on, or up to `end`; a server without ranges is refused then."""
     # In a compressed response, neither size nor positions would be those of the file.
     headers = {"User-Agent": f"titokctl/{__version__}", "Accept-Encoding": "identity"}
-    if position:
-        headers["Range"] = f"bytes={position}-"
+    if position or end is not None:
+        headers["Range"] = f"bytes={position}-" + ("" if end is None else str(end - 1))
     try:
         response = _OPENER.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
@@ -230,7 +289,13 @@ def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
     length = response.headers.get("Content-Length")
     version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
     size = int(length) if length and length.isdecimal() else None
-    if position and response.status == 206:
+    if end is not None and response.status != 206:
+        response.close()
+        raise UserError(
+            f"the server of {shown(url)} does not support ranges",
+            f"download the file first, then name {folder_and_name(url)[1]}",
+        )
+    if response.status == 206:
         whole = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if whole is None or int(whole[1]) != position:
             raise UserError(f"{shown(url)}: the server sent another range than the requested one")
@@ -244,18 +309,24 @@ def _http_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
     return response, RemoteFile(url, size, version)
 
 
-def _fsspec_at(url: str, position: int) -> tuple[BinaryIO, RemoteFile]:
+def _fsspec_at(url: str, position: int, end: int | None = None) -> tuple[BinaryIO, RemoteFile]:
+    """Open the file at `position`; up to `end`, only that range is fetched."""
     file_system, path = file_system_of(url)
     try:
         facts = file_system.info(path)
+        if end is not None:
+            fetched = io.BytesIO(file_system.cat_file(path, start=position, end=end))
+            return fetched, RemoteFile(url, facts.get("size"), _version_in(facts))
         stream = file_system.open(path, "rb")
     except FileNotFoundError as error:
         raise Gone(f"there is no {shown(url)}") from error
     stream.seek(position)
-    version = next(
-        (str(facts[name]) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if name in facts), ""
-    )
-    return stream, RemoteFile(url, facts.get("size"), version)
+    return stream, RemoteFile(url, facts.get("size"), _version_in(facts))
+
+
+def _version_in(facts: Mapping[str, Any]) -> str:
+    """Return the version of a file, by whatever name its file system has for it; "" if there is none."""
+    return next((str(facts[name]) for name in _VERSIONS if facts.get(name)), "")
 
 
 def file_system_of(url: str) -> tuple[Any, str]:

@@ -88,11 +88,14 @@ class ArrowFile:
         batch = self._batches[number]
         return _Group(batch.num_rows, batch.nbytes)
 
-    def read(self, columns: Sequence[str]) -> Any:
-        """Return a table of all rows with these columns; "image.path" is a column that holds only that field."""
+    def read(self, columns: Sequence[str], use_threads: bool = False) -> Any:
+        """Return a table of all rows with these columns; "image.path" is a column that holds only that field.
+
+        No threads are used in any case.
+        """
         return self._table(self._batches, columns)
 
-    def read_row_group(self, number: int, columns: Sequence[str]) -> Any:
+    def read_row_group(self, number: int, columns: Sequence[str], use_threads: bool = False) -> Any:
         """Return a table of the rows of one record batch with these columns."""
         return self._table(self._batches[number : number + 1], columns)
 

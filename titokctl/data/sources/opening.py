@@ -16,12 +16,13 @@ from titokctl.data.sources.folder import open_folder
 from titokctl.data.sources.folder_listing import entries, has_images, sub_folders, suffix_of
 from titokctl.data.sources.label_file import with_labels
 from titokctl.data.sources.parquet import KIND as PARQUET
-from titokctl.data.sources.parquet import open_parquet, parquet_in
+from titokctl.data.sources.parquet import open_parquet
 from titokctl.data.sources.remote import KIND as REMOTE
 from titokctl.data.sources.remote import expand_urls, is_url, open_remote
 from titokctl.data.sources.shards import KIND as SHARDS
 from titokctl.data.sources.shards import expand_pattern, open_shards, shards_in
 from titokctl.data.sources.source import Source, passed_over_in_words
+from titokctl.data.sources.table_files import parquet_in, parquet_on_server
 from titokctl.data.sources.zips import KIND as ZIP
 from titokctl.data.sources.zips import open_zip
 from titokctl.errors import UsageError, UserError
@@ -103,15 +104,9 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, optio
     urls = [str(path) for path in paths if is_url(str(path))]
     choices, keep_index = options.choices, options.keep_index
     if urls:
-        if len(urls) < len(paths) or kind not in (None, REMOTE, SHARDS):
+        if len(urls) < len(paths) or kind not in (None, REMOTE, SHARDS, PARQUET):
             raise UsageError("URLs and local paths can't be mixed", "name one or the other")
-        tables = [url for url in urls if shown(url).endswith((".parquet", ARROW, ".zip"))]
-        if tables:
-            name = folder_and_name(tables[0])[1]
-            raise UserError(
-                f"{shown(tables[0])} can't be read from a server, as shards can", f"download it first, then name {name}"
-            )
-        return open_remote(expand_urls(urls), accept_cut, keep_index, choices)
+        return _open_urls(urls, kind, accept_cut, options)
     given = check_paths(paths)
     if kind == PARQUET or (kind is None and all(p.suffix in (".parquet", ARROW) for p in given)):
         files = [file for path in given for file in (_tables_in(path, choices.split) if path.is_dir() else [path])]
@@ -125,6 +120,23 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, optio
     if kind == FOLDER or wrong or not shards:
         raise _no_shard(wrong[0] if wrong else given[0])
     return open_shards(shards, accept_cut, keep_index, choices)
+
+
+def _open_urls(urls: list[str], kind: str | None, accept_cut: bool, options: _Options) -> Source:
+    whole = [url for url in urls if shown(url).endswith((ARROW, ".zip"))]
+    if whole:
+        name = folder_and_name(whole[0])[1]
+        raise UserError(
+            f"{shown(whole[0])} can't be read from a server, as shards and parquet files can",
+            f"download it first, then name {name}",
+        )
+    named = [parquet_on_server(url, options.choices.split) if kind in (None, PARQUET) else [] for url in urls]
+    if any(named) or kind == PARQUET:
+        if not all(named):
+            other = shown(urls[named.index([])])
+            raise UserError(f"{other} is not a parquet file", "name parquet files only, or shards only")
+        return open_parquet([table for tables in named for table in tables], options.choices)
+    return open_remote(expand_urls(urls), accept_cut, options.keep_index, options.choices)
 
 
 def _no_shard(path: Path) -> UserError:

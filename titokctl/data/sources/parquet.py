@@ -2,36 +2,30 @@
 
 The column of images is a struct with a field `bytes`, as the Hub writes it, or plain binary. Labels are class indices,
 whose names come from the schema's metadata (a ClassLabel feature), or names, numbered in text order. Files are read by
-row group; the last few groups are kept in memory, so that neighbouring rows cost one read. Needs pyarrow, from the
-`parquet` extra.
+row group; the last few groups are kept in memory, so that neighbouring rows cost one read. `table_files` opens them,
+here or on a server. Needs pyarrow, from the `parquet` extra.
 """
 
 import hashlib
 import json
 import os
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from titokctl.data.sources.arrow_files import SUFFIX as ARROW
-from titokctl.data.sources.arrow_files import ArrowFile
-from titokctl.data.sources.choices import NO_CHOICES, NO_SPLIT, Choices
-from titokctl.data.sources.class_folders import SPLITS
-from titokctl.data.sources.folder_listing import sub_folders
+from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.label_lists import numbered
 from titokctl.data.sources.shard_checks import label_remarks
-from titokctl.data.sources.source import Counts, Sample, SeekableSource, description_of, units_of
-from titokctl.errors import UserError, install
-from titokctl.formats.file_kind import described, head_of, hint_for, kind_of
-from titokctl.formats.local_file import FileState, Identity, changed, retried
-
-T = TypeVar("T")
+from titokctl.data.sources.source import Counts, Sample, SeekableSource, Unit, description_of, units_of
+from titokctl.data.sources.table_files import LocalTable, RemoteTable, TableFile, reading
+from titokctl.data.workers import in_order
+from titokctl.errors import UserError
+from titokctl.formats.local_file import Identity
 
 KIND = "parquet"
 _LABELS = ("label", "labels", "cls", "class", "class_id", "target")
@@ -39,15 +33,15 @@ _LABEL_LIKE = ("label", "class", "target")
 _IMAGES = ("image", "img", "jpg", "png", "webp")
 _KEPT_BYTES = 256 << 20
 _MAX_GROUP_BYTES = 8 << 30
+_AT_ONCE = 8  # files on a server whose facts are read
 
 
 @dataclass
 class ParquetSource(SeekableSource):
     """Rows of several files, in order. `groups` has a row per row group: file, row group, first position."""
 
-    paths: list[Path] = field(default_factory=list)
+    tables: list[TableFile] = field(default_factory=list)
     column: str = "image"
-    states: list[FileState] = field(default_factory=list)
     groups: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))
     row_labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     row_keys: list[str] = field(default_factory=list)
@@ -99,63 +93,25 @@ class ParquetSource(SeekableSource):
             return images
 
     def _read(self, group: int) -> list[bytes]:
-        path, number = self.paths[int(self.groups[group, 0])], int(self.groups[group, 1])
-        _check_state(path, self.states[int(self.groups[group, 0])])
+        table, number = self.tables[int(self.groups[group, 0])], int(self.groups[group, 1])
+        table.check()
 
         def read(file: Any) -> list[bytes]:
-            table = file.read_row_group(number, columns=[self.column])
-            return [_bytes_of(cell) for cell in table.column(self.column).to_pylist()]
+            column = file.read_row_group(number, [self.column], use_threads=False).column(self.column)
+            return [_bytes_of(cell) for cell in column.to_pylist()]
 
-        images = _reading(path, read)
-        _check_state(path, self.states[int(self.groups[group, 0])])
+        images = reading(table, read)
+        table.check()
         ends = [*self.groups[1:, 2].tolist(), len(self)]
         # A group may be followed by one of another file, or by empty ones: they have no rows in between.
         if len(images) != ends[group] - int(self.groups[group, 2]):
-            raise UserError(f"{path} is damaged: row group {number} has another number of rows than the file says")
+            raise UserError(f"{table} is damaged: row group {number} has another number of rows than the file says")
         return images
 
 
 def _bytes_of(cell: Any) -> bytes:
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     return data if isinstance(data, bytes) else b""
-
-
-def _check_state(path: Path, then: FileState) -> None:
-    """Raise UserError if a file is no longer the one whose rows were listed."""
-    now = FileState.of(retried(path.stat, path))
-    if now != then:
-        raise changed(path, then, now)
-
-
-def parquet_in(path: Path, split: str | None = None) -> list[Path]:
-    """Return the parquet files of one split in a folder, sorted.
-
-    They lie in the folder, in its `data/`, or in folders of the splits, also below that of one configuration, as the
-    Hub converts data sets (default/train/0000.parquet). The split is that of a file's folder, or the start of its name.
-
-    Args:
-        split: None for `train`, or for all files if none is of that split.
-
-    Raises UserError for several configurations, or if there is no file of the split.
-    """
-    files = _files_in(path) or _files_in(path / "data")
-    files = files or [file for name in SPLITS for file in _files_in(path / name)]
-    if not files:
-        # Only where the names of splits are: listing all folders of a large set of images takes seconds.
-        files = [file for name in sub_folders(path) for s in SPLITS for file in _files_in(path / name / s)]
-    folders = {p.parent.parent for p in files if p.parent.name in SPLITS}
-    if len(folders) > 1:
-        named = ", ".join(sorted(folder.name for folder in folders))
-        raise UserError(f"{path} holds several configurations: {named}", f"name one: {min(folders)}")
-    wanted = "train" if split in (None, NO_SPLIT) else str(split)
-    found = [p for p in files if p.parent.name == wanted or re.match(rf"{re.escape(wanted)}([-_.]|$)", p.stem)]
-    if split not in (None, NO_SPLIT) and files and not found:
-        raise UserError(f"no parquet file in {path} is of the split {split}", f"the first one is {files[0].name}")
-    return found or files
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
 
 
 @dataclass(frozen=True)
@@ -170,44 +126,76 @@ class _Head:
     names: list[str]
 
 
-def open_parquet(paths: Sequence[Path], choices: Choices = NO_CHOICES) -> ParquetSource:
+def open_parquet(files: Sequence[Path | str], choices: Choices = NO_CHOICES) -> ParquetSource:
     """Open parquet files, in the order given.
+
+    Args:
+        files: paths, or addresses as text; not both.
 
     Raises:
         UserError: pyarrow is missing; a file can't be read, has no images, or has other classes than the first; it is
             not clear which column holds images or labels.
     """
-    states = [FileState.of(retried(path.stat, path)) for path in paths]
-    heads = [_reading(path, lambda file: _head(file, choices)) for path in paths]
-    for path, head in zip(paths, heads, strict=True):
+    tables, heads = _opened(files, choices)
+    for table, head in zip(tables, heads, strict=True):
         if (head.column, head.class_names) != (heads[0].column, heads[0].class_names):
-            raise UserError(f"{path} has other classes or columns than {paths[0]}", "use files of one data set")
+            raise UserError(f"{table} has other classes or columns than {tables[0]}", "use files of one data set")
     if not sum(sum(head.rows) for head in heads):
-        raise UserError(f"no images in {len(paths)} parquet files", "name files with rows, or a folder with such files")
+        raise UserError(
+            f"no images in {len(tables)} parquet files", "name files with rows, or a folder with such files"
+        )
     column = heads[0].label_column
     labels, names = numbered([label for head in heads for label in head.labels], f"the column {column}")
     class_names = heads[0].class_names or names
     if class_names and labels.max() >= len(class_names):
         raise UserError(f"the files contain the label {labels.max()}, but there are {len(class_names):,} class names")
-    units = units_of([(path.name, sum(head.rows)) for path, head in zip(paths, heads, strict=True)])
-    resolved = [str(path.resolve()) for path in paths]
-    identity = Identity.of(paths, states)
-    listing = _listing(paths, states, heads, labels)
-    description = description_of(KIND, resolved, len(labels), listing, identity, Counts())
     made = choices.record()
     where = f"labels from the column {column}, " if column else "no labels: no column holds any, "
     return ParquetSource(
         class_names,
-        description | ({"choices": made} if made else {}),
-        units,
+        _description(tables, heads, labels) | ({"choices": made} if made else {}),
+        _units(tables, heads),
         remarks=[f"{where}images from the column {heads[0].column}", *label_remarks([labels], names if column else [])],
-        paths=list(paths),
+        tables=tables,
         column=heads[0].column,
-        states=states,
         groups=_groups(heads),
         row_labels=labels,
-        row_keys=_keys(paths, heads),
+        row_keys=_keys(tables, heads),
     )
+
+
+def _opened(files: Sequence[Path | str], choices: Choices) -> tuple[list[TableFile], list[_Head]]:
+    """Return the files and their facts; of files on a server, several at once."""
+
+    def opened(file: Path | str) -> tuple[TableFile, _Head]:
+        table: TableFile = LocalTable(file) if isinstance(file, Path) else RemoteTable(file)
+        return table, reading(table, lambda found: _head(found, choices))
+
+    is_remote = isinstance(files[0], str)
+    found = [pair for _, pair in in_order(opened, files, min(len(files), _AT_ONCE) if is_remote else 1)]
+    return [table for table, _ in found], [head for _, head in found]
+
+
+def _description(tables: Sequence[TableFile], heads: Sequence[_Head], labels: np.ndarray) -> dict[str, Any]:
+    here = [table for table in tables if isinstance(table, LocalTable)]
+    identity = Identity.of([t.path for t in here], [t.state for t in here]) if here else Identity("", "", False)
+    addresses = [table.address for table in tables]
+    found = description_of(KIND, addresses, len(labels), _listing(tables, heads, labels), identity, Counts())
+    if here:
+        return found
+    versions = "".join(f"{table.address}\0{table.version}\n" for table in tables)
+    return found | {"versions": hashlib.sha256(versions.encode()).hexdigest()}
+
+
+def _units(tables: Sequence[TableFile], heads: Sequence[_Head]) -> list[Unit]:
+    """Return the units; those of a file on a server have its version, so that only what changed is read again."""
+    units: list[Unit] = []
+    for table, head in zip(tables, heads, strict=True):
+        first, number = sum(unit.count for unit in units), len(units)
+        for unit in units_of([(table.name, sum(head.rows))]):
+            placed = replace(unit, index=number + unit.index, first=first + unit.first)
+            units.append(replace(placed, state=table.version))
+    return units
 
 
 def _head(file: Any, choices: Choices) -> _Head:
@@ -216,7 +204,9 @@ def _head(file: Any, choices: Choices) -> _Head:
     label = _label_column(schema, choices.label_key) if choices.use_labels else None
     kind, count = schema.field(column).type, file.metadata.num_rows
     has_path = _holds_images(kind) and kind.get_field_index("path") >= 0
-    table = file.read(columns=[*([f"{column}.path"] if has_path else []), *([label] if label else [])])
+    table = file.read(
+        use_threads=False, columns=[*([f"{column}.path"] if has_path else []), *([label] if label else [])]
+    )
     values = table.column(label).to_pylist() if label else [None] * count
     names = (
         [str((cell or {}).get("path") or "") for cell in table.column(column).to_pylist()] if has_path else [""] * count
@@ -315,43 +305,21 @@ def _groups(heads: Sequence[_Head]) -> np.ndarray:
     return np.array(found, np.int64)
 
 
-def _keys(paths: Sequence[Path], heads: Sequence[_Head]) -> list[str]:
+def _keys(tables: Sequence[TableFile], heads: Sequence[_Head]) -> list[str]:
     """Return the images' names without extension if all differ, otherwise file and row."""
     names = [name.rpartition(".")[0] or name for head in heads for name in head.names]
     if all(names) and len(set(names)) == len(names):
         return names
-    return [f"{path.stem}/{i:08d}" for path, head in zip(paths, heads, strict=True) for i in range(len(head.names))]
+    pairs = zip(tables, heads, strict=True)
+    return [f"{PurePosixPath(t.name).stem}/{i:08d}" for t, head in pairs for i in range(len(head.names))]
 
 
-def _listing(paths: Sequence[Path], states: Sequence[FileState], heads: Sequence[_Head], labels: np.ndarray) -> str:
+def _listing(tables: Sequence[TableFile], heads: Sequence[_Head], labels: np.ndarray) -> str:
     """Return the SHA-256 of the files' names and sizes, their rows and labels."""
     total = hashlib.sha256()
     first = 0
-    for path, state, head in zip(paths, states, heads, strict=True):
-        total.update(os.fsencode(path.name) + f"\0{state.size} {head.rows}\n".encode())
+    for table, head in zip(tables, heads, strict=True):
+        total.update(os.fsencode(table.name) + f"\0{table.size} {head.rows}\n".encode())
         total.update(labels[first : first + len(head.labels)].tobytes())
         first += len(head.labels)
     return total.hexdigest()
-
-
-def _reading(path: Path, use: Callable[[Any], T]) -> T:
-    """Return use(open ParquetFile). Raises UserError, which names the file, when it can't be read."""
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError("parquet files need the package pyarrow, which is not installed", install("parquet")) from error
-    import pyarrow as pa
-
-    try:
-        with ArrowFile(path) if path.suffix == ARROW else pq.ParquetFile(path) as file:
-            return use(file)
-    except UserError as error:
-        raise UserError(f"{path}: {error.message}", error.hint) from error
-    # Names and metadata that are damaged raise errors of Python's.
-    except (pa.ArrowException, OSError, MemoryError, ValueError, LookupError, OverflowError) as error:
-        text = " ".join(str(error).split())
-        head = head_of(path)
-        kind = kind_of(head)
-        what = text if kind is None or kind.name in ("parquet", "arrow") else described(head)
-        hint = hint_for(head, path, "copy or download it again")
-        raise UserError(f"{path} can't be read as {path.suffix[1:]}: {what}", hint) from error
