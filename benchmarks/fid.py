@@ -1,16 +1,18 @@
-"""What `titokctl fid` costs: features beside the bare network, statistics, the trace; and what --fast does to numbers.
+"""What `titokctl fid` costs: features beside the bare network, statistics, the trace; what --fast and --tf32 change.
 
     python -m benchmarks.fid [--device cpu|cuda] [--quick] [--json out.json]    # Inception at full size, random weights
-    python -m benchmarks.fid --what deviation                       # float32 beside bf16, on rendered scenes
+    python -m benchmarks.fid --what deviation                  # float32 beside bf16 and TF32, on rendered scenes
 
 Speed: the whole way of `titokctl stats` (an .npz on the disk -> features -> sums) beside the bare network on batches
 that are ready; the float64 sums and the trace of two covariances of 2,048 features beside one float64 matrix product of
 the same size.
 
 Deviation: lite0 has its published weights; Inception, whose weights are not here, has the weights of the formula that
-the tests compare it by (tests/golden.py), so its figures tell about the arithmetic and not about FIDs.
+the tests compare it by (tests/golden.py), so its figures tell about the arithmetic and not about FIDs. A CPU has no
+TF32: there the factors of each layer's products lose the last 13 bits of their fractions, as in a GPU's tensor cores.
 """
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -47,7 +49,7 @@ def main() -> None:
     made.add_argument("--what", choices=("speed", "deviation"), default="speed")
     given = made.parse_args()
     if given.what == "deviation":
-        report_numbers("fid: bf16 beside float32", given, deviation(given.device, 24 if given.quick else 160))
+        report_numbers("fid: bf16 and TF32 beside float32", given, deviation(given.device, 24 if given.quick else 160))
     else:
         report("fid: features, sums and the trace", given, speed(given.device, given.quick), image_size=SIZE)
 
@@ -101,28 +103,48 @@ def statistics_ways() -> dict[str, Way]:
 
 
 def deviation(device: str, count: int) -> dict[str, object]:
-    """How far bf16 moves features and distances between two sets of `count` scenes."""
+    """How far bf16 and TF32 move features and distances between two sets of `count` scenes."""
     first, second = scenes(0, count), scenes(HELD_OUT_FROM, count)
     found: dict[str, object] = {"images_a_set": count}
     for name, make in (("lite0", lambda o: open_extractor("lite0", o)), ("inception_by_formula", by_formula)):
         sets = {}
-        for precision in ("float32", "bf16"):
+        for precision in ("float32", "bf16", "tf32"):
             extractor = make(ExtractorOptions(device, precision=precision))  # type: ignore[arg-type]
-            sets[precision] = [
-                extract_all(extractor, [pixels])["pool"].astype(np.float64) for pixels in (first, second)
-            ]
-        (x, y), (u, v) = sets["float32"], sets["bf16"]
-        exact, fast = (frechet_distance(gaussian_of(a), gaussian_of(b)) for a, b in ((x, y), (u, v)))
-        kid, kid_fast = kernel_distance(x, y), kernel_distance(u, v)
-        found |= {
-            f"{name}_features_relative": float(np.linalg.norm(x - u) / np.linalg.norm(x)),
-            f"{name}_fd": exact,
-            f"{name}_fd_fast_relative": fast / exact - 1,
-            f"{name}_fd_of_one_set_in_both": frechet_distance(gaussian_of(x), gaussian_of(u)),
-            f"{name}_kid": kid,
-            f"{name}_kid_fast_relative": kid_fast / kid - 1,
-        }
+            with shortened_factors() if (precision, device) == ("tf32", "cpu") else contextlib.nullcontext():
+                sets[precision] = [
+                    extract_all(extractor, [pixels])["pool"].astype(np.float64) for pixels in (first, second)
+                ]
+        x, y = sets.pop("float32")
+        exact, kid = frechet_distance(gaussian_of(x), gaussian_of(y)), kernel_distance(x, y)
+        found |= {f"{name}_fd": exact, f"{name}_kid": kid}
+        for precision, (u, v) in sets.items():
+            found |= {
+                f"{name}_{precision}_features_relative": float(np.linalg.norm(x - u) / np.linalg.norm(x)),
+                f"{name}_{precision}_fd_relative": frechet_distance(gaussian_of(u), gaussian_of(v)) / exact - 1,
+                f"{name}_{precision}_fd_of_one_set_in_both": frechet_distance(gaussian_of(x), gaussian_of(u)),
+                f"{name}_{precision}_kid_relative": kernel_distance(u, v) / kid - 1,
+            }
     return found
+
+
+@contextlib.contextmanager
+def shortened_factors() -> Iterator[None]:
+    """Let convolutions and linear layers multiply numbers of 10 bits after the point, as TF32 has; weights stay so."""
+
+    def shorten(x: torch.Tensor) -> torch.Tensor:
+        return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+    def before(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if not isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            return None
+        module.weight.data.copy_(shorten(module.weight.data))
+        return tuple(shorten(x) for x in inputs)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def by_formula(options: ExtractorOptions) -> Extractor:

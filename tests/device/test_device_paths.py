@@ -28,7 +28,6 @@ MAY_WAIT = {
     "hashes.weights_sha256": "hashes weights, once a command",
     "hashes.encoder_sha256": "hashes weights, once a command",
     "plan.labels": "sends the classes to the device; they are kept there",
-    "reconstruction.reconstructed": "each batch is compared with its originals on the host; nothing overlaps there yet",
     "encode._gathered": "the ids of a unit go to the host, once a unit",
     "image_decoder.fetch": "a thread waits for images while the device has the next ones in hand",
     "features._on_gpu": "features of an earlier batch, while the device has later ones in hand",

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from titokctl.context import Context
 from titokctl.errors import UsageError
-from titokctl.evaluation.extractors import Extractor, open_extractor
+from titokctl.evaluation.extractors import Extractor, FeatureNetwork, open_extractor
 from titokctl.evaluation.features import extract, extract_all
 
 
@@ -55,6 +56,17 @@ def test_wrong_images_are_refused():
         extract_all(toy(), [pictures(2).astype(np.float32)])
     with pytest.raises(ValueError, match="different sizes"):
         extract_all(toy(), [pictures(2), pictures(2, size=8)])
+
+
+def test_tf32_needs_a_gpu_and_excludes_bf16(run_cli, tmp_path):
+    with pytest.raises(UsageError, match="--tf32 is for GPUs of NVIDIA, not for cpu") as caught:
+        FeatureNetwork("lite0", tf32=True).open(Context(device="cpu"))
+    assert "--fast" in caught.value.hint
+    assert FeatureNetwork("lite0", tf32=True).precision == "tf32"
+    with pytest.raises(UsageError, match="--fast and --tf32 are mutually exclusive"):
+        FeatureNetwork("lite0", fast=True, tf32=True)
+    refused = run_cli("fid", tmp_path, "--ref", tmp_path, "--features", "lite0", "--tf32", "--device", "cpu", code=2)
+    assert "--tf32 is for GPUs" in refused.stderr
 
 
 def test_threads_and_neighbours_change_no_bit():

@@ -112,6 +112,7 @@ def test_only_the_published_protocol_is_comparable():
     assert not_comparable(49_999, "tf32", inception, True)
     assert not_comparable(50_000, "tf32", FeatureNetwork("lite0"), True)
     assert not_comparable(50_000, "tf32", FeatureNetwork(fast=True), True)
+    assert not_comparable(50_000, "tf32", FeatureNetwork(tf32=True), True)
     assert not_comparable(50_000, "tf32", inception, False)
 
 

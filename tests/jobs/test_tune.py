@@ -79,6 +79,8 @@ def test_the_folder_holds_settings_record_and_report(tuned):
     page = (tuned / "report.html").read_text()
     assert "<svg" in page
     assert "corrected for" in page
+    assert ("so the preset is proposed" in page) == (not found["is_better"])
+    assert ("is better than the preset: kid (toy)" in page) == found["is_better"]
 
 
 def test_sample_takes_the_settings_and_options_override_them(tuned, networks, tmp_path):

@@ -30,6 +30,7 @@ def compare(
     tokenizer: features.Tokenizer = None,
     save_features: features.SaveFeatures = False,
     fast: features.Fast = False,
+    tf32: features.Tf32 = False,
     device: options.Device = None,
     runs_dir: options.RunsDir = None,
     quiet: options.Quiet = False,
@@ -41,7 +42,7 @@ def compare(
     """
     from titokctl.jobs.evaluate.compare import Compare
 
-    extractor = features.network(network, inception_weights, fast, resize)
+    extractor = features.network(network, inception_weights, fast, resize, tf32)
     job = Compare(sets, reference, extractor, tokenizer, save_features)
     found = perform(job, Surroundings(quiet, as_json, runs_dir=runs_dir, device=device))
     if as_json:

@@ -26,17 +26,22 @@ Resize = Annotated[
     option("--resize", "Of Inception: ADM's, pytorch-fid's or clean-fid's. FID means tf1.", "tf1|pytorch|clean"),
 ]
 Fast = Annotated[bool, option("--fast", "The feature network in bf16; recorded.")]
+Tf32 = Annotated[bool, option("--tf32", "The feature network in TF32, on a GPU; recorded.")]
 
 
 def network(
-    name: str, weights: Path | None, fast: bool = False, resize: Literal["tf1", "pytorch", "clean"] = "tf1"
+    name: str,
+    weights: Path | None,
+    fast: bool = False,
+    resize: Literal["tf1", "pytorch", "clean"] = "tf1",
+    tf32: bool = False,
 ) -> "FeatureNetwork":
     """Return the feature network that the options name. Raises UsageError for a resize that it doesn't have."""
     from titokctl.evaluation.extractors import INCEPTIONS, FeatureNetwork
 
     if resize != "tf1" and name not in ("inception", INCEPTIONS[resize]):
         raise UsageError(f"--resize {resize} is for Inception, not for {name}", "leave out --resize or --features")
-    return FeatureNetwork(name if resize == "tf1" else INCEPTIONS[resize], weights, fast)
+    return FeatureNetwork(name if resize == "tf1" else INCEPTIONS[resize], weights, fast, tf32)
 
 
 def preprocessing(size: int | None, crop: str, exif: bool = False) -> "PreprocessingConfig | None":

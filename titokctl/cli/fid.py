@@ -56,6 +56,7 @@ def fid(
     save_features: features.SaveFeatures = False,
     skip_bad: features.SkipBad = False,
     fast: features.Fast = False,
+    tf32: features.Tf32 = False,
     device: options.Device = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
@@ -69,7 +70,7 @@ def fid(
     from titokctl.jobs.evaluate.fid import Fid
     from titokctl.jobs.evaluate.selftest import Selftest
 
-    extractor = features.network(network, inception_weights, fast, resize)
+    extractor = features.network(network, inception_weights, fast, resize, tf32)
     around = Surroundings(quiet, as_json, runs_dir=runs_dir, machine=Machine(device, gpus, procs))
     if selftest is not None:
         tested = perform(Selftest(*selftest, extractor), around)

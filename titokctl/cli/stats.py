@@ -30,6 +30,7 @@ def stats(
     tokenizer: features.Tokenizer = None,
     skip_bad: features.SkipBad = False,
     fast: features.Fast = False,
+    tf32: features.Tf32 = False,
     device: options.Device = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
@@ -43,7 +44,7 @@ def stats(
     from titokctl.distributed.place import place
     from titokctl.jobs.evaluate.stats import Stats
 
-    extractor = features.network(network, inception_weights, fast, resize)
+    extractor = features.network(network, inception_weights, fast, resize, tf32)
     job = Stats(data, output, extractor, features.preprocessing(size, crop, exif), tokenizer, skip_bad, overwrite)
     job = replace(job, choices=options.choices(split, image_key=image_key, image_column=image_column), exif=exif)
     result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))

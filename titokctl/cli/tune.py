@@ -29,6 +29,7 @@ def tune(
     network: features.Features = "inception",
     inception_weights: features.InceptionWeights = None,
     fast: features.Fast = False,
+    tf32: features.Tf32 = False,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     device: options.Device = None,
@@ -46,7 +47,7 @@ def tune(
     from titokctl.jobs.tune.request import Tune
 
     job = Tune(
-        reference, output, generator, tokenizer, metric, features.network(network, inception_weights, fast),
+        reference, output, generator, tokenizer, metric, features.network(network, inception_weights, fast, tf32=tf32),
         minutes, images, candidates, seed, overwrite,
     )  # fmt: skip
     found = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, device))

@@ -46,7 +46,8 @@ _RESIZES: dict[Resize, str] = {
     "pytorch": "bilinear to 299 as pytorch-fid (half-pixel centres, no antialias)",
     "clean": "bicubic to 299 as clean-fid (antialiased, in float)",
 }
-_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+FeaturePrecision = Literal["float32", "tf32", "bf16"]
+_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class ExtractorOptions:
     Args:
         device: where the network runs.
         weights: a file to read instead of the usual place.
-        precision: "bf16" trades exactness for speed.
+        precision: "tf32" (on a GPU) and "bf16" trade exactness for speed.
         progress: shows a download.
         fetch: download weights that are not on this machine.
     """
 
     device: str = "cpu"
     weights: Path | None = None
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: FeaturePrecision = "float32"
     progress: Progress | None = None
     fetch: bool = True
 
@@ -79,6 +80,7 @@ class Extractor:
         batch_size: images a call takes; the last batch is padded to it, so that no feature depends on its neighbours.
         device: where the network lives.
         description: for the record: weights and their SHA-256, resize, precision.
+        arithmetic: the precision of what is computed on float32 numbers.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Extractor:
     batch_size: int
     device: str
     description: dict[str, Any] = field(default_factory=dict)
+    arithmetic: Literal["float32", "tf32"] = "float32"
 
     @property
     def is_fid(self) -> bool:
@@ -109,20 +112,24 @@ class FeatureNetwork:
         name: "inception", "inception-pytorch", "inception-clean", "lite0", "lite2", or an entry point's name.
         weights: a file to read instead of the usual place, for Inception.
         fast: run it in bf16; results record it.
+        tf32: run it in TF32, on a GPU; results record it.
     """
 
     name: str = "inception"
     weights: Path | None = None
     fast: bool = False
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.name not in INCEPTIONS.values():
             raise UsageError(f"--inception-weights was given with --features {self.name}", "leave one of them out")
+        if self.fast and self.tf32:
+            raise UsageError("--fast and --tf32 are mutually exclusive", "give one of them: --fast is bf16")
 
     @property
-    def precision(self) -> Literal["float32", "bf16"]:
+    def precision(self) -> FeaturePrecision:
         """The precision in which it runs."""
-        return "bf16" if self.fast else "float32"
+        return "bf16" if self.fast else "tf32" if self.tf32 else "float32"
 
     def open(self, context: Context, fetch: bool = True) -> Extractor:
         """Return the extractor, on every process of the group; rank 0 fetches missing weights for all.
@@ -130,8 +137,11 @@ class FeatureNetwork:
         Args:
             fetch: download weights that are not on this machine; a plan passes False.
 
-        Raises UsageError for an unknown name and UserError when its weights are not here and can't be fetched.
+        Raises UsageError for an unknown name or TF32 without a GPU that has it, and UserError when its weights are not
+        here and can't be fetched.
         """
+        if self.tf32 and torch.device(context.device).type != "cuda":
+            raise UsageError(f"--tf32 is for GPUs of NVIDIA, not for {context.device}", "leave it out, or give --fast")
         options = ExtractorOptions(context.device, self.weights, self.precision, context.progress, fetch)
         with context.group.main_first():
             return open_extractor(self.name, options)
@@ -208,8 +218,9 @@ def _ready(
     network.to(options.device, _DTYPES[options.precision])
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed wrongly in torch
     batched: Any = "inception" if name in INCEPTIONS.values() else name
-    batch_size = default_batch_size(options.device, batched)
-    return Extractor(name, features, widths, batch_size, options.device, about | {"precision": options.precision})
+    batch_size, about = default_batch_size(options.device, batched), about | {"precision": options.precision}
+    arithmetic: Literal["float32", "tf32"] = "tf32" if options.precision == "tf32" else "float32"
+    return Extractor(name, features, widths, batch_size, options.device, about, arithmetic)
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -69,7 +69,7 @@ def extract_on_device(extractor: Extractor, images: torch.Tensor) -> dict[str, t
         images: (n, H, W, 3) uint8.
     """
     parts = images.split(extractor.batch_size)
-    with precision("float32", extractor.device):
+    with precision(extractor.arithmetic, extractor.device):
         found = [_run(extractor, part) for part in parts]
     return {name: torch.cat([part[name] for part in found]) for name in extractor.widths}
 
@@ -91,7 +91,7 @@ def _on_gpu(extractor: Extractor, batches: Iterable[np.ndarray]) -> Iterator[Fea
     """Yield features from a GPU, which has work in hand while the caller uses them and the next batch is read."""
     pending: deque[Callable[[], Features]] = deque()
     for batch in batches:
-        with precision("float32", extractor.device):
+        with precision(extractor.arithmetic, extractor.device):
             pending.append(on_host(_run(extractor, send(torch.from_numpy(batch), extractor.device))))
         if len(pending) > _BATCHES_AHEAD:
             yield pending.popleft()()

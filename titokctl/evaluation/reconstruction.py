@@ -4,9 +4,9 @@ Letters: n images, S their edge, H and W height and width, K tokens of an image.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titokctl.context import Context
+from titokctl.data.image_decoder import on_host
 from titokctl.data.images import to_bytes, to_float
 from titokctl.data.order import spread_positions
 from titokctl.distributed.group import Group
@@ -22,6 +23,7 @@ from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, FeatureNetwork
 from titokctl.evaluation.features import FeatureCollector, FeatureSet, extract
 from titokctl.evaluation.metrics import compute, metrics_named
+from titokctl.models.device import send
 from titokctl.models.lpips import Lpips
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
@@ -39,14 +41,45 @@ _FEATURES_KEPT = 10_000
 # VGG16's maps are large.
 _AT_ONCE = 64
 _LPIPS_AT_ONCE = 4
+Reconstructing = Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+Batch = TypeVar("Batch")
+
+
+def reconstructed(tokenizer: TiTok | MaskGitVqgan, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encode and decode images (n, S, S, 3) uint8; return their tokens and the new pixels, of the same shape."""
+    return _begun(tokenizer, pixels)()
+
+
+def reconstructed_in_turn(
+    tokenizer: TiTok | MaskGitVqgan, batches: Iterable[Batch], pixels_of: Callable[[Batch], np.ndarray]
+) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
+    """Yield each batch with the tokens and the new pixels of its images, as `reconstructed` returns them.
+
+    A GPU has the next batch in hand while the caller uses one.
+    """
+    begun: tuple[Batch, Reconstructing] | None = None
+    for batch in batches:
+        before, begun = begun, (batch, _begun(tokenizer, pixels_of(batch)))
+        if before is not None:
+            yield before[0], *before[1]()
+    if begun is not None:
+        yield begun[0], *begun[1]()
 
 
 @torch.inference_mode()
-def reconstructed(tokenizer: TiTok | MaskGitVqgan, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Encode and decode images (n, S, S, 3) uint8; return their tokens and the new pixels, of the same shape."""
-    images = to_float(torch.from_numpy(pixels).to(next(tokenizer.parameters()).device))
-    tokens = tokenizer.tokenize(images)
-    return tokens.cpu().numpy(), to_bytes(tokenizer.detokenize(tokens)).cpu().numpy()
+def _begun(tokenizer: TiTok | MaskGitVqgan, pixels: np.ndarray) -> "Reconstructing":
+    """Queue the work for some images; return a function that waits for their tokens and new pixels."""
+    images = to_float(send(torch.from_numpy(pixels), next(tokenizer.parameters()).device))
+    tokens = tokenizer.tokenize_unchecked(images)
+    fetch = on_host({"tokens": tokens, "pixels": to_bytes(tokenizer.detokenize_unchecked(tokens))})
+
+    def wait() -> tuple[np.ndarray, np.ndarray]:
+        found = fetch()
+        return found["tokens"], found["pixels"]
+
+    return wait
 
 
 @dataclass(frozen=True)
@@ -202,7 +235,7 @@ class ReconstructScores:
     def __init__(self, judges: Judges, images: int, device: str, codebook_size: int | None) -> None:
         self._judges, self._device = judges, device
         self._pairs = ReconstructionSums()
-        self._lpips = np.zeros(1)
+        self._lpips: Tensor | None = None  # the sum, on the device
         self._codes = np.zeros(codebook_size or 0)
         network = judges.extractor
         self._sets = [FeatureCollector(network.widths, images, _FEATURES_KEPT) for _ in range(2)] if network else []
@@ -222,7 +255,8 @@ class ReconstructScores:
                     collector.add(features, left[:count])
                     left = left[count:]
         if self._judges.lpips is not None:
-            self._lpips += self._sum_of_lpips(self._judges.lpips, originals, reconstructions)
+            found = self._sum_of_lpips(self._judges.lpips, originals, reconstructions)
+            self._lpips = found if self._lpips is None else self._lpips + found
 
     def result(self, group: Group) -> dict[str, Any] | None:
         """Return the numbers of all pairs of all processes, the fields of `titokctl reconstruct`'s result.
@@ -232,14 +266,15 @@ class ReconstructScores:
         classifier; and how much of the codebook is used. None on all processes but the first. Raises ValueError when
         there were no pairs.
         """
-        sum_arrays([self._pairs.totals, self._lpips, self._codes], group)
+        lpips = np.zeros(1) if self._lpips is None else self._lpips.cpu().numpy()
+        sum_arrays([self._pairs.totals, lpips, self._codes], group)
         sets = [collector.result(group) for collector in self._sets] if self._pairs.totals[0] > 1 else []
         if not group.is_main:
             return None
         usage = usage_of(self._codes) if len(self._codes) else None
         score = self._pairs.score()
         return asdict(score) | {
-            "lpips": None if self._judges.lpips is None else float(self._lpips[0]) / score.images,
+            "lpips": None if self._judges.lpips is None else float(lpips[0]) / score.images,
             "distances": self._numbers(sets, "fid", "kid"),
             "inception_score": self._numbers(sets, "is"),
             "codes_used": usage and usage.used,
@@ -249,12 +284,13 @@ class ReconstructScores:
         }
 
     @torch.inference_mode()
-    def _sum_of_lpips(self, network: Lpips, originals: np.ndarray, reconstructions: np.ndarray) -> float:
-        total = 0.0
+    def _sum_of_lpips(self, network: Lpips, originals: np.ndarray, reconstructions: np.ndarray) -> Tensor:
+        """Return the sum over the pairs, (1,) float64 on the device."""
+        total = torch.zeros(1, dtype=torch.float64, device=self._device)
         for first in range(0, len(originals), _LPIPS_AT_ONCE):
             rows = slice(first, first + _LPIPS_AT_ONCE)
-            a, b = (to_float(torch.from_numpy(x[rows]).to(self._device)) for x in (originals, reconstructions))
-            total += float(network(a, b).double().sum())
+            a, b = (to_float(send(torch.from_numpy(x[rows]), self._device)) for x in (originals, reconstructions))
+            total += network(a, b).double().sum()
         return total
 
     def _numbers(self, sets: Sequence[FeatureSet], *names: str) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.image_sets import unreadable
-from titokctl.evaluation.reconstruction import AUTO, Judges, ReconstructScores, ShownPairs, find_judges, reconstructed
+from titokctl.evaluation.reconstruction import (
+    AUTO,
+    Judges,
+    ReconstructScores,
+    ShownPairs,
+    find_judges,
+    reconstructed_in_turn,
+)
 from titokctl.evaluation.warnings import count_warnings
 from titokctl.formats.atomic import make_folder
 from titokctl.formats.evaluation import (
@@ -253,10 +261,9 @@ def _through(opened: _Opened, scores: ReconstructScores, context: Context) -> tu
     images = ImagesInBatches(opened.source, share, opened.preprocessing, batch_size)
     context.progress.start("reconstruct", sum(unit.count for unit in share))
     with precision("float32", context.device), closing(iter(images)) as batches:
-        for batch in batches:
+        for batch, tokens, made in reconstructed_in_turn(opened.model, batches, attrgetter("pixels")):
             if context.stop.requested:
                 break
-            tokens, made = reconstructed(opened.model, batch.pixels)
             places = batch.positions if opened.chosen is None else np.searchsorted(opened.chosen, batch.positions)
             scores.add(batch.pixels, made, tokens, places)
             shown.add(batch.pixels, made, places)

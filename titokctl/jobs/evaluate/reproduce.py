@@ -179,7 +179,7 @@ def not_comparable(num_images: int, precision: Precision, network: FeatureNetwor
         reasons.append(f"drawn in {precision}, not in float32 or TF32")
     if network.name != "inception":
         reasons.append(f"features of {network.name}, not of Inception: this is not FID")
-    elif network.fast:
+    elif network.precision != "float32":
         reasons.append(f"features in {network.precision}")
     if not is_adm and network.name == "inception":
         reasons.append("the reference is not a file like ADM's, with mu, sigma, mu_s and sigma_s")

@@ -17,7 +17,7 @@ from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.features import FeatureCollector, extract
 from titokctl.evaluation.frechet import Gaussian, frechet_distance
-from titokctl.evaluation.reconstruction import ReconstructionSums, ShownPairs, reconstructed
+from titokctl.evaluation.reconstruction import ReconstructionSums, ShownPairs, reconstructed_in_turn
 from titokctl.formats.picture import grid, save_png
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
@@ -90,8 +90,7 @@ class Validation:
         """Yield the reconstructions of this process's images, batch by batch, and count them."""
         shown = ShownPairs(_PICTURED, len(self._source), self._size)
         place = self._units[0].first if self._units else 0
-        for pixels in self._batches():
-            tokens, made = reconstructed(tokenizer, pixels)
+        for pixels, tokens, made in reconstructed_in_turn(tokenizer, self._batches(), lambda batch: batch):
             sums.add(pixels, made)
             if len(counts):
                 counts += np.bincount(tokens.flatten(), minlength=len(counts))

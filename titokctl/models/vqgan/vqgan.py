@@ -94,6 +94,9 @@ class MaskGitVqgan(nn.Module):
         grid = round(codes.shape[1] ** 0.5)
         return self.decode(codes.unflatten(1, (grid, grid))).float().clamp(0, 1)
 
+    # The names of a TiTok's methods that never wait for the device; a VQGAN's check nothing.
+    tokenize_unchecked, detokenize_unchecked = tokenize, detokenize
+
 
 class ProxyPixels(nn.Module):
     """MaskGIT-VQGAN's codebook and decoder, fine-tuned in stage 2 on mixtures of code vectors."""
