@@ -12,6 +12,7 @@ import h5py
 import pytest
 import torch
 from caches import write_cache
+from command_line import ROOT
 from process_tree import held, wait_for_files
 from remarks import Remarks
 from safetensors.torch import load_file
@@ -54,6 +55,8 @@ def test_a_run_ends_with_weights_metrics_and_lineage(train, runs, cache):
     assert list(losses(run.path)) == [5, 10, 15, 20]
     assert result.metrics["unigram_entropy"] == pytest.approx(2.75, abs=0.03), "nearly uniform over 16 codes"
     before = result.weights.stat().st_mtime_ns
+    glossary = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert not [name for name in result.metrics if f"`{name}`" not in glossary and "_at_" not in name]
     again, talk = train(name="one")
     assert "finished already" in talk
     assert again.weights.stat().st_mtime_ns == before

@@ -11,6 +11,7 @@ import pytest
 import stages
 import tiny
 import torch
+from command_line import ROOT
 from PIL import Image
 from process_tree import held, wait_for_files
 from remarks import Remarks
@@ -230,3 +231,5 @@ def test_a_plan_measures_the_speed_and_a_run_profiles_some_steps(recipe, picture
     read = open_source([pictures])
     pixels = np.stack([preprocess(s.data, PreprocessingConfig(size=32)) for s in read.read_many(range(len(read)))])
     assert done.metrics["val_psnr_mean_colour"] == pytest.approx(mean_colour_psnr(pixels), abs=1e-4)
+    glossary = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert not [name for name in done.metrics if f"`{name}`" not in glossary]

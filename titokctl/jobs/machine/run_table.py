@@ -44,7 +44,9 @@ def scores_of(run: RunFolder) -> dict[str, float]:
             continue  # `titokctl compare` names it
     found |= _reconstruction(run.path / RECONSTRUCTION)
     newest = {k: v for k, v in MetricsLog(run.path / METRICS).newest_values().items() if isinstance(v, int | float)}
-    held_out = {name: value for name, value in newest.items() if name.startswith("held_out") and "_at_" not in name}
+    held_out = {
+        name: value for name, value in newest.items() if name.startswith(("held_out", "val_")) and "_at_" not in name
+    }
     return found | (held_out or {name: newest[name] for name in ("loss",) if name in newest})
 
 
