@@ -94,10 +94,28 @@ def test_the_page_is_self_contained(trained: Path, tmp_path: Path, run_cli) -> N
     assert (made["pictures"], made["plots"]) == (2, 2)
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 2
+    order = ("data:image", "Samples: ", "Training</h2>", "Lineage", "Settings")
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     assert text.count("data:image/png;base64,") == 2
     assert not re.search(r"<script|https?://|src=\"(?!data:)|href=", text)
     with pytest.raises(UserError, match="exists already"):
         Report("gen", page).run(Context(trained))
+
+
+def test_a_page_sets_numbers_beside_baselines_and_marks_the_phases(tmp_path: Path) -> None:
+    """A mark outside the plotted steps, or of a loss that is not used, is left out."""
+    settings = {"loss": {"perceptual": {}, "perceptual_start": 6}, "codebook": {"continuous_steps": 4},
+                "adversary": {"start": 5000}, "training": {"steps": 10}}  # fmt: skip
+    run = RunFolder(path=tmp_path / "tokenizer" / "t", kind="tokenizer", settings=settings)
+    run.save()
+    log = MetricsLog(run.path / "metrics.jsonl")
+    for step in (2, 10):
+        log.append(step, {"psnr": 20.0 + step, "val_psnr": 19.5 + step, "val_psnr_mean_colour": 16.25})
+    page = Report("t").run(Context(tmp_path)).report.read_text(encoding="utf-8")
+    assert page.index("29.5 dB") < page.index("16.25 dB") < page.index("<svg")
+    assert page.count(">quantized<") == 1
+    assert "perceptual loss<" not in page
+    assert "discriminator<" not in page
 
 
 def test_doctor_measures_and_advises(run_cli) -> None:

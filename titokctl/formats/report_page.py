@@ -66,14 +66,17 @@ class ReportPage:
         text = escape(caption)
         self.parts.append(f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>')
 
-    def plot(self, curves: Sequence[Curve], x_name: str, y_name: str) -> None:
-        """Add a plot of curves over a common x axis; lines of fewer than two points are left out."""
+    def plot(self, curves: Sequence[Curve], x_name: str, y_name: str, marks: Sequence[tuple[float, str]] = ()) -> None:
+        """Add a plot of curves over a common x axis; lines of fewer than two points are left out.
+
+        Marks are values of x, such as the step at which a loss joins, and their names; those outside are left out.
+        """
         drawn = [c for c in curves if len(c.points) > c.is_line]
         if drawn:
             legend = " ".join(
                 f'<span style="color:{_colour(i)}">{escape(curve.name)}</span>' for i, curve in enumerate(drawn)
             )
-            svg = _svg(drawn, x_name, y_name)
+            svg = _svg(drawn, x_name, y_name, marks)
             self.parts.append(f"<figure>{svg}<figcaption>{legend}</figcaption></figure>")
 
     def write(self, path: Path) -> None:
@@ -87,7 +90,7 @@ class ReportPage:
         write_bytes(path, page.encode())
 
 
-def _svg(curves: Sequence[Curve], x_name: str, y_name: str) -> str:
+def _svg(curves: Sequence[Curve], x_name: str, y_name: str, marks: Sequence[tuple[float, str]]) -> str:
     xs = [x for c in curves for x, _ in c.points]
     ys = [y for c in curves for _, y in c.points]
     low_x, high_x, low_y, high_y = min(xs), max(xs), min(ys), max(ys)
@@ -106,12 +109,18 @@ def _svg(curves: Sequence[Curve], x_name: str, y_name: str) -> str:
             continue
         points = " ".join(position(x, y) for x, y in curve.points)
         lines.append(f'<polyline fill="none" stroke="{_colour(i)}" stroke-width="1.6" points="{points}"/>')
+    for x, name in marks:
+        if low_x <= x <= high_x:
+            across = float(position(x, low_y).split(",")[0])
+            dashes = 'stroke="currentColor" stroke-dasharray="3 4" opacity=".5"'
+            lines.append(f'<path d="M{across:.1f} 8V{_HEIGHT - _BOTTOM}" fill="none" {dashes}/>')
+            lines.append(_text(across + 4, _HEIGHT - _BOTTOM - 6, name, "start"))
     axes = [
         _text(_LEFT - 6, 16, f"{high_y:.4g}", "end"),
         _text(_LEFT - 6, _HEIGHT - _BOTTOM - 6, f"{low_y:.4g}", "end"),
         _text(_LEFT, _HEIGHT - 10, f"{low_x:,.0f}", "start"),
         _text(_WIDTH - 10, _HEIGHT - 10, f"{high_x:,.0f} {x_name}", "end"),
-        _text(_WIDTH - 10, 16, y_name, "end"),
+        _text(_LEFT + 8, 16, y_name, "start"),
     ]
     frame = f'<path d="M{_LEFT} 8V{_HEIGHT - _BOTTOM}H{_WIDTH - 8}" fill="none" stroke="currentColor" opacity=".4"/>'
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{frame}{"".join(lines)}{"".join(axes)}</svg>'

@@ -1,4 +1,4 @@
-"""`titokctl report`: one run as a page: metrics, curves, pictures, scores, settings, and lineage."""
+"""`titokctl report`: one run as a page: pictures, numbers beside baselines, scores, curves, lineage, settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +20,33 @@ from titokctl.readable import readable
 
 _NAME = "report.html"
 _SHOWN = 12  # items of a list
-# The label of each plot's y axis, and the metrics drawn in it.
+# The numbers that say how good a product is, with their units, and below each what it compares with.
+_NUMBERS = (
+    ("val_psnr", "held-out PSNR", " dB", (("psnr", "training batches"), ("val_psnr_mean_colour", "mean colours"))),
+    ("val_rfid", "held-out rFID", "", ()),
+    ("val_codebook_usage", "share of codes that held-out images use", "", (("codebook_usage", "training batches"),)),
+    ("held_out_loss", "held-out loss", " nats a masked token",
+     (("train_loss", "training images"), ("unigram_entropy", "single ids, without any model"))),
+    ("held_out_bits_per_id", "held-out likelihood", " bits an id", (("train_bits_per_id", "training images"),)),
+    ("held_out_bits_per_id_bound", "held-out likelihood, upper bound", " bits an id",
+     (("train_bits_per_id_bound", "training images"),)),
+)  # fmt: skip
+# The label of each plot's y axis, and the metrics drawn in it with their names: one plot for each thing that matters.
 _PLOTS = (
-    ("dB", ("psnr", "val_psnr")),
-    ("loss", ("loss", "train_loss", "held_out_loss", "unigram_entropy")),
-    ("accuracy", ("accuracy", "train_accuracy", "held_out_accuracy")),
-    ("SSIM", ("val_ssim",)),
-    ("share of codes in use", ("val_codebook_usage",)),
-    ("rFID", ("val_rfid",)),
-    ("loss parts", ("reconstruction", "perceptual", "gan", "quantizer")),
-    ("learning rate", ("learning_rate",)),
-    ("images/s", ("images_per_s",)),
-)
+    ("PSNR, dB", {"psnr": "training batches", "val_psnr": "held-out images", "val_psnr_mean_colour": "mean colours"}),
+    ("loss", {"loss": "training batches", "train_loss": "training images", "held_out_loss": "held-out images",
+              "unigram_entropy": "single ids"}),
+    ("rFID", {"val_rfid": "held-out images"}),
+    ("share of codes in use", {"codebook_usage": "training batches", "val_codebook_usage": "held-out images"}),
+    ("learning rate", {"learning_rate": "learning rate"}),
+)  # fmt: skip
+# Settings whose step begins a phase of training, and what begins there.
+_PHASES = {
+    "codebook.continuous_steps": "quantized",
+    "loss.perceptual_start": "perceptual loss",
+    "adversary.start": "discriminator",
+    "encoder_steps": "decoder only",
+}
 _PICTURES = {
     "reconstructions": "Held-out images; below each, its reconstruction. After step {}.",
     "samples": "Samples of the averaged weights after step {}.",
@@ -106,10 +121,17 @@ class _Drawn:
 def _draw(run: RunFolder, root: Path) -> _Drawn:
     page = ReportPage(f"{run.kind} {run.name}")
     page.paragraph(f"{run.status}, begun {run.created[:19]} UTC" + _ended(run))
-    plots = _training(page, run)
-    pictures = _pictures(page, run) + sum(_sample_set(page, drawn) for drawn in _samples_of(run, root))
+    log = MetricsLog(run.path / METRICS)
+    records, newest = log.read(), log.newest_values()
+    pictures = _pictures(page, run)
+    _numbers(page, newest)
+    pictures += sum(_sample_set(page, drawn) for drawn in _samples_of(run, root))
+    plots = _curves(page, run, records)
     page.heading("Lineage")
     page.table(("product", "path", "SHA-256"), [(n.what, n.where, n.sha256[:16]) for n in lineage_of(run, root)])
+    if newest:
+        page.heading("All metrics, newest values")
+        page.table(("metric", "value"), _rows(newest))
     _settings(page, run)
     return _Drawn(page, pictures, plots)
 
@@ -118,24 +140,37 @@ def _ended(run: RunFolder) -> str:
     return f", finished {run.finished[:19]} UTC" if run.finished else ""
 
 
-def _training(page: ReportPage, run: RunFolder) -> int:
-    """Add the newest metrics and the curves; return the number of plots."""
-    log = MetricsLog(run.path / METRICS)
-    records = log.read()
-    if not records:
-        return 0
-    page.heading("Training")
-    page.table(("newest metrics", ""), _rows(log.newest_values()))
+def _numbers(page: ReportPage, newest: dict[str, Any]) -> None:
+    """Add the numbers that say how good the run's product is, each above what it compares with."""
+    rows: list[tuple[str, str]] = []
+    for metric, name, unit, beside in _NUMBERS:
+        if metric in newest:
+            rows.append((name, _text(newest[metric]) + unit))
+            rows += [(f"— {what}", _text(newest[m]) + unit) for m, what in beside if m in newest]
+    if rows:
+        page.heading("Numbers, and what they compare with")
+        page.table(("", ""), rows)
+
+
+def _curves(page: ReportPage, run: RunFolder, records: Sequence[dict[str, Any]]) -> int:
+    """Add the curves of training; return the number of plots."""
+    settings = flatten(run.settings)
+    joins = {name: settings.get(name) for name in _PHASES}
+    if not run.settings.get("loss", {}).get("perceptual"):
+        joins["loss.perceptual_start"] = None
+    marks = [(float(step), _PHASES[name]) for name, step in joins.items() if isinstance(step, int) and step > 0]
     plots = 0
-    for unit, names in _PLOTS:
-        curves = [curve for curve in (_curve(records, name) for name in names) if len(curve.points) > 1]
-        page.plot(curves, "steps", unit)
+    for unit, metrics in _PLOTS:
+        curves = [curve for curve in (_curve(records, m, name) for m, name in metrics.items()) if len(curve.points) > 1]
+        if curves and not plots:
+            page.heading("Training")
+        page.plot(curves, "steps", unit, marks)
         plots += bool(curves)
     return plots
 
 
-def _curve(records: Sequence[dict[str, Any]], name: str) -> Curve:
-    return Curve(name, [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)])
+def _curve(records: Sequence[dict[str, Any]], metric: str, name: str) -> Curve:
+    return Curve(name, [(r["step"], r[metric]) for r in records if isinstance(r.get(metric), int | float)])
 
 
 def _pictures(page: ReportPage, run: RunFolder) -> int:
@@ -181,4 +216,8 @@ def _settings(page: ReportPage, run: RunFolder) -> None:
 
 
 def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(name, readable(value, commas=False, shown=_SHOWN)) for name, value in values.items()]
+    return [(name, _text(value)) for name, value in values.items()]
+
+
+def _text(value: Any) -> str:
+    return readable(value, commas=False, shown=_SHOWN)
