@@ -109,9 +109,9 @@ def _svg(curves: Sequence[Curve], x_name: str, y_name: str, marks: Sequence[tupl
             continue
         points = " ".join(position(x, y) for x, y in curve.points)
         lines.append(f'<polyline fill="none" stroke="{_colour(i)}" stroke-width="1.6" points="{points}"/>')
-    for x, name in marks:
-        if low_x <= x <= high_x:
-            across = float(position(x, low_y).split(",")[0])
+    for step, name in marks:
+        if low_x <= step <= high_x:
+            across = float(position(step, low_y).split(",")[0])
             dashes = 'stroke="currentColor" stroke-dasharray="3 4" opacity=".5"'
             lines.append(f'<path d="M{across:.1f} 8V{_HEIGHT - _BOTTOM}" fill="none" {dashes}/>')
             lines.append(_text(across + 4, _HEIGHT - _BOTTOM - 6, name, "start"))
