@@ -50,7 +50,7 @@ _HINTS = {
     "too-large": "leave the largest images out of the shards",
     "link": "pack the shards again with the files that the links lead to (tar --dereference)",
 }
-_CUT_HINT = "copy or download it again; `titokctl tokenize --accept-cut` reads its whole members"
+_CUT_HINT = "copy or download it again; with --accept-cut, `titokctl tokenize` reads its whole members"
 
 
 class _OpenShards:

@@ -82,7 +82,7 @@ def open_kept(path: Path, positions: Sequence[int], config: GeneratorSizes) -> K
     if len(chosen) == tokens:
         raise UsageError(
             f"--keep-tokens names all {tokens} tokens, so nothing is left to draw",
-            f"`titokctl decode {path}` shows them",
+            f"`titokctl decode {path} -o images/ --format png` makes images of them",
         )
     if kind.keeps == "first" and chosen != tuple(range(len(chosen))):
         raise UsageError(
