@@ -45,7 +45,16 @@ def hints() -> list[tuple[str, str]]:
             for text in itertools.chain.from_iterable(texts(one, names) for one in given):
                 found.append((f"{path.relative_to(PACKAGE)}:{call.lineno}", text))
     familiar = [(f"cli/app.py {word}", text) for word, text in cli._FAMILIAR.items()]
-    return found + familiar
+    return found + familiar + list(next_commands())
+
+
+def next_commands() -> Iterator[tuple[str, str]]:
+    """Yield place and text of the commands that finished commands name, with 1 for what is filled in."""
+    for path in sorted((PACKAGE / "cli").glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "console.next_command":
+                words = [one.value if isinstance(one, ast.Constant) else VALUE for one in call.args]
+                yield f"cli/{path.name}:{call.lineno}", f"`titokctl {shlex.join(map(str, words))}`"
 
 
 def texts(node: ast.expr, names: dict[str, ast.expr]) -> Iterator[str]:
@@ -161,7 +170,7 @@ FOLLOWED = [
     ("runs finish generator/gen", r"titokctl convert \S+ -o \S+"),
     ("sample -n 4 --keep-tokens 0-3 --dry-run", None),
     ("sample -n 4 --keep tokens.h5 --keep-tokens 0-7 --dry-run", r"titokctl decode \S+ -o \S+ --format png"),
-    ("recipes show zzzz", r"titokctl recipes ls"),
+    ("recipes show zzzz", None),
     ("inspect nothing.h5", None),
     ("export tokens.h5 --to jsonl -o tokens.h5", None),
     ("convert tok -o tokens.h5", None),
