@@ -1,7 +1,7 @@
 """Images a second of `titokctl tokenize` by Ray, beside torchrun with as many processes.
 
-    python -m benchmarks.engines [--processes 2] [--shards 40] [--rounds 3] [--device cpu|cuda] [--quick]
-        [--json out.json]
+    python -m benchmarks.engines [--processes 2] [--shards 40] [--rounds 3] [--address HOST:PORT]
+        [--device cpu|cuda] [--quick] [--json out.json]
 
 Both engines make the same cache of the same shards, in turns, each by the command as users start it. The rates compared
 are those at which parts appear once every process has had its first ones, so that starting Python, loading weights and
@@ -32,6 +32,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--processes", type=int, default=2)
     made.add_argument("--shards", type=int, help=f"of {PER_SHARD} images (default: 40, or 10 with --quick)")
+    made.add_argument("--address", help="of a running Ray cluster (default: each command starts its own)")
     made.add_argument("--rounds", type=int, help="default: 3, or 1 with --quick")
     given = made.parse_args()
     count, rounds = given.shards or (10 if given.quick else 40), given.rounds or (1 if given.quick else 3)
@@ -39,6 +40,8 @@ def main() -> None:
         "torchrun": [f"--{'gpus' if given.device == 'cuda' else 'procs'}", str(given.processes)],
         "ray": ["--engine", "ray", *(f"--{end}-workers={given.processes}" for end in ("min", "max"))],
     }
+    if given.address:
+        engines["ray"] += ["--address", given.address]
     rates: dict[str, list[float]] = {name: [] for name in engines}
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     loads = []
