@@ -1,6 +1,8 @@
 """`titokctl sample --fid REF`: the numbers of `titokctl fid`, with and without images, resumed, and in processes."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,19 @@ def test_the_numbers_are_those_of_fid_on_the_same_images(titokctl, networks, tmp
     assert names == {".lock", "manifest.json", "ids.h5", "grid.png", "evaluation-toy.npz", "evaluation-toy.json"}
     words = [*judged(networks, tmp_path / "many"), "--runs-dir", networks, "--procs", 2, "--json"]
     assert run_cli(*words, env=toy, code=0).json["metrics"] == pytest.approx(metrics, rel=1e-9)
+
+
+@pytest.mark.parametrize("form", ["none", "png"])
+def test_scored_sets_are_compared_without_another_look_at_their_images(titokctl, networks, tmp_path, form, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        titokctl(*judged(networks, Path(f"set-{seed}"), "--seed", seed, "--format", form))
+    shutil.rmtree(tmp_path / "package")  # the network can't be loaded any more
+    sys.modules.pop("toy_elsewhere", None)
+    monkeypatch.chdir(networks)
+    found = titokctl("compare", tmp_path / "set-1", tmp_path / "set-2", "--features", "toy")
+    assert found["remarks"] == []
+    assert len(found["tests"]) == 1
 
 
 def test_features_of_finished_chunks_are_kept_and_the_metrics_too(titokctl, networks, tmp_path):

@@ -206,10 +206,8 @@ class TokenCacheImages(ImageSet):
             yield Batch(rows, decoder.images(ids.to(self._device)).cpu().numpy())
 
     def identity(self, exact: bool = False) -> dict[str, Any]:
-        """Return the hashes of the ids and of the weights that made them; with `exact` also that of the decoder."""
-        weights = self._cache.header.weights_sha256
-        found = {"cache": self._cache.sha256, "weights": weights, "tokenizer": str(self._tokenizer)}
-        return found | ({"decoder": self._decoder_sha256} if exact else {})
+        """Return the hashes of the ids and of the weights that decode them, by whatever name those are found."""
+        return {"cache": self._cache.sha256, "decoder": self._decoder_sha256}
 
     @cached_property
     def _decoder_sha256(self) -> str:
