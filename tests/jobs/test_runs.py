@@ -6,6 +6,7 @@ import os
 import platform
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,30 @@ def test_a_page_sets_numbers_beside_baselines_and_marks_the_phases(tmp_path: Pat
     assert page.count(">quantized<") == 1
     assert "perceptual loss<" not in page
     assert "discriminator<" not in page
+
+
+_READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1"'
+
+
+def _can_mount(folder: Path) -> bool:
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _READ_ONLY, "sh", str(folder)]
+    return shutil.which("unshare") is not None and subprocess.run(words, capture_output=True).returncode == 0
+
+
+def test_a_page_on_a_read_only_disk_is_refused_in_one_sentence(trained: Path, tmp_path: Path) -> None:
+    if not _can_mount(trained):
+        pytest.skip("this system lets nobody but its administrator mount anything")
+    work = f'{_READ_ONLY} && shift && exec "$@"'
+    words = [sys.executable, "-m", "titokctl", "report", "gen", "--runs-dir", str(trained)]
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", work, "sh", str(trained)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*alone, *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    page = trained / "generator" / "gen" / "report.html"
+    said = f"error: the file system of {page} is read-only\nhint: choose another output with -o\n"
+    assert done.stderr == said
+    elsewhere = ["-o", str(tmp_path / "report.html")]  # what the hint says
+    assert subprocess.run([*alone, *words, *elsewhere], capture_output=True, env=environment).returncode == 0
 
 
 def test_doctor_measures_and_advises(run_cli) -> None:

@@ -1,5 +1,6 @@
 """`titokctl sample` as a process that is interrupted or killed: the same command resumes it, to the same bytes."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -12,6 +13,10 @@ import trained
 from process_tree import signalled
 
 from titokctl.cli.app import run
+from titokctl.context import Context
+from titokctl.formats.run_folder import readable_runs
+from titokctl.jobs.sample.request import Sample
+from titokctl.progress import SilentProgress
 
 NUM_IMAGES = 600  # two whole chunks and a part of one
 
@@ -40,6 +45,38 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("images.npz", "ids.h5", "grid.png")}
 
 
+def state(networks: Path, output: Path) -> str:
+    """The status, for people, of the run whose samples go to `output`."""
+    at = {"folder": str(output)}
+    return next(
+        run.status
+        for run in readable_runs(networks, "samples")
+        if json.loads((run.path / "location.json").read_text()) == at
+    )
+
+
+class Breaks(SilentProgress):
+    """A disk that fails after the first images, and the status that the run has until then."""
+
+    def __init__(self, networks: Path, output: Path) -> None:
+        self.of, self.status = (networks, output), ""
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self.status = state(*self.of)
+        raise OSError(errno.EIO, "it fails")
+
+
+def test_a_failed_run_elsewhere_is_not_listed_as_running(networks, tmp_path):
+    output = tmp_path / "set"
+    progress = Breaks(networks, output)
+    with pytest.raises(OSError, match="it fails"):
+        Sample(num_images=40, output=output).run(Context(networks, progress=progress))
+    assert progress.status == "running"
+    assert state(networks, output) == "failed"
+    Sample(num_images=40, output=output).run(Context(networks))
+    assert state(networks, output) == "finished"
+
+
 def test_ctrl_c_ends_it_cleanly_and_the_same_command_resumes(networks, undisturbed, capsys, tmp_path):
     output = tmp_path / "set"
     done = stopped_after(1, signal.SIGINT, networks, output)
@@ -47,6 +84,7 @@ def test_ctrl_c_ends_it_cleanly_and_the_same_command_resumes(networks, undisturb
     assert f"of {NUM_IMAGES:,} images are kept in {output}." in done.stderr
     assert "run the same command again" in done.stderr
     assert {p.name for p in output.iterdir()} == {".lock", ".unfinished"}
+    assert state(networks, output) == "stopped"
     assert run([*words(networks, output), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images_per_second"] > 0
     assert contents(output) == undisturbed
@@ -56,6 +94,7 @@ def test_ctrl_c_ends_it_cleanly_and_the_same_command_resumes(networks, undisturb
 def test_kill_9_then_other_settings_then_the_same_command(networks, undisturbed, capsys, tmp_path):
     output = tmp_path / "set"
     assert stopped_after(1, signal.SIGKILL, networks, output).returncode == -signal.SIGKILL
+    assert state(networks, output) == "stopped"
     chunks = {p: p.stat().st_mtime_ns for p in (output / ".unfinished").glob("chunk-*")}
     assert chunks
     assert run(words(networks, output, "-n", "700", "--seed", "1")) == 1

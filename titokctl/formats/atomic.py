@@ -273,7 +273,12 @@ def flush_entry(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a temporary file or folder, if there is one and that is possible.
+
+    A read-only file system refuses that even for names that don't exist, which must not hide the error before.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+        return
+    with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)

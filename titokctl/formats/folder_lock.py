@@ -40,6 +40,8 @@ def is_held(folder: Path) -> bool | None:
     """Return True if a process holds the lock of `folder`; None if that can't be found out. Nothing is created."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):  # whoever holds a lock has made its file
+        return False
     except OSError:
         return None
     try:

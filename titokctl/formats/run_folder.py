@@ -18,6 +18,7 @@ steps after which the product was made, where a run has steps. Both fields may b
 training run is weights.safetensors, a later one weights-<first 12 digits of its weights_sha256>.safetensors.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl import __version__
-from titokctl.errors import UsageError, UserError
+from titokctl.errors import Stopped, UsageError, UserError
 from titokctl.formats.atomic import check_version, read_json, write_json
 from titokctl.formats.checkout import commit_of
 from titokctl.formats.folder_lock import is_held
@@ -55,6 +56,7 @@ RUN_FILES = (
     ".*.tmp-*",
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+LOCATION = "location.json"
 WEIGHTS = "weights.safetensors"
 HASH_DIGITS = 12
 _LAUNCHES_KEPT = 20
@@ -212,9 +214,24 @@ def open_run(path: Path) -> RunFolder:
         raise UserError(f"{path / 'run.json'} is damaged: {', '.join(wrong)}")
     found: dict[str, Any] = {name: record.get(name) for name in _FIELDS}
     run = RunFolder(path=path, kind=record["kind"], **found | {"step": step, "earlier": earlier, "launches": launches})
-    if run.status == "running" and is_held(path) is False:
+    if run.status == "running" and is_held(folder_of_work(path)) is False:
         run.status = "stopped"
     return run
+
+
+def folder_of_work(path: Path) -> Path:
+    """Return the folder that a command locks while it works on the run in `path`: where its product lies."""
+    with contextlib.suppress(UserError, TypeError, KeyError):
+        return Path(read_json(path / LOCATION)["folder"])
+    return path
+
+
+def record_end(run: RunFolder, error: BaseException) -> None:
+    """Record that the run was stopped or failed, if that can be written; the caller raises the error."""
+    if not run.is_finished:
+        run.status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        with contextlib.suppress(UserError, OSError):
+            run.save()
 
 
 def readable_runs(root: Path, kind: str) -> Iterator[RunFolder]:

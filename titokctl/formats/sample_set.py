@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import check_version, disk_errors, flush_entry, read_json, write_json
+from titokctl.formats.atomic import check_version, disk_errors, flush_entry, make_folder, read_json, write_json
 from titokctl.formats.evaluation import REPRODUCTION
 from titokctl.formats.folder_lock import contents_of
 from titokctl.formats.image_output import (
@@ -43,6 +43,7 @@ from titokctl.formats.image_output import (
 from titokctl.formats.npz_stream import NpzArray
 from titokctl.formats.picture import save_class_grid
 from titokctl.formats.replacing import check_only_listed, delete_listed, listing_of
+from titokctl.formats.run_folder import LOCATION
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.formats.token_cache_writer import TokenCacheWriter
 from titokctl.formats.unfinished import SETTINGS, Unfinished, check_made_with
@@ -52,7 +53,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 IDS = "ids.h5"
 GRID = "grid.png"
-LOCATION = "location.json"
 UNFINISHED = ".unfinished"
 NUM_SHOWN = 64
 SHOWN = "shown"
@@ -325,6 +325,7 @@ def _image_names(manifest: dict[str, Any]) -> dict[str, int | None]:
 
 def record_location(run: Path, folder: Path) -> None:
     """Make the run folder `run` point to the set in `folder`."""
+    make_folder(run)
     write_json(run / LOCATION, {"folder": str(folder.absolute())})
 
 

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from titokctl.config.recipe_files import to_yaml
 from titokctl.config.training import TrainingConfig
 from titokctl.distributed.group import Group
-from titokctl.errors import Stopped, UserError
+from titokctl.errors import UserError
 from titokctl.formats.atomic import make_folder, write_bytes
-from titokctl.formats.run_folder import RUN_FILES, RunFolder, check_is_run, files_of, open_run
+from titokctl.formats.run_folder import RUN_FILES, RunFolder, check_is_run, files_of, open_run, record_end
 from titokctl.formats.unfinished import Unfinished
 from titokctl.readable import counted
 
@@ -135,7 +135,7 @@ class TrainingRun:
             try:
                 yield run
             except BaseException as error:
-                _record_end(run, error)
+                record_end(run, error)
                 raise
 
     def _new(self) -> RunFolder:
@@ -234,14 +234,6 @@ def _reopened(wanted: RunFolder) -> RunFolder:
     if grows and found.is_finished:
         found.begin_again(found.settings)
     return found
-
-
-def _record_end(run: RunFolder, error: BaseException) -> None:
-    """Record that the run was stopped or failed, if that can be written; the caller raises the error."""
-    if not run.is_finished:
-        run.status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        with contextlib.suppress(UserError, OSError):
-            run.save()
 
 
 def _may_grow(settings: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from titokctl.context import Context
 from titokctl.errors import UserError
 from titokctl.formats.atomic import disk_errors
 from titokctl.formats.folder_lock import at_work, folder_lock, is_held
-from titokctl.formats.run_folder import KINDS, RunFolder, open_run, readable_runs
+from titokctl.formats.run_folder import KINDS, RunFolder, folder_of_work, open_run, readable_runs
 from titokctl.jobs.machine.runs import find_run
 
 _PRODUCTS = "weights*.safetensors"
@@ -43,7 +43,7 @@ class RemoveRun:
         Raises UserError when there is no such run, something refers to it, or a process works on it.
         """
         run, _ = self._found(context)
-        if is_held(run.path):
+        if is_held(folder_of_work(run.path)):
             raise at_work(run.path)
         return [self._checked(context)]
 
@@ -113,7 +113,7 @@ class Prune:
 
     def _found(self, context: Context) -> Iterator[tuple[Removed, RunFolder | Path]]:
         for run in [run for kind in KINDS for run in readable_runs(context.runs, kind)]:
-            if is_held(run.path):
+            if is_held(folder_of_work(run.path)):
                 continue
             products = run.products
             if self.unfinished and not products and not run.is_finished:

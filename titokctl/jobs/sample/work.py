@@ -14,9 +14,8 @@ from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.distributed.team import Team
 from titokctl.errors import UserError
-from titokctl.formats.run_folder import RunFolder, open_run
+from titokctl.formats.run_folder import LOCATION, RunFolder, open_run, record_end
 from titokctl.formats.sample_set import (
-    LOCATION,
     MANIFEST,
     SampleSet,
     SampleSetWriter,
@@ -92,8 +91,14 @@ class SampleWork:
                 self.team.begin(identity, [])
             else:
                 run.launches.append(self.launch)
+                if self.output:
+                    record_location(self.run_path, self.output)  # whose lock tells that the run is at work
                 run.save()
-                rate = self._draw(overwrite)
+                try:
+                    rate = self._draw(overwrite)
+                except BaseException as error:
+                    record_end(run, error)
+                    raise
             if self.output:
                 record_location(self.run_path, self.output)
             # Also when the set was finished before: it becomes the newest, since the user has just asked for it.
