@@ -24,6 +24,8 @@ _PUBLIC = {
     "GeneratorConfig": "titokctl.config.models",
     "SamplingConfig": "titokctl.config.sampling",
     "sample_ids": "titokctl.sampling.decoding",
+    "open_images": "titokctl.data.image_arrays",
+    "save_images": "titokctl.data.image_arrays",
     "open_source": "titokctl.data.sources.opening",
     "tokenize_unit": "titokctl.jobs.tokenize.encode",
     "UnitSettings": "titokctl.jobs.tokenize.encode",
@@ -50,8 +52,10 @@ __all__ = [
     "__version__",
     "load_generator",
     "load_tokenizer",
+    "open_images",
     "open_source",
     "sample_ids",
+    "save_images",
     "tokenize_unit",
 ]
 
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
     from titokctl.config.models import GeneratorConfig, TokenizerConfig
     from titokctl.config.sampling import SamplingConfig
     from titokctl.context import Context
+    from titokctl.data.image_arrays import open_images, save_images
     from titokctl.data.sources.opening import open_source
     from titokctl.errors import UserError
     from titokctl.evaluation.extractors import FeatureNetwork

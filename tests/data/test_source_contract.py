@@ -53,6 +53,13 @@ def flat_folder(folder: Path, server: Server) -> Made:
     return [folder], {}, samples
 
 
+def named_files(folder: Path, server: Server) -> Made:
+    samples = [Sample(f"album/{i}", -1, picture(i)) for i in range(3)] + [Sample("own", -1, picture(3))]
+    for sample in samples:
+        put(folder / f"{sample.key}.png", sample.data)
+    return [folder / "album", folder / "own.png"], {}, samples
+
+
 def one_shard(folder: Path, server: Server) -> Made:
     samples = labelled(0, 5)
     return [write_tar(folder / "0.tar", members(samples))], {}, samples
@@ -109,7 +116,17 @@ def remote_shards(folder: Path, server: Server) -> Made:
     return [f"{server.url}/{{0..1}}.tar"], {}, samples
 
 
-SEEKABLE = (class_folders, flat_folder, one_shard, several_shards, class_tars, label_file, parquet, zip_archive)
+SEEKABLE = (
+    class_folders,
+    flat_folder,
+    named_files,
+    one_shard,
+    several_shards,
+    class_tars,
+    label_file,
+    parquet,
+    zip_archive,
+)
 EVERY = (*SEEKABLE, remote_shards)
 
 

@@ -199,8 +199,10 @@ def test_a_corrupt_file_is_named_and_refused_unless_skipped(tmp_path):
     folder = png_folder(tmp_path / "a", noise(6, 0))
     whole = (folder / "003.png").read_bytes()
     (folder / "003.png").write_bytes(whole[: len(whole) // 2])
+    remarks = Remarks()
     with pytest.raises(UserError, match=r"1 of 6 images .* can't be read: 003"):
-        judge(folder, tmp_path / "ref.npz", tmp_path)
+        judge(folder, tmp_path / "ref.npz", tmp_path, remarks)
+    assert "start features" not in remarks  # nothing was measured before
     assert not (folder / "evaluation-lite0.json").exists()
     remarks = Remarks()
     found = judge(folder, tmp_path / "ref.npz", tmp_path, remarks, skip_bad=True)

@@ -233,3 +233,21 @@ def test_a_plan_measures_the_speed_and_a_run_profiles_some_steps(recipe, picture
     assert done.metrics["val_psnr_mean_colour"] == pytest.approx(mean_colour_psnr(pixels), abs=1e-4)
     glossary = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert not [name for name in done.metrics if f"`{name}`" not in glossary]
+
+
+def test_unusable_pictures_are_found_before_the_first_step_and_accepted_by_their_share(train, pictures, recipe, runs):
+    files = sorted(path for path in pictures.rglob("*") if path.is_file())
+    bad = [files[1], files[13], files[14]]
+    for path in bad:
+        path.write_bytes(b"no picture")
+    keys = [str(path.relative_to(pictures).with_suffix("")) for path in bad]
+    with pytest.raises(UserError, match=r"3 of 24 images \(12.50%\) can't be used") as caught:
+        train("training.steps=4")
+    assert all(key in caught.value.message for key in keys)
+    enough = float(caught.value.hint.split("--max-rejected ")[1].split()[0])  # what the hint says
+    job = TrainTokenizer([pictures], str(recipe), ["training.steps=4"], max_rejected=enough)
+    progress = Remarks()
+    made = job.run(Context(runs, progress=progress))
+    listed = (made.run / "rejected.jsonl").read_text()
+    assert [json.loads(line)["key"] for line in listed.splitlines()] == keys
+    assert sum("3 of 24 images can't be used" in text for text in progress.said) == 1

@@ -47,7 +47,7 @@ _COMMANDS = {
     "The chain": ("demo", "scenes", "shard", "train_tokenizer", "tokenize", "train_gen", "sample", "decode", "fid"),
     "Compare and reproduce": ("stats", "compare", "tune", "reproduce", "reconstruct", "probe", "nll"),
     "Inspect products": ("inspect", "verify", "diff", "preview", "neighbors", "runs"),
-    "Make, convert and share": ("export", "merge", "convert", "share"),
+    "Make, convert and share": ("detokenize", "export", "merge", "convert", "share"),
     "Machine, models, recipes": ("weights", "recipes", "doctor"),
 }
 

@@ -15,9 +15,7 @@ from titokctl.cli.work import Surroundings, perform
 def decode(
     path: Annotated[
         Path,
-        typer.Argument(
-            metavar="TOKENS", help="A token cache, or the folder of a sample set.", callback=options.address
-        ),
+        typer.Argument(metavar="TOKENS", help="A token cache, a sample set, or ids.jsonl.", callback=options.address),
     ],
     output: Annotated[Path, option("--output -o", "Where to write the images.", "FILE.npz|FOLDER")],
     image_format: Annotated[
@@ -40,7 +38,7 @@ def decode(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Decode the ids of a token cache to images.
+    """Decode the ids of a token cache, or of a file of JSON lines, to images.
 
     To resume a stopped run, run the same command again.
     """

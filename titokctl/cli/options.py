@@ -72,6 +72,15 @@ Json = Annotated[bool, _output("--json", "Print the result as JSON on stdout.")]
 
 READING = "How images are read"
 _read = partial(option, panel=READING)
+MaxRejected = Annotated[
+    float | None,
+    _read(
+        "--max-rejected",
+        "Largest share of images that may be unusable: by default 0.001, or ten images if under 5 %.",
+        min=0,
+        max=1,
+    ),
+]
 Split = Annotated[
     str | None, _read("--split", "Read this sub-folder; none if train, val, ... are classes.", "NAME|none")
 ]

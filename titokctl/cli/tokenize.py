@@ -1,6 +1,7 @@
 """`titokctl tokenize`."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,8 +12,11 @@ from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Engine, Machine, Surroundings, perform
+from titokctl.errors import UsageError
+from titokctl.readable import plain
 
 if TYPE_CHECKING:
+    from titokctl.jobs.tokenize.ids import TokenizeFew
     from titokctl.jobs.tokenize.request import TokenizeResult
 
 _read = partial(option, panel=options.READING)
@@ -27,12 +31,34 @@ def _sum(result: "TokenizeResult") -> str:
     return f"{text}; passed over: {others}" if others else text
 
 
+def _refuse(given: dict[str, object]) -> None:
+    """Raise UsageError for an option that has a value but belongs to token caches, where no output was named."""
+    if found := [name for name, value in given.items() if value]:
+        raise UsageError(f"{found[0]} is for a token cache, but none was named", "name it, e.g. -o tokens.h5")
+
+
+def _print_ids(job: "TokenizeFew", around: Surroundings) -> None:
+    """Print the ids of each image on a line, behind its name where there are several; or as JSON."""
+    found = perform(job, around)
+    if around.as_json:
+        lines = (json.dumps(asdict(image), ensure_ascii=False) for image in found.images)
+        print("[\n" + ",\n".join(f" {line}" for line in lines) + "\n]")
+        return
+    is_one = len(found.images) == 1
+    for image in found.images:
+        ids = " ".join(map(str, image.tokens))
+        print(ids if is_one else f"{plain(image.key)}\t{ids}")
+
+
 @app.command(epilog="Example: titokctl tokenize imagenet/ -o tokens.h5")
 def tokenize(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH", help="Images in folders, tar shards, parquet, or URLs of shards.")
+        list[str], typer.Argument(metavar="PATH", help="Images, or folders, tar shards, parquet, or URLs of shards.")
     ],
-    output: Annotated[str, option("--output -o", "The token cache; FOLDER/ keeps its parts.", "FILE|FOLDER/")],
+    output: Annotated[
+        str | None,
+        option("--output -o", "The token cache; FOLDER/ keeps its parts. Without it, ids are printed.", "FILE|FOLDER/"),
+    ] = None,
     tokenizer: options.Tokenizer = None,
     views: Annotated[
         str, option("--views", "Further views: flip, ten-crop, or names of these, commas.", "LIST|none")
@@ -47,15 +73,7 @@ def tokenize(
     workers: Annotated[
         int | None, option("--workers", "Images a process decodes at once; by default its cores.", min=1)
     ] = None,
-    max_rejected: Annotated[
-        float | None,
-        _read(
-            "--max-rejected",
-            "Largest share of images that may be unusable: by default 0.001, or ten images if under 5 %.",
-            min=0,
-            max=1,
-        ),
-    ] = None,
+    max_rejected: options.MaxRejected = None,
     source: Annotated[
         str | None, _read("--source", "What PATH is, where that can't be recognised: folder, ...", "KIND")
     ] = None,
@@ -105,13 +123,44 @@ def tokenize(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Turn images into a token cache.
+    """Turn images into a token cache, or print the ids of a few.
 
     Every image is in it exactly once or listed in FILE.rejected.jsonl. Run the same command again to resume.
     """
     from titokctl.formats.object_store import path_of
+    from titokctl.jobs.tokenize.ids import TokenizeFew
     from titokctl.jobs.tokenize.request import Tokenize
 
+    chosen = options.choices(
+        split,
+        classes,
+        no_labels,
+        sort=sort,
+        image_key=image_key,
+        image_column=image_column,
+        label_key=label_key,
+        label_column=label_column,
+    )
+    if output is None:
+        _refuse(
+            {
+                "--part": part,
+                "--compress": compress,
+                "--labels": labels,
+                "--label-table": label_table,
+                "--terms": terms,
+                "--max-rejected": max_rejected,
+                "--views": None if views == "flip" else views,
+                "--engine": engine,
+                "--procs": procs,
+                "--gpus": gpus,
+                "--overwrite": overwrite,
+                "--dry-run": dry_run,
+            }
+        )
+        few = TokenizeFew(paths, tokenizer, precision, workers, source, crop, exif, fast_decode)
+        _print_ids(replace(few, choices=chosen), Surroundings(quiet, as_json, False, runs_dir, device))
+        return
     machine = Machine(device, gpus, procs, nodes, node_rank, rdzv_endpoint)
     cluster = Engine(engine, address, min_workers, max_workers).cluster(machine)
     target = path_of(output)
@@ -131,16 +180,7 @@ def tokenize(
         terms=terms,
         crop=crop,
         exif=exif,
-        choices=options.choices(
-            split,
-            classes,
-            no_labels,
-            sort=sort,
-            image_key=image_key,
-            image_column=image_column,
-            label_key=label_key,
-            label_column=label_column,
-        ),
+        choices=chosen,
         fast_decode=fast_decode,
         max_pixels=max_pixels,
         compress=compress,

@@ -36,6 +36,7 @@ def train_tokenizer(
             completes=completion.tokenizers,
         ),
     ] = None,
+    max_rejected: options.MaxRejected = None,
     split: options.Split = None,
     image_key: options.ImageKey = None,
     image_column: options.ImageColumn = None,
@@ -66,7 +67,7 @@ def train_tokenizer(
 
     chosen = options.choices(split, image_key=image_key, image_column=image_column)
     given = TrainTokenizer(data, recipe, overrides or (), validation or (), proxy, init, name, overwrite)
-    request = replace(given, choices=chosen, exif=exif, measure=measure, profile=profile)
+    request = replace(given, choices=chosen, exif=exif, max_rejected=max_rejected, measure=measure, profile=profile)
     machine = Machine(device, gpus, procs, nodes, node_rank, endpoint)
     # A measurement needs the processes that a dry run leaves out.
     around = Surroundings(quiet, as_json, dry_run and not measure, runs_dir, machine=machine)

@@ -1,6 +1,7 @@
 """The faulty images of a training run: files that can't be decoded, and pictures smaller than the crop."""
 
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from titokctl.data.sources.source import Rejected, Sample
 from titokctl.errors import UserError
 
 _MAX_REJECTED = 0.01
+NOTHING_KNOWN: Mapping[int, Rejected] = {}
 _NAMED = 5
 
 
@@ -19,23 +21,33 @@ class ImageProblems:
         count: number of images in the source.
         size: edge of the crop in pixels.
         exif: apply the EXIF orientation when decoding.
+        known: images that are known to be unusable and were reported, by position.
+        max_rejected: the largest share of images that may turn out unusable; None for 1 %.
     """
 
-    def __init__(self, count: int, size: int, exif: bool = False) -> None:
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        exif: bool = False,
+        known: Mapping[int, Rejected] = NOTHING_KNOWN,
+        max_rejected: float | None = None,
+    ) -> None:
         self._count, self._size, self._exif = count, size, exif
-        self._bad: dict[int, Rejected] = {}
+        self._known, self._bad = known, dict(known)
+        self._most = max(1, len(known), (_MAX_REJECTED if max_rejected is None else max_rejected) * count)
         self._small: set[int] = set()
         self._first_small = ""
         self._lock = threading.Lock()
 
     def reject(self, position: int, rejected: Rejected) -> None:
-        """Record an image that can't be used. Raises UserError when more than 1 % of all images can't."""
+        """Record an image that can't be used. Raises UserError when more than the accepted share can't."""
         with self._lock:
             self._bad[position] = rejected
             count = len(self._bad)
-        if count > max(1, _MAX_REJECTED * self._count):
+        if count > self._most:
             text = f"{count:,} of {self._count:,} images can't be decoded: {self._named()}"
-            raise UserError(text, "repair or delete them")
+            raise UserError(text, "repair or delete them, or do without them: --max-rejected 0.05 accepts 5 %")
 
     def is_bad(self, position: int) -> bool:
         """Return True for an image that was rejected before."""
@@ -44,7 +56,7 @@ class ImageProblems:
     def decoded(self, position: int, sample: Sample) -> np.ndarray | None:
         """Decode an image to (H, W, 3) uint8 and record if it is small or, returning None, that it can't be decoded.
 
-        Raises UserError when more than 1 % of all images can't be decoded.
+        Raises UserError when more than the accepted share of images can't be decoded.
         """
         try:
             pixels = decode(sample.data, exif=self._exif)
@@ -71,7 +83,7 @@ class ImageProblems:
     def remarks(self) -> list[str]:
         """Describe both kinds of problems for the user."""
         found = []
-        if self._bad:
+        if len(self._bad) > len(self._known):
             found.append(f"{len(self._bad):,} images can't be decoded and were replaced by others: {self._named()}")
         if self._small:
             found.append(

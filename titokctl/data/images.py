@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 # Pillow's plug-in and its class by the names of `file_kind.IMAGE_KINDS`; a plug-in is imported when it is first needed.
+PilImage = Image.Image
 _DECODERS = {
     "jpg": ("JpegImagePlugin", "JpegImageFile"),
     "png": ("PngImagePlugin", "PngImageFile"),
@@ -230,7 +231,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Convert a loaded image of any mode to (H, W, 3) uint8."""
+    """Return the pixels of a loaded image of any mode, (H, W, 3) uint8. Raises BadImage for modes without a rule."""
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
         # Planes are read as fast as interleaved pixels, and resized faster.
@@ -247,6 +248,24 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if mode in ("P", "RGBX", "YCbCr"):
         return np.asarray(image.convert("RGB"))
     raise BadImage("mode", f"pixels of mode {mode} are not supported")
+
+
+def pixels_of_picture(picture: "PilImage | np.ndarray") -> np.ndarray:
+    """Return the pixels of a picture in memory, (H, W, 3) uint8, converted as those of a file are.
+
+    Args:
+        picture: an image of Pillow, or an array (H, W, 3) uint8, (H, W, 4) with alpha or (H, W) grey.
+
+    Raises ValueError for an array of another shape or type, BadImage for an image of a mode without a rule.
+    """
+    if isinstance(picture, PilImage):
+        picture.load()
+        return _to_rgb(picture)
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or not picture.size:
+        raise ValueError(f"a picture: expected (H, W, 3) uint8, got {picture.shape} {picture.dtype}")
+    if picture.ndim == 3 and picture.shape[2] not in (3, 4):
+        raise ValueError(f"a picture: expected 3 or 4 channels in the last axis, got {picture.shape}")
+    return _to_rgb(Image.fromarray(picture))
 
 
 def _by_rows(convert: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:

@@ -63,6 +63,7 @@ class TrainingImages:
         augmentation: the random crops and flips.
         keep_bytes: a data set that takes at most this much memory when decoded is decoded only once.
         workers: decoding threads; all cores by default.
+        problems: of the images, with those that are known; new ones by default.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class TrainingImages:
         augmentation: Augmentation = RANDOM,
         keep_bytes: int = 1 << 30,
         workers: int | None = None,
+        problems: ImageProblems | None = None,
     ) -> None:
         if not len(source):
             raise ValueError("a source without samples can't be trained on")
@@ -79,7 +81,7 @@ class TrainingImages:
         self._workers = workers or available_cores()
         self._kept: dict[int, np.ndarray] = {}
         self._free_bytes = keep_bytes if len(source) * size * size * 3 <= keep_bytes else 0
-        self.problems = ImageProblems(len(source), size, augmentation.exif)
+        self.problems = problems or ImageProblems(len(source), size, augmentation.exif)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -93,7 +95,7 @@ class TrainingImages:
     def batch(self, epochs: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Return (B, S, S, 3) uint8: sample `positions[i]` with the crop and flip of epoch `epochs[i]`.
 
-        Raises UserError when more than 1 % of the images can't be decoded.
+        Raises UserError when more images can't be decoded than `problems` accepts.
         """
         at = np.asarray(positions, np.int64)
         when = np.asarray(epochs, np.int64)

@@ -7,7 +7,7 @@ key is a hash of the images, the network and the decoders: a file with another k
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def measure(images: ImageSet, keep: int, what: str, work: FeaturePass, splits: i
     Raises: UserError for unreadable images that were not known to be bad, or fewer than two; Stopped after a signal.
     """
     progress, stop, group = work.context.progress, work.context.stop, work.context.group
+    check_readable(images, work)
     share = share_of(images.count, work.extractor.batch_size, group)
     collector = FeatureCollector(work.extractor.widths, images.count, keep, splits)
     reading = _Reading()
@@ -97,10 +98,10 @@ def measure(images: ImageSet, keep: int, what: str, work: FeaturePass, splits: i
     found = reading.shared(images, stop, group)
     rejected = (*images.problems, *found.rejected)
     unexpected = tuple(bad for bad in rejected if bad.key not in images.known_bad)
-    of = f"of {images.count:,} images in {images.path}"
-    if unexpected and not work.skip_bad:
-        raise UserError(unreadable(unexpected, of), "repair or delete them, or leave them out with --skip-bad")
+    if not work.skip_bad:
+        _check_expected(rejected, images)
     if rejected:
+        of = f"of {images.count:,} images in {images.path}"
         known = "" if unexpected else "; the token cache was made without them, too"
         work.context.progress.warn(unreadable(rejected, of) + known)
     good = images.count - len(rejected)
@@ -108,6 +109,23 @@ def measure(images: ImageSet, keep: int, what: str, work: FeaturePass, splits: i
         raise UserError(f"{images.path} holds {good} usable images; features need at least 2")
     size = images.image_size or (found.shape[0] if found.shape else None)
     return Measured(collector.result(group), size, rejected, unexpected, found.lossy, splits)
+
+
+def check_readable(images: ImageSet, work: FeaturePass) -> None:
+    """Find unreadable images before hours of work, not after them; all processes of the group call it.
+
+    Raises UserError as `measure` does.
+    """
+    if not work.skip_bad:
+        _check_expected([*images.problems, *images.unreadable(work.context)], images)
+
+
+def _check_expected(rejected: Sequence[Rejected], images: ImageSet) -> None:
+    """Raise UserError for unreadable images, but for those that are known to be bad."""
+    unexpected = [bad for bad in rejected if bad.key not in images.known_bad]
+    if unexpected:
+        of = f"of {images.count:,} images in {images.path}"
+        raise UserError(unreadable(unexpected, of), "repair or delete them, or leave them out with --skip-bad")
 
 
 def share_of(count: int, batch_size: int, group: Group) -> range:

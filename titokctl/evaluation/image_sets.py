@@ -19,6 +19,7 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.image_decoder import ImageDecoder, recorded_precision
 from titokctl.data.images import BadImage, decode, preprocess, to_bytes
+from titokctl.data.source_check import can_be_checked, checked_source
 from titokctl.data.sources import Rejected, SeekableSource, Source, open_source, reopen_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.source import difference
@@ -97,6 +98,13 @@ class ImageSet(ABC):
         Image files are told apart by paths, sizes, times and some of their contents (`local_file.Identity`); with
         `exact` by every byte, which means reading all of them.
         """
+
+    def unreadable(self, context: Context) -> list[Rejected]:
+        """Return the images that can't be read, found by one pass that is kept; [] where only reading them tells.
+
+        All processes of the group call it. Raises UserError when sizes differ.
+        """
+        return []
 
     def pixels(self) -> Iterator[np.ndarray]:
         """Yield the readable images, (n, H, W, 3) uint8 in order. Raises UserError when sizes differ."""
@@ -261,20 +269,32 @@ class SourceImages(ImageSet):
                 size = f"{file.pixels.shape[1]} x {file.pixels.shape[0]}"
                 first = first or (file.key, size)
                 if size != first[1]:
-                    raise UserError(
-                        f"{self.path} holds images of different sizes: {first[0]} is {first[1]}, {file.key} is {size}",
-                        "bring them to one size with --size N",
-                    )
+                    raise self._of_different_sizes(first, (file.key, size))
                 positions.append(position)
                 pixels.append(file.pixels)
                 lossy += file.is_lossy
             yield Batch(positions, np.stack(pixels) if pixels else _NO_PIXELS, rejected, lossy)
+
+    def unreadable(self, context: Context) -> list[Rejected]:
+        if not can_be_checked(self._source):
+            return []
+        checked = checked_source(self._source, context)
+        if self._preprocessing is None and len(checked.sizes) > 1:
+            raise self._of_different_sizes(*((key, f"{width} x {height}") for width, height, key in checked.sizes))
+        return checked.in_order()
 
     def identity(self, exact: bool = False) -> dict[str, Any]:
         """Return the fingerprint of the files; with `exact` also a SHA-256 over names and bytes of all of them."""
         found = {"source": self._source.description["fingerprint"], "preprocessing": self._record}
         found |= {"exif": True} if self._exif else {}
         return found | ({"bytes": self._sha256_of_all} if exact else {})
+
+    def _of_different_sizes(self, one: tuple[str, str], other: tuple[str, str]) -> UserError:
+        """Return the error for two images, each its key and its size in words."""
+        return UserError(
+            f"{self.path} holds images of different sizes: {one[0]} is {one[1]}, {other[0]} is {other[1]}",
+            "bring them to one size with --size N",
+        )
 
     def _decoded(self, data: bytes) -> np.ndarray | BadImage:
         try:

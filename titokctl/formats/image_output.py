@@ -2,8 +2,9 @@
 
 Specification:
     npz     `arr_0` (N, H, W, 3) uint8 (`npz_stream`)
-    png     a folder of PNG files `<index>.png`: the index in decimal with leading zeros (six digits, more when there
-            are more than a million images), counted from 0
+    png     a folder of PNG files: `<name>.png` where each image has a name, perhaps with folders in it, else
+            `<index>.png`, the index in decimal with leading zeros (six digits, more when there are more than a million
+            images), counted from 0
     webp    the same in lossless WebP
     wds     a folder of shards with index.json (`shard_set`): `images-000000.tar`, ..., 1,000 PNG files each with the
             same names, and the class of each where it has one
@@ -48,6 +49,7 @@ class OutputSpec:
     """The images of a set, and the form in which they are written.
 
     Args:
+        names: of the files of "png" and "webp", unique, without extension, perhaps with folders; () for the indices.
         image_size: edge of an image in pixels.
         labels: (N,) class indices, -1 for none; their number is the number of images.
         class_names: of the labels; () when unknown.
@@ -59,6 +61,7 @@ class OutputSpec:
     labels: np.ndarray
     class_names: Sequence[str] = ()
     encode: Encode | None = None
+    names: Sequence[str] = ()
 
 
 class ImageOutput(Protocol):
@@ -90,22 +93,28 @@ class ImageFiles:
         num_images: of the whole set.
         extension: of the files, without the dot.
         encode: (H, W, 3) uint8 to the bytes of a file.
+        names: as in `OutputSpec`.
     """
 
-    def __init__(self, folder: Path, num_images: int, extension: str, encode: Encode) -> None:
+    def __init__(
+        self, folder: Path, num_images: int, extension: str, encode: Encode, names: Sequence[str] = ()
+    ) -> None:
         self._folder, self._extension, self._encode = folder, extension, encode
-        self._num_images = num_images
+        self._num_images, self._names = num_images, names
         self._unflushed: deque[Path] = deque()
         folder.mkdir(exist_ok=True)
 
     def path(self, index: int) -> Path:
         """Return the path of image `index`."""
-        return self._folder / f"{index_name(index, self._num_images)}.{self._extension}"
+        name = self._names[index] if self._names else index_name(index, self._num_images)
+        return self._folder / f"{name}.{self._extension}"
 
     def write(self, first: int, rows: np.ndarray) -> int:
         """Write images (n, H, W, 3) uint8 from index `first` on; safe from several threads. Returns a CRC-32."""
         for index, pixels in enumerate(rows, start=first):
             path = self.path(index)
+            if self._names:
+                path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self._encode(pixels))
             self._unflushed.append(path)
         return zlib.crc32(np.ascontiguousarray(rows).data)
@@ -113,7 +122,7 @@ class ImageFiles:
     def flush(self) -> None:
         """Wait until everything that was written is on the disk; other threads may write meanwhile."""
         paths = [self._unflushed.popleft() for _ in range(len(self._unflushed))]
-        for path in [*paths, self._folder]:
+        for path in [*paths, *{path.parent for path in paths}, self._folder]:
             flush_entry(path)
 
     def finish(self, pieces: Iterable[tuple[int, int]]) -> None:
@@ -164,7 +173,7 @@ def open_output(work: Path, spec: OutputSpec) -> ImageOutput | None:
         raise ValueError(f"image_format {form!r}: expected a function that encodes {FILE_TYPES[form]}, not None")
     if form == "wds":
         return ImageShards(work, spec, spec.encode)
-    return ImageFiles(work / PRODUCTS[form], num_images, FILE_TYPES[form], spec.encode)
+    return ImageFiles(work / PRODUCTS[form], num_images, FILE_TYPES[form], spec.encode, spec.names)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ RUN_FILES = (
     "weights.safetensors",
     "weights-*.safetensors",
     "proxy-codes.npy",
+    "rejected.jsonl",
     "report.html",
     "trace.json",
     "samples-*.png",
@@ -56,7 +57,7 @@ RUN_FILES = (
     ".*.tmp-*",
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-LOCATION = "location.json"
+LOCATION, REJECTED = "location.json", "rejected.jsonl"
 WEIGHTS = "weights.safetensors"
 HASH_DIGITS = 12
 _LAUNCHES_KEPT = 20

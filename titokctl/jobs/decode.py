@@ -1,6 +1,6 @@
 """`titokctl decode`: a token cache -> images, in one of the forms of a sample set's images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from titokctl.context import Context
 from titokctl.data.image_decoder import ENCODERS, ImageDecoder, recorded_precision
 from titokctl.errors import UsageError
+from titokctl.formats.ids_lines import SUFFIXES, read_ids_lines
 from titokctl.formats.image_output import PRODUCTS, ChunkWriter, ImageFormat, OutputSpec, Rows, open_output
 from titokctl.formats.replacing import NPZ, files_to_delete, seal
 from titokctl.formats.run_folder import versions
@@ -20,10 +21,14 @@ from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.caches.rows import tokenizer_of
 from titokctl.jobs.plan import WritePlan, cache_read, image_bytes
+from titokctl.jobs.tokenize.ids import check_ids
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import fastest_precision, kernels
 from titokctl.models.precision import Precision
+from titokctl.models.titok.tokenizer import TiTok
+from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import weights_sha256
+from titokctl.weights.load import load_tokenizer
 
 _CHUNK_IMAGES = 1024
 _RELEASE_ROWS = 1 << 16
@@ -45,9 +50,10 @@ class Decode:
     """Decode every row of the token cache at `path` into `output`, or resume that.
 
     Args:
+        path: a token cache, the folder of a sample set, or ids as JSON (`ids_lines`), whose images keep their names.
         image_format: None for "npz" where `output` ends in .npz, else "png".
         view: name of the view.
-        tokenizer: None for the one that the cache records.
+        tokenizer: None for the one that the cache records, or for ids as JSON for the newest in the runs folder.
         batch_size: images decoded at once.
         precision: None for the one in which a sample set was made, else for the device's fastest.
         overwrite: replace a file or folder at `output`.
@@ -85,11 +91,11 @@ class Decode:
         if not finished and work.unfinished.resumes(work.settings, self.overwrite):
             kept.read_chunks()
         return WritePlan(
-            reads=cache_read(work.cache, self.view),
+            reads=work.reads,
             output=self.output,
-            count=len(work.cache),
-            done=len(work.cache) if finished else kept.num_done,
-            num_bytes=image_bytes(self._form, len(work.cache), work.cache.header.image_size),
+            count=len(work.rows),
+            done=len(work.rows) if finished else kept.num_done,
+            num_bytes=image_bytes(self._form, len(work.rows), work.spec.image_size),
             settings={name: work.settings[name] for name in ("image_format", "precision", "device")},
             removes=() if finished else files_to_delete(self.output),
         )
@@ -108,7 +114,7 @@ class Decode:
         return self._result(work)
 
     def _result(self, work: "_Work") -> Decoded:
-        return Decoded(self.output, self._form, len(work.cache), self.view)
+        return Decoded(self.output, self._form, len(work.rows), self.view)
 
     @property
     def _form(self) -> ImageFormat:
@@ -116,15 +122,13 @@ class Decode:
 
     def _work(self, context: Context, fetch: bool) -> "_Work":
         check_output(self.output, self.overwrite, NPZ if self._form == "npz" else None)
-        in_a_sample_set = self.path / IDS
-        path = in_a_sample_set if in_a_sample_set.is_file() else self.path
-        cache, device = TokenCache.open_whole(path), context.device
-        rows = cache.view(self.view)
-        model = tokenizer_of(cache, self.tokenizer, context, fetch)
-        precision = self.precision or recorded_precision(cache.header, device) or fastest_precision(device)
+        is_text = self.path.suffix in SUFFIXES and self.path.is_file()
+        found = self._from_text(context, fetch) if is_text else self._from_cache(context, fetch)
+        model, device = found.model, context.device
+        precision = self.precision or found.precision or fastest_precision(device)
         settings = {
             "command": "decode",
-            "cache": cache.sha256,
+            "cache": found.sha256,
             "view": self.view,
             "weights_sha256": weights_sha256(model),
             "image_format": self._form,
@@ -134,10 +138,62 @@ class Decode:
             "torch": versions()["torch"],
             "batch_size": self.batch_size or default_batch_size(device, "decode"),
         }
-        encode = ENCODERS.get(self._form)
-        spec = OutputSpec(self._form, model.config.image_size, cache.labels, cache.class_names, encode)
+        encode, size = ENCODERS.get(self._form), model.config.image_size
+        names = found.names if self._form in ("png", "webp") else ()
+        spec = OutputSpec(self._form, size, found.labels, found.class_names, encode, names)
         decoder = ImageDecoder(model, device, precision)
-        return _Work(Unfinished(self.output), settings, cache, rows, decoder, spec)
+        return _Work(Unfinished(self.output), settings, found.reads, found.rows, decoder, spec, found.release)
+
+    def _from_cache(self, context: Context, fetch: bool) -> "_Ids":
+        in_a_sample_set = self.path / IDS
+        cache = TokenCache.open_whole(in_a_sample_set if in_a_sample_set.is_file() else self.path)
+        return _Ids(
+            rows=cache.view(self.view),
+            labels=cache.labels,
+            sha256=cache.sha256,
+            model=tokenizer_of(cache, self.tokenizer, context, fetch),
+            reads=cache_read(cache, self.view),
+            class_names=cache.class_names,
+            precision=recorded_precision(cache.header, context.device),
+            release=cache.release,
+        )
+
+    def _from_text(self, context: Context, fetch: bool) -> "_Ids":
+        if self.view != PLAIN:
+            raise UsageError(f"{self.path} holds one view of each image", "leave out --view")
+        found = read_ids_lines(self.path)
+        name = pick_tokenizer(self.tokenizer, context.runs, context.say, pixels=True)
+        model = load_tokenizer(name, context.device, fetch=fetch)
+        check_ids(found.rows, model.config, f"{self.path} has", name)
+        if not found.names:
+            context.say(f"the images of {self.path} have no names of their own, or none that a file can have: numbered")
+        reads = {"ids": str(self.path), "images": len(found), "tokenizer": name}
+        return _Ids(found.rows, found.labels, found.sha256, model, reads, names=found.names)
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Rows of ids or latents, and the tokenizer that decodes them.
+
+    Args:
+        rows: (N, K) ids or (N, K, C) latents.
+        labels: (N,) int32.
+        sha256: of the rows.
+        reads: describes them for a plan.
+        precision: in which a sample set was made.
+        names: of the images; () for numbers.
+        release: frees the memory of rows that were read.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    sha256: str
+    model: TiTok
+    reads: dict[str, Any]
+    class_names: Sequence[str] = ()
+    precision: Precision | None = None
+    names: Sequence[str] = ()
+    release: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -146,15 +202,18 @@ class _Work:
 
     Args:
         settings: everything that decides about the images.
+        reads: describes the rows for a plan.
         rows: (N, K) ids or (N, K, C) latents of the view.
+        release: frees the memory of rows that were read.
     """
 
     unfinished: Unfinished
     settings: dict[str, Any]
-    cache: TokenCache
+    reads: dict[str, Any]
     rows: np.ndarray
     decoder: ImageDecoder
     spec: OutputSpec
+    release: Callable[[], None]
 
     def decode(self, context: Context) -> None:
         """Decode the missing images, and complete the product in the folder of the unfinished work."""
@@ -162,18 +221,18 @@ class _Work:
         store = open_output(folder, self.spec)
         with ChunkWriter(folder, store) as writer:
             writer.read_chunks()
-            context.progress.start("decode", len(self.cache), "images", writer.num_done)
+            context.progress.start("decode", len(self.rows), "images", writer.num_done)
             try:
                 self._decode_missing(writer, context)
             finally:
                 context.progress.close()
             if store is not None:
-                store.finish([(piece.count, piece.crc) for piece in writer.in_order(len(self.cache))])
+                store.finish([(piece.count, piece.crc) for piece in writer.in_order(len(self.rows))])
         if self.spec.image_format in ("png", "webp"):
             seal(folder / PRODUCTS[self.spec.image_format], "images")
 
     def _decode_missing(self, writer: ChunkWriter, context: Context) -> None:
-        total, batch, stop = len(self.cache), self.settings["batch_size"], context.stop
+        total, batch, stop = len(self.rows), self.settings["batch_size"], context.stop
         for first in range(0, total, batch):
             if first in writer.done:
                 continue
@@ -184,7 +243,7 @@ class _Work:
                 writer.commit(wait=stop.requested)
                 stop.check(f"{writer.num_done:,} of {total:,} images are kept beside the output.")
             if first % _RELEASE_ROWS < batch:
-                self.cache.release()
+                self.release()
         writer.commit()
 
 

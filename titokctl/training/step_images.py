@@ -1,13 +1,16 @@
 """The images of every training step, in an order found by arithmetic and the same for any number of processes."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from titokctl.config.tokenizer_recipe import ProxyRecipe, TokenizerRecipe
 from titokctl.context import Context
+from titokctl.data.image_problems import NOTHING_KNOWN, ImageProblems
 from titokctl.data.images import to_float
 from titokctl.data.order import batch_positions
-from titokctl.data.sources.source import SeekableSource, Source
+from titokctl.data.sources.source import Rejected, SeekableSource, Source
 from titokctl.data.streamed_images import StreamedImages
 from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.data.workers import Prefetch
@@ -31,9 +34,19 @@ class StepImages:
         recipe: for size, batch, augmentation and seed.
         context: its device gets the images, its processes share each batch, and it hears remarks about the images.
         exif: apply the EXIF orientation.
+        known: unusable images that were found and reported before, by position.
+        max_rejected: the largest share of images that may turn out unusable; None for 1 %.
     """
 
-    def __init__(self, source: Source, recipe: TokenizerRecipe, context: Context, exif: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        recipe: TokenizerRecipe,
+        context: Context,
+        exif: bool = False,
+        known: Mapping[int, Rejected] = NOTHING_KNOWN,
+        max_rejected: float | None = None,
+    ) -> None:
         group, say, self._device = context.group, context.say, context.device
         self._share = slice_of(recipe.training.global_batch_size, group)
         self._seed, self._size = recipe.training.seed, recipe.training.global_batch_size
@@ -41,8 +54,9 @@ class StepImages:
         self._images: TrainingImages | StreamedImages
         self._crops = recipe.cached_crops if isinstance(recipe, ProxyRecipe) else None
         augmentation = Augmentation(recipe.augmentation.crop, recipe.augmentation.flip, self._seed, exif)
+        problems = ImageProblems(len(source), recipe.image_size, exif, known, max_rejected)
         if isinstance(source, SeekableSource):
-            self._images = TrainingImages(source, recipe.image_size, augmentation)
+            self._images = TrainingImages(source, recipe.image_size, augmentation, problems=problems)
         else:
             if self._crops:
                 raise UserError(
@@ -52,6 +66,7 @@ class StepImages:
             say(_STREAMED)
             share = self._share.stop - self._share.start
             self._images = StreamedImages(source, recipe.image_size, share, group.rank, group.world_size, augmentation)
+            self._images.problems = problems
         self._say, self._is_told = say, False
         self._prefetch = Prefetch(self._make)
 

@@ -88,7 +88,7 @@ def open_folder(path: Path, choices: Choices = NO_CHOICES) -> FolderSource:
     states = [listing.states[i] for i in found.order]
     identity = Identity.of([os.path.join(path, name) for name in names], states)
     made = choices.record()
-    listed = _digest(names, states)
+    listed = listing_digest(names, states)
     description = description_of(KIND, [str(path.resolve())], len(names), listed, identity, listing.counts)
     description = with_labelling(description, found.labels, found.class_names)
     return FolderSource(
@@ -99,7 +99,7 @@ def open_folder(path: Path, choices: Choices = NO_CHOICES) -> FolderSource:
         remarks=found.remarks + listing.remarks(path),
         root=path,
         names=names,
-        file_keys=_keys(names),
+        file_keys=keys_of(names),
         file_labels=found.labels,
         states=states,
     )
@@ -160,7 +160,7 @@ def _no_images(path: Path, listing: Listing) -> UserError:
     return UserError(f"no images in {path}{found}", hint)
 
 
-def _digest(names: Sequence[str], states: Sequence[FileState]) -> str:
+def listing_digest(names: Sequence[str], states: Sequence[FileState]) -> str:
     """Return the SHA-256 of names and sizes."""
     total = hashlib.sha256()
     for name, state in zip(names, states, strict=True):
@@ -168,7 +168,7 @@ def _digest(names: Sequence[str], states: Sequence[FileState]) -> str:
     return total.hexdigest()
 
 
-def _keys(names: Iterable[str]) -> list[str]:
+def keys_of(names: Iterable[str]) -> list[str]:
     """Remove the extensions, as in shards; of two names that differ only in it, the second keeps it."""
     keys, taken = [], set()
     for name in names:

@@ -11,6 +11,8 @@ from titokctl.data.sources.arrow_files import SUFFIX as ARROW
 from titokctl.data.sources.arrow_files import saved_files
 from titokctl.data.sources.choices import NO_CHOICES, NO_SPLIT, Choices
 from titokctl.data.sources.class_folders import split_of
+from titokctl.data.sources.files import KIND as FILES
+from titokctl.data.sources.files import is_image_file, open_files
 from titokctl.data.sources.folder import KIND as FOLDER
 from titokctl.data.sources.folder import open_folder
 from titokctl.data.sources.folder_listing import entries, has_images, sub_folders, suffix_of
@@ -26,11 +28,11 @@ from titokctl.data.sources.table_files import parquet_in, parquet_on_server
 from titokctl.data.sources.zips import KIND as ZIP
 from titokctl.data.sources.zips import open_zip
 from titokctl.errors import UsageError, UserError
-from titokctl.formats.file_kind import described, head_of, hint_for, image_kind
+from titokctl.formats.file_kind import described, head_of, hint_for
 from titokctl.formats.remote_file import folder_and_name, shown
 from titokctl.formats.shard_index import CLASS_TARS
 
-KINDS = (FOLDER, SHARDS, CLASS_TARS, PARQUET, ZIP, REMOTE)
+KINDS = (FOLDER, FILES, SHARDS, CLASS_TARS, PARQUET, ZIP, REMOTE)
 _IMAGENET_TRAIN = "ILSVRC2012_img_train.tar"
 
 
@@ -45,9 +47,10 @@ def open_source(
 ) -> Source:
     """Open the images at `paths`, whatever kind of source they are.
 
-    Accepted are a folder of images or of class folders, a folder of tar shards, paths, patterns or URLs of shards,
-    parquet and arrow files, a zip archive of images, and the tar of class tars in which ImageNet is distributed. Of a
-    folder that contains only splits, `train/` is read; likewise ILSVRC2012_img_train.tar.
+    Accepted are a folder of images or of class folders, image files and several folders of images, a folder of tar
+    shards, paths, patterns or URLs of shards, parquet and arrow files, a zip archive of images, and the tar of class
+    tars in which ImageNet is distributed. Of a folder that contains only splits, `train/` is read; likewise
+    ILSVRC2012_img_train.tar.
 
     Args:
         paths: files, folders, brace patterns or URLs.
@@ -113,6 +116,8 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, optio
         return open_parquet(files, choices)
     if len(given) == 1 and (kind == ZIP or (kind is None and given[0].suffix == ".zip")) and given[0].is_file():
         return open_zip(given[0], choices)
+    if kind == FILES or (kind is None and _are_named_one_by_one(given)):
+        return open_files(given)
     if len(given) == 1 and given[0].is_dir():
         return _open_one_folder(given[0], kind, accept_cut, options)
     shards = [shard for path in given for shard in (shards_in(path) if path.is_dir() else [path])]
@@ -139,14 +144,19 @@ def _open_urls(urls: list[str], kind: str | None, accept_cut: bool, options: _Op
     return open_remote(expand_urls(urls), accept_cut, options.keep_index, options.choices)
 
 
+def _are_named_one_by_one(given: Sequence[Path]) -> bool:
+    """Return True if the paths are image files, with folders or without, or several folders of images."""
+    if any(not path.is_dir() for path in given):
+        return any(is_image_file(path) for path in given)
+    return len(given) > 1 and not any(shards_in(path) or _tables_in(path, None) for path in given)
+
+
 def _no_shard(path: Path) -> UserError:
     """Return the error that a file or folder is not a shard, which says what it is instead."""
     hint = "name one folder of images, or any number of .tar files"
     if path.is_dir():
         return UserError(f"there are no tar shards in {path}", hint)
     head = head_of(path)
-    if image_kind(head) is not None:
-        return UserError(f"{path} is a single image, not a tar shard", f"name its folder: {path.parent}")
     if head and head[257:262] == b"ustar":
         return UserError(f"{path} is a tar whose name does not end with .tar", f"rename it: mv {path} {path}.tar")
     return UserError(f"{path} is not a tar shard, but {described(head)}", hint_for(head, path, hint))

@@ -40,11 +40,11 @@ class Export:
 
     Args:
         path: the token cache.
-        form: "jsonl", a line {"class_id", "tokens"} per row, as the official pre-tokenizer writes and the official
-            trainer reads it; "npy", the ids alone as (N, K); "safetensors", `tokens`, `labels`, and the root
-            attributes as metadata; "wds", a folder of WebDataset shards with a sample per row: npy (the ids), cls (the
-            label, where there is one), json (key and label). The rows of a Gaussian tokenizer are latents (N, K, C),
-            and safetensors calls them `latents`.
+        form: "jsonl", a line {"class_id", "tokens", "key"} per row, as the official pre-tokenizer writes them but for
+            the key, and as the official trainer and `Decode` read them; "npy", the ids alone as (N, K); "safetensors",
+            `tokens`, `labels`, and the root attributes as metadata; "wds", a folder of WebDataset shards with a sample
+            per row: npy (the ids), cls (the label, where there is one), json (key and label). The rows of a Gaussian
+            tokenizer are latents (N, K, C), and safetensors calls them `latents`.
         output: the file or folder to make, on a disk or in an object store; None for the cache's name with the form's
             ending, beside the cache.
         view: name of the view.
@@ -122,8 +122,8 @@ def _write_jsonl(target: Path, cache: TokenCache, ids: np.ndarray) -> Iterator[i
         for first in range(0, len(ids), _ROWS_AT_ONCE):
             rows = slice(first, first + _ROWS_AT_ONCE)
             labels, tokens = cache.labels[rows].tolist(), ids[rows].tolist()
-            for label, row in zip(labels, tokens, strict=True):
-                file.write(json.dumps({"class_id": label, "tokens": row}) + "\n")
+            for label, row, key in zip(labels, tokens, cache.keys[rows].tolist(), strict=True):
+                file.write(json.dumps({"class_id": label, "tokens": row, "key": key.decode()}) + "\n")
             yield len(labels)
 
 

@@ -10,7 +10,7 @@ from titokctl.context import Context
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import Extractor, FeatureNetwork
-from titokctl.evaluation.feature_pass import FeaturePass, Measured, measured_samples, statistics_key
+from titokctl.evaluation.feature_pass import FeaturePass, Measured, check_readable, measured_samples, statistics_key
 from titokctl.evaluation.image_sets import ImageSet, Opening, open_images
 from titokctl.evaluation.metrics import Metric, Numbers, compute, metrics_named
 from titokctl.evaluation.reference import (
@@ -106,6 +106,7 @@ class Fid:
         extractor, opening, images = self._open(context, is_plan=False)
         wanted = metrics_named(self.metrics)
         work = FeaturePass(extractor, context, self.skip_bad)
+        check_readable(images, work)
         one_by_one = any("features" in metric.needs for metric in wanted)
         reference = find_reference(self.reference, images, one_by_one, opening, work)
         measured = measured_samples(images, self.save_features, work, self.splits)

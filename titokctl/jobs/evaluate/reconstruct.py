@@ -14,12 +14,14 @@ from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.context import Context
 from titokctl.data.order import spread_positions
 from titokctl.data.shares import ImagesInBatches, all_rejected, share_of
+from titokctl.data.source_check import can_be_checked, checked_source
 from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.image_sets import unreadable
 from titokctl.evaluation.reconstruction import (
     AUTO,
+    NONE,
     Judges,
     ReconstructScores,
     ShownPairs,
@@ -51,6 +53,7 @@ from titokctl.weights.read import trained_with_exif
 
 _PRODUCTS = {RECONSTRUCTION_PICTURE: PNG, RECONSTRUCTION: JSON}
 _SHOWN = 16
+_REPAIR = "repair or delete them, or leave them out with --skip-bad"
 _COLUMNS = 8
 Pair = tuple[np.ndarray, np.ndarray]  # original and reconstruction, each (S, S, 3) uint8
 
@@ -145,11 +148,15 @@ class Reconstruct:
             return ReconstructResult(**before)
         if group.is_main:
             make_folder(self.output)  # before hours are spent on what goes into it
+        if not self.skip_bad and opened.chosen is None and can_be_checked(opened.source):
+            bad = checked_source(opened.source, context).in_order()
+            if bad:  # before hours of work, not after them
+                raise UserError(unreadable(bad), _REPAIR)
         scores = ReconstructScores(opened.judges, opened.count, context.device, opened.model.config.codebook_size)
         shown, rejected = _through(opened, scores, context)
         if rejected:
             if not self.skip_bad or len(rejected) == opened.count:
-                raise UserError(unreadable(rejected), "repair or delete them, or leave them out with --skip-bad")
+                raise UserError(unreadable(rejected), _REPAIR)
             context.progress.warn(unreadable(rejected))
         found = scores.result(group)
         if found is not None:
@@ -192,8 +199,11 @@ class Reconstruct:
                 f"{name} was trained in stage proxy only and does not produce pixels", "train its decoder (--init)"
             )
         exif = trained_with_exif(name, fetch=not is_plan) if self.exif is None else self.exif
-        judges = find_judges(self.features, self.lpips, context, fetch=not is_plan)
-        opened = _Opened(name, model, data, source, _chosen(len(source), self.num_images), judges, exif)
+        chosen = _chosen(len(source), self.num_images)
+        is_one = len(source if chosen is None else chosen) == 1  # without distances unless they were asked for
+        features = NONE if self.features == AUTO and is_one else self.features
+        judges = find_judges(features, self.lpips, context, fetch=not is_plan)
+        opened = _Opened(name, model, data, source, chosen, judges, exif)
         if judges.extractor is not None:
             if opened.count < 2:
                 raise UserError("a distance between sets needs at least 2 images", "give more, or --features none")

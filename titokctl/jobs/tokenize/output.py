@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from titokctl.data.source_check import allowed_share
 from titokctl.data.sources import Source
 from titokctl.data.sources.source import Rejected
 from titokctl.errors import UserError
@@ -20,8 +21,6 @@ from titokctl.formats.token_store import StoredParts
 from titokctl.formats.token_tally import Tally, rejected_lines, write_rejected
 from titokctl.formats.unfinished import made_with_other_settings
 from titokctl.progress import Progress
-
-_ALLOWED_SHARE, _ALLOWED_FEW, _ALLOWED_SHARE_OF_FEW = 0.001, 10, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +199,3 @@ def check_rejected(
             if tally.rows
             else "no image is left",
         )
-
-
-def allowed_share(samples: int) -> float:
-    """Return the share of unusable images accepted by default: 0.1 %, or ten of a small set if under 5 %."""
-    return max(_ALLOWED_SHARE, min(_ALLOWED_FEW / samples, _ALLOWED_SHARE_OF_FEW))

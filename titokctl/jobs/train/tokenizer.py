@@ -1,8 +1,8 @@
 """`titokctl train-tokenizer`: images -> a tokenizer in the runs folder."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from typing import Any
 from titokctl.config import recipe_files
 from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, TokenizerRecipe
 from titokctl.context import Context
+from titokctl.data.image_problems import NOTHING_KNOWN
+from titokctl.data.source_check import allowed_share, can_be_checked, checked_source, too_many
 from titokctl.data.sources import open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
-from titokctl.data.sources.source import Source
+from titokctl.data.sources.source import Rejected, Source
 from titokctl.distributed.group import Group
 from titokctl.errors import UserError
 from titokctl.formats import proxy_codes
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.proxy_codes import ProxyCodes
-from titokctl.formats.run_folder import RunFolder, check_run_name, open_run
+from titokctl.formats.run_folder import REJECTED, RunFolder, check_run_name, open_run
+from titokctl.formats.token_tally import write_rejected
 from titokctl.jobs.launch_record import launch_record
 from titokctl.jobs.plan import say_source
 from titokctl.jobs.train.stage_start import Start, find_start
@@ -84,6 +87,7 @@ class TrainTokenizer:
         exif: apply the EXIF orientation; None for what the tokenizer that the recipe continues was trained with.
         measure: let `plan` train 20 steps to measure the speed.
         profile: write trace.json, a profile of a few steps, into the run folder.
+        max_rejected: the largest share of images that may be unusable; None for 0.1 %, or ten of a small set.
     """
 
     data: Sequence[Path | str]
@@ -99,6 +103,7 @@ class TrainTokenizer:
     exif: bool | None = None
     measure: bool = False
     profile: bool = False
+    max_rejected: float | None = None
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
@@ -183,7 +188,9 @@ class TrainTokenizer:
 
     def _train(self, run: RunFolder, found: "_Inputs", context: Context) -> None:
         recipe, group, say = self.resolved, context.group, context.say
-        images, validate = StepImages(found.source, recipe, context, found.exif), None
+        known = self._unusable(run, found.source, context)
+        images = StepImages(found.source, recipe, context, found.exif, known, self.max_rejected)
+        validate = None
         if found.held_out:
             judge = inception_if_here(context.device, say)
             validate = Validation(found.held_out, recipe.image_size, run.path, group, judge, say, found.exif)
@@ -197,6 +204,25 @@ class TrainTokenizer:
             say(remark)
         if group.is_main:
             save_product(run, task.averaged().cpu(), found.recorded, step)
+
+    def _unusable(self, run: RunFolder, source: Source, context: Context) -> Mapping[int, Rejected]:
+        """Return the images that can't be decoded, by position, and list them in the run folder.
+
+        Images on a server, which can't be read twice at no cost, are not checked: unusable ones are found on the way.
+        Raises UserError when there are too many.
+        """
+        if not can_be_checked(source):
+            return NOTHING_KNOWN
+        checked = checked_source(source, context)
+        rejected, samples = [*source.problems, *checked.in_order()], len(source) + len(source.problems)
+        if rejected and context.group.is_main:
+            listing = run.path / REJECTED
+            write_rejected(listing, [asdict(one) for one in rejected])
+            context.progress.warn(f"{len(rejected):,} of {samples:,} images can't be used: {listing}")
+        allowed = allowed_share(samples) if self.max_rejected is None else self.max_rejected
+        if len(checked.rejected) == len(source) or len(rejected) > allowed * samples:
+            raise too_many(rejected, samples, allowed, run.path / REJECTED)
+        return checked.rejected
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Source: "An Image is Worth 32 Tokens for Reconstruction and Generation" (arXiv 2
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -87,15 +88,18 @@ class TiTok(nn.Module):
         return latents[..., : self.config.token_size]
 
     @torch.inference_mode()
-    def detokenize(self, ids_or_latents: torch.Tensor) -> torch.Tensor:
+    def detokenize(self, ids_or_latents: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Images (B, 3, S, S) float32 in [0, 1] from what `tokenize` gives.
 
         Args:
-            ids_or_latents: (B, K) of any integer type in [0, V); (B, K, C) float for a Gaussian bottleneck.
+            ids_or_latents: (B, K) of any integer type in [0, V); (B, K, C) float for a Gaussian bottleneck. A tensor on
+                any device, or a NumPy array, such as rows of a `TokenCache`.
 
         Raises:
             ValueError: another shape, dtype or range; a stage-1 tokenizer, which has no pixels.
         """
+        if isinstance(ids_or_latents, np.ndarray):
+            ids_or_latents = _as_tensor(ids_or_latents)
         (self._check_ids if self.config.is_discrete else self._check_latents)(ids_or_latents)
         return self.detokenize_unchecked(ids_or_latents)
 
@@ -131,6 +135,12 @@ class TiTok(nn.Module):
     def _check_latents(self, latents: torch.Tensor) -> None:
         _check_shape(latents, (self.config.num_latent_tokens, self.config.token_size), "latents")
         _check_float(latents, "latents")
+
+
+def _as_tensor(rows: np.ndarray) -> torch.Tensor:
+    """Return a tensor of the same numbers; torch refuses big-endian and read-only arrays."""
+    kinds = {"i": np.int64, "u": np.int64, "f": np.float32}
+    return torch.from_numpy(rows.astype(kinds.get(rows.dtype.kind, rows.dtype)))
 
 
 def _check_shape(x: torch.Tensor, shape: tuple[int, ...], what: str) -> None:
