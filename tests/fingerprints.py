@@ -30,7 +30,18 @@ import h5py
 import numpy as np
 from PIL import Image
 
-TIMES = {"created", "finished", "seconds", "images_per_second", "images_per_s", "data_wait", "memory_gb", "mtime_ns"}
+TIMES = {
+    "created",
+    "finished",
+    "seconds",
+    "images_per_second",
+    "images_per_s",
+    "images_per_s_per_device",
+    "launches",
+    "data_wait",
+    "memory_gb",
+    "mtime_ns",
+}
 VERSIONS = {"versions", "created_by", "created by", "torch", "pillow", "libjpeg", "libwebp", "libtiff", "libavif"}
 LEFT_OUT = TIMES | VERSIONS | {"key", "metadata_sha256"}  # the last two: hashes that see versions or paths
 IN_NAMES = re.compile(r"(?<=-n\d\d-)[0-9a-f]{8}|[0-9a-f]{32}(?=[.]npz$)")  # such hashes in names of runs and statistics

@@ -88,6 +88,7 @@ _TIMES = {
     "seconds",
     "images_per_second",
     "images_per_s",
+    "images_per_s_per_device",
     "elapsed_s",
     "time",
     "step_ms",

@@ -40,7 +40,8 @@ def expected(tokenizer, folder):
     sums.add(pixels, made)
     usage = usage_of(np.bincount(ids.numpy().ravel(), minlength=tiny.CODES))
     score = sums.score()
-    numbers = {"val_psnr": score.psnr_pooled, "val_ssim": score.ssim, "val_codebook_usage": usage.share,
+    numbers = {"val_psnr": score.psnr_pooled, "val_ssim": score.ssim, "val_psnr_mean_colour": score.psnr_mean_colour,
+               "val_codebook_usage": usage.share,
                "val_perplexity": usage.perplexity}  # fmt: skip
     return numbers, pixels, made
 
