@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from titokctl.data.images import decode, encode_png, halve
-from titokctl.data.workers import available_cores, in_order
+from titokctl.data.workers import in_order
+from titokctl.distributed.place import available_cores
 from titokctl.errors import UserError
 
 TILE = 64
