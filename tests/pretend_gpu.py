@@ -1,4 +1,6 @@
-"""A pretend CUDA device: tensors that live on the CPU but say "cuda:0", refuse what CUDA refuses, and note what waits.
+"""A pretend GPU: tensors that live on the CPU but say "cuda:0", refuse what CUDA refuses, and note what waits.
+
+With TITOKCTL_PRETEND=mps it is an Apple GPU, "mps:0", which has no float64, and no pinned memory.
 
 `pretend()` makes torch believe in one GPU. Real values are computed. Noted are operations that mix devices, which CUDA
 refuses, and those that make the host wait for the device, with the functions of the package that lead there. torch's
@@ -6,6 +8,7 @@ own code sees through the pretence in places, since the tensors' real device is 
 """
 
 import contextlib
+import os
 import sys
 import threading
 from collections import Counter
@@ -18,7 +21,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-GPU = torch.device("cuda", 0)
+KIND = os.environ.get("TITOKCTL_PRETEND", "cuda")
+GPU = torch.device(KIND, 0)
+_MISSING = (torch.float64, torch.complex128, torch.uint16, torch.uint32, torch.uint64) if KIND == "mps" else ()
 WAITS: Counter[str] = Counter()  # "what < function < function ...": how often
 MIXED: Counter[str] = Counter()
 # torch asks for the real device of gradients, and moves their norm there.
@@ -54,6 +59,8 @@ class GpuTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, real: torch.Tensor, requires_grad: bool = False) -> "GpuTensor":
+        if real.dtype in _MISSING:
+            raise TypeError(f"the MPS framework doesn't support {real.dtype}")
         made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, real.size(), strides=real.stride(), storage_offset=real.storage_offset(), dtype=real.dtype,
             layout=real.layout, device=real.device, requires_grad=requires_grad,
@@ -128,7 +135,7 @@ def _real(x: Any) -> Any:
 
 
 def _names_gpu(device: Any) -> bool | None:
-    return None if device is None else torch.device(device).type == "cuda"
+    return None if device is None else torch.device(device).type == KIND
 
 
 class _ToGpu(torch.autograd.Function):
@@ -161,12 +168,13 @@ def _moved(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What a function that has to do with devices returns; NotImplemented for others."""
     x = args[0] if args else None
     if getattr(func, "__name__", "") == "__get__" and isinstance(x, GpuTensor):
-        answers = {id(T.device): GPU, id(T.is_cuda): True, id(T.is_cpu): False}
+        answers = {id(T.device): GPU, id(T.is_cuda): KIND == "cuda", id(T.is_cpu): False}
+        answers[id(T.is_mps)] = KIND == "mps"
         return answers.get(id(getattr(func, "__self__", None)), NotImplemented)
     if isinstance(x, GpuTensor):
         if func in (T.numpy, T.__array__):
             _note(MIXED, "numpy")
-            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
+            raise TypeError(f"can't convert {GPU} device type tensor to numpy. Use Tensor.cpu()")
         if func is T.tolist:
             _note(WAITS, "tolist")
             return x.held.detach().tolist()
@@ -175,12 +183,18 @@ def _moved(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func is T.get_device:
             return 0
     if func is T.pin_memory:
+        _note_pinned()
         return _pinned(x.clone())
     if func is T.to:
         return _converted(x, args[1:], kwargs)
     if func in _FACTORIES:
         return _built(func, args, dict(kwargs))
     return NotImplemented
+
+
+def _note_pinned() -> None:
+    if KIND == "mps":
+        _note(MIXED, "pinned memory")
 
 
 def _pinned(x: torch.Tensor) -> torch.Tensor:
@@ -262,7 +276,7 @@ def pretend() -> Iterator[None]:
             run(thread)
 
     def on_cpu(self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None) -> None:
-        kind = "cpu" if device_type == "cuda" else device_type
+        kind = "cpu" if device_type == KIND else device_type
         autocast(self, kind, torch.bfloat16 if dtype == torch.float16 else dtype, enabled, cache_enabled)
 
     def inference_mode(mode: Any = True) -> Any:  # wrappers can't be made in torch's own
@@ -286,6 +300,9 @@ def pretend() -> Iterator[None]:
         (torch.cuda, "max_memory_allocated"): lambda *_: 0,
         (torch.cuda, "synchronize"): lambda *_: _note(WAITS, "synchronize"),
     }
+    if KIND == "mps":
+        replaced = {key: value for key, value in replaced.items() if key[0] is not torch.cuda}
+        replaced[torch.backends.mps, "is_available"] = lambda: True
     with contextlib.ExitStack() as stack:
         for (owner, name), value in replaced.items():
             stack.enter_context(mock.patch.object(owner, name, value))

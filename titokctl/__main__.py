@@ -10,6 +10,9 @@ def main() -> None:
     # slower. A short spin costs a few per cent on an idle machine. OpenMP reads this when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
+        from titokctl.distributed.stop import handle_early_signals
+
+        handle_early_signals()  # before packages are loaded, which takes a second or more on a busy machine
         from titokctl.cli.app import run
 
         code = run()

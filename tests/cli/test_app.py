@@ -254,19 +254,20 @@ def test_stdout_holds_only_the_json(run_cli):
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_while_torch_is_loaded_is_a_stop(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "package"), [("SIGTERM", "torch"), ("SIGUSR1", "torch"), ("SIGTERM", "typer")])
+def test_a_signal_while_packages_are_loaded_is_a_stop(name: str, package: str, tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys
-from titokctl.cli.app import run
+from titokctl.__main__ import main
 
 class Killer:
     def find_spec(self, module, *_):
-        if module == "torch":
+        if module == "{package}":
             os.kill(os.getpid(), signal.{name})
 
 sys.meta_path.insert(0, Killer())
-sys.exit(run(["decode", "ids.h5", "-o", "out.npz"]))
+sys.argv = ["titokctl", "decode", "ids.h5", "-o", "out.npz"]
+main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (75, "")

@@ -36,15 +36,32 @@ MAY_WAIT = {
 }
 
 
-@pytest.mark.parametrize("scenario", ["stages", "generators", "products"])
+SCENARIOS = ("stages", "generators", "products")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_device_is_mixed_and_no_hot_loop_waits(scenario: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TITOKCTL_OFFLINE": "1"}
-    environment |= {"OMP_NUM_THREADS": "1", "TITOKCTL_WEIGHTS": str(tmp_path / "weights")}
-    command = [sys.executable, Path(__file__).with_name("scenarios.py"), scenario, tmp_path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = worked(scenario, tmp_path, "cuda")
     assert found["mixed"] == {}
     waits = [chain for chain in found["waits"] if not MAY_WAIT.keys() & set(chain.split(" < ")[1:])]
     assert waits == []
     assert found["waits"]  # the pretence sees what waits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_an_apple_gpu_is_given_no_float64_no_pinned_memory_and_no_tensors_of_the_host(
+    scenario: str, tmp_path: Path
+) -> None:
+    assert worked(scenario, tmp_path, "mps")["mixed"] == {}
+
+
+def worked(scenario: str, tmp_path: Path, kind: str) -> dict:
+    """Run a scenario on a pretend GPU; returns what waited for it, and what mixed devices."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TITOKCTL_OFFLINE": "1"}
+    environment["TITOKCTL_PRETEND"] = kind
+    environment |= {"OMP_NUM_THREADS": "1", "TITOKCTL_WEIGHTS": str(tmp_path / "weights")}
+    command = [sys.executable, Path(__file__).with_name("scenarios.py"), scenario, tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

@@ -48,6 +48,8 @@ READERS = {
     "evaluation": ("set/evaluation-toy.json", "compare set set2 --features toy --runs-dir runs"),
     "tar": ("shards/shard-000000.tar", "inspect shards"),
     "index of shards": ("shards/index.json", "inspect shards"),
+    "parquet": ("table/train.parquet", "tokenize table -o out.h5 --tokenizer tok.safetensors --device cpu"),
+    "parquet listed": ("table/train.parquet", "tokenize table -o out.h5 --tokenizer tok.safetensors --dry-run"),
     "kept index": ("shards/.titokctl-index/shard-000000.tar.npz", "inspect shards"),
 }
 
@@ -75,10 +77,23 @@ def place(server: Server) -> commands.Place:
         done = server.run(work, words.split())
         assert done["code"] == 0, done["stderr"]
     as_version_1(work / "old.h5")
+    write_parquet(work / "table", sorted((work / "images").rglob("*.jpg")))
     shutil.copytree(work / "set", work / "set2")
     shutil.rmtree(made.root)
     shutil.copytree(work, made.root)
     return made
+
+
+def write_parquet(folder: Path, images: list[Path]) -> None:
+    """Write a data set as the Hub does: images with their names, labels, and the names of the classes."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir()
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in images]
+    image = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    table = pa.table({"image": image, "label": pa.array([i % 3 for i in range(len(rows))], pa.int64())})
+    features = {"image": {"_type": "Image"}, "label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}
+    names = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(names), folder / "train.parquet", row_group_size=4)
 
 
 def changed_bytes(data: bytes, draw: random.Random) -> bytes:

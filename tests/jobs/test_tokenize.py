@@ -404,6 +404,8 @@ def test_a_damaged_part_is_made_again(workspace: Workspace) -> None:
         ({"views": ("ten",)}, UsageError, "'ten'"),
         ({"part": "9/8"}, UsageError, "9/8"),
         ({"part": "1/8", "overwrite": True}, UsageError, "mutually exclusive"),
+        ({"output": Path(".")}, UserError, "can't be the name"),
+        ({"output": Path("."), "keep_parts": True}, UserError, "can't be the name"),
         ({"device": "cuda"}, UsageError, "CUDA device"),
         ({"precision": "int3"}, UsageError, "int3"),
         ({"precision": "fp16"}, UsageError, "fp16"),

@@ -1,6 +1,5 @@
 """The command `titokctl`: its subcommands, error messages and exit codes."""
 
-import contextlib
 import errno
 import inspect
 import io
@@ -9,7 +8,6 @@ import re
 import select
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ import typer
 
 from titokctl import __version__
 from titokctl.cli import console
-from titokctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, Stopped, UserError, fault_in_words
+from titokctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Stopped, UserError, fault_in_words
 
 # Typer has contained its own Click since 0.26 and used the separate package before; both export BadParameter.
 _WrongWords: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -129,13 +127,14 @@ def _flowing(docstring: str) -> str:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line (`sys.argv` by default) and return the exit code. Errors are printed, not raised."""
     from titokctl.distributed import worker
+    from titokctl.distributed.stop import handle_early_signals
 
     worker.started()
     sys.unraisablehook = _unraisable
     if sys.stderr is not None and sys.stderr.isatty():
         sys.stderr = io.TextIOWrapper(_Terminal(2, "w", closefd=False), sys.stderr.encoding, write_through=True)
     stdout = _duplicate_stdout()
-    early = _handle_early_signals()
+    early = handle_early_signals()
     try:
         register_commands()
         code = app(args=arguments, prog_name="titokctl", standalone_mode=False)
@@ -170,25 +169,6 @@ def run(arguments: list[str] | None = None) -> int:
     finally:
         for number, handler in early.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
-
-
-def _handle_early_signals() -> dict[signal.Signals, Any]:
-    """End with the code for a stop when a signal comes before the job handles it, while torch is loaded.
-
-    Returns the handlers that were there. Workers leave this to their launcher.
-    """
-    from titokctl.distributed import worker
-    from titokctl.distributed.stop import is_ignored
-
-    def leave(number: int, frame: object) -> None:
-        with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
-            os.write(2, b"stopped before any work was begun. Run the same command again.\n")
-        os._exit(EXIT_STOPPED)
-
-    if worker.has_launcher() or threading.current_thread() is not threading.main_thread():
-        return {}
-    hangup = () if is_ignored(signal.SIGHUP) else (signal.SIGHUP,)
-    return {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1, *hangup)}
 
 
 def _ended(code: object) -> int:

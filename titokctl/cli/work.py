@@ -156,6 +156,8 @@ def _start_processes(around: Surroundings, machine: Machine, check: Callable[[st
     if machine.gpus is None and machine.procs is None and machine.nodes == 1:
         adopt_slurm(os.environ)
     device = device_named(machine.device, "cpu" if machine.procs is not None else None)
+    if device == "mps" and (machine.procs or 1) > 1:
+        raise UsageError("several processes can't share an Apple GPU", "leave out --procs, or take --device cpu")
     if place().is_main and check is not None:
         check(device)
     if around.dry_run and not place().is_main:

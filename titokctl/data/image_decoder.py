@@ -86,6 +86,8 @@ def on_host(tensors: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, np.nd
             }
             event = torch.cuda.Event()
             event.record()
+    else:
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}  # of an Apple GPU: the host waits
 
     def fetch() -> dict[str, np.ndarray]:
         if event is not None:

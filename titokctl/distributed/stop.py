@@ -1,9 +1,13 @@
 """Requests to stop long work: Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP set a flag that jobs check between units of work."""
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
+from titokctl.distributed import worker
 from titokctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
 
 _SIGNALS = {
@@ -17,6 +21,23 @@ _SIGNALS = {
 def is_ignored(number: signal.Signals) -> bool:
     """Return True if this process ignores the signal, as `nohup` makes it ignore SIGHUP; it then stays ignored."""
     return signal.getsignal(number) is signal.SIG_IGN
+
+
+def handle_early_signals() -> dict[signal.Signals, Any]:
+    """End with the code for a stop when a signal comes before a job handles it, while packages are loaded.
+
+    Returns the handlers that were there. Workers leave this to their launcher.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
+            os.write(2, b"stopped before any work was begun. Run the same command again.\n")
+        os._exit(EXIT_STOPPED)
+
+    if worker.has_launcher() or threading.current_thread() is not threading.main_thread():
+        return {}
+    hangup = () if is_ignored(signal.SIGHUP) else (signal.SIGHUP,)
+    return {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1, *hangup)}
 
 
 class StopRequest:

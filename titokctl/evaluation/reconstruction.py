@@ -23,7 +23,7 @@ from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, FeatureNetwork
 from titokctl.evaluation.features import FeatureCollector, FeatureSet, extract
 from titokctl.evaluation.metrics import compute, metrics_named
-from titokctl.models.device import send
+from titokctl.models.device import in_float64, send
 from titokctl.models.lpips import Lpips
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
@@ -285,12 +285,12 @@ class ReconstructScores:
 
     @torch.inference_mode()
     def _sum_of_lpips(self, network: Lpips, originals: np.ndarray, reconstructions: np.ndarray) -> Tensor:
-        """Return the sum over the pairs, (1,) float64 on the device."""
-        total = torch.zeros(1, dtype=torch.float64, device=self._device)
+        """Return the sum over the pairs, (1,) float64, on the device if it has float64."""
+        total = in_float64(torch.zeros(1, device=self._device))
         for first in range(0, len(originals), _LPIPS_AT_ONCE):
             rows = slice(first, first + _LPIPS_AT_ONCE)
             a, b = (to_float(send(torch.from_numpy(x[rows]), self._device)) for x in (originals, reconstructions))
-            total += network(a, b).double().sum()
+            total += in_float64(network(a, b)).sum()
         return total
 
     def _numbers(self, sets: Sequence[FeatureSet], *names: str) -> dict[str, float]:

@@ -54,6 +54,11 @@ def host_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.d
         return torch.zeros(shape, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
 
 
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64, on its device or, since an Apple GPU has no float64, on the host."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
+
+
 def best_device() -> str:
     """ "cuda" when a GPU can be used, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"

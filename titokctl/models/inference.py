@@ -44,6 +44,8 @@ def fastest_precision(device: torch.device | str) -> Precision:
     """
     if torch.device(device).type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if torch.device(device).type == "mps":
+        return "float32"  # not measured
     able = torch.backends.mkldnn.is_available() and instruction_set() in ("amx", "avx512_bf16")
     return "bf16" if able else "float32"
 

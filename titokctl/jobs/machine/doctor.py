@@ -125,7 +125,7 @@ def _hardware() -> Iterator[Finding]:
     gpus = hardware.graphics()
     advice = "" if gpus else "needed to train and tokenize at published sizes; not for tiny recipes and the demo"
     yield Finding("GPUs", "; ".join(gpus) or "none", advice)
-    if gpus:
+    if torch.cuda.is_available():
         problem = triton_problem()
         advice = "tokenize, sample and training take longer; install triton, gcc and Python's headers"
         yield Finding("GPU kernels", problem or "compile", advice if problem else "")

@@ -29,7 +29,8 @@ def processor() -> str:
 def graphics() -> list[str]:
     """Return the name and the memory of every usable GPU."""
     found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found]
+    apple = ["an Apple GPU, for --device mps"] if torch.backends.mps.is_available() else []
+    return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found] + apple
 
 
 def driver() -> str | None:

@@ -120,8 +120,8 @@ class Calculation:
 def calculation(device: str, precision: Precision | None) -> Calculation:
     """Return how images are calculated on the machine that calls this; None for the device's fastest precision."""
     name = precision or fastest_precision(device)
-    on_gpu = torch.device(device).type == "cuda"
-    about = torch.cuda.get_device_name(device) if on_gpu else "cpu"
+    kind = torch.device(device).type
+    about = torch.cuda.get_device_name(device) if kind == "cuda" else kind
     return Calculation(device, name, kernels(device, name), versions()["torch"], about)
 
 

@@ -22,6 +22,7 @@ from titokctl.distributed.ray_cluster import Connection, RayCluster, check_insta
 from titokctl.distributed.team import Team
 from titokctl.errors import UsageError
 from titokctl.formats.object_store import is_store
+from titokctl.formats.replacing import check_name
 from titokctl.formats.token_header import CacheHeader
 from titokctl.formats.token_parts import PartsFolder
 from titokctl.formats.token_store import parts_at
@@ -181,6 +182,8 @@ class Tokenize:
         return Team(context.group, "tokenize", context.progress, lambda: context.stop.check(SAVED))
 
     def _parts(self) -> PartsFolder:
+        if not is_store(self.output):
+            check_name(self.output)  # parts lie beside the output, under names made from its own
         return parts_at(self.output, self.keep_parts)
 
     def _work(

@@ -24,6 +24,7 @@ from titokctl.config.sampling import AutoregressiveSampling
 from titokctl.models.autoregressive.decoding import decode
 from titokctl.models.autoregressive.orders import random_orders, random_share
 from titokctl.models.autoregressive.transformer import MODULATIONS, AutoregressiveBlock, KeyValues, Window, modulated
+from titokctl.models.device import in_float64
 from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_integers
 from titokctl.models.noise import Noise
 from titokctl.models.recompute import run_block
@@ -167,7 +168,7 @@ class Autoregressive(Generator):
         """Return the nats of each image, (B,) float64, and the share of ids that are the most likely ones, (B,)."""
         logits = self(ids, labels)  # (B, K, V)
         nats = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
-        return nats.double().sum(dim=1), (logits.argmax(-1) == ids).double().mean(dim=1)
+        return in_float64(nats).sum(dim=1), in_float64(logits.argmax(-1) == ids).mean(dim=1)
 
     def _check(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
         wanted = self.config.num_latent_tokens

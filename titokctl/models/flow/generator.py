@@ -14,6 +14,7 @@ import torch
 from titokctl.config.models import FlowConfig
 from titokctl.config.recipe import FlowLossConfig, FlowRecipe
 from titokctl.config.sampling import FlowSampling
+from titokctl.models.device import in_float64
 from titokctl.models.flow.transformer import FlowTransformer
 from titokctl.models.generator import Batch, Drawn, Generator, Losses, TrainingStep
 from titokctl.models.guidance import guided, strength
@@ -62,7 +63,7 @@ class FlowGenerator(Generator):
     @torch.no_grad()
     def begin_training(self, rows: torch.Tensor) -> None:
         """Take mean and deviation of each channel from latents (N, K, C), and begin with velocities of 0."""
-        flat = rows.double().flatten(0, 1)
+        flat = in_float64(rows).flatten(0, 1)
         self.latent_mean.copy_(flat.mean(0))
         self.latent_deviation.copy_(flat.std(0, correction=0).clamp(min=1e-6))
         self.transformer.begin_at_zero()

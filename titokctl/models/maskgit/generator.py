@@ -16,6 +16,7 @@ from titokctl.config.models import GeneratorConfig
 from titokctl.config.recipe import MaskedLossConfig, MaskGitRecipe
 from titokctl.config.registry import find
 from titokctl.config.sampling import SamplingConfig
+from titokctl.models.device import in_float64
 from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_integers
 from titokctl.models.maskgit.decoding import decode
 from titokctl.models.maskgit.mask_schedule import mask_ratio
@@ -139,15 +140,17 @@ class MaskGit(Generator):
         tokens = self.config.num_latent_tokens
         noise.prepare(passes + 1, tokens)
         positions = torch.arange(tokens, device=ids.device).expand(len(ids), -1)
-        offset = (-(-noise.gumbel(passes, positions[:, :1])).exp()).exp().double()  # (B, 1), uniform in (0, 1)
-        total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+        offset = in_float64((-(-noise.gumbel(passes, positions[:, :1])).exp()).exp())  # (B, 1), uniform in (0, 1)
+        total = torch.zeros(len(ids), dtype=torch.float64, device=offset.device)
         for number in range(passes):
-            masked_ids = ((number + offset) / passes * tokens).long().clamp(0, tokens - 1) + 1  # (B, 1)
+            masked_ids = (((number + offset) / passes * tokens).long().clamp(0, tokens - 1) + 1).to(
+                ids.device
+            )  # (B, 1)
             order = noise.gumbel(number, positions).argsort(dim=1)
             masked = torch.zeros_like(ids, dtype=torch.bool).scatter(1, order, positions < masked_ids)
             logits = self(torch.where(masked, self.config.mask_id, ids), labels)
-            nats = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids).double()
-            total += (nats * masked * (tokens / masked_ids)).sum(dim=1)
+            nats = in_float64(F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids))
+            total += (nats * masked.to(nats.device) * (tokens / masked_ids).to(nats.device)).sum(dim=1)
         return total / passes
 
     @torch.inference_mode()
