@@ -108,7 +108,7 @@ def test_a_sample_set_keeps_the_ids_of_another(runs, run_cli, tmp_path):
     [
         (("--keep-tokens", "0-3"), "belong together"),
         (("--keep", "CACHE"), "belong together"),
-        (("--keep", "CACHE", "--keep-tokens", "3-1"), "no list of positions"),
+        (("--keep", "CACHE", "--keep-tokens", "3-1"), "not a list of positions"),
         (("--keep", "CACHE", "--keep-tokens", "0-7"), "nothing is left to draw"),
         (("--keep", "CACHE", "--keep-tokens", "8"), "an image has the tokens 0 to 7"),
         (("--keep", "CACHE", "--keep-tokens", "0"), "made by another tokenizer"),
