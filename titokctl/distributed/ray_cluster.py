@@ -320,8 +320,8 @@ class ActorPool(Generic[PieceT]):
     def _warn_of_waiting(self, since: float) -> None:
         if not self._warned and time.monotonic() - since > _PATIENCE_S:
             self._warned = True
-            needs = "a GPU" if self._connection.device == "cuda" else "memory"
-            self._say(f"waiting for the cluster to have {needs} for a worker")
+            lacks = "no free GPU" if self._connection.device == "cuda" else "too little memory"
+            self._say(f"no worker has started yet: the cluster is busy, or has {lacks}")
 
 
 def result_of(reference: Any, during: str = "") -> Any:
