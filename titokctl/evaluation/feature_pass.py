@@ -8,7 +8,7 @@ key is a hash of the images, the network and the decoders: a file with another k
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import FeatureCollector, FeatureSet, extract
 from titokctl.evaluation.frechet import Gaussian
 from titokctl.evaluation.image_sets import Batch, ImageSet, unreadable
+from titokctl.evaluation.kept_pass import KeptPass, kept_pass
 from titokctl.evaluation.metrics import FID_IMAGES, MAX_REFERENCE_IMAGES
 from titokctl.formats.run_folder import versions
 from titokctl.formats.statistics import Statistics, read_statistics, write_statistics
@@ -80,35 +81,77 @@ def measure(images: ImageSet, keep: int, what: str, work: FeaturePass, splits: i
 
     Raises: UserError for unreadable images that were not known to be bad, or fewer than two; Stopped after a signal.
     """
-    progress, stop, group = work.context.progress, work.context.stop, work.context.group
+    context, group = work.context, work.context.group
     check_readable(images, work)
-    share = share_of(images.count, work.extractor.batch_size, group)
     collector = FeatureCollector(work.extractor.widths, images.count, keep, splits)
-    reading = _Reading()
-    progress.start(f"features of {what}", len(share))
+    settings = _settings(images, work, keep, splits) if group.is_main else {}
+    with kept_pass(context.runs / _STATISTICS_FOLDER, settings, group.is_main, context.say) as held:
+        folder = group.from_main(held and str(held))
+        is_kept = folder is not None and Path(folder).is_dir()
+        kept = KeptPass(Path(folder) if is_kept else None, group.rank, context.say)
+        reading = _measure_share(images, collector, what, work, kept)
+        found = reading.shared(images, context.stop, group, is_kept)
+        features = _check_found(images, collector, found, work)
+    size = images.image_size or (found.shape[0] if found.shape else None)
+    rejected = (*images.problems, *found.rejected.values())
+    unexpected = tuple(bad for bad in rejected if bad.key not in images.known_bad)
+    return Measured(features, size, rejected, unexpected, len(found.lossy), splits)
+
+
+def _settings(images: ImageSet, work: FeaturePass, keep: int, splits: int | None) -> dict[str, Any]:
+    """Return everything that decides about the state of a pass, as JSON."""
+    return {
+        "path": str(images.path.absolute()),
+        "images": images.identity(),
+        "features": {"name": work.extractor.name, **work.extractor.description},
+        "versions": versions(),
+        "processes": work.context.group.world_size,
+        "rows": keep,
+        "splits": splits,
+    }
+
+
+def _measure_share(
+    images: ImageSet, collector: FeatureCollector, what: str, work: FeaturePass, kept: KeptPass
+) -> "_Reading":
+    """Put the features of this process's share into `collector`, or the rest of them; the state is kept on the way."""
+    progress, stop, batch_size = work.context.progress, work.context.stop, work.extractor.batch_size
+    share = share_of(images.count, batch_size, work.context.group)
+    reading = _Reading.of(kept.restored(collector), share.start)
+    progress.start(f"features of {what}", len(share), done=collector.seen)
+    pixels = reading.pixels(images.read(range(reading.next, share.stop)), stop)
     try:
-        for features in extract(work.extractor, reading.pixels(images.read(share), stop)):
+        for features in extract(work.extractor, pixels):
             count = len(features["pool"])
+            if stop.requested and count < batch_size:  # cut short: to the same bits, it must be whole when it is added
+                break
             collector.add(features, reading.positions_of(count))
             progress.advance(count)
-        if not stop.requested:
+            if kept.is_due():
+                kept.save(collector, reading.about())
+        if stop.requested:
+            kept.save(collector, reading.about())
+        else:
             progress.advance(len(share) - collector.seen)
     finally:
         progress.close()
-    found = reading.shared(images, stop, group)
-    rejected = (*images.problems, *found.rejected)
-    unexpected = tuple(bad for bad in rejected if bad.key not in images.known_bad)
+    return reading
+
+
+def _check_found(images: ImageSet, collector: FeatureCollector, found: "_Reading", work: FeaturePass) -> FeatureSet:
+    """Return the features of all processes together. Raises UserError as `measure`."""
+    rejected = (*images.problems, *found.rejected.values())
     if not work.skip_bad:
         _check_expected(rejected, images)
     if rejected:
+        is_known = all(bad.key in images.known_bad for bad in rejected)
+        known = "; the token cache was made without them, too" if is_known else ""
         of = f"of {images.count:,} images in {images.path}"
-        known = "" if unexpected else "; the token cache was made without them, too"
         work.context.progress.warn(unreadable(rejected, of) + known)
     good = images.count - len(rejected)
     if good < 2:
         raise UserError(f"{images.path} holds {good} usable images; features need at least 2")
-    size = images.image_size or (found.shape[0] if found.shape else None)
-    return Measured(collector.result(group), size, rejected, unexpected, found.lossy, splits)
+    return collector.result(work.context.group)
 
 
 def check_readable(images: ImageSet, work: FeaturePass) -> None:
@@ -137,22 +180,51 @@ def share_of(count: int, batch_size: int, group: Group) -> range:
 
 @dataclass
 class _Reading:
-    """State of reading: positions of images whose features are pending, rejected images, and the size of all."""
+    """State of reading: positions of images whose features are pending, rejected images, and the size of all.
 
+    Attributes:
+        next: the position of the first image that is neither measured nor rejected, if none is pending.
+        positions: of the images that are read, but not measured yet.
+        rejected, lossy: what was found so far, by position.
+    """
+
+    next: int = 0
     positions: list[int] = field(default_factory=list)
     shape: list[int] | None = None
-    rejected: list[Rejected] = field(default_factory=list)
-    lossy: int = 0
+    rejected: dict[int, Rejected] = field(default_factory=dict)
+    lossy: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, about: dict[str, Any] | None, first: int) -> "_Reading":
+        """Return the state that `about` gives, or that of a pass that begins at position `first`."""
+        if about is None:
+            return cls(first)
+        rejected = {position: Rejected(*fields) for position, fields in about["rejected"]}
+        return cls(about["next"], [], about["shape"], rejected, set(about["lossy"]))
+
+    def about(self) -> dict[str, Any]:
+        """Return JSON from which reading goes on with the first image that is not measured."""
+        end = self.positions[0] if self.positions else self.next
+        rejected = [
+            [position, [bad.key, bad.kind, bad.reason]] for position, bad in self.rejected.items() if position < end
+        ]
+        return {
+            "next": end,
+            "shape": self.shape,
+            "rejected": rejected,
+            "lossy": [position for position in self.lossy if position < end],
+        }
 
     def pixels(self, batches: Iterator[Batch], stop: StopRequest) -> Iterator[np.ndarray]:
         """Yield the pixels of all batches until a signal comes."""
         for batch in batches:
-            self.rejected += batch.rejected
             if stop.requested:
                 return
+            self.rejected |= dict(zip(batch.rejected_at, batch.rejected, strict=True))
+            self.lossy |= set(batch.lossy_at)
+            self.next = max([self.next, *(position + 1 for position in (*batch.positions, *batch.rejected_at))])
             if len(batch.positions):
                 self.positions += batch.positions
-                self.lossy += batch.lossy
                 self.shape = list(batch.pixels.shape[1:3])
                 yield batch.pixels
 
@@ -162,24 +234,24 @@ class _Reading:
         del self.positions[:count]
         return taken
 
-    def shared(self, images: ImageSet, stop: StopRequest, group: Group) -> "_Reading":
+    def shared(self, images: ImageSet, stop: StopRequest, group: Group, is_kept: bool) -> "_Reading":
         """Return what all processes found; leave together with them when one got a signal.
 
         Raises: Stopped; UserError when their shares hold images of different sizes.
         """
-        mine = {"stop": stop.exit_code, "rejected": [asdict(bad) for bad in self.rejected]}
-        found = group.from_all(mine | {"lossy": self.lossy, "shape": self.shape})
+        found = group.from_all({"stop": stop.exit_code, **self.about()})
         if code := max(each["stop"] for each in found):
             stop.adopt(code)
-            stop.check("Nothing was written.")
+            stop.check("The features so far are kept." if is_kept else "Nothing was written.")
         shapes = [each["shape"] for each in found if each["shape"] is not None]
         if any(shape != shapes[0] for shape in shapes):
             sizes = " and ".join(sorted({f"{width} x {height}" for height, width in shapes}))
             raise UserError(
                 f"{images.path} holds images of different sizes: {sizes}", "bring them to one size with --size N"
             )
-        rejected = [Rejected(**bad) for each in found for bad in each["rejected"]]
-        return _Reading([], shapes[0] if shapes else None, rejected, sum(each["lossy"] for each in found))
+        rejected = {position: Rejected(*fields) for each in found for position, fields in each["rejected"]}
+        lossy = {position for each in found for position in each["lossy"]}
+        return _Reading(0, [], shapes[0] if shapes else None, rejected, lossy)
 
 
 def measured_reference(images: ImageSet, work: FeaturePass) -> tuple[Measured, Path]:

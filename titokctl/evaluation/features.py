@@ -6,7 +6,7 @@ Letters: n images, B batch, H and W height and width, D feature width, S splits,
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -187,6 +187,31 @@ class FeatureCollector:
         if self._scores is not None:
             self._scores.add(places, features["logits"])
         self.seen += len(places)
+
+    @property
+    def kept_rows(self) -> np.ndarray:
+        """The rows of pooled features that are kept so far, (m, D) float32."""
+        return self._features[: self._kept]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything but the kept rows as arrays, from which `restore` goes on to the same bits."""
+        found = {"seen": np.array(self.seen), "kept": np.array(self._kept)}
+        for name, sums in self._sums.items():
+            found |= {f"{name}_{field}": values for field, values in sums.state().items()}
+        return found if self._scores is None else found | {"scores": self._scores.table}
+
+    def restore(self, state: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+        """Go on from a `state` with its kept rows. Raises ValueError or KeyError for one of other features."""
+        if len(rows) > self._share or (len(rows) and rows.shape[1:] != self._features.shape[1:]):
+            raise ValueError("the kept rows are of other features")
+        if self._scores is not None:
+            if state["scores"].shape != self._scores.table.shape:
+                raise ValueError("the scores are of other splits")
+            self._scores.table[:] = state["scores"]
+        for name, sums in self._sums.items():
+            sums.restore({field: state[f"{name}_{field}"] for field in ("count", "total", "products", "held")})
+        self._features[: len(rows)] = rows
+        self._kept, self.seen = len(rows), int(state["seen"])
 
     def result(self, group: Group | None = None) -> FeatureSet:
         """Return what was collected, by all processes of `group` together; the features are on rank 0 alone.

@@ -9,7 +9,7 @@ Letters: n images, D feature width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,19 @@ class GaussianSums:
         self._held.append(np.asarray(features))
         if sum(map(len, self._held)) >= _ROWS_AT_ONCE:
             self.settled()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the sums, and the features that are not in them yet, from which `restore` goes on to the same bits."""
+        held = np.concatenate(self._held) if self._held else np.empty((0, len(self.total)), np.float32)
+        return {"count": np.array(self.count), "total": self.total, "products": self.products, "held": held}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a `state`. Raises ValueError, with nothing changed, for one of another width."""
+        width, held = len(self.total), state["held"]
+        if (state["total"].shape, state["products"].shape, held.shape[1:]) != ((width,), (width, width), (width,)):
+            raise ValueError(f"expected sums of {width} features")
+        self.count, self._held = int(state["count"]), [held] if len(held) else []
+        self.total[:], self.products[:] = state["total"], state["products"]
 
     def gaussian(self) -> Gaussian:
         """Mean and covariance of what was added. Raises ValueError for fewer than two images."""

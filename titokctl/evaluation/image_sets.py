@@ -53,13 +53,15 @@ class Batch:
         positions: (n,), where the readable images are in the set.
         pixels: (n, H, W, 3) uint8; without meaning when n is 0.
         rejected: the images between them that can't be read.
-        lossy: how many of the n come from files with lossy compression.
+        rejected_at: where those are in the set.
+        lossy_at: the positions, of the n, of files with lossy compression.
     """
 
     positions: Sequence[int]
     pixels: np.ndarray
     rejected: Sequence[Rejected] = ()
-    lossy: int = 0
+    rejected_at: Sequence[int] = ()
+    lossy_at: Sequence[int] = ()
 
 
 class ImageSet(ABC):
@@ -261,10 +263,10 @@ class SourceImages(ImageSet):
         tasks = (wanted[i : i + _FILES_AT_ONCE] for i in range(0, len(wanted), _FILES_AT_ONCE))
         first: tuple[str, str] | None = None
         for task, files in in_order(make, tasks, available_cores()):
-            positions, pixels, rejected, lossy = [], [], [], 0
+            positions, pixels, rejected, lossy_at = [], [], {}, []
             for position, file in zip(task, files, strict=True):
                 if isinstance(file.pixels, BadImage):
-                    rejected.append(Rejected(file.key, file.pixels.kind, file.pixels.text))
+                    rejected[position] = Rejected(file.key, file.pixels.kind, file.pixels.text)
                     continue
                 size = f"{file.pixels.shape[1]} x {file.pixels.shape[0]}"
                 first = first or (file.key, size)
@@ -272,8 +274,10 @@ class SourceImages(ImageSet):
                     raise self._of_different_sizes(first, (file.key, size))
                 positions.append(position)
                 pixels.append(file.pixels)
-                lossy += file.is_lossy
-            yield Batch(positions, np.stack(pixels) if pixels else _NO_PIXELS, rejected, lossy)
+                if file.is_lossy:
+                    lossy_at.append(position)
+            stacked = np.stack(pixels) if pixels else _NO_PIXELS
+            yield Batch(positions, stacked, list(rejected.values()), list(rejected), lossy_at)
 
     def unreadable(self, context: Context) -> list[Rejected]:
         if not can_be_checked(self._source):
