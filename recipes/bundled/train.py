@@ -6,6 +6,8 @@ Everything is made from rendered scenes, so nothing is downloaded. The folder ge
 maskgit-scenes-64.safetensors (bf16, 15.6 MB together), numbers.json and log.txt. Run the same command again to resume:
 finished steps are skipped, and training goes on from its newest checkpoint.
 
+`--init-tokenizer scenes-64 --init-generator maskgit-scenes-64` goes on from the bundled models, with a new schedule.
+
 `--seconds` is the time for both trainings together, on whatever machine this is: the speed is measured first, and the
 numbers of steps follow from it; they are kept in steps.json. Without it, the recipes' own numbers of steps are used.
 """
@@ -89,7 +91,7 @@ def main() -> None:
     train_tokenizer(chain, [*changes, *starting_from(given.init_tokenizer)])
     changes = generator_changes(chain, given.seconds, given.set_generator)
     train_generator(chain, [*changes, *starting_from(given.init_generator)])
-    write_numbers(chain)
+    write_numbers(chain, given.init_tokenizer == TOKENIZER)
 
 
 def train_tokenizer(chain: Chain, changes: list[str]) -> None:
@@ -203,8 +205,11 @@ def keep_steps(chain: Chain, kind: str, steps: int) -> int:
     return steps
 
 
-def write_numbers(chain: Chain) -> None:
-    """Write numbers.json: the last metrics of both runs, sizes, and the seconds of each step of this call."""
+def write_numbers(chain: Chain, starts_from_bundled: bool) -> None:
+    """Write numbers.json: the last metrics of both runs, sizes, and the seconds of each step of this call.
+
+    `seconds_before` is how long the bundled models had been trained that this training starts from.
+    """
     import torch
 
     on_gpu = torch.cuda.is_available() and "cpu" not in chain.device
@@ -213,6 +218,10 @@ def write_numbers(chain: Chain) -> None:
         "torch": torch.__version__,
         "seconds": {name: value for name, value in chain.seconds.items() if name != "json"},
     }
+    if starts_from_bundled:
+        before = json.loads((ROOT / "titokctl" / "bundled" / "numbers.json").read_text(encoding="utf-8"))
+        trained = sum(before["seconds"][step] for step in ("train-tokenizer", "train-gen"))
+        numbers["seconds_before"] = trained + before.get("seconds_before", 0.0)
     for kind, name in (("tokenizer", TOKENIZER), ("generator", GENERATOR)):
         last: dict[str, Any] = {}
         for record in chain.metrics(f"{kind}/{name}"):

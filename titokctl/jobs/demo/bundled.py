@@ -56,5 +56,5 @@ def show_bundled(folder: Path, held_out: np.ndarray, context: Context) -> Bundle
     ]
     save_png(folder / PICTURE, labelled_rows(rows))
     made = json.loads(files[0].with_name("numbers.json").read_text(encoding="utf-8"))
-    seconds = sum(made["seconds"][step] for step in ("train-tokenizer", "train-gen"))
+    seconds = sum(made["seconds"][step] for step in ("train-tokenizer", "train-gen")) + made.get("seconds_before", 0.0)
     return Bundled(score.psnr_pooled, score.images, seconds, made["device"])
