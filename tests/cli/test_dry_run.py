@@ -33,6 +33,8 @@ PLANNED = [
     ("new/both.h5", "merge ids.h5 ids.h5 -o new/both.h5"),
     ("w.safetensors", "convert runs/generator/gen -o w.safetensors"),
     ("preview.png", "preview ids.h5"),
+    ("new/p.png", "preview ids.h5 -o new/p.png"),
+    ("out.png", "detokenize 1,2,3,4,5,6,7,8 1 2 3 4 5 6 7 8 -o out.png"),
     ("reconstructed", "reconstruct shards --tokenizer tok.safetensors --features none"),
     ("ref.npz", "stats shards --size 32 -o ref.npz --features toy"),
     ("page.html", "report tokenizer/tok -o page.html"),
@@ -42,6 +44,8 @@ PLANNED = [
 RECIPES = {"train-gen", "train-tokenizer"}
 # It plans only its first step, the samples.
 IN_TWO_STEPS = {"reproduce"}
+# Their plans are about a repository.
+SHARED = {"push", "pull"}
 REFUSED = [
     "tokenize nowhere -o t.h5",
     "tokenize shards -o ids.h5 --tokenizer tok.safetensors",
@@ -55,7 +59,7 @@ REFUSED = [
     "convert text -o w.safetensors",
     "convert runs/generator/gen -o runs --to official",
     "preview ids.h5 -o text",
-    "preview ids.h5 -o new/p.png",
+    "detokenize 1 2 3 -o out.png",
     "reconstruct nowhere --features none",
     "stats shards --size 32 -o ref.h5 --features toy",
     "report tokenizer/tok -o page.txt",
@@ -270,4 +274,4 @@ def test_every_command_with_an_output_has_a_dry_run():
             "--overwrite",
         } & names and name != "demo":  # each of its steps needs the results of the one before
             assert "--dry-run" in names, name
-            assert name in {words.split()[0] for _, words in PLANNED} | RECIPES | IN_TWO_STEPS
+            assert name in {words.split()[0] for _, words in PLANNED} | RECIPES | IN_TWO_STEPS | SHARED

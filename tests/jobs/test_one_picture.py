@@ -139,7 +139,7 @@ def test_names_that_lead_out_of_the_folder_are_not_used(call, here, capsys):
 def test_what_is_refused(call, here, monkeypatch):
     assert "needs 8 an image" in call("detokenize", "1 2 3", "-o", "out.png", code=1)
     assert "0 to 63" in call("detokenize", "1 2 3 4 5 6 7 64", "-o", "out.png", code=1)
-    assert "'x' is no id" in call("detokenize", "1 x", "-o", "out.png", code=2)
+    assert "'x' is not an id" in call("detokenize", "1 x", "-o", "out.png", code=2)
     assert "does not end in .png" in call("detokenize", "1", "-o", "out.jpg", code=2)
     assert "--part is for a token cache" in call("tokenize", "one.jpg", "--part", "1/2", code=2)
     Path("notes.txt").write_text("thesis")

@@ -14,7 +14,7 @@ WILD = ("optimizer.learning_rate=1e30", "schedule={kind: constant, warmup_steps:
 def test_a_name_is_one_plain_folder(command, name, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     assert run_words([command, str(tmp_path), f"--name={name}", "--overwrite", "--runs-dir", str(tmp_path / "r")]) == 2
-    assert "is no name of a run" in capsys.readouterr().err
+    assert "is not a valid run name" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

@@ -86,5 +86,5 @@ def open_files(paths: Sequence[Path]) -> FolderSource:
 def _check_image(path: Path) -> None:
     if not is_image_file(path):
         head = head_of(path)
-        hint = hint_for(head, path, "leave it out, or name its folder, where files that are no images are passed over")
+        hint = hint_for(head, path, "leave it out, or name its folder, where files that are not images are passed over")
         raise UserError(f"{path} is not an image, but {described(head)}", hint)

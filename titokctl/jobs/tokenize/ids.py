@@ -122,7 +122,7 @@ class Detokenize:
         tokenizer: as for `load_tokenizer`; None for the newest in the runs folder that makes pixels.
         overwrite: replace a file at `output`.
 
-    Raises UsageError for text that is no whole numbers, and for an output that is no .png.
+    Raises UsageError for text that is not whole numbers, and for an output that is not a .png.
     """
 
     texts: Sequence[str]
@@ -174,7 +174,7 @@ class Detokenize:
         words = [word for text in self.texts for word in _BETWEEN.split(text) if word]
         for word in words:
             if not (word.isascii() and word.isdigit() and len(word) < 10):
-                raise UsageError(f"{word[:40]!r} is no id: ids are whole numbers", _EXAMPLE)
+                raise UsageError(f"{word[:40]!r} is not an id: ids are whole numbers", _EXAMPLE)
         return [int(word) for word in words]
 
     def _settings(self, ids: np.ndarray, model: TiTok, device: str) -> dict[str, Any]:
