@@ -204,10 +204,10 @@ def test_other_folders_are_refused(tmp_path: Path, name: str) -> None:
         open_source([tmp_path / name])
 
 
-def test_a_single_image_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"x")
+def test_a_single_file_that_is_neither_an_image_nor_a_shard_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"x")
     with pytest.raises(UserError, match="is not a tar shard"):
-        open_source([tmp_path / "a.png"])
+        open_source([tmp_path / "a.txt"])
 
 
 def test_wrong_words(tmp_path: Path) -> None:

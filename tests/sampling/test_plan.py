@@ -66,7 +66,7 @@ def test_a_name_of_two_classes_is_refused():
 
 @pytest.mark.parametrize("text", ["5-3", "0-999999999"])
 def test_ranges_that_are_none(text):
-    with pytest.raises(UsageError, match="no range of classes"):
+    with pytest.raises(UsageError, match="not a range of classes"):
         parse_classes(text)
 
 
