@@ -20,7 +20,6 @@ PNG = encoded(noise(6, 6))
         ("a.tar.zst", b"\x28\xb5\x2f\xfd", "compressed with zstd", "zstd -dk"),
         ("a.tar.xz", b"\xfd7zXZ\x00", "compressed with xz", "xz -dk"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file", ".tar files"),
-        ("a.png", PNG, "a single image", "name its folder"),
         ("a.bin", tar_bytes([("a.png", PNG)]), "a tar whose name does not end with .tar", "rename it"),
         ("a.data", b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer", "git lfs pull"),
         ("a.tar", b"<!doctype html>", "an HTML page", "download it again"),
