@@ -1,6 +1,8 @@
 """What every test gets: no network, its share of the cores, a real command line to call."""
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -80,7 +82,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     processes: list[subprocess.Popen[str]] = []
 
     def call(words: list[str], **options: Any) -> subprocess.Popen[str]:
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        # A suite under `nohup` ignores SIGHUP, and so would its children.
+        hears = {"preexec_fn": functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **hears, **options}
         processes.append(subprocess.Popen(words, **options))
         return processes[-1]
 

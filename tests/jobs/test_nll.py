@@ -138,5 +138,5 @@ def test_refusals(networks, tmp_path):
     write_cache(networks / "latents.h5", 20, codes=0, **head)
     assert "latents" in message("ar", "latents.h5")
     write_cache(networks / "many.h5", 90, codes=trained.CODES, tokens=trained.TOKENS, classes=7, **head)
-    assert "knows the classes 0 to 2" in message("ar", "many.h5")
+    assert "has the classes 0 to 2" in message("ar", "many.h5")
     assert run(["nll", str(networks / "tokens.h5"), "--passes", "0"]) == 2
