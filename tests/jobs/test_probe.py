@@ -99,6 +99,7 @@ def test_wrong_settings_are_refused(settings):
         Probe(["x"], **settings)
 
 
+@pytest.mark.slow
 def test_the_command_in_two_processes_gives_the_result_of_one(made, tmp_path, run_cli):
     weights, train, val = made
     words = ("probe", train, "--val", val, "--tokenizer", weights, "--json")

@@ -277,6 +277,7 @@ def init(project, name=None, resume="never", embed=True):
 """
 
 
+@pytest.mark.slow
 def test_trackio_gets_every_number_of_a_run_that_is_resumed_under_one_name(run_cli, cache, recipe, tmp_path):
     package = tmp_path / "package"
     package.mkdir()
