@@ -91,7 +91,7 @@ class Learner(Generic[M]):
     ) -> None:
         self.module, self.group = module, group
         self.config, self.schedule, self.total_steps = optimizer, schedule, total_steps
-        self.optimizers = build_optimizers(module, optimizer, group)
+        self.optimizers = build_optimizers(module, optimizer)
         self.ema = Ema(module, ema_decay) if ema_decay is not None else None
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         device = self._parameters[0].device

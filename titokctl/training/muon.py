@@ -11,9 +11,6 @@ from typing import Any
 
 import torch
 
-from titokctl.distributed.group import Group, single_group
-from titokctl.distributed.reduce import gathered
-
 # Of the quintic iteration in the source: it brings all singular values near 1 in five rounds.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ROUNDS = 5
@@ -22,21 +19,14 @@ _ROUNDS = 5
 class Muon(torch.optim.Optimizer):
     """Updates matrices only; matrices of one shape are orthogonalised in one batch.
 
-    Each process orthogonalises its share of the matrices of a shape and gets the other directions from the others, so
-    that the work per process falls with their number.
-
     Args:
         matrices: parameters of two dimensions; of more, all but the first are taken as one (a convolution's kernel).
         lr: learning rate, of AdamW's size.
         momentum: of the running mean of gradients (Nesterov's form).
-        group: processes that hold the same matrices and the same gradients; None for this one alone.
     """
 
-    def __init__(
-        self, matrices: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, group: Group | None = None
-    ) -> None:
+    def __init__(self, matrices: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(list(matrices), {"lr": lr, "momentum": momentum})
-        self._group = group or single_group()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -63,22 +53,12 @@ class Muon(torch.optim.Optimizer):
             gradients = [torch.where(found_inf == 0, g, m) for g, m in zip(gradients, means, strict=True)]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)
-        directions = self._directions(torch.stack(ahead).flatten(2))
+        directions = orthogonal(torch.stack(ahead).flatten(2))
         if found_inf is not None:
             directions.mul_(1 - found_inf)
         scale = 0.2 * max(directions.shape[1:]) ** 0.5
         steps = [direction.view_as(p) for direction, p in zip(directions, matrices, strict=True)]
         torch._foreach_add_(list[torch.Tensor](matrices), steps, alpha=-lr * scale)
-
-    def _directions(self, matrices: torch.Tensor) -> torch.Tensor:
-        """Orthogonalise (n, rows, columns), each process its share; every process returns all of them."""
-        if self._group.is_single:
-            return orthogonal(matrices)
-        share = -(-len(matrices) // self._group.world_size)
-        own = matrices[self._group.rank * share :][:share]
-        # Unlike zeros, a repeated matrix fills the last shares without a case of its own.
-        own = own if len(own) == share else torch.cat([own, matrices[:1].expand(share - len(own), -1, -1)])
-        return gathered(orthogonal(own), self._group)[: len(matrices)]
 
     def _mean(self, p: torch.nn.Parameter) -> torch.Tensor:
         state = self.state[p]
@@ -98,5 +78,5 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(_ROUNDS):
         square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=_B, alpha=_C), x, beta=_A)
+        x = _A * x + (_B * square + _C * square @ square) @ x
     return (x.mT if tall else x).to(matrices.dtype)

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from titokctl.config.training import OptimizerConfig
-from titokctl.distributed.group import Group
 from titokctl.errors import UserError
 from titokctl.training.muon import Muon
 
@@ -30,13 +29,10 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and _BLOCK_MATRIX.search(name) is not None
 
 
-def build_optimizers(
-    module: nn.Module, config: OptimizerConfig, group: Group | None = None
-) -> list[torch.optim.Optimizer]:
+def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """AdamW over the parameters that want gradients (fused), and Muon over block matrices if the recipe names its rate.
 
-    Every group of parameters carries `base_lr`, the rate that the schedule scales. Muon divides its work over the
-    processes of `group`, which hold the same module; None for this process alone.
+    Every group carries `base_lr`, the rate that the schedule scales.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if config.muon_learning_rate is not None and is_block_matrix(n, p)]
@@ -50,10 +46,10 @@ def build_optimizers(
         torch.optim.AdamW(filled, lr=config.learning_rate, betas=config.betas, fused=True)
     ]
     if matrices and config.muon_learning_rate is not None:
-        optimizers.append(Muon(matrices, config.muon_learning_rate, config.muon_momentum, group))
+        optimizers.append(Muon(matrices, config.muon_learning_rate, config.muon_momentum))
     for optimizer in optimizers:
-        for parameters in optimizer.param_groups:
-            parameters["base_lr"] = parameters["lr"]
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
     return optimizers
 
 

@@ -19,7 +19,7 @@ from titokctl.formats.shard_set import ShardSample, read_set_index, shard_name, 
 from titokctl.jobs.scenes import HELD_OUT, TRAIN, Scenes
 
 SIZE = 64
-NUM_SCENES, NUM_HELD_OUT = 12_000, 1_200
+NUM_SCENES, NUM_HELD_OUT = 20_000, 1_200
 _FEWEST = 200
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 1_200
 _PER_SHARD = 1_000
