@@ -73,10 +73,10 @@ def products(folder: Path) -> None:
     )
     request.run(context(folder))
     Fid(samples, data, network=lite0, tokenizer=str(tokenizer)).run(context(folder))
-    found = Fid(samples, data, network=FeatureNetwork("lite0", tf32=True), tokenizer=str(tokenizer)).run(
-        context(folder)
-    )
-    assert found.extractor["precision"] == "tf32"
+    if pretend_gpu.KIND == "cuda":
+        fast = FeatureNetwork("lite0", tf32=True)
+        found = Fid(samples, data, network=fast, tokenizer=str(tokenizer)).run(context(folder))
+        assert found.extractor["precision"] == "tf32"
     Decode(cache, folder / "decoded.npz", tokenizer=str(tokenizer)).run(context(folder))
     Reconstruct([data], str(tokenizer), folder / "reconstructed", features="none").run(context(folder))
     _reproduce(folder)
