@@ -160,7 +160,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class Stages(Generic[PieceT]):
-    """The way of one piece through a pool.
+    """The calls that take one piece of work through a pool of actors.
 
     Args:
         start: starts an actor; `actor.prepare.remote()` is awaited before it gets a piece.
@@ -230,7 +230,7 @@ class ActorPool(Generic[PieceT]):
                 self._warn_of_waiting(since)
 
     def _begin_more(self, pieces: Iterator[PieceT] | None) -> Iterator[PieceT] | None:
-        """Begin as many pieces as may be under way. Returns None once there are no more."""
+        """Begin as many pieces as may run at once. Returns None once there are no more."""
         actors = len(self._free) + len(self._working) + len(self._starting)
         ahead = max(actors, self._connection.smallest) + (self._connection.cpus if self._stages.begin else 0)
         while pieces is not None and len(self._begun) + len(self._ready) < ahead:

@@ -113,7 +113,7 @@ class ImageSet(ABC):
         return (batch.pixels for batch in self.read(range(self.count)) if len(batch.positions))
 
     def beside(self, name: str) -> Path | None:
-        """Return the file in which something called `name` is kept of the set; None if there is no folder for it."""
+        """Return the path of the file that keeps the results `name` of the set; None if nothing is kept."""
         return None if self.results is None else self.results.with_name(f"{self.results.name}-{name}")
 
 

@@ -70,7 +70,7 @@ class KeptPass:
         try:
             self._save(self.folder, collector, about)
         except UserError as error:
-            self.say(f"features are no longer kept on the way: {error.message}")
+            self.say(f"features are no longer saved during the pass: {error.message}")
             self.folder = None
 
     def _save(self, folder: Path, collector: FeatureCollector, about: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ class TableFile(Protocol):
     version: str
 
     def check(self) -> None:
-        """Raise UserError if the file is no longer the one that was opened first."""
+        """Raise UserError if the file was replaced or changed since it was opened first."""
 
     def opened(self) -> Any:
         """Return a context with pyarrow's ParquetFile, or with what has its interface."""

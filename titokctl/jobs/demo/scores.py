@@ -119,15 +119,13 @@ def _probes(
     if not images.attributes:
         return []
     soft = softened(images.training)
-    found = []
-    for name, numbers in images.attributes.items():
-        if name == _COLOUR:
-            pixels = {_TRAINING: images.training, _SOFT: soft, **{which: images.sets[which] for which in _READ}}
-            rows = {which: colour_histogram(each) for which, each in pixels.items()}
-        else:
-            rows = {**features, _SOFT: _features(extractor, soft, context)}
-        found.append(_probe(name, numbers, images, rows))
-    return found
+    pixels = {_TRAINING: images.training, _SOFT: soft, **{which: images.sets[which] for which in _READ}}
+    histograms = {which: colour_histogram(each) for which, each in pixels.items()}
+    rows = {**features, _SOFT: _features(extractor, soft, context)}
+    return [
+        _probe(name, numbers, images, histograms if name == _COLOUR else rows)
+        for name, numbers in images.attributes.items()
+    ]
 
 
 def _probe(name: str, numbers: np.ndarray, images: DemoImages, rows: Mapping[str, np.ndarray]) -> Probe:
