@@ -32,6 +32,8 @@ def test_cp_makes_a_copy_that_is_valid(run_cli, tmp_path):
     assert result.stdout == ""
     assert "my.yaml" in result.stderr
     assert (tmp_path / "my.yaml").read_bytes() == TINY.read_bytes()
+    again = run_cli("recipes", "cp", "tokenizer/tiny", "my.yaml", code=0)
+    assert "my.yaml is finished already" in again.stderr
     assert "my.yaml is valid" in run_cli("recipes", "check", "my.yaml", code=0).stderr
 
 
@@ -44,7 +46,7 @@ def test_cp_does_not_replace_unless_asked(run_cli, tmp_path):
     target = tmp_path / "my.yaml"
     target.write_text("mine")
     result = run_cli("recipes", "cp", "tokenizer/tiny", "my.yaml", code=1)
-    assert "my.yaml exists" in result.stderr
+    assert "my.yaml exists already and is not a copy of tokenizer/tiny" in result.stderr
     assert "--overwrite" in result.stderr
     assert target.read_text() == "mine"
     run_cli("recipes", "cp", "tokenizer/tiny", "my.yaml", "--overwrite", code=0)

@@ -91,8 +91,8 @@ def test_links_are_followed_and_cycles_are_named(tmp_path: Path) -> None:
     assert source.by_position().keys() == ["cat/0", "cat/more/1", "dog/1"]
     assert source.passed_over == {"links to a folder above": 1, "links that lead nowhere": 1}
     said = "; ".join(source.remarks)
-    assert "2 links lead out of" in said
-    assert "1 links lead back to a folder above them and are passed over: cat/loop" in said
+    assert "following 2 links out of" in said
+    assert "not following 1 link back to a folder above: cat/loop" in said
 
 
 def test_everything_in_a_shard_is_accounted_for(tmp_path: Path) -> None:

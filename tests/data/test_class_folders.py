@@ -34,7 +34,7 @@ def test_a_class_without_an_image_keeps_its_number(tmp_path: Path, emptied: str)
         (tmp_path / "dog" / (".x" if "hidden" in emptied else "x.txt")).write_text("x")
     source = open_source([tmp_path])
     assert (source.class_names, labels(source)) == (["cat", "dog", "emu"], {"cat/0": 0, "emu/0": 2})
-    assert any("1 classes have no image and keep their numbers: dog" in remark for remark in source.remarks)
+    assert any("1 class without images (numbers are kept): dog" in remark for remark in source.remarks)
 
 
 def test_the_classes_that_were_chosen_are_always_said(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_list_of_classes_decides_their_order(tmp_path: Path) -> None:
 
 def test_without_labels_every_image_below_is_read(tmp_path: Path) -> None:
     images(tmp_path, "0.png", "cat/0.png", "dog/deep/0.png")
-    with pytest.raises(UserError, match="holds 1 images itself and others in 2 folders") as caught:
+    with pytest.raises(UserError, match="holds 1 image itself and others in 2 folders") as caught:
         open_source([tmp_path])
     assert "--no-labels" in str(caught.value.hint)
     source = open_source([tmp_path], choices=Choices(use_labels=False))
@@ -147,7 +147,7 @@ def test_labels_of_metadata_files(tmp_path: Path) -> None:
     )
     source = open_source([tmp_path / "a"])
     assert (source.class_names, labels(source)) == (["cat", "dog"], {"0": 1, "1": 0, "2": -1})
-    assert source.remarks[0] == "labels from label in metadata.jsonl; 1 images have none (-1)"
+    assert source.remarks[0] == "labels from label in metadata.jsonl; 1 image without one (-1)"
     images(tmp_path / "b", "0.png", "1.png")
     (tmp_path / "b" / "metadata.csv").write_text("file_name,caption,grade\n0.png,a dog,3\n1.png,a cat,1\n")
     assert labels(open_source([tmp_path / "b"])) == {"0": -1, "1": -1}
@@ -157,14 +157,14 @@ def test_labels_of_metadata_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metadata.jsonl", '{"file_name": "9.png", "label": 1}', "lists 1 images that are not there, such as 9.png"),
+        ("metadata.jsonl", '{"file_name": "9.png", "label": 1}', "lists 1 image that can't be found, such as 9.png"),
         ("metadata.jsonl", "{broken", "line 1 of metadata.jsonl is not JSON"),
         ("metadata.jsonl", '{"label": 1}', "has a row without file_name"),
         ("metadata.jsonl", '{"file_name": "0.png", "label": [1]}', "is not a label"),
         ("metadata.jsonl", '{"file_name": "0.png", "label": 1}\n{"file_name": "1.png", "label": "a"}', "both"),
         ("dataset.json", "{broken", "dataset.json is damaged"),
         ("dataset.json", '{"labels": [["0.png", [1, 0]]]}', "not .name, class index."),
-        ("dataset.json", '{"labels": [["9.png", 0]]}', "lists 1 images that are not there"),
+        ("dataset.json", '{"labels": [["9.png", 0]]}', "lists 1 image that can't be found"),
     ],
 )
 def test_a_list_of_labels_that_does_not_fit_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -187,7 +187,7 @@ def test_more_that_does_not_fit(tmp_path: Path) -> None:
         open_source([path], labels=tmp_path / "nowhere.txt")
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(picture(0))
-    with pytest.raises(UserError, match="2 lines for 1 images"):
+    with pytest.raises(UserError, match="2 lines for 1 image"):
         labelled(tmp_path / "in", "0\n1\n")
 
 

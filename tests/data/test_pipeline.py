@@ -147,7 +147,7 @@ def test_images_smaller_than_the_crop_are_scaled_up_and_counted(tmp_path: Path) 
         assert images.batch([0] * 4, range(4)).shape == (4, 16, 16, 3)
     assert images.problems.upscaled == 2
     (said,) = images.problems.remarks()
-    assert "2 images are smaller than 16 px and were scaled up" in said
+    assert "2 images smaller than 16 px, scaled up" in said
 
 
 def test_extremely_long_images_are_not_kept(tmp_path: Path) -> None:

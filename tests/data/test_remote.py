@@ -167,7 +167,7 @@ def test_recorded_counts_spare_the_first_pass(two: Server) -> None:
     assert len(open_two(two)) == 8
     assert Counter(name for name, _ in two.asked if name.endswith(".tar")) == {"s-0.tar": 1, "s-1.tar": 1}  # versions
     two.files["s-0.tar"] = shard(range(4))
-    with pytest.raises(UserError, match="has 4 samples, but 5 are recorded"):
+    with pytest.raises(UserError, match="has 4 samples, but 5 recorded"):
         contents(open_two(two))
 
 

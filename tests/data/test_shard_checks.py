@@ -116,7 +116,7 @@ def test_bad_missing_and_impossible_labels_are_left_out_by_kind(tmp_path: Path) 
     assert (source.keys(), source.labels().tolist()) == (["a", "c", "g"], [0, -1, 1])
     assert problems(source) == {"bad-label": 2, "label-range": 1, "no-image": 1}
     assert [s.data for s in source.read_many([0, 1, 2])] == [picture(0), picture(2), picture(5)]
-    assert "1 of 3 images have no label (-1)" in source.remarks
+    assert "without a label (-1): 1 of 3 images" in source.remarks
     assert len(source) + len(source.problems) == 7
 
 

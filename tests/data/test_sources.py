@@ -112,7 +112,7 @@ def test_class_names_come_from_index_json(tmp_path: Path) -> None:
     write_set_index(tmp_path / "shards", infos, ["cat", "dog"])
     assert open_source([tmp_path / "shards"]).class_names == ["cat", "dog"]
     write_set_index(tmp_path / "shards", infos, ["cat"])
-    with pytest.raises(UserError, match=r"none of the 2 samples .* label 1 is out of range: there are 1 classes"):
+    with pytest.raises(UserError, match=r"none of 2 samples .* label 1 is out of range for 1 class"):
         open_source([tmp_path / "shards"])
 
 
@@ -187,7 +187,7 @@ BAD = {
     "missing": "no such file or folder: .*missing",
     "empty": "the folder .*empty is empty",
     "texts": "no images in .*texts",
-    "both": "holds 1 images itself and others in 1 folders",
+    "both": "holds 1 image itself and others in 1 folder",
     "mixed": "contains both tar shards and images",
 }
 

@@ -119,7 +119,7 @@ def test_sources_that_cannot_be_trained_on_are_refused(server: Server, source: S
     with pytest.raises(UserError, match="34 images are too few for 40 processes"):
         StreamedImages(source, SIZE, 1, 0, 40)
     server.files = {"x.tar": tar_bytes([("a.png", b"none")])}
-    with pytest.raises(UserError, match=r"no usable image in a whole epoch: 1 images can't be decoded"):
+    with pytest.raises(UserError, match=r"no usable image in a whole epoch: 1 image that can't be decoded"):
         StreamedImages(open_source([f"{server.url}/x.tar"]), SIZE, 1).batch(0)
     server.files = {"y.tar": tar_bytes([(f"{i}.png", b"none") for i in range(30)])}
     with pytest.raises(UserError, match=r"2 of 30 images can't be decoded"):

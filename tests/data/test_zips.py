@@ -34,7 +34,7 @@ def test_everything_in_an_archive_is_accounted_for(tmp_path: Path, method: int) 
     assert source.labels().tolist() == [-1, 4, -1]
     assert source.passed_over == {".txt": 1, "hidden": 2}
     assert source.description["label_files"] == 1
-    assert source.remarks == ["labels from labels in dataset.json; 2 images have none (-1)"]
+    assert source.remarks == ["labels from labels in dataset.json; 2 images without one (-1)"]
     assert source.sample(0).data == PNG
 
 
@@ -46,7 +46,7 @@ def test_an_archive_without_labels_says_so(tmp_path: Path) -> None:
 def test_other_archives_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images in"):
         open_source([archive(tmp_path / "a.zip", {"a.txt": b"x"})])
-    with pytest.raises(UserError, match="lists 1 images that are not there"):
+    with pytest.raises(UserError, match="lists 1 image that can't be found"):
         open_source([archive(tmp_path / "b.zip", {"a.png": PNG, "dataset.json": b'{"labels": [["b.png", 1]]}'})])
     (tmp_path / "c.zip").write_bytes(b"<html>log in")
     with pytest.raises(UserError, match="an HTML page"):

@@ -72,7 +72,7 @@ def test_without_val_a_share_is_held_out_by_its_keys(made, tmp_path):
 def test_images_without_labels_and_bad_ones_are_counted(made, tmp_path):
     folder = class_folder(tmp_path / "more", 12)
     (folder / "dark" / "0003.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
-    with pytest.raises(UserError, match="1 images can't be read: dark/0003"):
+    with pytest.raises(UserError, match="1 image can't be read: dark/0003"):
         go(made[0], folder, tmp_path / "runs")
     found = go(made[0], folder, tmp_path / "runs", skip_bad=True)
     assert (found.skipped, found.training_images + found.held_out_images) == (1, 35)

@@ -142,7 +142,7 @@ def test_existing_results_and_wrong_numbers_are_refused(made, tmp_path):
 def test_a_corrupt_image_is_named(made, tmp_path):
     folder = tiny.class_folder(tmp_path / "photos", 3)
     (folder / "dog" / "0001.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    with pytest.raises(UserError, match="1 images can't be read: dog/0001"):
+    with pytest.raises(UserError, match="1 image can't be read: dog/0001"):
         go(made, tmp_path / "out", data=folder)
     assert not list((tmp_path / "out").iterdir())
     assert go(made, tmp_path / "out", data=folder, skip_bad=True).skipped == 1
@@ -182,7 +182,7 @@ def test_several_processes_give_the_numbers_and_the_picture_of_one(run_cli, tmp_
     }
     for name in different - {"output"}:
         assert many.json[name] == pytest.approx(one.json[name], rel=1e-6), name
-    assert many.stderr.count("1 images can't be read") == 1
+    assert many.stderr.count("1 image can't be read") == 1
     pictures = [(tmp_path / name / "reconstructions.png").read_bytes() for name in ("many", "one")]
     assert pictures[0] == pictures[1]
 

@@ -99,8 +99,26 @@ def test_the_page_is_self_contained(trained: Path, tmp_path: Path, run_cli) -> N
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     assert text.count("data:image/png;base64,") == 2
     assert not re.search(r"<script|https?://|src=\"(?!data:)|href=", text)
-    with pytest.raises(UserError, match="exists already"):
-        Report("gen", page).run(Context(trained))
+
+
+def test_a_page_is_finished_until_its_run_changes(trained: Path, tmp_path: Path, run_cli) -> None:
+    words = ("report", "gen", "-o", "new/page.html", "--runs-dir", trained)
+    page = tmp_path / "new" / "page.html"
+    run_cli(*words, code=0)
+    before = page.read_bytes()
+    assert "new/page.html is finished already" in run_cli(*words, code=0).stderr
+    assert run_cli(*words, "--dry-run", "--json", code=0).json["replaces"] is False
+    other = run_cli("report", "tok", "-o", page, "--runs-dir", trained, code=1).stderr
+    assert "run: generator/gen -> tokenizer/tok" in other
+    log = MetricsLog(trained / "generator" / "gen" / "metrics.jsonl")
+    log.append(log.newest_values().get("step", 0) + 5, {"loss": 0.5})
+    refused = run_cli(*words, code=1).stderr
+    assert "\n  step: 3 -> 8\n" in refused
+    assert page.read_bytes() == before
+    run_cli(*words, "--overwrite", code=0)
+    assert page.read_bytes() != before
+    page.write_text("<!doctype html>mine")
+    assert "exists already" in run_cli(*words, code=1).stderr
 
 
 def test_a_page_sets_numbers_beside_baselines_and_marks_the_phases(tmp_path: Path) -> None:

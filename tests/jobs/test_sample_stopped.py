@@ -81,7 +81,7 @@ def test_ctrl_c_ends_it_cleanly_and_the_same_command_resumes(networks, undisturb
     output = tmp_path / "set"
     done = stopped_after(1, signal.SIGINT, networks, output)
     assert done.returncode == 130, done.stderr
-    assert f"of {NUM_IMAGES:,} images are kept in {output}." in done.stderr
+    assert f"of {NUM_IMAGES:,} images kept in {output}." in done.stderr
     assert "run the same command again" in done.stderr
     assert {p.name for p in output.iterdir()} == {".lock", ".unfinished"}
     assert state(networks, output) == "stopped"

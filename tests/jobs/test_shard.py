@@ -110,7 +110,7 @@ def test_unreadable_images_are_listed(tmp_path: Path) -> None:
 def test_only_unreadable_images(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"hello")
-    with pytest.raises(UserError, match="none of the 1 images can be decoded"):
+    with pytest.raises(UserError, match="none of 1 image can be decoded"):
         make([tmp_path / "in"], tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 

@@ -77,7 +77,7 @@ def test_bad_images_are_left_out_and_said_once(made, tmp_path):
     validate = Validation(open_source([folder]), tiny.SIZE, tmp_path, single_group(), None, said.append)
     assert validate(tokenizer, 1) == validate(tokenizer, 2) == pytest.approx(numbers, rel=1e-9)
     assert len(said) == 1
-    assert "1 held-out images can't be decoded and are left out: cat/none" in said[0]
+    assert "leaving out 1 held-out image that can't be decoded: cat/none" in said[0]
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "none.jpg").write_bytes(b"none")
     with pytest.raises(UserError, match="none of the held-out images"):

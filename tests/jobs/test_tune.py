@@ -132,13 +132,26 @@ def test_a_budget_in_minutes_ends_with_a_proposal(networks, toy, tmp_path):
     assert found["finalists"]
 
 
-def test_an_existing_result_is_replaced_only_with_overwrite(tuned, networks, toy, tmp_path, capsys):
+def test_the_same_race_again_is_finished_and_another_one_is_refused(networks, toy, tmp_path, capsys):
     output = tmp_path / "found"
     command = words(networks, output, "--images", 400, "--metric", "fid", "--candidates", 3)
-    assert run(command) == 0
-    assert run(command) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert run([*command, "--json"]) == 0
+    first, before = capsys.readouterr().out, {p: p.read_bytes() for p in output.iterdir()}
+    assert run([word for word in [*command, "--json"] if word != "--quiet"]) == 0
+    again, said = capsys.readouterr()
+    assert f"{output} is finished already" in said
+    assert json.loads(again) == json.loads(first)
+    assert run([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["done"], plan["replaces"]) == (plan["count"], False)
+    assert run([*command, "--seed", "1"]) == 1
+    assert "made with other settings" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in output.iterdir()} == before
     assert run([*command, "--overwrite", "--seed", "1"]) == 0
+    assert run([*command, "--seed", "1"]) == 0
+    (output / "tuning.json").write_text((output / "tuning.json").read_text().replace('"proposed"', '"prop0sed"'))
+    assert run([*command, "--seed", "1"]) == 1
+    assert "is damaged: proposed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_command_says_it_too(tmp_path, capsys):
 
 def test_few_images_are_said_in_two_degrees(tmp_path):
     np.savez(tmp_path / "ref.npz", noise(30, 1))
-    for n, words in ((8, "8 images are fewer than the 9 features: fd-toy says little, look at kid-toy"),
+    for n, words in ((8, "8 images, fewer than the 9 features: fd-toy says little, look at kid-toy"),
                      (40, "40 images: fd-toy is larger than it would be for 50,000")):  # fmt: skip
         np.savez(tmp_path / "a.npz", noise(n, 0))
         assert warned(judge(tmp_path / "a.npz", tmp_path / "ref.npz", tmp_path / "runs"), words)
@@ -73,7 +73,7 @@ def test_lossy_files_are_counted_and_exact_ones_are_not(tmp_path):
     kinds = [("png", {}), ("webp", {"lossless": True}), ("webp", {"quality": 80}), ("jpg", {"quality": 95})] * 3
     for i, (image, (ending, how)) in enumerate(zip(noise(12, 0), kinds, strict=True)):
         Image.fromarray(image).save(tmp_path / "a" / f"{i:03d}.{ending}", **how)
-    assert warned(judge(tmp_path / "a", tmp_path / "ref.npz", tmp_path / "runs"), "6 images come from lossy files")
+    assert warned(judge(tmp_path / "a", tmp_path / "ref.npz", tmp_path / "runs"), "6 images from lossy files")
 
 
 def test_another_resolution_is_said_and_mixed_ones_are_refused(tmp_path):

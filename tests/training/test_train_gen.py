@@ -380,8 +380,8 @@ def test_a_cache_with_a_changed_id_is_refused(train, cache, runs, tmp_path):
 
 
 def test_classes_without_rows_are_told(train, cache, tmp_path):
-    assert "classes have no rows" not in train("training.steps=1", name="all")[1]
+    assert "warning: no rows in" not in train("training.steps=1", name="all")[1]
     _, talk = train("training.steps=1", "model.num_classes=5", name="more")
-    assert "2 of the 5 classes have no rows" in talk
+    assert "for 2 of the 5 classes" in talk
     assert "(3, 4)" in talk
     assert "--set model.num_classes=3 leaves out those above" in talk

@@ -106,8 +106,9 @@ def _show(result: "FidResult") -> None:
     sha = str(result.reference.get("sha256", ""))[:12]
     network, seen = result.extractor, result.samples
     rounding = seen.get("rounding", "none")
+    images = counted(seen["count"], "images")
     about = [
-        f"{seen['path']} ({seen['count']:,} images, pixels {'as they are' if rounding == 'none' else rounding})",
+        f"{seen['path']} ({images}, pixels {'as they are' if rounding == 'none' else rounding})",
         f"against {result.reference['path']}" + (f" (SHA-256 {sha}...)" if sha else ""),
         f"{network.get('network', network['name'])}; resize {network.get('resize', 'its own')}",
     ]
@@ -116,4 +117,4 @@ def _show(result: "FidResult") -> None:
         largest = counted(seen["is_split_size"], "images")
         about.append(f"Inception score: mean of {splits} of up to {largest} in the order of the set")
     rows = [(name, f"{value:.5g}") for name, value in result.metrics.items()]
-    console.table(f"{seen['count']:,} images", ["metric", "value"], rows, "\n".join(about))
+    console.table(images, ["metric", "value"], rows, "\n".join(about))

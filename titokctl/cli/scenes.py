@@ -7,6 +7,7 @@ from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Surroundings, perform
+from titokctl.readable import counted
 
 
 @app.command(epilog="Example: titokctl scenes -o scenes/ -n 10000")
@@ -32,6 +33,7 @@ def scenes(
         console.emit_json(result)
     elif not quiet:
         further = f", {result.held_out_images:,} in {result.held_out}" if result.held_out else ""
-        console.say(f"{result.images:,} images of {len(result.class_names)} classes in {result.train}{further}")
+        images, classes = counted(result.images, "images"), counted(len(result.class_names), "classes")
+        console.say(f"{images} of {classes} in {result.train}{further}")
         judged = ["--val", result.held_out] if result.held_out else []
         console.next_command("train-tokenizer", result.train, *judged, shown=True)

@@ -9,6 +9,7 @@ from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Surroundings, perform
+from titokctl.readable import counted
 
 
 @app.command(epilog="Example: titokctl shard imagenet/ -o shards/")
@@ -58,8 +59,8 @@ def shard(
         console.emit_json(result)
     elif not quiet:
         order = f"shuffled with seed {seed}" if shuffle else "in the order of the source"
-        images, shards = f"{result.samples:,} images", f"{result.shards:,} shards"
-        console.say(f"{result.folder}: {images} of {len(result.class_names):,} classes in {shards}, {order}")
+        images, shards = counted(result.samples, "images"), counted(result.shards, "shards")
+        console.say(f"{result.folder}: {images} of {counted(len(result.class_names), 'classes')} in {shards}, {order}")
         console.next_command("train-tokenizer", result.folder, shown=True)
     if result.rejected:
-        console.warn(f"{len(result.rejected):,} images were left out: see {result.folder / REJECTED_NAME}")
+        console.warn(f"{counted(len(result.rejected), 'images')} left out: see {result.folder / REJECTED_NAME}")

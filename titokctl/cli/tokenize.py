@@ -13,7 +13,7 @@ from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Engine, Machine, Surroundings, perform
 from titokctl.errors import UsageError
-from titokctl.readable import plain
+from titokctl.readable import counted, plain
 
 if TYPE_CHECKING:
     from titokctl.jobs.tokenize.ids import TokenizeFew
@@ -24,9 +24,10 @@ _read = partial(option, panel=options.READING)
 
 def _sum(result: "TokenizeResult") -> str:
     """Return the sentence that accounts for everything in the source."""
-    text = f"{result.rows:,} rows + {result.rejected:,} rejected = {result.samples:,} images in the source"
+    rows, images = counted(result.rows, "rows"), counted(result.samples, "images")
+    text = f"{rows} + {result.rejected:,} rejected = {images} in the source"
     if result.unlabelled and result.unlabelled < result.rows:
-        text += f"; {result.unlabelled:,} rows have no label (-1)"
+        text += f"; {counted(result.unlabelled, 'rows')} without a label (-1)"
     others = ", ".join(f"{count:,} {what}" for what, count in result.passed_over.items())
     return f"{text}; passed over: {others}" if others else text
 

@@ -91,7 +91,7 @@ def _plan_lines(plan: "GeneratorCost") -> list[str]:
 
     lines = [
         f"{plan.recipe}: {plan.parameters / 1e6:,.1f} M parameters",
-        f"sees {plan.images:,} images ({plan.tokens:,} tokens), which is {plan.epochs:,.1f} epochs",
+        f"sees {counted(plan.images, 'images')} ({plan.tokens:,} tokens), which is {plan.epochs:,.1f} epochs",
         f"{plan.operations:.2g} operations (6 x parameters x positions x images)",
         f"about {plan.memory_gb:,.3g} GB of memory per process",
         f"{counted(plan.processes, 'processes')} with {plan.images_per_process:,} images per step each",

@@ -9,6 +9,7 @@ from titokctl.cli import completion, console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Machine, Surroundings, context, measured_in_words, perform
+from titokctl.readable import counted
 
 if TYPE_CHECKING:
     from titokctl.jobs.train.tokenizer import ImagesSeen
@@ -90,8 +91,8 @@ def _show(plan: "TrainingPlan[ImagesSeen]", as_json: bool) -> None:
     lines = [
         "dry run: nothing was written",
         plan.run.in_words(),
-        f"{cost.images:,} images, {cost.held_out:,} held out",
-        f"sees {cost.images_seen:,} images, which is {cost.epochs:,.1f} epochs",
+        f"{counted(cost.images, 'images')}, {cost.held_out:,} held out",
+        f"sees {counted(cost.images_seen, 'images')}, which is {cost.epochs:,.1f} epochs",
     ]
     if cost.images_per_s is not None and cost.seconds is not None:
         lines.append(measured_in_words(cost.images_per_s, cost.seconds))

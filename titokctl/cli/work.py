@@ -199,8 +199,7 @@ def show_plan(plan: "WritePlan", as_json: bool) -> None:
     """Print a plan on stdout. Raises UserError when its output can't be written."""
     free = _free_bytes(plan)
     if as_json:
-        shown = {name: value for name, value in asdict(plan).items() if name != "makes_folders"}
-        console.emit_json(shown | {"replaces": plan.replaces, "free_bytes": free})
+        console.emit_json(asdict(plan) | {"replaces": plan.replaces, "free_bytes": free})
         return
     needed = "" if plan.num_bytes is None else f", about {size(plan.num_bytes)}"
     lines: dict[str, Any] = {**plan.reads, "output": f"{plan.output}: {counted(plan.count, plan.unit)}{needed}"}
@@ -226,10 +225,6 @@ def _free_bytes(plan: "WritePlan") -> int | None:
     if is_store(plan.output):
         return None
     parent = plan.output.absolute().parent
-    if not plan.makes_folders and not parent.is_dir():
-        raise UserError(
-            f"the folder {plan.output.parent} does not exist", f"make it first: mkdir -p {plan.output.parent}"
-        )
     existing = next(folder for folder in (parent, *parent.parents) if folder.exists())
     if not existing.is_dir():
         raise UserError(f"{existing} is a file, so {plan.output} can't be written", "choose another -o")

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from titokctl.config.base import Config, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from titokctl.config.guidance_scale import both_forms
 from titokctl.config.registry import known_names
+from titokctl.readable import counted
 
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
 UNMASKING_ENTRY_POINTS = "titokctl.unmasking_rules"
@@ -97,8 +98,9 @@ class SamplingConfig(GuidanceConfig):
         annealing = "on" if self.softmax_annealing else "off"
         cap = f" of at most {self.remasking_cap:g}" if self.unmasking == REMASKING else ""
         unmasking = "" if self.unmasking == CONFIDENCE else f", unmasking by {self.unmasking}{cap}"
+        steps = counted(self.num_steps, "steps")
         return (
-            f"{self.num_steps} steps; {super().in_words()}; choice temperature {self.choice_temperature:g}, "
+            f"{steps}; {super().in_words()}; choice temperature {self.choice_temperature:g}, "
             f"softmax annealing {annealing}{unmasking}"
         )
 

@@ -8,6 +8,7 @@ import numpy as np
 from titokctl.data.images import BadImage, decode
 from titokctl.data.sources.source import Rejected, Sample
 from titokctl.errors import UserError
+from titokctl.readable import counted
 
 _MAX_REJECTED = 0.01
 NOTHING_KNOWN: Mapping[int, Rejected] = {}
@@ -84,11 +85,12 @@ class ImageProblems:
         """Describe both kinds of problems for the user."""
         found = []
         if len(self._bad) > len(self._known):
-            found.append(f"{len(self._bad):,} images can't be decoded and were replaced by others: {self._named()}")
+            count = counted(len(self._bad), "images")
+            found.append(f"{count} that can't be decoded, replaced by others: {self._named()}")
         if self._small:
             found.append(
-                f"{len(self._small):,} images are smaller than {self._size} px and were scaled up "
-                f"(the first: {self._first_small})"
+                f"{counted(len(self._small), 'images')} smaller than {self._size} px, scaled up (the first: "
+                f"{self._first_small})"
             )
         return found
 

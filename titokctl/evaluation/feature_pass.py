@@ -27,6 +27,7 @@ from titokctl.evaluation.kept_pass import KeptPass, kept_pass
 from titokctl.evaluation.metrics import FID_IMAGES, MAX_REFERENCE_IMAGES
 from titokctl.formats.run_folder import versions
 from titokctl.formats.statistics import Statistics, read_statistics, write_statistics
+from titokctl.readable import counted
 
 KEEP_OF_SAMPLES = FID_IMAGES
 KEEP_OF_REFERENCE = MAX_REFERENCE_IMAGES
@@ -146,11 +147,11 @@ def _check_found(images: ImageSet, collector: FeatureCollector, found: "_Reading
     if rejected:
         is_known = all(bad.key in images.known_bad for bad in rejected)
         known = "; the token cache was made without them, too" if is_known else ""
-        of = f"of {images.count:,} images in {images.path}"
+        of = f"of {counted(images.count, 'images')} in {images.path}"
         work.context.progress.warn(unreadable(rejected, of) + known)
     good = images.count - len(rejected)
     if good < 2:
-        raise UserError(f"{images.path} holds {good} usable images; features need at least 2")
+        raise UserError(f"{images.path} holds {counted(good, 'usable images')}; features need at least 2")
     return collector.result(work.context.group)
 
 
@@ -167,7 +168,7 @@ def _check_expected(rejected: Sequence[Rejected], images: ImageSet) -> None:
     """Raise UserError for unreadable images, but for those that are known to be bad."""
     unexpected = [bad for bad in rejected if bad.key not in images.known_bad]
     if unexpected:
-        of = f"of {images.count:,} images in {images.path}"
+        of = f"of {counted(images.count, 'images')} in {images.path}"
         raise UserError(unreadable(unexpected, of), "repair or delete them, or leave them out with --skip-bad")
 
 
@@ -271,7 +272,7 @@ def measured_reference(images: ImageSet, work: FeaturePass) -> tuple[Measured, P
     # token cache lists as bad are in the key.
     if not found.unexpected and group.is_main:
         write_statistics(path, to_statistics(found, statistics_about(images, found, extractor)))
-        context.say(f"statistics of {images.path} ({found.features.count:,} images) are kept in {path}")
+        context.say(f"statistics of {images.path} ({counted(found.features.count, 'images')}) are kept in {path}")
     group.barrier()
     return found, path
 

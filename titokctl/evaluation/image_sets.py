@@ -31,6 +31,7 @@ from titokctl.formats.npz_reader import NpzReader
 from titokctl.formats.sample_set import SampleSet, state_of
 from titokctl.formats.statistics import IMAGES
 from titokctl.formats.token_cache import TokenCache
+from titokctl.readable import counted
 from titokctl.weights.chain import tokenizer_with
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
@@ -390,11 +391,12 @@ def open_images(path: Path, opening: Opening, shards: Sequence[Path] = ()) -> Im
     return SourceImages(source, path, opening.preprocessing, opening.exif)
 
 
-def unreadable(rejected: Sequence[Rejected], of: str = "images") -> str:
-    """Return a sentence about images that can't be read: how many `of` them, and the first few with their reasons."""
+def unreadable(rejected: Sequence[Rejected], of: str = "") -> str:
+    """Return a sentence about images that can't be read: how many, `of` how many, and the first few with reasons."""
     named = "; ".join(f"{bad.key} ({bad.reason})" for bad in rejected[:_NAMED_BAD])
     more = len(rejected) - _NAMED_BAD
-    return f"{len(rejected):,} {of} can't be read: {named}" + (f"; and {more:,} more" if more > 0 else "")
+    count = f"{len(rejected):,} {of}" if of else counted(len(rejected), "images")
+    return f"{count} can't be read: {named}" + (f"; and {more:,} more" if more > 0 else "")
 
 
 def _listed_as_rejected(cache: str | None) -> frozenset[str]:

@@ -13,6 +13,7 @@ from titokctl.evaluation.features import FeatureSet
 from titokctl.evaluation.frechet import IMAGES_PER_FEATURE, frechet_distance, gaussian_of, influences
 from titokctl.evaluation.metrics import kernel_means, kernel_within
 from titokctl.evaluation.racing import Score
+from titokctl.readable import counted
 
 _LEAST_FOR_KID = 48  # the test takes the mean influence of so many images for normal
 
@@ -40,7 +41,9 @@ class PairedMetric:
             return "the reference holds neither images nor features, only mean and covariance"
         count = len(reference.features) if self.one_by_one and reference.features is not None else reference.count
         least = self.least(width)
-        return f"the reference has {count:,} images, at least {least:,} are needed" if 0 < count < least else ""
+        return (
+            f"the reference has {counted(count, 'images')}, at least {least:,} are needed" if 0 < count < least else ""
+        )
 
 
 def paired_metric(name: str) -> PairedMetric:

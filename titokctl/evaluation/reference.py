@@ -12,6 +12,7 @@ from titokctl.evaluation.features import FeatureSet
 from titokctl.evaluation.image_sets import ImageSet, NpzImages, Opening, OriginalImages, open_images
 from titokctl.formats.atomic import file_sha256
 from titokctl.formats.statistics import Statistics, has_images, is_statistics, read_statistics
+from titokctl.readable import counted
 
 UNKNOWN_MAKER, ADM = "unknown", "ADM's evaluator"
 
@@ -40,7 +41,9 @@ def find_reference(
     if given is not None:
         return named_reference(given, samples.image_size, one_by_one, opening, work)
     images = reference_images(given, samples, opening)
-    work.context.say(f"reference: {images.path} ({images.count:,} images, what the samples' token cache was made from)")
+    work.context.say(
+        f"reference: {images.path} ({counted(images.count, 'images')}, what the samples' token cache was made from)"
+    )
     return _of_images(images, work)
 
 

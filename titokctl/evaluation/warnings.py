@@ -11,6 +11,7 @@ from titokctl.evaluation.feature_pass import Measured
 from titokctl.evaluation.image_sets import ImageSet
 from titokctl.evaluation.metrics import FID_IMAGES
 from titokctl.evaluation.reference import ADM, UNKNOWN_MAKER, Reference
+from titokctl.readable import counted
 
 _TRAINING_SET = re.compile(r"^VIRTUAL_imagenet|train", re.IGNORECASE)
 _VALIDATION_SET = re.compile(r"(^|[^a-z])val(id|idation)?([^a-z]|$)", re.IGNORECASE)
@@ -25,9 +26,11 @@ def warnings_about(images: ImageSet, measured: Measured, reference: Reference, e
         found.append("the classes are not equally frequent among the samples")
     few = extractor.widths["pool"]
     if 0 < reference.features.count <= few:
-        found.append(f"the reference has {reference.features.count:,} images, fewer than the {few:,} features need")
+        found.append(
+            f"the reference has {counted(reference.features.count, 'images')}, fewer than the {few:,} features need"
+        )
     if measured.lossy:
-        found.append(f"{measured.lossy:,} images come from lossy files (JPEG or WebP), which shifts every metric")
+        found.append(f"{counted(measured.lossy, 'images')} from lossy files (JPEG or WebP): this shifts every metric")
     if reference.image_size and measured.image_size and reference.image_size != measured.image_size:
         found.append(f"the samples are of {measured.image_size} px, the reference of {reference.image_size} px")
     found += _of_kinds(images, reference)
@@ -63,9 +66,9 @@ def count_warnings(count: int, extractor: Extractor, distance: str = "", instead
     name, width = distance or extractor.metric_name("fid"), extractor.widths["pool"]
     if count <= width:
         better = f", look at {extractor.metric_name('kid')}" if instead else ""
-        return [f"{count:,} images are fewer than the {width:,} features: {name} says little{better}"]
+        return [f"{counted(count, 'images')}, fewer than the {width:,} features: {name} says little{better}"]
     if count < FID_IMAGES:
-        return [f"{count:,} images: {name} is larger than it would be for {FID_IMAGES:,}"]
+        return [f"{counted(count, 'images')}: {name} is larger than it would be for {FID_IMAGES:,}"]
     return []
 
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from titokctl.errors import UserError
+from titokctl.readable import counted
 
 SUFFIXES = (".jsonl", ".json")
 _MOST_BYTES_A_LINE = 1 << 20
@@ -57,7 +58,9 @@ def read_ids_lines(path: Path) -> IdsLines:
                 tokens = _tokens(record, f"line {number} of {path}")
                 width = width or len(tokens)
                 if len(tokens) != width:
-                    raise UserError(f"line {number} of {path} has {len(tokens):,} ids, but the first has {width:,}")
+                    raise UserError(
+                        f"line {number} of {path} has {counted(len(tokens), 'ids')}, but the first has {width:,}"
+                    )
                 ids.extend(tokens)
                 labels.append(_label(record))
                 names.append(record.get("key"))

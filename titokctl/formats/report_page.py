@@ -81,13 +81,17 @@ class ReportPage:
 
     def write(self, path: Path) -> None:
         """Write the page to `path`."""
+        write_bytes(path, self.as_bytes())
+
+    def as_bytes(self) -> bytes:
+        """Return the page as UTF-8."""
         head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         head += f"<title>{escape(self.title)}</title>"
         body = f"<h1>{escape(self.title)}</h1>" + "\n".join(self.parts)
         page = (
             f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n'
         )
-        write_bytes(path, page.encode())
+        return page.encode()
 
 
 def _svg(curves: Sequence[Curve], x_name: str, y_name: str, marks: Sequence[tuple[float, str]]) -> str:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from titokctl.formats.atomic import atomic_path, write_bytes, write_json
+from titokctl.errors import UserError
+from titokctl.formats.atomic import atomic_path, check_version, read_json, write_bytes, write_json
 from titokctl.formats.npz_reader import NpzReader
 from titokctl.formats.replacing import seal
 from titokctl.formats.run_folder import versions
@@ -80,3 +81,13 @@ def write_tuning(folder: Path, settings: dict[str, Any], remarks: list[str], res
     record = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions()}
     write_json(folder / RESULT, record | result)
     seal(folder, "tuning")
+
+
+def read_tuning(folder: Path) -> dict[str, Any]:
+    """Return the contents of tuning.json in `folder`. Raises UserError for anything else, or a newer version."""
+    path = folder / RESULT
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{path} is not a result of `titokctl tune`", "choose another folder with -o")
+    check_version(found.get("format_version", 0), FORMAT_VERSION, path, "tuning")
+    return found

@@ -42,6 +42,7 @@ class Unfinished:
         lock: the folder that is locked; by default the one in which the work lies.
         owned: patterns of the files that belong to the work, beside the record; everything in the folder by default.
             Others are never deleted.
+        option: the option of the command that names the output, for hints.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class Unfinished:
         settings_of: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         lock: Path | None = None,
         owned: Sequence[str] = ("*",),
+        option: str = "-o",
     ) -> None:
         self.output = output
         self.folder = folder or output.with_name(f".{output.name}.unfinished")
         self.record = self.folder / record
         self.lock = lock or self.folder
-        self._settings_of, self._owned = settings_of, owned
+        self._settings_of, self._owned, self._option = settings_of, owned, option
 
     @contextlib.contextmanager
     def locked(self, shared: bool = False) -> Iterator[None]:
@@ -84,7 +86,7 @@ class Unfinished:
             return False
         changed = changes(self._settings_of(read_json(self.record)), settings)
         if changed and not overwrite:
-            raise begun_with_other_settings(self.output, changed)
+            raise begun_with_other_settings(self.output, changed, self._option)
         return not changed
 
     def begin(
@@ -234,11 +236,16 @@ def finished_already(output: Path) -> str:
     return f"{output} is finished already; --overwrite makes it again"
 
 
-def begun_with_other_settings(output: Path, changed: list[str]) -> UserError:
-    """Return the error for work that was begun with other settings; `changed` are lines as `changes` gives them."""
+def begun_with_other_settings(output: Path, changed: list[str], option: str = "-o") -> UserError:
+    """Return the error for work that was begun with other settings.
+
+    Args:
+        changed: lines as `changes` gives them.
+        option: the one that names the output.
+    """
     return UserError(
         f"{output} was begun with other settings:\n{_listed(changed)}",
-        "repeat the command with those settings, choose another output, or start over with --overwrite",
+        f"repeat the command with those settings, choose another {option}, or start over with --overwrite",
     )
 
 

@@ -26,6 +26,7 @@ from titokctl.models.device import default_batch_size
 from titokctl.models.inference import fastest_precision, kernels
 from titokctl.models.precision import Precision
 from titokctl.models.titok.tokenizer import TiTok
+from titokctl.readable import counted
 from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
@@ -241,7 +242,7 @@ class _Work:
             context.progress.advance(len(block))
             if writer.num_pending >= _CHUNK_IMAGES or stop.requested:
                 writer.commit(wait=stop.requested)
-                stop.check(f"{writer.num_done:,} of {total:,} images are kept beside the output.")
+                stop.check(f"{writer.num_done:,} of {counted(total, 'images')} kept beside the output.")
             if first % _RELEASE_ROWS < batch:
                 self.release()
         writer.commit()

@@ -58,7 +58,6 @@ class WritePlan:
         num_bytes: its approximate size; None where that depends on the images' contents.
         settings: the other settings that decide its contents, by name; JSON values.
         removes: paths of existing files that would be deleted or replaced.
-        makes_folders: True if missing folders above `output` would be made.
     """
 
     reads: dict[str, Any]
@@ -69,7 +68,6 @@ class WritePlan:
     num_bytes: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     removes: Sequence[str] = ()
-    makes_folders: bool = True
 
     @property
     def replaces(self) -> bool:

@@ -34,6 +34,7 @@ from titokctl.formats.shard_set import (
 )
 from titokctl.formats.unfinished import Unfinished, check_made_with, finished_already
 from titokctl.jobs.plan import WritePlan, say_source, source_read
+from titokctl.readable import counted
 
 PER_SHARD = 1000
 REJECTED_NAME = "rejected.jsonl"
@@ -119,7 +120,7 @@ class Shard:
             if not any(info.samples for info in infos):
                 work.unfinished.remove()
                 named = "; ".join(f"{r.key}: {r.reason}" for r in rejected[:3])
-                raise UserError(f"none of the {len(work.source):,} images can be decoded", named)
+                raise UserError(f"none of {counted(len(work.source), 'images')} can be decoded", named)
             work.complete(infos, rejected)
         return _result(self.output, infos, work.source.class_names, rejected)
 

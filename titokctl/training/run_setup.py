@@ -225,7 +225,7 @@ def _reopened(wanted: RunFolder) -> RunFolder:
 
     try:
         wanted_settings = settings_of({"settings": wanted.settings, "inputs": wanted.inputs})
-        Unfinished(wanted.path, wanted.path, _RECORD, settings_of).resumes(wanted_settings)
+        Unfinished(wanted.path, wanted.path, _RECORD, settings_of, option="--name").resumes(wanted_settings)
     except UserError as error:
         if grows or old >= new:
             raise

@@ -12,6 +12,7 @@ from titokctl.data.sources.choices import NO_SPLIT, Choices
 from titokctl.data.sources.folder_listing import has_images, sub_folders, text_of
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.local_file import read_file
+from titokctl.readable import counted
 
 SPLITS = ("train", "val", "valid", "validation", "test", "heldout")
 _TRAIN = "train"
@@ -98,9 +99,9 @@ def in_words(path: Path, order: Sequence[str], empty: Sequence[str], choices: Ch
     """Return remarks about the classes that were taken."""
     how = "in the order of the list" if choices.classes else "in natural order" if choices.sort == "natural" else ""
     ends = f"{text_of(order[0])} is 0" + (f", {text_of(order[-1])} is {len(order) - 1}" if len(order) > 1 else "")
-    found = [f"{len(order):,} classes from the folders of {path}, {how or 'sorted as text'}: {ends}"]
+    found = [f"{counted(len(order), 'classes')} from the folders of {path}, {how or 'sorted as text'}: {ends}"]
     if empty:
-        found.append(f"{len(empty):,} classes have no image and keep their numbers: {_list(empty)}")
+        found.append(f"{counted(len(empty), 'classes')} without images (numbers are kept): {_list(empty)}")
     return found
 
 

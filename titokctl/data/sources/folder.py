@@ -29,6 +29,7 @@ from titokctl.errors import UserError
 from titokctl.formats.file_kind import IMAGE_SUFFIXES
 from titokctl.formats.local_file import FileState, Identity, read_file
 from titokctl.formats.shard_scan import MAX_IMAGE_BYTES
+from titokctl.readable import counted
 
 KIND = "folder"
 
@@ -122,7 +123,7 @@ def _labelled(path: Path, listing: Listing, choices: Choices) -> _Labelled:
     if own:
         used = {name.partition("/")[0] for name in listing.names if "/" in name}
         raise UserError(
-            f"{path} holds {own:,} images itself and others in {len(used):,} folders",
+            f"{path} holds {counted(own, 'images')} itself and others in {counted(len(used), 'folders')}",
             "move the images into a class folder, name the one you mean, or read all without labels: --no-labels",
         )
     if choices.sort is None and choices.classes is None:

@@ -17,6 +17,7 @@ from titokctl.errors import UserError
 from titokctl.formats.file_kind import HEAD_BYTES, IMAGE_SUFFIXES, image_kind
 from titokctl.formats.local_file import FileState, read_file, retried
 from titokctl.formats.shard_index import FOLDER as INDEX_FOLDER
+from titokctl.readable import counted
 
 HIDDEN = "hidden"
 _NAMED = 3
@@ -55,9 +56,9 @@ class Listing:
         """Return sentences about links."""
         found = []
         if self.outside:
-            found.append(f"{len(self.outside):,} links lead out of {root} and are followed: {_named(self.outside)}")
+            found.append(f"following {counted(len(self.outside), 'links')} out of {root}: {_named(self.outside)}")
         if self.cycles:
-            text = f"{len(self.cycles):,} links lead back to a folder above them and are passed over"
+            text = f"not following {counted(len(self.cycles), 'links')} back to a folder above"
             found.append(f"{text}: {_named(self.cycles)}")
         return found
 

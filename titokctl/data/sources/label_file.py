@@ -21,6 +21,7 @@ from titokctl.data.sources.source import Sample, SeekableSource
 from titokctl.errors import UserError
 from titokctl.formats.file_kind import IMAGE_SUFFIXES
 from titokctl.formats.local_file import read_file
+from titokctl.readable import counted
 
 _MAX_BYTES = 256 << 20
 _LEAVES = 1000  # the rest of the devkit's table are inner nodes of the tree, which are not labels of images
@@ -101,10 +102,13 @@ def _label_words(path: Path, source: SeekableSource) -> list[str]:
     numbers = [int(match[1]) for match in matches if match is not None]
     if len(numbers) == len(keys):
         if max(numbers) > len(plain) or min(numbers) < 1:
-            raise UserError(f"{path} has {len(plain):,} lines, but there is an image number {max(numbers):,}")
+            raise UserError(f"{path} has {counted(len(plain), 'lines')}, but there is an image number {max(numbers):,}")
         return [plain[number - 1] for number in numbers]
     if len(plain) != len(keys):
-        raise UserError(f"{path} has {len(plain):,} lines for {len(keys):,} images", "expected one label per line")
+        raise UserError(
+            f"{path} has {counted(len(plain), 'lines')} for {counted(len(keys), 'images')}",
+            "expected one label per line",
+        )
     order = sorted(range(len(keys)), key=keys.__getitem__)
     words_at = dict(zip(order, plain, strict=True))
     return [words_at[i] for i in range(len(keys))]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from titokctl.errors import UserError
+from titokctl.readable import counted
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 FILES = ("dataset.json", "metadata.jsonl", "metadata.csv")
@@ -38,7 +39,7 @@ class LabelList:
         missing = self.labels.keys() - set(names)
         if missing:
             raise UserError(
-                f"{self.file} lists {len(missing):,} images that are not there, such as {min(missing)}",
+                f"{self.file} lists {counted(len(missing), 'images')} that can't be found, such as {min(missing)}",
                 "copy the images again, or remove them from the list",
             )
         return [self.labels.get(name) for name in names]
@@ -48,7 +49,7 @@ class LabelList:
         if self.labels is None:
             return f"no labels: {self.file} has none"
         without = sum(label is None for label in labels)
-        more = f"; {without:,} images have none (-1)" if without else ""
+        more = f"; {counted(without, 'images')} without one (-1)" if without else ""
         return f"labels from {self.column} in {self.file}{more}"
 
 

@@ -54,6 +54,7 @@ from titokctl.formats.shard_index import ShardIndex, from_scan, not_a_tar
 from titokctl.formats.shard_scan import Keys, Scan, scan
 from titokctl.formats.shard_set import INDEX_NAME, checked_set_index
 from titokctl.formats.tar_headers import BrokenTar
+from titokctl.readable import counted
 
 KIND = "remote"
 _ENDLESS = 1 << 62
@@ -121,7 +122,9 @@ class RemoteShardSource(Source):
         if count == unit.count or len(found.found) == unit.count:
             return []
         if not found.cut or count > unit.count:
-            raise UserError(f"{url} has {count:,} samples, but {unit.count:,} are recorded", "run the command again")
+            raise UserError(
+                f"{url} has {counted(count, 'samples')}, but {unit.count:,} recorded", "run the command again"
+            )
         return [Rejected(f"{unit.name}[{i}]", "cut", found.cut) for i in range(count, unit.count)]
 
     def _numbered(self, url: str, index: ShardIndex) -> ShardIndex:

@@ -18,6 +18,7 @@ from titokctl.errors import UserError
 from titokctl.formats.shard_counts import Count, recorded_counts
 from titokctl.formats.shard_index import ShardIndex
 from titokctl.formats.shard_scan import BESIDE
+from titokctl.readable import counted
 
 ReadImage = Callable[[int, int], bytes]
 
@@ -120,7 +121,7 @@ def usable(index: ShardIndex, num_classes: int) -> tuple[np.ndarray, list[Reject
     bad = {key for key, kind, _ in index.problems if kind == "bad-label"}
     keep = np.array([index.key(i) not in bad for i in range(len(index))], bool) if bad else np.ones(len(index), bool)
     for i in np.flatnonzero(keep & (index.labels >= num_classes)).tolist() if num_classes else []:
-        text = f"the label {index.labels[i]} is out of range: there are {num_classes:,} classes"
+        text = f"the label {index.labels[i]} is out of range for {counted(num_classes, 'classes')}"
         problems.append(Rejected(index.key(i), "label-range", text))
     keep &= (index.labels < num_classes) | (not num_classes)
     return keep, problems
@@ -171,7 +172,7 @@ def label_remarks(labels: Sequence[np.ndarray], names: Sequence[str]) -> list[st
     if without == total:
         found.append("no labels: the samples have none")
     elif without:
-        found.append(f"{without:,} of {total:,} images have no label (-1)")
+        found.append(f"without a label (-1): {without:,} of {total:,} images")
     return found
 
 

@@ -38,6 +38,7 @@ from titokctl.formats.local_file import FileState, Identity, changed, retried
 from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, open_index
 from titokctl.formats.shard_scan import Keys
 from titokctl.formats.shard_set import read_set_index
+from titokctl.readable import counted
 
 KIND = "shards"
 _MAX_OPEN = 256
@@ -259,7 +260,8 @@ def _check_whole(paths: Sequence[Path], found: Sequence[ShardIndex], accept_cut:
 def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:
     if problems:
         first = problems[0]
-        text = f"none of the {len(problems):,} samples in {len(paths)} shards can be used: {first.key} ({first.reason})"
+        samples, shards = counted(len(problems), "samples"), counted(len(paths), "shards")
+        text = f"none of {samples} in {shards} can be used: {first.key} ({first.reason})"
         return UserError(text, _HINTS.get(first.kind, "`--no-labels` reads images whatever their labels are"))
     text = f"no images in {paths[0]}" if len(paths) == 1 else f"no images in {len(paths)} shards ({paths[0]} ...)"
     return UserError(text, "looked for jpg, png, webp and other images among the members")

@@ -16,6 +16,7 @@ from titokctl.jobs.caches.rows import RECORDED, Originals, source_named, tokeniz
 from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings
 from titokctl.models.inference import can_infer, kernels
 from titokctl.models.precision import PRECISIONS
+from titokctl.readable import counted
 
 _MAX_TILE = 1 << 14
 
@@ -154,7 +155,9 @@ def _against_source(cache: TokenCache, source: Source, is_named: bool) -> list[s
         return [f"{source.description['paths'][0]} has changed since the cache was made: {changed}"]
     if rejected is not None and not source.is_whole(len(cache) + rejected):
         expected = len(source) + len(source.problems)
-        return [f"{len(cache):,} rows + {rejected:,} rejected, but the source has {expected:,} images"]
+        return [
+            f"{counted(len(cache), 'rows')} + {rejected:,} rejected, but the source has {counted(expected, 'images')}"
+        ]
     # Of shards on a server, it is known only when they are read.
     is_known = isinstance(recorded.get("passed_over"), dict) and "versions" not in source.description
     if is_known and source.passed_over != recorded["passed_over"]:

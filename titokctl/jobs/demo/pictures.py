@@ -17,6 +17,7 @@ from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path
 from titokctl.formats.shard_set import ShardSample, read_set_index, shard_name, write_set_index, write_shard
 from titokctl.jobs.scenes import HELD_OUT, TRAIN, Scenes
+from titokctl.readable import counted
 
 SIZE = 64
 NUM_SCENES, NUM_HELD_OUT = 20_000, 1_200
@@ -57,7 +58,7 @@ def own_images(images: Path, folder: Path, context: Context) -> Pictures:
     source = open_source([images]).by_position()
     if len(source) < _FEWEST:
         raise UserError(
-            f"{images} holds {len(source):,} images; the demo needs at least {_FEWEST}",
+            f"{images} holds {counted(len(source), 'images')}; the demo needs at least {_FEWEST}",
             "`titokctl demo` without --images shows the chain on rendered scenes",
         )
     share = min(_HELD_OUT_SHARE, _MOST_HELD_OUT / len(source))
@@ -96,7 +97,7 @@ def _write(folder: Path, source: SeekableSource, positions: np.ndarray, context:
         write_set_index(temporary, shards, source.class_names, rule)
     context.progress.close()
     if unreadable:
-        context.say(f"{unreadable:,} images can't be decoded and are left out of {folder.name}")
+        context.say(f"leaving {counted(unreadable, 'images')} out of {folder.name} that can't be decoded")
 
 
 def _is_good(sample: Sample) -> bool:

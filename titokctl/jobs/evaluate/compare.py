@@ -26,6 +26,7 @@ from titokctl.formats.atomic import file_sha256
 from titokctl.formats.evaluation import read_evaluations
 from titokctl.formats.statistics import read_statistics
 from titokctl.jobs.evaluate.fid import Fid
+from titokctl.readable import counted
 
 # The images changed if a kept distance and that of the images as they are now differ by more than this share.
 _SAME = 1e-3
@@ -156,7 +157,7 @@ class Compare:
             width = len(reference.mean)
             if features.count < IMAGES_PER_FEATURE * width:
                 needed = IMAGES_PER_FEATURE * width
-                raise _NoTest(f"{judged.name} has {features.count:,} images, at least {needed:,} needed")
+                raise _NoTest(f"{judged.name} has {counted(features.count, 'images')}, at least {needed:,} needed")
             found.append((judged.name, distance, influences(features.features, features.pool, reference)))
         return _of_all_pairs(found)
 

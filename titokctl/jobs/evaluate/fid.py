@@ -23,6 +23,7 @@ from titokctl.evaluation.reference import (
 from titokctl.evaluation.warnings import warnings_about
 from titokctl.formats.evaluation import keep_evaluation
 from titokctl.formats.statistics import read_statistics
+from titokctl.readable import counted
 from titokctl.weights.chain import pick_samples
 
 
@@ -142,7 +143,9 @@ class Fid:
                 "leave out --size",
             )
         if self.splits is not None and self.splits > images.count:
-            raise UsageError(f"--is-splits {self.splits:,} are more than the {images.count:,} images")
+            raise UsageError(
+                f"--is-splits {self.splits:,} is more than {counted(images.count, 'images')} can be divided into"
+            )
         return extractor, opening, images
 
     def _computable(

@@ -28,7 +28,7 @@ from titokctl.models.device import default_batch_size
 from titokctl.models.inference import prepared
 from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.readable import size
+from titokctl.readable import counted, size
 from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
@@ -130,8 +130,8 @@ class Probe:
         training, judged = found if len(found) > 1 else found[0].split(self.val_fraction)
         if not len(training.labels) or not len(judged.labels):
             raise UserError(
-                f"{len(training.labels):,} labelled images to fit a probe and {len(judged.labels):,} to judge it: at "
-                "least 1 of each is needed",
+                f"{counted(len(training.labels), 'labelled images')} to fit a probe and {len(judged.labels):,} to "
+                "judge it: at least 1 of each is needed",
                 "give more labelled images, or other held-out ones with --val",
             )
         classes = int(max(training.labels.max(), judged.labels.max())) + 1

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from titokctl.config import recipe_files
 from titokctl.context import Context
-from titokctl.errors import UsageError
+from titokctl.errors import UsageError, UserError
 from titokctl.formats.atomic import write_bytes
-from titokctl.formats.replacing import RECIPE, check_free
+from titokctl.formats.replacing import RECIPE, check_free, is_of_kind
+from titokctl.formats.unfinished import finished_already
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,20 @@ class CopyRecipe:
     overwrite: bool = False
 
     def run(self, context: Context) -> Path:
-        """Copy it, and return the path of the copy.
+        """Copy it, and return the path of the copy, which needs no record of its origin: its bytes are the recipe's.
 
-        Raises UsageError for an unknown name, a missing folder, or an existing file.
+        Raises UserError for an existing file that differs, and UsageError for an unknown name or a missing folder.
         """
         source = recipe_files.find(self.name)
         target = self.target / source.name if self.target.is_dir() else self.target
+        if is_of_kind(target, RECIPE) and target.read_bytes() == source.read_bytes():
+            context.say(finished_already(target))
+            return target
+        if target.is_file() and not self.overwrite:
+            raise UserError(
+                f"{target} exists already and is not a copy of {self.name}",
+                "choose another file, or replace it with --overwrite",
+            )
         check_free(target, self.overwrite, RECIPE)
         if not target.parent.is_dir():
             raise UsageError(f"the folder {target.parent} does not exist", f"make it first: mkdir -p {target.parent}")

@@ -13,6 +13,7 @@ from titokctl.formats.atomic import disk_errors
 from titokctl.formats.folder_lock import at_work, folder_lock, is_held
 from titokctl.formats.run_folder import KINDS, RunFolder, folder_of_work, open_run, readable_runs
 from titokctl.jobs.machine.runs import find_run
+from titokctl.readable import counted
 
 _PRODUCTS = "weights*.safetensors"
 _NAMED = 5
@@ -152,7 +153,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _earlier(product: RunFolder) -> Removed:
-    after = "" if product.step is None else f" after {product.step:,} steps"
+    after = "" if product.step is None else f" after {counted(product.step, 'steps')}"
     return Removed(product.reference, f"earlier {product.kind}{after}", product.product_path.stat().st_size)
 
 

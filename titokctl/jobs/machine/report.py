@@ -1,5 +1,6 @@
 """`titokctl report`: one run as a page: pictures, numbers beside baselines, scores, curves, lineage, settings."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from titokctl.context import Context
 from titokctl.errors import UsageError
 from titokctl.formats.evaluation import read_evaluations
 from titokctl.formats.metrics_log import MetricsLog
-from titokctl.formats.replacing import PAGE, check_free, files_to_delete
+from titokctl.formats.replacing import PAGE, files_to_delete
 from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.formats.run_folder import RunFolder, finished_runs
 from titokctl.formats.sample_set import GRID, SampleSet
+from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.machine.runs import METRICS, find_run, lineage_of
 from titokctl.jobs.plan import WritePlan
-from titokctl.readable import readable
+from titokctl.readable import counted, readable
 
 _NAME = "report.html"
 _SHOWN = 12  # items of a list
@@ -72,7 +74,8 @@ class Report:
         output: the page; None for report.html in the run's folder, which is always replaced.
         overwrite: replace a file at `output`.
 
-    Raises UsageError when the output isn't an .html file.
+    The same request again finds its page finished, as long as the run has not changed. Raises UsageError when the
+    output isn't an .html file.
     """
 
     name: str
@@ -87,27 +90,38 @@ class Report:
         """Return what would be written. Raises UserError for an unknown run, or when the output exists."""
         run, output = self._find(context)
         drawn = _draw(run, context.runs)
+        finished = self._is_finished(run, drawn, output)
         return WritePlan(
             reads={"run": str(run.path), "kind": run.kind, "status": run.status},
             output=output,
             count=drawn.pictures,
             unit="pictures",
+            done=drawn.pictures if finished else 0,
             settings={"plots": drawn.plots},
-            removes=files_to_delete(output),
-            makes_folders=False,
+            removes=() if finished else files_to_delete(output),
         )
 
     def run(self, context: Context) -> WrittenReport:
         """Write the page. Raises as `plan`."""
         run, output = self._find(context)
         drawn = _draw(run, context.runs)
-        drawn.page.write(output)
+        if self.output is None:
+            drawn.page.write(output)
+        elif self._is_finished(run, drawn, output):
+            context.say(finished_already(output))
+        else:
+            with Unfinished(output).at_once(_made_of(run, drawn)) as product:
+                drawn.page.write(product)
         return WrittenReport(output, run.path, drawn.pictures, drawn.plots)
+
+    def _is_finished(self, run: RunFolder, drawn: "_Drawn", output: Path) -> bool:
+        """Return True if the page was written before. Raises UserError for one of another run, or of its past."""
+        return self.output is not None and Unfinished(output).is_finished(_made_of(run, drawn), self.overwrite)
 
     def _find(self, context: Context) -> tuple[RunFolder, Path]:
         run = find_run(self.name, context.runs)
         output = self.output or run.path / _NAME
-        check_free(output, self.overwrite or self.output is None, PAGE)
+        check_output(output, self.overwrite or self.output is None, PAGE)
         return run, output
 
 
@@ -116,6 +130,18 @@ class _Drawn:
     page: ReportPage
     pictures: int
     plots: int
+
+
+def _made_of(run: RunFolder, drawn: _Drawn) -> dict[str, Any]:
+    """Return what decides about a page, as JSON: the run, how far it is, and everything that the page shows of it."""
+    return {
+        "command": "report",
+        "run": f"{run.kind}/{run.name}",
+        "created": run.created,
+        "status": run.status,
+        "step": MetricsLog(run.path / METRICS).newest_values().get("step"),
+        "page_sha256": hashlib.sha256(drawn.page.as_bytes()).hexdigest(),
+    }
 
 
 def _draw(run: RunFolder, root: Path) -> _Drawn:
@@ -197,7 +223,9 @@ def _sample_set(page: ReportPage, run: RunFolder) -> int:
     """Add the picture and scores of a sample set; return the number of pictures."""
     found = SampleSet.open(run.path)
     page.heading(f"Samples: {run.name}")
-    page.paragraph(f"{found.manifest['num_images']:,} images of {found.manifest['image_size']} px in {found.folder}")
+    page.paragraph(
+        f"{counted(found.manifest['num_images'], 'images')} of {found.manifest['image_size']} px in {found.folder}"
+    )
     for path in sorted(found.folder.glob("evaluation-*.json")):
         for record in read_evaluations(path):
             page.table((path.stem, ""), _rows(record["metrics"]))

@@ -373,7 +373,7 @@ def _say_unlearnt(
     if drawn:
         say(f"warning: training had no images of {len(drawn):,} of these classes ({shown}), so expect noise")
     elif every and len(chosen) == num_classes - len(every):
-        left_out = f"{len(every):,} of {num_classes:,} classes were not learnt and are left out ({shown})"
+        left_out = f"leaving out {len(every):,} of {num_classes:,} classes that were not learnt ({shown})"
         say(f"{left_out}; --classes all draws them")
 
 

@@ -14,6 +14,7 @@ from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
 from titokctl.models.generator import Known, check_keeps
 from titokctl.models.generator_kinds import kind_class
+from titokctl.readable import counted
 
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
@@ -43,9 +44,10 @@ class KeptTokens:
         labels = np.asarray(self.cache.labels)
         wrong = labels[(labels < 0) | (labels >= num_classes)]
         if len(wrong):
-            found = "no label" if wrong[0] < 0 else f"the label {wrong[0]} ..."
+            found = "no label" if wrong[0] < 0 else f"labels such as {wrong[0]}"
             raise UsageError(
-                f"{len(wrong):,} rows of {self.cache.path} have {found}; the generator has 0 to {num_classes - 1}",
+                f"{counted(len(wrong), 'rows')} of {self.cache.path} with {found}; the generator has labels 0 to "
+                f"{num_classes - 1}",
                 "name the classes to draw: --classes 0, or --classes none",
             )
         return tuple(labels.tolist())

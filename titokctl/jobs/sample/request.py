@@ -38,6 +38,7 @@ from titokctl.jobs.sample.tiles import LocalTiles, TileMaker
 from titokctl.jobs.sample.work import Sampled, SampleWork
 from titokctl.models.device import default_batch_size
 from titokctl.models.precision import PRECISIONS, Precision
+from titokctl.readable import counted
 from titokctl.sampling.decoding import too_many_steps
 from titokctl.sampling.plan import Classes
 
@@ -254,7 +255,6 @@ def _say_settings(task: SampleTask, context: Context) -> None:
     if remark := too_many_steps(sampling, config.num_latent_tokens):
         context.progress.warn(remark)
     labels = task.plan.classes
-    classes = "no classes" if labels is None else f"{len(set(labels))} of {config.num_classes} classes"
-    context.say(
-        f"{task.plan.num_images:,} images, {classes}, seed {sampling.seed}, {sampling.in_words()}; {task.precision}"
-    )
+    classes = "no classes" if labels is None else f"{len(set(labels))} of {counted(config.num_classes, 'classes')}"
+    images = counted(task.plan.num_images, "images")
+    context.say(f"{images}, {classes}, seed {sampling.seed}, {sampling.in_words()}; {task.precision}")

@@ -29,6 +29,7 @@ from titokctl.jobs.launch_record import launch_record
 from titokctl.jobs.sample.inputs import SampleTask
 from titokctl.jobs.sample.scoring import Judge
 from titokctl.jobs.sample.tiles import TileMaker
+from titokctl.readable import counted
 from titokctl.sampling.plan import Tile
 
 _CHUNK_IMAGES = 256
@@ -146,7 +147,7 @@ class SampleWork:
         def saved() -> str:
             if not self.team.group.is_single:
                 return f"The images that were drawn are kept in {self.folder}."
-            return f"{writer.num_done:,} of {self.task.plan.num_images:,} images are kept in {self.folder}."
+            return f"{writer.num_done:,} of {counted(self.task.plan.num_images, 'images')} kept in {self.folder}."
 
         tiles = self.task.plan.tiles()
         mine = (tiles[number] for number in self.team.pieces(todo))

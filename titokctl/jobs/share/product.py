@@ -21,6 +21,7 @@ from titokctl.jobs.machine.run_table import scores_of
 from titokctl.jobs.machine.runs import find_run
 from titokctl.jobs.share.card import About, generator_in_words, tokenizer_in_words
 from titokctl.jobs.share.lineage import public_inputs, public_metadata, public_source, without_paths
+from titokctl.readable import counted
 from titokctl.weights.build import build
 from titokctl.weights.hashes import product_hashes
 from titokctl.weights.known import BY_NAME
@@ -89,7 +90,7 @@ class SharedTokens:
     def about(self) -> About:
         """Return the facts for the card."""
         head = self.cache.header
-        what = f"{len(self.cache):,} images of {head.image_size} px as {head.num_latent_tokens} tokens each"
+        what = f"{counted(len(self.cache), 'images')} of {head.image_size} px as {head.num_latent_tokens} tokens each"
         of = f"of {head.codebook_size:,} codes" if head.codebook_size else f"of {head.token_size} numbers"
         views = f", in the views {', '.join(self.cache.views)}" if head.views else ""
         package, _, version = head.created_by.partition(" ")

@@ -25,6 +25,7 @@ from titokctl.jobs.plan import WritePlan
 from titokctl.jobs.tokenize.encode import TileEncoder, UnitSettings, checked_precision, tokenize_unit
 from titokctl.models.precision import Precision
 from titokctl.models.titok.tokenizer import TiTok
+from titokctl.readable import counted
 from titokctl.weights.chain import pick_tokenizer
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
@@ -92,7 +93,7 @@ class TokenizeFew:
             rejected += [Rejected.of(one) for one in part.rejected]
             context.stop.check()
         if rejected:
-            text = unreadable(rejected, f"of {len(images) + len(rejected):,} images")
+            text = unreadable(rejected, f"of {counted(len(images) + len(rejected), 'images')}")
             if not images:
                 raise UserError(text, "open them with another program, and save them as JPEG or PNG")
             context.progress.warn(text)
@@ -193,6 +194,6 @@ def check_ids(ids: np.ndarray, config: TokenizerConfig, has: str, name: str) -> 
     per_image, last = config.num_latent_tokens, (config.codebook_size or 0) - 1
     hint = "name the tokenizer that made the ids with --tokenizer"
     if ids.shape[1] != per_image:
-        raise UserError(f"{has} {ids.shape[1]:,} ids, but {name} needs {per_image} an image", hint)
+        raise UserError(f"{has} {counted(ids.shape[1], 'ids')}, but {name} needs {per_image} an image", hint)
     if ids.max() > last:
         raise UserError(f"{has} the id {ids.max():,}, but those of {name} are 0 to {last:,}", hint)

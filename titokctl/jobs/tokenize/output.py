@@ -21,6 +21,7 @@ from titokctl.formats.token_store import StoredParts
 from titokctl.formats.token_tally import Tally, rejected_lines, write_rejected
 from titokctl.formats.unfinished import made_with_other_settings
 from titokctl.progress import Progress
+from titokctl.readable import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +154,8 @@ def _tally(folder: PartsFolder, source: Source) -> Tally:
     tally.pass_over(source.passed_over, source.description.get("label_files", 0))
     if not source.is_whole(tally.samples):
         raise UserError(
-            f"{tally.rows:,} rows + {tally.rejected:,} rejected are not the {len(source) + len(source.problems):,} "
-            "images of the source",
+            f"{counted(tally.rows, 'rows')} + {tally.rejected:,} rejected are not the "
+            f"{counted(len(source) + len(source.problems), 'images')} of the source",
             "the source changed while it was read: start over with --overwrite",
         )
     return tally
@@ -185,7 +186,7 @@ def check_rejected(
         write_rejected(listing, rejected)
     if not tally.rejected:
         return
-    few = f"{tally.rejected:,} of {tally.samples:,} images"
+    few = f"{tally.rejected:,} of {counted(tally.samples, 'images')}"
     progress.warn(f"{few} can't be used: {listing}")
     share = tally.rejected / tally.samples
     allowed = allowed_share(tally.samples) if max_rejected is None else max_rejected

@@ -20,6 +20,7 @@ from titokctl.formats.token_store import parts_at
 from titokctl.formats.token_tally import Tally
 from titokctl.jobs.tokenize.encode import UnitSettings, header_of, settings_here
 from titokctl.jobs.tokenize.output import check_output, check_rejected
+from titokctl.readable import counted
 from titokctl.weights.load import load_tokenizer
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def part_of(table: "pa.Table", header: CacheHeader, unit: int) -> TokenPart:
         raise UserError(f"the rows have no column {min(missing)}", "they need those that titokctl.ray.Tokenize makes")
     keys = _column(table, "key")
     if keys.null_count:
-        raise UserError(f"{keys.null_count:,} rows have no key", "give every image a key that names it")
+        raise UserError(f"{counted(keys.null_count, 'rows')} without a key", "give every image a key that names it")
     reasons = _column(table, "rejected") if "rejected" in names else pa.nulls(count, pa.string())
     good = pc.is_null(reasons)
     labels = pc.fill_null(_column(table, "label").cast(pa.int32()), -1) if "label" in names else pa.array([-1] * count)

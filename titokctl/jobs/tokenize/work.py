@@ -23,6 +23,7 @@ from titokctl.formats.token_tally import Tally
 from titokctl.formats.unfinished import finished_already
 from titokctl.jobs.tokenize.local_parts import SAVED, PartMaker
 from titokctl.jobs.tokenize.output import TokenizeResult, check_space, finished_before, make_output
+from titokctl.readable import counted
 
 _NAMED_PARTS = 5
 
@@ -132,7 +133,7 @@ class TokenizeWork:
             return []  # another job has merged since this one looked
         todo = [unit for unit in own if not self._is_finished(unit)]
         if len(todo) < len(own):
-            done = f"{len(own) - len(todo):,} of {len(own):,} parts are finished"
+            done = f"finished parts: {len(own) - len(todo):,} of {len(own):,}"
             self.context.say(f"resuming {self.folder.output}: {done}")
         return todo
 
@@ -168,8 +169,8 @@ class TokenizeWork:
                 parts = [f"{i}/{of}" for i in sorted({unit % of for unit in missing})]
                 more = f" and {len(parts) - _NAMED_PARTS} more" if len(parts) > _NAMED_PARTS else ""
                 self.context.say(
-                    f"other jobs are still working; the last one to finish merges the parts ({len(missing):,} units "
-                    f"are missing, of --part {', '.join(parts[:_NAMED_PARTS])}{more})"
+                    f"other jobs are still working; the last one to finish merges the parts (missing: "
+                    f"{counted(len(missing), 'units')} of --part {', '.join(parts[:_NAMED_PARTS])}{more})"
                 )
             return None
         with self.folder.merging() as is_ours:

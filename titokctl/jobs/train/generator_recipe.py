@@ -12,6 +12,7 @@ from titokctl.data.class_order import say_class_order
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import CacheHeader, TokenCache, labelled_rows
 from titokctl.progress import Progress
+from titokctl.readable import counted
 from titokctl.weights.build import skeleton
 
 _SHOWN = 5  # classes without rows
@@ -57,7 +58,7 @@ def _warn_of_untrained(cache: TokenCache, classes: int, path: Path, progress: Pr
     shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
     smaller = f"; --set model.num_classes={needed} leaves out those above" if needed < classes else ""
     progress.say(
-        f"warning: {len(missing):,} of the {classes:,} classes have no rows in {path} ({shown}), so the generator does "
+        f"warning: no rows in {path} for {len(missing):,} of the {classes:,} classes ({shown}), so the generator does "
         f"not learn them, and sample leaves them out{smaller}"
     )
 
@@ -131,7 +132,8 @@ def _check_fit(recipe: GeneratorRecipe, name: str, classes: int, cache: TokenCac
         hint = "change the recipe's fields with --set" + (f', such as --set "views=[{there}]"' if missing else "")
         raise UserError(f"recipe {name} does not fit {path}:\n{lines}", hint)
     if len(cache) < recipe.training.global_batch_size:
+        batch = recipe.training.global_batch_size
         raise UserError(
-            f"{path} has {len(cache):,} rows, fewer than one global batch of {recipe.training.global_batch_size:,}",
+            f"{path} has {counted(len(cache), 'rows')}, fewer than one global batch of {batch:,}",
             f"use a smaller batch: --set training.global_batch_size={max(1, len(cache) // 2)}",
         )

@@ -21,6 +21,7 @@ from titokctl.evaluation.reconstruction import ReconstructionSums, ShownPairs, r
 from titokctl.formats.picture import grid, save_png
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
+from titokctl.readable import counted
 from titokctl.weights.network_files import INCEPTION, here
 
 Tokenizer = TiTok | MaskGitVqgan
@@ -136,7 +137,7 @@ class Validation:
         if rejected and not self._is_told:
             self._is_told = True
             named = "; ".join(f"{r.key} ({r.kind})" for r in rejected[:5])
-            self._say(f"{len(rejected):,} held-out images can't be decoded and are left out: {named}")
+            self._say(f"leaving out {counted(len(rejected), 'held-out images')} that can't be decoded: {named}")
         if self._keeps:
             self._kept = kept
 

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from titokctl.config.sampling import GuidanceConfig
+from titokctl.errors import UserError
 from titokctl.evaluation.racing import PRESET, SIGNIFICANT
 from titokctl.formats.report_page import Curve, ReportPage
+from titokctl.formats.tuning import RESULT, SETTINGS, read_tuning
 from titokctl.jobs.tune.challengers import difference_in_words
 
 TRIED_COLUMNS = ("setting", "ms an image", "rounds", "images", "value", "differs from the preset in")
@@ -64,6 +68,17 @@ class TuneResult:
     finalists: list[Finalist]
     images: int
     seconds: float
+
+
+def read_result(folder: Path) -> TuneResult:
+    """Return the finished result in `folder`. Raises UserError for a damaged one."""
+    found = read_tuning(folder)
+    try:
+        result = TypeAdapter(TuneResult).validate_python(found | {"settings": str(folder / SETTINGS)})
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, one["loc"])) for one in error.errors()[:3])
+        raise UserError(f"{folder / RESULT} is damaged: {wrong}", "make it again with --overwrite") from error
+    return result
 
 
 def in_words(result: TuneResult) -> list[str]:

@@ -19,11 +19,11 @@ from titokctl.evaluation.paired_metrics import paired_metric
 from titokctl.evaluation.racing import PRESET, Budget, Race, race
 from titokctl.evaluation.reference import is_statistics_file, named_images, named_reference
 from titokctl.formats.atomic import file_sha256, make_folder
-from titokctl.formats.replacing import check_free, files_to_delete, remove_tree
+from titokctl.formats.replacing import files_to_delete, remove_tree
 from titokctl.formats.run_folder import versions
 from titokctl.formats.statistics import read_statistics
 from titokctl.formats.tuning import PRODUCT, REPORT, SETTINGS, KeptFeatures, write_tuning
-from titokctl.formats.unfinished import Unfinished
+from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.plan import WritePlan
 from titokctl.jobs.sample.inputs import (
     Given,
@@ -36,10 +36,11 @@ from titokctl.jobs.sample.inputs import (
 )
 from titokctl.jobs.tune.challengers import challengers
 from titokctl.jobs.tune.drawing import Drawing
-from titokctl.jobs.tune.report import Finalist, Tried, TuneResult, in_words, write_report
+from titokctl.jobs.tune.report import Finalist, Tried, TuneResult, in_words, read_result, write_report
 from titokctl.models.device import default_batch_size
 from titokctl.models.inference import fastest_precision, kernels
 from titokctl.models.precision import Precision
+from titokctl.readable import counted
 from titokctl.sampling.plan import Plan
 
 DEFAULT_MINUTES, MOST_CANDIDATES = 10.0, 1_000
@@ -100,7 +101,8 @@ class Tune:
         found = self._inputs(context, fetch=False)
         work = Unfinished(self.output)
         work.check_not_at_work()
-        resumed = work.resumes(found.record, self.overwrite)
+        finished = work.is_finished(found.record, self.overwrite)
+        resumed = not finished and work.resumes(found.record, self.overwrite)
         budget = {"images": self.images} if self.images else {"minutes": self._minutes}
         kept = {"kept_images": KeptFeatures(work.folder).num_images} if resumed else {}
         return WritePlan(
@@ -109,15 +111,18 @@ class Tune:
             output=self.output,
             count=len(found.settings),
             unit="settings",
+            done=len(found.settings) if finished else 0,
             settings={"metric": self.metric, "features": found.extractor.name, **budget, "seed": self.seed, **kept},
-            removes=files_to_delete(self.output),
+            removes=() if finished else files_to_delete(self.output),
         )  # fmt: skip
 
     def run(self, context: Context) -> TuneResult:
         """Race, and write the results. Raises as `plan`; Stopped after a signal, with the drawn features kept."""
-        found = self._inputs(context, fetch=True)
+        found, work = self._inputs(context, fetch=True), Unfinished(self.output)
+        if work.is_finished(found.record, self.overwrite):
+            context.say(finished_already(self.output))
+            return read_result(self.output)
         reference, metric = self._reference(found, context), paired_metric(self.metric)
-        work = Unfinished(self.output)
         with work.locked():
             work.begin(found.record, self.overwrite)
             drawing = Drawing(
@@ -142,7 +147,7 @@ class Tune:
 
     def _inputs(self, context: Context, fetch: bool) -> "_Inputs":
         """Open and check everything that the race is made of; `fetch` allows downloads."""
-        check_free(self.output, self.overwrite)
+        check_output(self.output, self.overwrite)
         say = context.say
         generator = find_generator(self.generator, context.runs, say, fetch)
         tokenizer = find_tokenizer(self.tokenizer, generator, context.runs, say, fetch)
@@ -185,7 +190,9 @@ class Tune:
             images = named_images(self.reference, tokenizer.config.image_size, opening)
             least = paired_metric(self.metric).least(extractor.widths["pool"])
             if images.count < least:
-                raise self._too_few(f"the reference has {images.count:,} images, at least {least:,} are needed")
+                raise self._too_few(
+                    f"the reference has {counted(images.count, 'images')}, at least {least:,} are needed"
+                )
             about, identity = images.about, {"key": statistics_key(images, extractor.name, extractor.description)}
         trained_on = generator.lineage.get("source", {}).get("fingerprint")
         if trained_on is not None and about.get("fingerprint") == trained_on:
@@ -235,7 +242,7 @@ class Tune:
         if budget.first_round:
             return
         if self.images is not None:
-            given, enough = f"{self.images:,} images", f"--images {math.ceil(budget.needed)}"
+            given, enough = counted(self.images, "images"), f"--images {math.ceil(budget.needed)}"
         else:
             given = f"{self._minutes:g} minutes"
             enough = f"--minutes {math.ceil(budget.needed / 60 / _SPENT_ON_DRAWING)}"
