@@ -118,7 +118,10 @@ def test_a_killed_process_is_named(script, how, said):
     [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow),
      pytest.param(signal.SIGUSR1, marks=pytest.mark.slow), pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
 )  # fmt: skip
-def test_signals_reach_the_workers_and_none_is_left(script, start, how):
+def test_signals_reach_the_workers_and_none_is_left(script, start, how, tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     parent = start([sys.executable, "-c", PARENT, str(script), "wait", str(script.parent / "seen")])
     wait_for_files(parent, script.parent / "seen", "*", 2)
     parent.send_signal(how)
@@ -126,6 +129,7 @@ def test_signals_reach_the_workers_and_none_is_left(script, start, how):
     assert parent.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}.get(how, 75), complaints
     assert said.strip() == ("" if how == signal.SIGKILL else "Saved.")
     assert_nobody_is_left(script)
+    assert how == signal.SIGKILL or not list(temporary.iterdir())
 
 
 def test_a_launched_process_does_not_launch_again(monkeypatch):

@@ -49,13 +49,19 @@ class Server:
         self._process.stdout.close()
 
 
-def with_shim(root: Path) -> Server:
-    """Return a server whose commands can be given faults. Skips the test without a C compiler."""
+def compiled_shim(folder: Path) -> Path:
+    """Return the shim as a library in `folder`. Skips the test without a C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", root / "shim.so", HERE / "shim.c", "-ldl"], check=True)
-    return Server(root, root / "shim.so")
+    library = folder / "shim.so"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, HERE / "shim.c", "-ldl"], check=True)
+    return library
+
+
+def with_shim(root: Path) -> Server:
+    """Return a server whose commands can be given faults. Skips the test without a C compiler."""
+    return Server(root, compiled_shim(root))
 
 
 def inputs(server: Server) -> commands.Place:

@@ -1,9 +1,9 @@
 /* Makes one system call of a process fail, as a failing disk or a full table would; or sends a signal before it.
  *
  * Preloaded into a process (LD_PRELOAD), it counts the calls of each kind that concern files below a folder, and lets
- * call number N of one kind fail with an errno. fault_set arms it; fault_count returns the count of a kind. Processes
- * that a command starts arm themselves: TITOKCTL_SHIM holds a rank, a kind, N, the errno, a process and the folder; a
- * signal goes to that process, or to the one with the rank if it is 0.
+ * call number N of one kind fail with an errno, or all of them for N = -2. fault_set arms it; fault_count returns the
+ * count of a kind. Processes that a command starts arm themselves: TITOKCTL_SHIM holds a rank, a kind, N, the errno, a
+ * process and the folder; a signal goes to that process, or to the one with the rank if it is 0.
  * Only files below the folder count, so that the interpreter and its libraries work on.
  */
 #define _GNU_SOURCE
@@ -39,7 +39,7 @@ static int index_of(const char *what) {
 void fault_set(const char *under, const char *what, long n, int error) {
     snprintf(folder, sizeof folder, "%s", under);
     snprintf(kind, sizeof kind, "%s", what);
-    wanted = n, number = error, is_counting = n < 0;
+    wanted = n, number = error, is_counting = n == -1;
     memset(seen, 0, sizeof seen);
 }
 
@@ -81,7 +81,7 @@ static int below_fd(int fd) {
 static int fails(const char *what, int concerned) {
     if (!folder[0] || !concerned) return 0;
     long n = __atomic_fetch_add(&seen[index_of(what)], 1, __ATOMIC_SEQ_CST);
-    if (is_counting || strcmp(what, kind) || n != wanted) return 0;
+    if (is_counting || strcmp(what, kind) || (wanted >= 0 && n != wanted)) return 0;
     if (number < 0) {
         kill(target ? target : getpid(), -number);
         return 0;

@@ -2,7 +2,7 @@
 
 Each reader gets the same number of mutations of a good file: bytes changed, zeroed, cut out, doubled or replaced by
 those of another place, and, of JSON, values of other types and sizes. They follow from the seed; TITOKCTL_MUTATIONS
-changes how many.
+changes how many, and TITOKCTL_SEED which.
 """
 
 import json
@@ -17,7 +17,7 @@ import pytest
 from caches import as_version_1
 from campaign import Server
 
-SEED, MUTATIONS = 21, int(os.environ.get("TITOKCTL_MUTATIONS", "300"))
+SEED, MUTATIONS = (int(os.environ.get(f"TITOKCTL_{name}", n)) for name, n in (("SEED", 21), ("MUTATIONS", 300)))
 CPU_S, PEAK_KB = 30, 2 << 20
 STRANGE = (
     None, True, -1, 0, 1, 1e308, 10**30, float("nan"), "", "x" * 100_000, "\ud800", "\x1b[31m", "../..", "/", [], {},

@@ -2,7 +2,7 @@
 
 The shim sends the signal in front of a call that concerns the command's files, so that the moments between a write, a
 flush and a rename are met, and not only those in which most time is spent. TITOKCTL_KILLS changes how many there are
-of each signal for each command.
+of each signal for each command; `pytest -rP` shows how many of them ended it.
 """
 
 import os
@@ -35,7 +35,7 @@ def is_odd(done: dict, allowed: tuple[int, ...]) -> bool:
 def test_after_a_signal_the_same_command_gives_the_same(
     server: Server, place: commands.Place, name: str, number: signal.Signals
 ) -> None:
-    words, work, problems = place.words(name), server.root / "work", []
+    words, work, problems, ended = place.words(name), server.root / "work", [], 0
     done = server.run(place.copy(work), words, kind="open", call=-1, errno=0, kinds=list(KINDS))
     assert done["code"] == 0, done["stderr"]
     counts, expected = done["count"], commands.made(work, name)
@@ -47,12 +47,14 @@ def test_after_a_signal_the_same_command_gives_the_same(
         first = server.run(place.copy(work), words, kind=kind, call=call, errno=-number)
         what, said = f"{name}: {number.name} at {kind} call {call} of {counts[kind]}", first["stderr"].strip()
         allowed = (0, -number) if number == signal.SIGKILL else (0, STOPPED, SAVED)
+        ended += first["code"] != 0
         if is_odd(first, allowed):
             problems.append(f"{what}: code {first['code']}: {said[-300:]}")
         elif first["code"] == 0 and commands.made(work, name) != expected:
             problems.append(f"{what}: another product, in silence: {said[-300:]}")
         elif first["code"] and (problem := problem_after_again(server, name, words, expected)):
             problems.append(f"{what}: {problem}")
+    print(f"{name}: {number.name} ended {ended} of {KILLS} commands")
     assert not problems, "\n".join(problems)
 
 
@@ -60,7 +62,7 @@ def test_after_a_signal_the_same_command_gives_the_same(
 def test_jobs_that_divide_the_work_give_the_same_after_a_signal_to_one(
     server: Server, place: commands.Place, number: signal.Signals
 ) -> None:
-    jobs, work, problems = [words.split() for words in commands.JOBS], server.root / "work", []
+    jobs, work, problems, ended = [words.split() for words in commands.JOBS], server.root / "work", [], 0
     place.copy(work)
     counts = []
     for words in jobs:
@@ -78,6 +80,7 @@ def test_jobs_that_divide_the_work_give_the_same_after_a_signal_to_one(
             assert server.run(work, jobs[1 - hit])["code"] == 0
         first = server.run(work, jobs[hit], kind=kind, call=call, errno=-number)
         what = f"part {hit}, {'last' if others_first else 'first'}: {number.name} at {kind} call {call}"
+        ended += first["code"] != 0
         if is_odd(first, (0, -number) if number == signal.SIGKILL else (0, STOPPED, SAVED)):
             problems.append(f"{what}: code {first['code']}: {first['stderr'].strip()[-300:]}")
             continue
@@ -88,6 +91,7 @@ def test_jobs_that_divide_the_work_give_the_same_after_a_signal_to_one(
                 problems.append(f"{what}: then code {done['code']}: {done['stderr'].strip()[-300:]}")
         if commands.made(work, "parts") != expected or leftovers(work):
             problems.append(f"{what}: another product, or files that were left: {leftovers(work)[:3]}")
+    print(f"--part: {number.name} ended {ended} of {KILLS} jobs")
     assert not problems, "\n".join(problems)
 
 
@@ -122,5 +126,6 @@ def test_processes_that_share_the_work_give_the_same_after_a_signal(
             problems.append(f"{what}: another product, in silence: {first['stderr'].strip()[-300:]}")
         elif first["code"] and (problem := problem_after_again(server, name, words, expected, **nobody)):
             problems.append(f"{what}: {problem}")
+    print(f"{name}: {number.name} ended {hits} of {KILLS} commands")
     assert not problems, "\n".join(problems)
     assert hits

@@ -107,6 +107,53 @@ def test_kill_9_then_other_settings_then_the_same_command(networks, undisturbed,
     assert contents(output) == undisturbed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["npz", "png", "wds"])
+def test_a_kill_between_the_manifest_and_the_end_is_resumed(tmp_path: Path, form: str, capsys) -> None:
+    """At that moment the set is complete in its folder, and its run is not recorded as finished."""
+    networks, output = trained.both(tmp_path / "runs"), tmp_path / "a" / "b" / "set"
+    command = [*words(networks, output, "-n", "20"), "--format", form]
+    # The records of two networks and of the run, where its set lies, and the manifest: the next record is not written.
+    done = signalled(command, signal.SIGKILL, tmp_path, "*/*/*/*n*.json", 5)
+    assert done.returncode == -signal.SIGKILL
+    assert (output / "manifest.json").is_file()
+    assert (output / ".unfinished").is_dir()
+    assert state(networks, output) == "stopped"
+    before = everything(output)
+    assert run(command) == 0
+    assert state(networks, output) == "finished"
+    assert {p.name for p in output.iterdir() if p.name[0] == "."} <= {".lock"}
+    assert everything(output) == before
+    assert run([*command, "--overwrite"]) == 0
+    assert everything(output).keys() == before.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [["--overwrite"], []], ids=["same", "without"])
+def test_a_kill_while_a_set_takes_the_place_of_another(networks, tmp_path, again) -> None:
+    output = tmp_path / "set"
+    first = [*words(networks, output, "-n", "20"), "--format", "png"]
+    assert run(first) == 0
+    (output / "notes.txt").write_text("mine")
+    second = [*words(networks, output, "-n", "18"), "--format", "wds"]
+    replaced = output / ".unfinished" / "replaced"
+    done = signalled([*second, "--overwrite"], signal.SIGKILL, replaced, "*", 2)
+    assert done.returncode == -signal.SIGKILL
+    assert not (output / "manifest.json").exists() or not (output / "ids.h5").exists()
+    assert run([*second, *again]) == 0
+    assert {p.name for p in output.iterdir()} - {".lock"} == {
+        "manifest.json", "ids.h5", "grid.png", "shards", "notes.txt",
+    }  # fmt: skip
+    assert json.loads((output / "manifest.json").read_text())["num_images"] == 18
+    assert state(networks, output) == "finished"
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """The files of a set, but for what is hidden."""
+    files = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file())
+    return {str(p): (folder / p).read_bytes() for p in files if not any(part[0] == "." for part in p.parts)}
+
+
 def test_another_number_of_threads_gives_the_same_bytes(networks, undisturbed, tmp_path):
     before = torch.get_num_threads()
     try:

@@ -37,7 +37,9 @@ def test_bytes_do_not_depend_on_the_number_of_processes(
 ) -> None:
     assert run([*words(source, tmp_path / "one.h5", "--precision", precision), "--quiet"]) == 0
     more = ("--procs", procs, "--views", "flip", "--precision", precision, "--json")
-    done = run_cli(*words(source, tmp_path / "many.h5", *more), code=0)
+    (tmp_path / "tmp").mkdir()
+    done = run_cli(*words(source, tmp_path / "many.h5", *more), code=0, env={"TMPDIR": str(tmp_path / "tmp")})
+    assert not list((tmp_path / "tmp").iterdir()), "neither torchrun nor the launcher leaves a folder"
     assert done.json["rows"] == SHARDS * PER_SHARD
     assert "60 rows + 0 rejected = 60 images" in done.stderr
     assert (tmp_path / "many.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()

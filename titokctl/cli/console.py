@@ -171,10 +171,13 @@ def emit_json(value: Any) -> None:
     def as_plain(value: Any) -> Any:
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
-    text = json.dumps(value, indent=1, ensure_ascii=False, default=as_plain)
-    if any(not (c.isprintable() or c == "\n") for c in text):  # for a terminal; the values are the same
-        text = json.dumps(value, indent=1, default=as_plain)
-    print(text)
+    print(json_text(value, indent=1, default=as_plain))
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Return JSON for a terminal, with escapes for what it would obey; `options` are those of `json.dumps`."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return text if all(c.isprintable() or c == "\n" for c in text) else json.dumps(value, **options)
 
 
 def progress(quiet: bool, is_main: bool = True) -> Progress:

@@ -1,6 +1,5 @@
 """`titokctl tokenize`."""
 
-import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +41,7 @@ def _print_ids(job: "TokenizeFew", around: Surroundings) -> None:
     """Print the ids of each image on a line, behind its name where there are several; or as JSON."""
     found = perform(job, around)
     if around.as_json:
-        lines = (json.dumps(asdict(image), ensure_ascii=False) for image in found.images)
+        lines = (console.json_text(asdict(image)) for image in found.images)
         print("[\n" + ",\n".join(f" {line}" for line in lines) + "\n]")
         return
     is_one = len(found.images) == 1

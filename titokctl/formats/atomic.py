@@ -10,6 +10,7 @@ two folders. After a crash in this moment the next writer puts the old folder ba
 
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import json
@@ -84,15 +85,29 @@ def write_new_json(target: Path, value: Any) -> bool:
 
 
 def _link(temporary: Path, target: Path) -> None:
-    """Give a file a second name. Raises FileExistsError when the name is taken."""
+    """Give a complete file the name `target`. Raises FileExistsError when the name is taken."""
     try:
         os.link(temporary, target)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # A file system without hard links, such as exFAT: the file is complete a moment after it appears.
-        with open(target, "xb") as file:
-            file.write(temporary.read_bytes())
+        # A file system without hard links, such as exFAT: whoever holds the folder's lock renames.
+        with _locked(target.parent):
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+            os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of the folder itself, where the file system has locks; the kernel releases that of a killed one."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:

@@ -52,21 +52,21 @@ class MetricsLog:
 
     def keep_until(self, step: int) -> None:
         """Drop records with a step beyond `step`."""
-        if self.path.exists():
+        if self.path.is_file():
             kept = [json.dumps(record) + "\n" for record in self.read() if record["step"] <= step]
             write_bytes(self.path, "".join(kept).encode())
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all whole records in order; a truncated last line is skipped."""
-        if not self.path.exists():
+        """Return all whole records in order; a truncated last line, or one that is no record, is skipped."""
+        if not self.path.is_file():
             return []
         records = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 records.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-        return [r for r in records if isinstance(r, dict) and "step" in r]
+        return [r for r in records if isinstance(r, dict) and type(r.get("step")) is int]
 
     def newest_values(self, until: int | None = None) -> dict[str, Any]:
         """Return the newest value of each name, of those up to step `until` if it is given."""

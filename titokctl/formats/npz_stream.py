@@ -42,7 +42,7 @@ class NpzArray:
         self._npy_header = _npy_header(shape, self.dtype)
         self._start = _LOCAL.size + len(_NAME) + len(_sizes64(0)) + len(self._npy_header)
         self._row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * self.dtype.itemsize
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def write(self, first: int, rows: np.ndarray) -> int:
         """Write `rows` from row `first` on; safe from several threads. Returns the CRC-32 of their bytes.

@@ -13,6 +13,7 @@ from typing import Any
 Read = Callable[[str], bytes | None]
 _TIMM = ("_info.json", "info.json")
 _OPEN_CLIP = "sizes.json"
+_IMG2DATASET = "_stats.json"
 _OURS = "index.json"
 
 
@@ -22,6 +23,11 @@ class Count:
 
     samples: int
     file: str
+
+
+def is_about_shards(name: str) -> bool:
+    """Return True for the name of a file beside shards that may record their counts."""
+    return name in (_OURS, *_TIMM, _OPEN_CLIP) or name.endswith(_IMG2DATASET)
 
 
 def recorded_counts(shards: Sequence[str], read: Read) -> dict[str, Count]:
@@ -38,7 +44,7 @@ def recorded_counts(shards: Sequence[str], read: Read) -> dict[str, Count]:
     left = [shard for shard in shards if shard not in found]
     # img2dataset writes one file per shard: if the first has none, the others are not tried.
     for i, shard in enumerate(left):
-        file = f"{shard.removesuffix('.tar')}_stats.json"
+        file = f"{shard.removesuffix('.tar')}{_IMG2DATASET}"
         record = _parsed(read(file))
         if isinstance(record, dict) and _is_count(record.get("successes")):
             found[shard] = Count(record["successes"], file)

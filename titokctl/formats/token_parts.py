@@ -44,7 +44,10 @@ _MAX_PART_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 64 << 20
 MANIFEST, MERGE_LOCK = "manifest.json", ".merge.lock"
 # Fields of a source's description that say the same as its fingerprint, or nothing about its images.
-_NOT_DECISIVE = ("paths", "passed_over", "label_files", "listing", "labelling", "contents", "contents_whole", "choices")
+_NOT_DECISIVE = (
+    "paths", "folders", "beside", "passed_over", "label_files", "listing", "labelling", "contents", "contents_whole",
+    "choices",
+)  # fmt: skip
 _ROWS_AT_ONCE = 16_384
 T = TypeVar("T")
 _Count = Annotated[int, Field(strict=True, ge=0)]

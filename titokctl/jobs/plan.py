@@ -88,7 +88,7 @@ def say_source(source: Source, context: Context) -> None:
     for remark in source.remarks:
         context.say(remark)
     if source.passed_over:
-        context.say(f"passed over, because they are not images: {passed_over_in_words(source.passed_over)}")
+        context.say(f"passed over: {passed_over_in_words(source.passed_over)}")
 
 
 def cache_read(cache: TokenCache, view: str | None = None) -> dict[str, Any]:

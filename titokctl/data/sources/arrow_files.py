@@ -15,6 +15,7 @@ from titokctl.formats.local_file import read_file
 
 SUFFIX = ".arrow"
 _STATE = "state.json"
+ABOUT = (_STATE, "dataset_info.json")
 _MAX_STATE_BYTES = 16 << 20
 
 

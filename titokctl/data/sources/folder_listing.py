@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from titokctl.formats.shard_index import FOLDER as INDEX_FOLDER
 from titokctl.readable import counted
 
 HIDDEN = "hidden"
+_FOLDERS = "folders"
+_OURS = (INDEX_FOLDER, ".titokctl.json", ".lock")
 _NAMED = 3
 
 
@@ -104,6 +106,36 @@ def list_files(root: Path) -> Listing:
     found = Listing()
     _walk(root, "", root.resolve(), (_node(root),), found)
     return found
+
+
+def count_beside(folder: Path, read: Collection[str], about: Callable[[str], bool]) -> Counter[str]:
+    """Return the numbers of entries in `folder` beside the files that are read: files by suffix, folders, hidden ones.
+
+    A folder counts as one entry, unless files that are read lie below it; then its entries are counted.
+
+    Args:
+        read: the real paths of the files.
+        about: returns True for the name of a file that describes them, which is not counted.
+
+    Raises UserError when a folder can't be listed.
+    """
+    above = {str(parent) for path in read for parent in Path(path).parents}
+    return Counter(_beside(folder, os.path.realpath(folder), set(read), above, about))
+
+
+def _beside(folder: Path, real: str, read: set[str], above: set[str], about: Callable[[str], bool]) -> Iterator[str]:
+    for entry in entries(folder):
+        path = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
+        if entry.name in _OURS or path in read:
+            continue
+        if entry.name.startswith("."):
+            yield HIDDEN
+        elif path in above:
+            yield from _beside(Path(entry.path), path, read, above, about)
+        elif entry.is_dir():
+            yield _FOLDERS
+        elif not about(entry.name):
+            yield suffix_of(entry.name)
 
 
 def _image_names(folder: Path, deep: bool) -> Iterator[str]:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from titokctl.data.sources.arrow_files import ABOUT, saved_files
 from titokctl.data.sources.arrow_files import SUFFIX as ARROW
-from titokctl.data.sources.arrow_files import saved_files
 from titokctl.data.sources.choices import NO_CHOICES, NO_SPLIT, Choices
 from titokctl.data.sources.class_folders import split_of
 from titokctl.data.sources.files import KIND as FILES
 from titokctl.data.sources.files import is_image_file, open_files
 from titokctl.data.sources.folder import KIND as FOLDER
 from titokctl.data.sources.folder import open_folder
-from titokctl.data.sources.folder_listing import entries, has_images, sub_folders, suffix_of
+from titokctl.data.sources.folder_listing import count_beside, entries, has_images
 from titokctl.data.sources.label_file import with_labels
 from titokctl.data.sources.parquet import KIND as PARQUET
 from titokctl.data.sources.parquet import open_parquet
@@ -23,13 +23,14 @@ from titokctl.data.sources.remote import KIND as REMOTE
 from titokctl.data.sources.remote import expand_urls, is_url, open_remote
 from titokctl.data.sources.shards import KIND as SHARDS
 from titokctl.data.sources.shards import expand_pattern, open_shards, shards_in
-from titokctl.data.sources.source import Source, passed_over_in_words
-from titokctl.data.sources.table_files import parquet_in, parquet_on_server
+from titokctl.data.sources.source import Source
+from titokctl.data.sources.table_files import count_on_server, parquet_in, parquet_on_server
 from titokctl.data.sources.zips import KIND as ZIP
 from titokctl.data.sources.zips import open_zip
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.file_kind import described, head_of, hint_for
 from titokctl.formats.remote_file import folder_and_name, shown
+from titokctl.formats.shard_counts import is_about_shards
 from titokctl.formats.shard_index import CLASS_TARS
 
 KINDS = (FOLDER, FILES, SHARDS, CLASS_TARS, PARQUET, ZIP, REMOTE)
@@ -94,7 +95,8 @@ def reopen_source(description: dict[str, Any], keep_index: bool = True, at: Path
         return open_source([at], kind, accept_cut, labels, table, keep_index, choices)
     # Of several splits, the recorded path names the one that was read.
     choices = replace(choices, split=NO_SPLIT)
-    return open_source(description["paths"], kind, accept_cut, labels, table, keep_index, choices)
+    source = open_source(description["paths"], kind, accept_cut, labels, table, keep_index, choices)
+    return _with_beside(source, description.get("folders", []))
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, optio
     given = check_paths(paths)
     if kind == PARQUET or (kind is None and all(p.suffix in (".parquet", ARROW) for p in given)):
         files = [file for path in given for file in (_tables_in(path, choices.split) if path.is_dir() else [path])]
-        return open_parquet(files, choices)
+        return _with_beside(open_parquet(files, choices), [path for path in given if path.is_dir()])
     if len(given) == 1 and (kind == ZIP or (kind is None and given[0].suffix == ".zip")) and given[0].is_file():
         return open_zip(given[0], choices)
     if kind == FILES or (kind is None and _are_named_one_by_one(given)):
@@ -124,7 +126,8 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, optio
     wrong = [p for p in shards if p.suffix != ".tar"]
     if kind == FOLDER or wrong or not shards:
         raise _no_shard(wrong[0] if wrong else given[0])
-    return open_shards(shards, accept_cut, keep_index, choices)
+    source = open_shards(shards, accept_cut, keep_index, choices)
+    return _with_beside(source, [path for path in given if path.is_dir()])
 
 
 def _open_urls(urls: list[str], kind: str | None, accept_cut: bool, options: _Options) -> Source:
@@ -140,7 +143,8 @@ def _open_urls(urls: list[str], kind: str | None, accept_cut: bool, options: _Op
         if not all(named):
             other = shown(urls[named.index([])])
             raise UserError(f"{other} is not a parquet file", "name parquet files only, or shards only")
-        return open_parquet([table for tables in named for table in tables], options.choices)
+        source = open_parquet([table for tables in named for table in tables], options.choices)
+        return _with_beside(source, [shown(url) for url in urls if shown(url).endswith("/")])
     return open_remote(expand_urls(urls), accept_cut, options.keep_index, options.choices)
 
 
@@ -191,7 +195,7 @@ def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _O
         path, remarks = split_of(path, choices)
         files = _tables_in(path, None) if kind is None and remarks else []
     if (path / _IMAGENET_TRAIN).is_file() and kind in (None, CLASS_TARS):
-        return open_shards([path / _IMAGENET_TRAIN], accept_cut, keep_index, choices)
+        return _with_beside(open_shards([path / _IMAGENET_TRAIN], accept_cut, keep_index, choices), [path])
     shards = shards_in(path)
     if shards and kind is None and has_images(path):
         raise UserError(
@@ -200,10 +204,9 @@ def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _O
     if kind in (SHARDS, CLASS_TARS) or (shards and kind is None):
         if not shards:
             raise UserError(f"no .tar shards in {path}")
-        source: Source = open_shards(shards, accept_cut, keep_index, choices)
-        remarks = remarks + _beside(path)
+        source: Source = _with_beside(open_shards(shards, accept_cut, keep_index, choices), [path])
     elif files:
-        source = open_parquet(files, choices)
+        source = _with_beside(open_parquet(files, choices), [path])
         remarks = [f"reading {len(files):,} {files[0].suffix[1:]} files, the first is {files[0]}"]
     else:
         if not entries(path):
@@ -218,12 +221,27 @@ def _tables_in(path: Path, split: str | None) -> list[Path]:
     return saved_files(path) or parquet_in(path, split)
 
 
-def _beside(path: Path) -> list[str]:
-    """Return a remark about what lies beside shards and is not read, other than files with counts."""
-    files = [entry.name for entry in entries(path) if not entry.name.startswith((".", "_")) and not entry.is_dir()]
-    others = Counter(suffix_of(name) for name in files if not name.endswith((".tar", ".json")))
-    others["folders"] = len(sub_folders(path))
-    return [f"not read beside the shards in {path}: {passed_over_in_words(+others)}"] if +others else []
+def _with_beside(source: Source, folders: Sequence[Path | str]) -> Source:
+    """Count what lies in `folders` beside the shards or tables that are read from them, as passed over.
+
+    Files with counts of shards, and lists of the files of a saved data set, are not counted.
+
+    Args:
+        folders: paths, or addresses as text. They are recorded, so that a source that is opened again counts them, too.
+    """
+    if not folders:
+        return source
+    read, beside = source.description["paths"], Counter[str]()
+    named = [str(folder) if is_url(str(folder)) else str(Path(folder).resolve()) for folder in folders]
+    for folder in named:
+        beside += count_on_server(folder, read) if is_url(folder) else count_beside(Path(folder), read, _is_about)
+    total = Counter(source.passed_over) + beside
+    source.description |= {"passed_over": dict(sorted(total.items())), "folders": named, "beside": dict(beside)}
+    return source
+
+
+def _is_about(name: str) -> bool:
+    return name in ABOUT or is_about_shards(name)
 
 
 def _expanded(path: Path | str) -> list[Path]:

@@ -6,7 +6,8 @@ versions would make a row that neither has. Needs pyarrow, from the `parquet` ex
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Protocol, TypeVar
@@ -15,7 +16,7 @@ from titokctl.data.sources.arrow_files import SUFFIX as ARROW
 from titokctl.data.sources.arrow_files import ArrowFile
 from titokctl.data.sources.choices import NO_SPLIT
 from titokctl.data.sources.class_folders import SPLITS
-from titokctl.data.sources.folder_listing import sub_folders
+from titokctl.data.sources.folder_listing import HIDDEN, sub_folders, suffix_of
 from titokctl.data.sources.shards import expand_pattern
 from titokctl.errors import UserError, install
 from titokctl.formats.file_kind import HEAD_BYTES, described, head_of, hint_for, kind_of
@@ -189,15 +190,31 @@ def parquet_on_server(url: str, split: str | None = None) -> list[str]:
     return found
 
 
-def _listed(url: str, split: str | None) -> list[str]:
+def count_on_server(url: str, read: Collection[str]) -> Counter[str]:
+    """Return the numbers of files by suffix in a folder on a server, beside the addresses that are read.
+
+    Raises UserError when the folder can't be listed.
+    """
+    others = [name for name in _names_below(url) if f"{shown(url)}{name}" not in read]
+    is_hidden = [any(part.startswith(".") for part in name.split("/")) for name in others]
+    return Counter(HIDDEN if hidden else suffix_of(name) for name, hidden in zip(others, is_hidden, strict=True))
+
+
+def _names_below(url: str) -> list[str]:
+    """Return the names of all files below a folder on a server, relative to it, sorted."""
     file_system, root = file_system_of(url)
     try:
         names = sorted(str(name) for name in file_system.find(root))
     except (OSError, ValueError) as error:
         raise UserError(f"{shown(url)} can't be listed: {error}", "check the address and your access") from error
+    return [name[len(root.rstrip("/")) + 1 :] for name in names]
+
+
+def _listed(url: str, split: str | None) -> list[str]:
+    names = _names_below(url)
     if any(name.endswith(".tar") for name in names):
         return []
-    below = [PurePosixPath(name[len(root.rstrip("/")) + 1 :]) for name in names if name.endswith(SUFFIX)]
+    below = [PurePosixPath(name) for name in names if name.endswith(SUFFIX)]
     return [f"{url}{name}" for name in _of_split(below, split, shown(url))]
 
 

@@ -201,7 +201,7 @@ def _parts(path: Path, manifest: dict[str, Any]) -> Inspection:
 def _source(path: Path) -> Inspection:
     source = open_source([path]).by_position()
     facts = {"images": len(source), "problems": len(source.problems), "units of work": len(source.units)}
-    facts |= _without(source.description, "kind")
+    facts |= _without(source.description, "kind", "folders", "beside")
     return Inspection(
         path, f"images ({source.description['kind']})", facts, _by_class(source.labels(), source.class_names)
     )

@@ -74,7 +74,10 @@ def source_named(named: str, cache: TokenCache, keep_index: bool = True) -> Sour
         raise UserError(f"{cache.path} does not record which images it was made from", "name them with --source")
     if len(paths) > _MOST_PATHS:
         raise UserError(f"{where} has {len(paths):,} paths, more than {_MOST_PATHS:,}", "name it with --source")
-    for path in (*paths, *(recorded[name] for name in ("labels", "label_table") if name in recorded)):
+    folders = recorded.get("folders", [])
+    if not isinstance(folders, list) or len(folders) > len(paths):
+        raise UserError(f"{where} has folders that are not a list of its paths", "name it with --source")
+    for path in (*paths, *folders, *(recorded[name] for name in ("labels", "label_table") if name in recorded)):
         _check_plain(path, where)
     if not isinstance(recorded.get("kind", ""), str):
         raise UserError(f"{where} has a kind that is not text", "name it with --source")

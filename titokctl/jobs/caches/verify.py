@@ -1,5 +1,6 @@
 """`titokctl verify`: check a token cache against its checksums, its source, and a new encoding of some images."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from titokctl.context import Context
 from titokctl.data.sources import Source
+from titokctl.data.sources.remote import KIND as REMOTE
 from titokctl.data.sources.source import difference, passed_over_in_words
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
@@ -159,8 +161,28 @@ def _against_source(cache: TokenCache, source: Source, is_named: bool) -> list[s
             f"{counted(len(cache), 'rows')} + {rejected:,} rejected, but the source has {counted(expected, 'images')}"
         ]
     # Of shards on a server, it is known only when they are read.
-    is_known = isinstance(recorded.get("passed_over"), dict) and "versions" not in source.description
-    if is_known and source.passed_over != recorded["passed_over"]:
-        found, then = (passed_over_in_words(one) or "nothing" for one in (source.passed_over, recorded["passed_over"]))
-        return [f"the source holds {found} besides its images; {then} was passed over when the cache was made"]
+    if source.description["kind"] != REMOTE:
+        return _against_counts(recorded, source.description)
     return []
+
+
+def _against_counts(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the numbers of files and members that were passed over."""
+    counts = [_passed_over(one, "folders" in recorded and "folders" in found) for one in (recorded, found)]
+    if None in counts or counts[0] == counts[1]:
+        return []
+    then, now = (passed_over_in_words(one or {}) or "nothing" for one in counts)
+    return [f"the source holds {now} besides its images; {then} was passed over when the cache was made"]
+
+
+def _passed_over(description: dict[str, Any], with_beside: bool) -> Counter[str] | None:
+    """Return the recorded numbers, or None if none are recorded that are numbers.
+
+    Args:
+        with_beside: count what lies beside shards or tables in their folders, not only members.
+    """
+    records = [description.get("passed_over"), {} if with_beside else description.get("beside", {})]
+    if not all(isinstance(one, dict) and all(type(n) is int for n in one.values()) for one in records):
+        return None
+    total, beside = map(Counter[str], records)
+    return total - beside

@@ -1,0 +1,72 @@
+"""File systems without hard links, such as exFAT: files still appear whole, once, and all commands work."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from campaign import compiled_shim
+from command_line import PATIENCE_S, ROOT
+
+RARE = (errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+ERRORS = (errno.EPERM, errno.EOPNOTSUPP, *(pytest.param(number, marks=pytest.mark.slow) for number in RARE))
+# Every call that would make a link in the folder fails.
+ARMED = """
+import ctypes, json, os, sys
+from pathlib import Path
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+ctypes.CDLL(os.environ["LD_PRELOAD"]).fault_set(os.fsencode(folder), b"link", ctypes.c_long(-2), number)
+"""
+WRITER = """
+from titokctl.formats.atomic import read_json, write_new_json
+won = [write_new_json(folder / str(i), {"writer": os.getpid(), "rest": "x" * 10_000}) for i in range(40)]
+mine = [read_json(folder / str(i))["writer"] == os.getpid() for i in range(40)]  # whole, also if another wrote it
+assert mine == won
+print(sum(won))
+"""
+COMMANDS = """
+from titokctl.cli.app import run
+os.chdir(folder)
+def tokenize(output, *more):
+    assert run(["tokenize", "images", "-o", output, "--tokenizer", "tok.safetensors", "--quiet", *more]) == 0
+tokenize("whole.h5")
+for part in range(2):
+    tokenize("parts.h5", "--part", f"{part}/2")
+    tokenize("folder/", "--part", f"{part}/2")
+assert Path("parts.h5").read_bytes() == Path("whole.h5").read_bytes()
+assert run(["shard", "images", "-o", "shards", "--quiet"]) == 0
+"""
+
+
+def started(script: str, folder: Path, number: int, shim: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ARMED + script, str(folder), str(number)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(shim), "TITOKCTL_RUNS": str(folder / "runs")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", ERRORS, ids=lambda number: errno.errorcode[number])
+def test_of_several_writers_one_wins_and_its_file_is_whole(tmp_path: Path, number: int) -> None:
+    shim = compiled_shim(tmp_path)
+    (tmp_path / "in").mkdir()
+    writers = [started(WRITER, tmp_path / "in", number, shim) for _ in range(3)]
+    ended = [writer.communicate(timeout=PATIENCE_S) for writer in writers]
+    assert all(writer.returncode == 0 for writer in writers), ended
+    assert sum(int(out) for out, _ in ended) == 40
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == sorted(map(str, range(40)))
+
+
+@pytest.mark.slow
+def test_jobs_divide_their_work_there(tmp_path: Path) -> None:
+    shim = compiled_shim(tmp_path)
+    tiny.tokenizer(tmp_path / "tok.safetensors")
+    tiny.class_folder(tmp_path / "images", per_class=4)
+    process = started(COMMANDS, tmp_path, errno.EPERM, shim)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
