@@ -3,7 +3,8 @@
 With TITOKCTL_PRETEND=mps it is an Apple GPU, "mps:0", which has no float64, and no pinned memory.
 
 `pretend()` makes torch believe in one GPU. Real values are computed. Noted are operations that mix devices, which CUDA
-refuses, and those that make the host wait for the device, with the functions of the package that lead there. torch's
+refuses, and those that make the host wait for the device, with the functions of the package that lead there; among
+the first are also operations that have no deterministic kernel on a GPU, while torch is asked for such kernels. torch's
 own code sees through the pretence in places, since the tensors' real device is the CPU; EXCUSED names them.
 """
 
@@ -26,12 +27,19 @@ GPU = torch.device(KIND, 0)
 _MISSING = (torch.float64, torch.complex128, torch.uint16, torch.uint32, torch.uint64) if KIND == "mps" else ()
 WAITS: Counter[str] = Counter()  # "what < function < function ...": how often
 MIXED: Counter[str] = Counter()
-# torch asks for the real device of gradients, and moves their norm there.
-EXCUSED = frozenset({"learner.update"})
+# torch asks for the real device of gradients, and moves their norm there; it makes the mask of causal attention there.
+EXCUSED = frozenset({"learner.update", "add < transformer.attended"})
 _LARGE = 1e9  # multiplications of a product that is timed, not used; it is not computed
 _WAITING = frozenset({
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount",
     "equal",
+})  # fmt: skip
+# From the documentation of torch.use_deterministic_algorithms.
+_NOT_DETERMINISTIC = frozenset({
+    "adaptive_max_pool2d_backward", "_adaptive_avg_pool2d_backward", "upsample_linear1d_backward",
+    "upsample_bilinear2d_backward", "_upsample_bilinear2d_aa_backward", "upsample_bicubic2d_backward",
+    "_upsample_bicubic2d_aa_backward", "reflection_pad1d_backward", "reflection_pad2d_backward", "nll_loss2d_forward",
+    "nll_loss2d_backward", "grid_sampler_2d_backward", "histc", "put_", "cumsum", "median",
 })  # fmt: skip
 _INDEXED = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"})
 _FACTORIES = frozenset({
@@ -48,7 +56,7 @@ def _note(found: Counter[str], what: str) -> None:
         if "/titokctl/" in path:
             chain.append(f"{path.rsplit('/', 1)[-1].removesuffix('.py')}.{frame.f_code.co_name}")
         frame = frame.f_back  # type: ignore[assignment]
-    if not EXCUSED & set(chain[:1]):
+    if not EXCUSED & {*chain[:1], " < ".join([what, *chain[:1]])}:
         found[" < ".join([what, *chain])] += 1
 
 
@@ -95,6 +103,8 @@ class GpuTensor(torch.Tensor):
         host = [t for t in tensors if not isinstance(t, GpuTensor)]
         if name in _WAITING:
             _note(WAITS, name)
+        if name in _NOT_DETERMINISTIC and torch.are_deterministic_algorithms_enabled():
+            _note(MIXED, f"{name} has no deterministic kernel")
         if name in _INDEXED:
             _note_indices(args)
         elif name == "copy_" and host:

@@ -119,7 +119,7 @@ def features(record: Record) -> None:
     bare = record.seconds_of(lambda: run("float32")) / len(x)
     exact, fast = run("float32"), run("tf32")
     began = time.perf_counter()
-    collector = FeatureCollector(extractor.widths, count, _FULL_SET)
+    collector = FeatureCollector(extractor.widths, count, _FULL_SET, device=device)
     for found in extract(extractor, (pixels[first : first + 256] for first in range(0, count, 256))):
         collector.add(found)
     collector.result()

@@ -16,7 +16,7 @@ with pretend_gpu.pretend():  # before anything keeps one of torch's functions th
     import tiny
     import trained
     from caches import write_cache
-    from conftest import SMALL
+    from conftest import AUTOREGRESSIVE, SMALL
     from stages import NAMES, Leave, write_recipe
 
     from titokctl.context import Context
@@ -31,13 +31,24 @@ with pretend_gpu.pretend():  # before anything keeps one of torch's functions th
     from titokctl.jobs.train.tokenizer import TrainTokenizer
 
 
-def stages(folder: Path) -> None:
+FLOW = f"""
+kind: generator
+model: {{kind: flow, num_latent_tokens: {tiny.TOKENS}, token_size: 4, num_classes: 2, width: 32, num_layers: 2,
+        num_heads: 2}}
+views: [plain]
+optimizer: {{learning_rate: 1e-3}}
+schedule: {{warmup_steps: 5}}
+training: {{steps: 20, global_batch_size: 16, ema_decay: 0.9, log_every: 5, evaluate_every: 10, checkpoint_every: 5}}
+"""
+
+
+def stages(folder: Path, *more: str) -> None:
     """Each stage of training a tokenizer, begun and resumed, with held-out pictures."""
     data = tiny.class_folder(folder / "pictures", 12)
     for stage in NAMES:
         for steps in (7, 8):
             words = [f"training.steps={steps}", "training.precision=bf16", "training.micro_batch_size=4",
-                     "training.log_every=1000"]  # fmt: skip
+                     "training.log_every=1000", *more]  # fmt: skip
             words += ["cached_crops=2"] if stage == "proxy" else []
             request = TrainTokenizer(
                 [data], str(write_recipe(folder, stage)), tuple(words), name=stage, validation=[data]
@@ -46,15 +57,34 @@ def stages(folder: Path) -> None:
 
 
 def generators(folder: Path) -> None:
-    """Both bodies, begun and resumed."""
+    """All kinds of generators and both bodies, begun and resumed; samples of those that `products` does not draw."""
     cache = write_cache(folder / "tokens.h5", 200)
     for body in ("vit", "uvit"):
-        path = folder / f"{body}.yaml"
-        path.write_text(SMALL.replace("architecture: vit", f"architecture: {body}"))
-        for steps in (7, 8):
-            words = (f"training.steps={steps}", "training.precision=bf16", "training.log_every=1000",
-                     "training.micro_batch_size=8", "val_fraction=0.2", "schedule.kind=constant")  # fmt: skip
-            TrainGenerator(cache, str(path), words, name=body).run(context(folder))
+        _trained(folder, body, cache, SMALL.replace("architecture: vit", f"architecture: {body}"))
+    data, no_codes = tiny.class_folder(folder / "pictures", 12), {"quantizer": "gaussian", "codebook_size": None}
+    causal = AUTOREGRESSIVE.replace("codebook_size: 16", f"codebook_size: {tiny.CODES}")
+    for kind, text, changes in (("autoregressive", causal, {}), ("flow", FLOW, no_codes)):
+        tokenizer, cache = folder / f"{kind}.safetensors", folder / f"{kind}.h5"
+        tiny.tokenizer(tokenizer, **changes)
+        Tokenize([data], cache, str(tokenizer)).run(context(folder))
+        generator = _trained(folder, kind, cache, text)
+        Sample(generator, str(tokenizer), num_images=20, output=folder / f"{kind}-samples").run(context(folder))
+
+
+def _trained(folder: Path, name: str, cache: Path, text: str) -> str:
+    """Begin and resume the training of a generator by the recipe `text`; returns its run folder."""
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    for steps in (7, 8):
+        words = (f"training.steps={steps}", "training.precision=bf16", "training.log_every=1000",
+                 "training.micro_batch_size=8", "val_fraction=0.2", "schedule.kind=constant")  # fmt: skip
+        TrainGenerator(cache, str(path), words, name=name).run(context(folder))
+    return str(folder / "runs" / "generator" / name)
+
+
+def deterministic_stages(folder: Path) -> None:
+    """The same with kernels that add in a fixed order."""
+    stages(folder, "training.deterministic=true")
 
 
 def products(folder: Path) -> None:

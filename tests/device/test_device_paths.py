@@ -39,7 +39,7 @@ MAY_WAIT = {
 SCENARIOS = ("stages", "generators", "products")
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [*SCENARIOS, pytest.param("deterministic_stages", marks=pytest.mark.slow)])
 def test_no_device_is_mixed_and_no_hot_loop_waits(scenario: str, tmp_path: Path) -> None:
     found = worked(scenario, tmp_path, "cuda")
     assert found["mixed"] == {}

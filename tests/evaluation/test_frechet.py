@@ -83,6 +83,24 @@ def test_parts_equal_the_whole():
     np.testing.assert_allclose(a.covariance, b.covariance, atol=1e-12)
 
 
+def test_sums_in_a_thread_have_the_same_bits_and_can_be_interrupted():
+    x = np.random.default_rng(6).standard_normal((5000, 16)).astype(np.float32)
+    plain, threaded = GaussianSums(16), GaussianSums(16, in_thread=True)
+    for first in range(0, 3000, 250):
+        plain.add(x[first : first + 250])
+        threaded.add(x[first : first + 250])
+    resumed = GaussianSums(16, in_thread=True)
+    resumed.restore({name: values.copy() for name, values in threaded.state().items()})
+    for first in range(3000, 5000, 250):
+        for sums in (plain, threaded, resumed):
+            sums.add(x[first : first + 250])
+    wanted = plain.gaussian()
+    for found in (threaded.gaussian(), resumed.gaussian()):
+        assert found.count == 5000
+        assert np.array_equal(found.mean, wanted.mean)
+        assert np.array_equal(found.covariance, wanted.covariance)
+
+
 def test_what_is_the_same_in_all_images_has_no_variance_below_zero():
     x = np.tile(np.random.default_rng(7).random(100, np.float32), (300, 1))
     variances = gaussian_of(x).covariance.diagonal()

@@ -73,3 +73,19 @@ def test_its_judgement_reaches_the_picture_and_leaves_frozen_weights_alone():
     assert images.grad.isfinite().all()
     assert images.grad.any()
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("size", [8, 24, 32, 100, 128, 136])
+def test_deterministic_kernels_give_the_same_logits_and_gradients(size):
+    torch.manual_seed(0)
+    network, found = Discriminator(32), []
+    for wanted in (False, True):
+        torch.use_deterministic_algorithms(wanted)
+        try:
+            images = torch.rand(2, 3, size, size + 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            logits = network(images)
+            logits.square().sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found.append((logits, images.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from titokctl.config.models import GeneratorConfig
-from titokctl.models.fused import PostNormBlocks, PreNormBlocks, triton_problem
+from titokctl.config.models import AutoregressiveConfig, FlowConfig, GeneratorConfig
+from titokctl.models.autoregressive.transformer import AutoregressiveBlock, KeyValues, Window
+from titokctl.models.flow.transformer import FlowBlock
+from titokctl.models.fused import CausalBlock, ConditionedBlock, PostNormBlocks, PreNormBlocks, triton_problem
 from titokctl.models.maskgit.uvit import UvitBlock
 from titokctl.models.maskgit.vit import VitLayer
 from titokctl.models.titok.transformer import Block
@@ -58,6 +60,51 @@ def test_in_bfloat16_they_are_near_and_keep_the_type_of_the_residual_stream() ->
     found, exact = PreNormBlocks(made, torch.bfloat16)(x), one_after_the_other(made, x)
     assert found.dtype == torch.float32
     assert 0 < (found - exact).norm() / exact.norm() < 0.02
+
+
+def filled(block: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in block.eval().requires_grad_(False).parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return block
+
+
+def causal() -> AutoregressiveBlock:
+    config = AutoregressiveConfig(
+        kind="autoregressive", num_latent_tokens=LENGTH, codebook_size=16, num_classes=2, width=WIDTH, num_layers=1,
+        num_heads=HEADS, mlp_width=2 * WIDTH,
+    )  # fmt: skip
+    return filled(AutoregressiveBlock(config))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_causal_block_computes_the_same_for_whole_sequences_and_from_its_cache(adaptive: bool) -> None:
+    block, draws = causal(), torch.Generator().manual_seed(1)
+    fused, x = CausalBlock(block, torch.float32), torch.randn(4, LENGTH, WIDTH, generator=draws)
+    changes = torch.randn(4, 6, 1, WIDTH, generator=draws) if adaptive else None
+    whole = block(x, changes)
+    torch.testing.assert_close(fused(x, changes), whole, rtol=0, atol=1e-4)
+    visible = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    cache, first = KeyValues(4, LENGTH), 5
+    found = [
+        fused(x[:, part], changes, Window(slice(0, 4), part.start, visible[part]), cache)
+        for part in (slice(0, first), *(slice(i, i + 1) for i in range(first, LENGTH)))
+    ]
+    torch.testing.assert_close(torch.cat(found, dim=1), whole, rtol=0, atol=1e-4)
+
+
+def test_a_block_of_a_flow_computes_the_same() -> None:
+    config = FlowConfig(
+        kind="flow", num_latent_tokens=LENGTH, token_size=4, num_classes=2, width=WIDTH, num_layers=1, num_heads=HEADS,
+        mlp_ratio=2,
+    )  # fmt: skip
+    block, draws = filled(FlowBlock(config)), torch.Generator().manual_seed(1)
+    x, condition = torch.randn(4, LENGTH, WIDTH, generator=draws), torch.randn(4, WIDTH, generator=draws)
+    found = ConditionedBlock(block, torch.float32)(x, condition)
+    torch.testing.assert_close(found, block(x, condition), rtol=0, atol=1e-4)
+    low = ConditionedBlock(block, torch.bfloat16)(x, condition)
+    assert low.dtype == torch.float32
+    assert 0 < (low - found).norm() / found.norm() < 0.03
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton comes with torch's CUDA builds")

@@ -69,7 +69,8 @@ class TrainingConfig(Config):
     `freeze` names parts of the network that are not trained, such as encoder, or decoder.blocks.
 
     `precision` bf16 is for GPUs that multiply it fast (since the A100); fp16, with a loss scale that adapts itself, is
-    for older ones (V100, T4) and needs a few skipped steps at first.
+    for older ones (V100, T4) and needs a few skipped steps at first. With either one, the residual stream of a MaskGIT
+    or an autoregressive generator has 16 bits on a GPU; weights, norms, losses and optimizers are float32.
 
     `compile` null means torch.compile on a GPU and none on a CPU, where starting takes longer than it saves.
     On a GPU some sums are made in an order that changes from run to run, so that a resumed run equals an uninterrupted

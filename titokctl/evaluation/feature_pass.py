@@ -84,7 +84,7 @@ def measure(images: ImageSet, keep: int, what: str, work: FeaturePass, splits: i
     """
     context, group = work.context, work.context.group
     check_readable(images, work)
-    collector = FeatureCollector(work.extractor.widths, images.count, keep, splits)
+    collector = FeatureCollector(work.extractor.widths, images.count, keep, splits, work.extractor.device)
     settings = _settings(images, work, keep, splits) if group.is_main else {}
     with kept_pass(context.runs / _STATISTICS_FOLDER, settings, group.is_main, context.say) as held:
         folder = group.from_main(held and str(held))

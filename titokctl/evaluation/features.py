@@ -163,10 +163,14 @@ class FeatureCollector:
         expected: number of images in the set; the kept ones are spread over them.
         keep: at most so many rows of pooled features are kept.
         splits: of the Inception score; None for those of the ADM evaluator.
+        device: where the features come from; those of a GPU are added in a thread, so that it gets its next batch.
     """
 
-    def __init__(self, widths: dict[str, int], expected: int, keep: int, splits: int | None = None) -> None:
-        self._sums = {name: GaussianSums(width) for name, width in widths.items() if name in ("pool", "spatial")}
+    def __init__(
+        self, widths: dict[str, int], expected: int, keep: int, splits: int | None = None, device: str = "cpu"
+    ) -> None:
+        summed = [name for name in widths if name in ("pool", "spatial")]
+        self._sums = {name: GaussianSums(widths[name], in_thread=device != "cpu") for name in summed}
         self._scores = ScoreSums(widths["logits"], starts_of(expected, splits)) if "logits" in widths else None
         self._expected, self._share = max(expected, 1), min(keep, max(expected, 1))
         # Pages that are never written cost no memory.

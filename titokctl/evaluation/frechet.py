@@ -10,6 +10,7 @@ Letters: n images, D feature width.
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,13 +38,16 @@ class GaussianSums:
 
     Args:
         width: D.
+        in_thread: let a thread add, block after block, while the caller goes on; the bits are the same.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, in_thread: bool = False) -> None:
         self.count = 0
         self.total = np.zeros(width)
         self.products = np.zeros((width, width))
         self._held: list[np.ndarray] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sums") if in_thread else None
+        self._adding: Future[None] | None = None
 
     def add(self, features: np.ndarray) -> None:
         """Take in features (n, D)."""
@@ -51,15 +55,17 @@ class GaussianSums:
             raise ValueError(f"expected features (n, {len(self.total)}), not {features.shape}")
         self._held.append(np.asarray(features))
         if sum(map(len, self._held)) >= _ROWS_AT_ONCE:
-            self.settled()
+            self._add_held()
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the sums, and the features that are not in them yet, from which `restore` goes on to the same bits."""
+        self._finish()
         held = np.concatenate(self._held) if self._held else np.empty((0, len(self.total)), np.float32)
         return {"count": np.array(self.count), "total": self.total, "products": self.products, "held": held}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a `state`. Raises ValueError, with nothing changed, for one of another width."""
+        self._finish()
         width, held = len(self.total), state["held"]
         if (state["total"].shape, state["products"].shape, held.shape[1:]) != ((width,), (width, width), (width,)):
             raise ValueError(f"expected sums of {width} features")
@@ -79,15 +85,32 @@ class GaussianSums:
 
     def settled(self) -> list[np.ndarray]:
         """The sums themselves, `total` (D,) and `products` (D, D), with all that was added in them."""
-        if not self._held:
-            return [self.total, self.products]
+        if self._held:
+            self._add_held()
+        self._finish()
+        return [self.total, self.products]
+
+    def _add_held(self) -> None:
+        """Add what is held, after the block before it; in the thread, if there is one."""
+        self._finish()
+        held, self._held = self._held, []
+        self.count += sum(map(len, held))
+        if self._thread is None:
+            self._add(held)
+        else:
+            self._adding = self._thread.submit(self._add, held)
+
+    def _add(self, held: list[np.ndarray]) -> None:
         # Few large products instead of one per batch: the same sums at the speed of a matrix product.
-        x = torch.from_numpy(np.concatenate(self._held)).double()
-        self._held = []
-        self.count += len(x)
+        x = torch.from_numpy(np.concatenate(held)).double()
         self.total += x.sum(0).numpy()
         self.products += (x.T @ x).numpy()
-        return [self.total, self.products]
+
+    def _finish(self) -> None:
+        """Wait for the thread. Raises what it raised."""
+        adding, self._adding = self._adding, None
+        if adding is not None:
+            adding.result()
 
 
 def gaussian_of(features: np.ndarray) -> Gaussian:

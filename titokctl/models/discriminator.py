@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
         x = _leaky(self.conv_in(images))  # (B, 128, S, S)
         for stage in self.stages:
             x = stage(x)  # (B, 512, S/8, S/8) at the end
-        x = F.adaptive_max_pool2d(x, GRID)  # (B, 512, 16, 16)
+        x = _strongest(x)  # (B, 512, 16, 16)
         return self.conv_out(_leaky(self.conv_middle(x)))  # (B, 1, 16, 16)
 
 
@@ -63,6 +63,27 @@ class _Stage(nn.Module):
             x = F.pad(x, (0, width % 2, 0, height % 2))
         channels = x.shape[1]
         return F.conv2d(x, self.kernel.expand(channels, 1, -1, -1), stride=2, padding=1, groups=channels)
+
+
+def _strongest(x: torch.Tensor) -> torch.Tensor:
+    """Return the largest number of each of 16 x 16 parts of every map, (B, C, H, W) to (B, C, 16, 16).
+
+    adaptive_max_pool2d has no deterministic backward pass on a GPU. Where torch is asked for deterministic kernels, the
+    same numbers come from indexing, which has one.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.adaptive_max_pool2d(x, GRID)
+    rows, columns = (_windows(length, x.device) for length in x.shape[2:])
+    parts = x[:, :, rows][..., columns]  # (B, C, 16, w, 16, w')
+    return parts.transpose(3, 4).flatten(4).max(dim=-1).values
+
+
+def _windows(length: int, device: torch.device) -> torch.Tensor:
+    """Return the places that belong to each of 16 parts of `length` places, (16, w); short parts repeat their last."""
+    part = torch.arange(GRID, device=device)[:, None]
+    first, last = part * length // GRID, ((part + 1) * length + GRID - 1) // GRID - 1
+    widest = -(-length // GRID) + (1 if length % GRID else 0)
+    return torch.minimum(first + torch.arange(widest, device=device), last)
 
 
 def _leaky(x: torch.Tensor) -> torch.Tensor:

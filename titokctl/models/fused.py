@@ -1,21 +1,31 @@
 """Transformer blocks and norms for inference on a GPU: the same functions, with less traffic through memory.
 
-Between two matrix products, torch adds to the residual stream, normalises and converts in three kernels; here it is
-one (`models.triton_kernels`). Sums and norms are float32. Where triton is not installed, torch's own kernels do
-the same work, more slowly and with other last bits.
+Between two matrix products, torch adds to the residual stream, normalises and converts in three kernels, and where an
+image's class or time changes a norm in more; here it is one (`models.triton_kernels`). Sums and norms are float32.
+Where triton is not installed, torch's own kernels do the same work, more slowly and with other last bits.
 
 Letters: B batch, L sequence length, D width, H heads.
 """
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from titokctl.models.attention import SelfAttention
+from titokctl.models.autoregressive.transformer import (
+    MODULATIONS,
+    AutoregressiveBlock,
+    CausalAttention,
+    KeyValues,
+    Window,
+    attended,
+    parts_of,
+)
+from titokctl.models.flow.transformer import FlowBlock
 from titokctl.models.titok.transformer import Block
 
 _LARGEST_ERROR = 1e-3
@@ -44,6 +54,25 @@ def uses_triton(device: torch.device | str) -> bool:
     return torch.device(device).type == "cuda" and not triton_problem()
 
 
+class Modulation(NamedTuple):
+    """Changes that depend on the image, (B, 1, D) each: a branch times (base + gate), a norm times (1 + scale) + shift.
+
+    None leaves a part as it is; shift and scale come together. All are parts of one tensor.
+    """
+
+    shift: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+    base: float = 0.0
+
+    def gated(self, delta: torch.Tensor) -> torch.Tensor:
+        """Return the branch (B, L, D) after its gate."""
+        return delta if self.gate is None else delta * (self.base + self.gate)
+
+
+_NO_CHANGE = Modulation()
+
+
 class AddNorm(nn.Module):
     """A layer norm of the sum of the residual stream and what a layer adds to it.
 
@@ -56,16 +85,21 @@ class AddNorm(nn.Module):
         super().__init__()
         self.norm, self.dtype, self.keep = norm, dtype, keep
 
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, delta: torch.Tensor | None, modulation: Modulation = _NO_CHANGE
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the residual stream and the norm, (B, L, D) each."""
         if uses_triton(x.device):
             from titokctl.models.triton_kernels import add_layer_norm
 
             delta = None if delta is None else delta.contiguous()
-            return add_layer_norm(x.contiguous(), delta, self.norm, self.dtype, self.keep)
-        total = x.float() if delta is None else x.float() + delta
+            return add_layer_norm(x.contiguous(), delta, self.norm, self.dtype, self.keep, modulation)
+        total = x.float() if delta is None else x.float() + modulation.gated(delta)
         normed = F.layer_norm(total, total.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps)
-        return (total if self.keep == "sum" else normed).to(x.dtype), normed.to(self.dtype)
+        stream = (total if self.keep == "sum" else normed).to(x.dtype)
+        if modulation.shift is not None and modulation.scale is not None:
+            normed = normed * (1 + modulation.scale) + modulation.shift
+        return stream, normed.to(self.dtype)
 
 
 class PreNormBlocks(nn.Module):
@@ -111,6 +145,51 @@ class PostNormBlocks(nn.Module):
         return x
 
 
+class CausalBlock(nn.Module):
+    """A block of an autoregressive generator; arguments of `forward` as in `AutoregressiveBlock`."""
+
+    def __init__(self, block: AutoregressiveBlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.attention, self.mlp = _CausalAttention(block.attention, dtype), _Mlp(block.mlp_in, block.mlp_out, dtype)
+        self.attention_norm = AddNorm(block.attention_norm, dtype, "sum")
+        self.mlp_norm = AddNorm(block.mlp_norm, dtype, "sum")
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        modulation: torch.Tensor | None = None,
+        window: Window | None = None,
+        cache: KeyValues | None = None,
+    ) -> torch.Tensor:
+        """Return (B, n, D) of the type of x."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts_of(modulation)
+        with torch.autocast(x.device.type, enabled=False):
+            x, normed = self.attention_norm(x, None, Modulation(shift, scale))
+            mixed = self.attention(normed, window, cache)
+            x, normed = self.mlp_norm(x, mixed, Modulation(mlp_shift, mlp_scale, gate, 1.0))
+            return x + Modulation(gate=mlp_gate, base=1.0).gated(self.mlp(normed))
+
+
+class ConditionedBlock(nn.Module):
+    """A block of a flow; arguments of `forward` as in `FlowBlock`."""
+
+    def __init__(self, block: FlowBlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.attention, self.mlp = _Attention(block.attention, dtype), _Mlp(block.mlp.up, block.mlp.down, dtype)
+        plain = nn.LayerNorm(block.attention.out.out_features, elementwise_affine=False)
+        self.attention_norm, self.mlp_norm = AddNorm(plain, dtype, "sum"), AddNorm(plain, dtype, "sum")
+        self.modulation = LowLinear(block.modulation, torch.float32)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """(B, K, D) and (B, D) -> (B, K, D) of the type of x."""
+        with torch.autocast(x.device.type, enabled=False):
+            parts = self.modulation(condition)[:, None].chunk(MODULATIONS, dim=-1)  # (B, 1, D) each
+            shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
+            x, normed = self.attention_norm(x, None, Modulation(shift, scale))
+            x, normed = self.mlp_norm(x, self.attention(normed), Modulation(mlp_shift, mlp_scale, gate))
+            return x + Modulation(gate=mlp_gate).gated(self.mlp(normed))
+
+
 class _Layers(nn.Module):
     """The parts of a block, ready for inference."""
 
@@ -139,6 +218,19 @@ class _Attention(nn.Module):
             k, v = self.qkv.rows(x, slice(width, None)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, H, L, D/H)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class _CausalAttention(nn.Module):
+    def __init__(self, attention: CausalAttention, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_heads, self.query_norm, self.key_norm = attention.num_heads, attention.query_norm, attention.key_norm
+        self.qkv, self.out = LowLinear(attention.qkv, dtype), LowLinear(attention.out, dtype)
+
+    def forward(self, x: torch.Tensor, window: Window | None, cache: KeyValues | None) -> torch.Tensor:
+        """(B, n, D) to (B, n, D)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.query_norm(q.float()).to(v.dtype), self.key_norm(k.float()).to(v.dtype)
+        return self.out(attended(q, k, v, window, cache).transpose(1, 2).flatten(2))
 
 
 class _Mlp(nn.Module):

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from titokctl.errors import UsageError
 from titokctl.models.attention import SelfAttention
 from titokctl.models.autoregressive.transformer import AutoregressiveBlock
-from titokctl.models.fused import LowLinear, PostNormBlocks, PreNormBlocks, uses_triton
+from titokctl.models.flow.transformer import FlowBlock
+from titokctl.models.fused import CausalBlock, ConditionedBlock, LowLinear, PostNormBlocks, PreNormBlocks, uses_triton
 from titokctl.models.maskgit.uvit import UvitBlock, UvitBody
 from titokctl.models.maskgit.vit import VitLayer
 from titokctl.models.packed_layers import (
@@ -142,6 +143,10 @@ def _fused(parent: nn.Module, child: nn.Module, dtype: torch.dtype) -> nn.Module
     """Return what stands for transformer blocks on a GPU; None for another module."""
     if isinstance(child, UvitBlock):
         return PreNormBlocks([child], dtype)
+    if isinstance(child, AutoregressiveBlock):
+        return CausalBlock(child, dtype)
+    if isinstance(child, FlowBlock):
+        return ConditionedBlock(child, dtype)
     if not isinstance(child, nn.ModuleList) or not len(child):
         return None
     if isinstance(child[0], Block):

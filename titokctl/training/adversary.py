@@ -14,6 +14,7 @@ from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import summed
 from titokctl.models.discriminator import Discriminator
 from titokctl.models.precision import Precision, backward_precision, precision
+from titokctl.training.acceleration import accelerate
 from titokctl.training.learner import Learner
 from titokctl.training.losses import adversarial_loss, global_means, hinge_loss, lecam, lecam_averages
 
@@ -41,6 +42,7 @@ class Adversary:
     ) -> None:
         self.config, self.training, self.group, self.arithmetic = config, training, group, arithmetic
         self.discriminator = discriminator.train()
+        accelerate([discriminator], training)
         steps = max(1, training.steps - config.start)
         self.learner = Learner(discriminator, config.optimizer, config.schedule, steps, None, group)
         self._device = next(discriminator.parameters()).device

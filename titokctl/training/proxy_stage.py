@@ -14,6 +14,7 @@ from titokctl.distributed.group import Group
 from titokctl.models.precision import precision, training_attention
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
+from titokctl.training.acceleration import accelerate
 from titokctl.training.codebook import live_codebook
 from titokctl.training.image_stage import ImageBatches, ImageStage, Made, Micro
 from titokctl.training.kept_codes import KeptCodes
@@ -40,6 +41,7 @@ class ProxyStage(ImageStage[TiTok]):
     ) -> None:
         self.tokenizer, self.recipe, self.kept = tokenizer, recipe, kept
         self.vqgan = vqgan.eval().requires_grad_(False)
+        accelerate([self.vqgan.encoder], recipe.training)
         codebook = live_codebook(tokenizer, recipe, group)
         parts = [tokenizer.encoder, tokenizer.decoder]
         super().__init__(tokenizer, parts, recipe, images, validate, group, codebook=codebook)

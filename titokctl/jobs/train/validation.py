@@ -116,7 +116,8 @@ class Validation:
         return {f"val_r{self._extractor.metric_name('fid')}": frechet_distance(self._original, now)}
 
     def _gaussian(self, extractor: Extractor, images: Iterator[np.ndarray]) -> Gaussian:
-        collector = FeatureCollector({"pool": extractor.widths["pool"]}, len(self._source), 0)
+        widths = {"pool": extractor.widths["pool"]}
+        collector = FeatureCollector(widths, len(self._source), 0, device=extractor.device)
         for features in extract(extractor, images):
             collector.add(features)
         return collector.result(self._group).pool

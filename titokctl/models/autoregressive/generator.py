@@ -45,6 +45,7 @@ class Autoregressive(Generator):
         super().__init__(config)
         width = config.width
         self.recompute = False  # blocks again in the backward pass, to save memory
+        self.stream_dtype: torch.dtype | None = None  # of the residual stream while training; None for float32
         self.token_embedding = nn.Embedding(config.vocabulary_size, width)
         self.position_embedding = nn.Embedding(config.num_latent_tokens, width)
         self.target_embedding = nn.Embedding(config.num_latent_tokens, width)
@@ -106,6 +107,8 @@ class Autoregressive(Generator):
         caches: list[KeyValues] | None = None,
     ) -> torch.Tensor:
         """Return the hidden states (B, n, D) of inputs (B, n, D): whole sequences, or a window with a cache a block."""
+        if self.training and self.stream_dtype is not None:
+            x = x.to(self.stream_dtype)
         for number, block in enumerate(self.blocks):
             part = None if modulations is None else modulations[:, MODULATIONS * number : MODULATIONS * (number + 1)]
             cache = None if caches is None else caches[number]

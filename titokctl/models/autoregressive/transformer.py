@@ -74,7 +74,7 @@ class AutoregressiveBlock(nn.Module):
             modulation: (B, 6, 1, D), the class's change of norms and branches, 0 for none.
             window, cache: where x lies in its sequence, and what is before it; None for whole sequences.
         """
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _parts(modulation)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts_of(modulation)
         mixed = self.attention(modulated(self.attention_norm(x), shift, scale), window, cache)
         x = x + gated(self.dropout(mixed), gate)
         hidden = self.dropout(F.gelu(self.mlp_in(modulated(self.mlp_norm(x), mlp_shift, mlp_scale))))  # (B, n, mlp)
@@ -96,13 +96,23 @@ class CausalAttention(nn.Module):
         packed = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, n, 3, H, D/H)
         q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, H, n, D/H)
         q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
-        if window is None or cache is None:
-            dropped = self.dropout if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropped)
-        else:
-            k, v = cache.put(window, k, v)  # (B, H, K, D/H)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=window.visible)
+        mixed = attended(q, k, v, window, cache, self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, n, D)
+
+
+def attended(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: Window | None,
+    cache: KeyValues | None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Return the values (B, H, n, D/H) that queries (B, H, n, D/H) attend to, none of them later than the query."""
+    if window is None or cache is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+    k, v = cache.put(window, k, v)  # (B, H, K, D/H)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=window.visible)
 
 
 def modulated(x: torch.Tensor, shift: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:
@@ -115,5 +125,6 @@ def gated(x: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
     return x if gate is None else x * (1 + gate)
 
 
-def _parts(modulation: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+def parts_of(modulation: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Return shift, scale and gate of attention and of the perceptron, (B, 1, D) each, or six times None."""
     return (None,) * MODULATIONS if modulation is None else modulation.unbind(1)

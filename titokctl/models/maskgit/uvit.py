@@ -18,6 +18,7 @@ class UvitBody(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.recompute = False  # blocks again in the backward pass, to save memory
+        self.stream_dtype: torch.dtype | None = None  # of the residual stream while training; None for float32
         half = config.num_layers // 2
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.width)
         self.position_embedding = nn.Embedding(config.num_latent_tokens + 1, config.width)
@@ -30,6 +31,8 @@ class UvitBody(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, L) int64 -> (B, L, D)."""
         x = self.token_embedding(tokens) + self.position_embedding.weight  # (B, L, D)
+        if self.training and self.stream_dtype is not None:
+            x = x.to(self.stream_dtype)
         skips = []
         for block in self.in_blocks:
             x = run_block(block, x, self.recompute)

@@ -24,6 +24,7 @@ class VitBody(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.recompute = False  # blocks again in the backward pass, to save memory
+        self.stream_dtype: torch.dtype | None = None  # of the residual stream while training; None for float32
         width = config.width
         self.token_embedding = nn.Embedding(config.vocabulary_size, width)
         self.position_embedding = nn.Embedding(config.num_latent_tokens + 1, width)
@@ -37,6 +38,8 @@ class VitBody(nn.Module):
         x = self.token_embedding(tokens)  # (B, L, D)
         x = x + self.position_embedding.weight + self.type_embedding.weight[0]
         x = self.dropout(self.norm(x))
+        if self.training and self.stream_dtype is not None:
+            x = x.to(self.stream_dtype)
         for layer in self.layers:
             x = run_block(layer, x, self.recompute)
         return x
@@ -57,6 +60,6 @@ class VitLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, D) -> (B, L, D)."""
-        x = self.attention_norm(x + self.dropout(self.attention(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x))).to(x.dtype)  # autocast normalises in float32
         hidden = F.gelu(self.mlp_in(x))  # (B, L, mlp_width)
-        return self.mlp_norm(x + self.dropout(self.mlp_out(hidden)))
+        return self.mlp_norm(x + self.dropout(self.mlp_out(hidden))).to(x.dtype)
