@@ -4,21 +4,25 @@ import ast
 import itertools
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import toy_features
 import trained
 import typer
 from caches import write_cache
+from PIL import Image
 from pydantic import BaseModel
 
 import titokctl
 from titokctl.cli import app as cli
 from titokctl.config.recipe import AutoregressiveRecipe, FlowRecipe, MaskGitRecipe
 from titokctl.config.tokenizer_recipe import STAGES
+from titokctl.formats.run_folder import open_run
 
 PACKAGE = Path(titokctl.__file__).resolve().parent
 ERRORS = {"UserError", "UsageError"}
@@ -201,3 +205,39 @@ def test_following_a_hint_leads_on(line: str, hinted: str | None, prepared: Path
         else:
             words += [option, value]
     assert cli.run(words) == 0, capsys.readouterr().err
+
+
+# Commands, and the one that each names next.
+NEXT = [
+    ("decode tokens.h5 -o out.npz --device cpu", "fid tokens.h5"),
+    ("preview tokens.h5 -o grid.png --device cpu", "train-gen tokens.h5"),
+    ("merge tokens.h5 tokens.h5 -o both.h5", "train-gen both.h5"),
+    ("report generator/gen -o page.html", "runs ls"),
+    ("stats squares -o ref.npz --features toy", "fid --ref ref.npz --features toy"),
+    ("reconstruct squares -n 2 --features none --no-lpips --device cpu", "tokenize pictures -o tokens.h5"),
+    ("tokenize pictures -o again.h5 --device cpu --runs-dir others", "train-gen again.h5 --runs-dir others"),
+    ("fid runs/samples/some --ref squares --features toy", "report samples/some -o some.html"),
+]
+
+
+def test_a_finished_command_names_the_next_one(prepared: Path, monkeypatch, tmp_path, capsys):
+    """Held-out images are judged, but the cache is of those that the tokenizer was trained on."""
+    monkeypatch.chdir(prepared)
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    toy_features.install(tmp_path / "package")
+    run = open_run(prepared / "runs" / "tokenizer" / "tok")
+    run.inputs = {"data": {"paths": [str(prepared / "pictures")]}}
+    run.save()
+    shutil.copytree("runs", "others")
+    (prepared / "squares").mkdir()
+    for i in range(4):
+        Image.new("RGB", (trained.SIZE, trained.SIZE), (40 * i, 10, 10)).save(prepared / "squares" / f"{i}.png")
+    assert cli.run(["sample", "-n", "4", "--generator", "gen", "--device", "cpu", "--format", "png"]) == 0
+    assert f"next: titokctl fid {next(Path('runs/samples').iterdir())}\n" in capsys.readouterr().err
+    next(Path("runs/samples").iterdir()).rename("runs/samples/some")
+    for line, following in NEXT:
+        assert cli.run(line.split()) == 0, capsys.readouterr().err
+        said = capsys.readouterr().err.splitlines()
+        assert [one for one in said if one.startswith("next: ")] == [f"next: titokctl {following}"], line
+        assert cli.run([*line.split(), "--overwrite" if "-o" in line.split() else "-q", "-q"]) == 0
+        assert "next: " not in capsys.readouterr().err

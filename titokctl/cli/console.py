@@ -1,12 +1,14 @@
 """Output of the command line: data on stdout, messages on stderr."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titokctl.progress import Progress, QuietProgress, SilentProgress, StderrProgress
@@ -159,10 +161,26 @@ def _print_words(out: "Console", text: str, style: str) -> None:
         out.print(Text(line, style=style), soft_wrap=True)
 
 
-def next_command(*words: object, shown: bool) -> None:
-    """Print on stderr which command usually follows, where messages are shown."""
-    if shown:
-        say(f"next: {shlex.join(['titokctl', *map(str, words)])}")
+def next_command(*words: object, shown: bool, runs_dir: Path | None = None) -> None:
+    """Print on stderr which command usually follows, where messages are shown.
+
+    Args:
+        words: those of the command line; IMAGES stands for a folder that the user names.
+        runs_dir: the runs folder of the command that has finished; None for the default one.
+    """
+    if not shown:
+        return
+    is_default = runs_dir is None or str(runs_dir) == os.environ.get("TITOKCTL_RUNS")
+    runs = [] if is_default else ["--runs-dir", runs_dir]
+    say(f"next: {shlex.join(['titokctl', *map(str, [*words, *runs])])}")
+
+
+def next_after_run(kind: str, run: Path, shown: bool, runs_dir: Path | None = None) -> None:
+    """Print which command usually follows once there is a tokenizer or a generator that was not trained just now."""
+    if kind == "generator":
+        next_command("sample", "--generator", run, "-n", "16", shown=shown, runs_dir=runs_dir)
+    elif kind == "tokenizer":
+        next_command("tokenize", "IMAGES", "--tokenizer", run, "-o", "tokens.h5", shown=shown, runs_dir=runs_dir)
 
 
 def emit_json(value: Any) -> None:

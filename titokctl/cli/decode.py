@@ -47,3 +47,5 @@ def decode(
     request = Decode(path, output, image_format, view, tokenizer, batch_size, precision, overwrite)
     result = perform(request, Surroundings(quiet, as_json, dry_run, runs_dir, device))
     console.result(result, as_json, "images")
+    if path.suffix == ".h5" or path.is_dir():
+        console.next_command("fid", path, shown=not quiet, runs_dir=runs_dir)

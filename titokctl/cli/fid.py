@@ -67,8 +67,10 @@ def fid(
     """Compare samples with a reference: FID, sFID, Inception score, precision and recall, KID."""
     if selftest is not None and any(given is not None for given in (samples, reference, size, metrics, tokenizer)):
         raise UsageError("--selftest names its own samples and reference", "leave out the others, and --metrics")
+    from titokctl.distributed.place import place
     from titokctl.jobs.evaluate.fid import Fid
     from titokctl.jobs.evaluate.selftest import Selftest
+    from titokctl.jobs.machine.report import report_of
 
     extractor = features.network(network, inception_weights, fast, resize, tf32)
     around = Surroundings(quiet, as_json, runs_dir=runs_dir, machine=Machine(device, gpus, procs))
@@ -81,7 +83,11 @@ def fid(
     job = Fid(samples, reference, names, extractor, preprocessing, tokenizer, skip_bad, save_features)
     job = replace(job, choices=options.choices(split, image_key=image_key, image_column=image_column), exif=exif)
     job = replace(job, splits=is_splits)
-    _show_result(perform(job, around), as_json, _show)
+    result = perform(job, around)
+    _show_result(result, as_json, _show)
+    page = report_of(result.samples["path"])
+    if place().is_main and page is not None:
+        console.next_command("report", *page, shown=not quiet, runs_dir=runs_dir)
 
 
 def _show_result(result: ResultT, as_json: bool, show: Callable[[ResultT], None]) -> None:

@@ -29,3 +29,4 @@ def merge(
 
     result = perform(Merge(paths, output, compress, overwrite), Surroundings(quiet, as_json, dry_run))
     console.result(result, as_json, "merged")
+    console.next_command("train-gen", output, shown=not quiet)

@@ -33,3 +33,4 @@ def preview(
     job = Preview(path, output, count, view, source, tokenizer, overwrite)
     around = Surroundings(quiet, as_json, dry_run, runs_dir, device)
     console.result(perform(job, around), as_json, "preview")
+    console.next_command("train-gen", path, shown=not quiet, runs_dir=runs_dir)

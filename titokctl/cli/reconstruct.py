@@ -47,11 +47,14 @@ def reconstruct(
 ) -> None:
     """Show images above their reconstructions, and measure them: PSNR, SSIM, LPIPS, rFID, IS, codebook use."""
     from titokctl.distributed.place import place
-    from titokctl.jobs.evaluate.reconstruct import Reconstruct
+    from titokctl.jobs.evaluate.reconstruct import Reconstruct, trained_on
 
     job = Reconstruct(data, tokenizer, output, num_images, features, lpips, skip_bad, overwrite)
     job = replace(job, choices=options.choices(split, image_key=image_key, image_column=image_column), exif=exif)
     result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
     if place().is_main:
         console.result(result, as_json, "reconstructions")
-        console.next_command("tokenize", *data, "-o", "tokens.h5", shown=not quiet)
+        chosen = [] if tokenizer is None else ["--tokenizer", tokenizer]
+        console.next_command(
+            "tokenize", *trained_on(result, data), *chosen, "-o", "tokens.h5", shown=not quiet, runs_dir=runs_dir
+        )

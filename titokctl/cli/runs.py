@@ -157,6 +157,7 @@ def finish(
 
     found = perform(FinishRun(run), Surroundings(quiet, as_json, runs_dir=runs_dir))
     console.result(found, as_json, "finished run")
+    console.next_after_run(found.run.parent.name, found.run, shown=not quiet, runs_dir=runs_dir)
 
 
 @group.command(epilog="Example: titokctl runs rm generator/tiny-1 --dry-run")
@@ -224,6 +225,7 @@ def report(
 
     around = Surroundings(quiet, as_json, dry_run, runs_dir)
     console.result(perform(Report(run, output, overwrite), around), as_json, "report")
+    console.next_command("runs", "ls", shown=not quiet, runs_dir=runs_dir)
 
 
 def _shortened(values: dict[str, Any]) -> dict[str, Any]:

@@ -184,4 +184,4 @@ def sample(
     if place().is_main:
         console.result(result, as_json, "samples")
         if not result.metrics:
-            console.next_command("fid", result.samples, shown=not quiet)
+            console.next_command("fid", result.samples, shown=not quiet, runs_dir=runs_dir)

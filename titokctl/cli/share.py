@@ -39,6 +39,7 @@ def push(
     with context(Surroundings(quiet, as_json, runs_dir=runs_dir)) as found:
         if not dry_run:
             console.result(job.run(found), as_json, "shared product")
+            console.next_command("pull", repository, shown=not quiet, runs_dir=runs_dir)
             return
         plan = job.plan(found)
     if as_json:
@@ -69,6 +70,12 @@ def pull(
     with context(Surroundings(quiet, as_json, runs_dir=runs_dir)) as found:
         result = job.plan(found) if dry_run else job.run(found)
     console.result(result, as_json, "dry run: nothing was written" if dry_run else "fetched product")
+    if dry_run:
+        return
+    if result.kind in ("tokenizer", "generator"):
+        console.next_after_run(result.kind, result.output, shown=not quiet, runs_dir=runs_dir)
+    else:
+        console.next_command("train-gen", result.output, shown=not quiet, runs_dir=runs_dir)
 
 
 def _hide_bars(quiet: bool) -> None:

@@ -50,3 +50,4 @@ def stats(
     result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
     if place().is_main:
         console.result(result, as_json, "statistics")
+        console.next_command("fid", "--ref", output, "--features", network, shown=not quiet, runs_dir=runs_dir)

@@ -197,4 +197,4 @@ def tokenize(
         console.say(_sum(result))
     console.result(result, as_json, "token cache")
     if result.finished:
-        console.next_command("train-gen", output, shown=not quiet)
+        console.next_command("train-gen", output, shown=not quiet, runs_dir=runs_dir)

@@ -78,7 +78,7 @@ def train_gen(
     result = perform(request, around)
     if place().is_main:
         console.result(result, as_json, "trained generator")
-        console.next_command("sample", "--generator", result.run, "-n", "16", shown=not quiet)
+        console.next_command("sample", "--generator", result.run, "-n", "16", shown=not quiet, runs_dir=runs_dir)
 
 
 def _show(plan: "TrainingPlan[GeneratorCost]", as_json: bool) -> None:

@@ -83,7 +83,8 @@ def train_tokenizer(
     if place().is_main:
         console.result(result, as_json, "trained tokenizer")
         if result.encoder_sha256 is not None:
-            console.next_command("reconstruct", *(validation or data[:1]), "--tokenizer", result.run, shown=not quiet)
+            judged = validation or data[:1]
+            console.next_command("reconstruct", *judged, "--tokenizer", result.run, shown=not quiet, runs_dir=runs_dir)
 
 
 def _show(plan: "TrainingPlan[ImagesSeen]", as_json: bool) -> None:

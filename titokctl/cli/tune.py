@@ -58,3 +58,4 @@ def tune(
     for sentence in in_words(found):
         console.say(sentence)
     console.say(f"settings: {found.settings}; report: {output}/report.html")
+    console.next_command("sample", "--settings", found.settings, shown=not quiet, runs_dir=runs_dir)

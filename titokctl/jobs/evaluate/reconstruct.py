@@ -39,6 +39,7 @@ from titokctl.formats.evaluation import (
 )
 from titokctl.formats.picture import grid
 from titokctl.formats.replacing import JSON, PNG, check_free, files_to_delete
+from titokctl.formats.run_folder import open_run
 from titokctl.formats.sample_set import IDS, MANIFEST, SampleSet
 from titokctl.formats.settings_record import recorded_settings
 from titokctl.formats.unfinished import finished_already
@@ -257,6 +258,18 @@ class _Opened:
             "rounding": "clipped to [0, 1], times 255, rounded",
             "features": network and {"name": network.name, **network.description},
         }
+
+
+def trained_on(result: ReconstructResult, data: Sequence[Path | str]) -> Sequence[Path | str]:
+    """Return what the tokenizer was trained on, if its run records that and it is still there; else `data`."""
+    try:
+        recorded = open_run(Path(str(result.about["tokenizer"]))).inputs["data"]["paths"]
+        paths = [Path(path) for path in recorded]
+    except (UserError, OSError, KeyError, TypeError):
+        return data
+    here = Path.cwd()
+    found = [path.relative_to(here) if path.is_relative_to(here) else path for path in paths if path.exists()]
+    return found if found and len(found) == len(paths) else data
 
 
 def _through(opened: _Opened, scores: ReconstructScores, context: Context) -> tuple[list[Pair], list[Rejected]]:

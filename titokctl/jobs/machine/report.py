@@ -8,12 +8,12 @@ from typing import Any
 
 from titokctl.config.differences import flatten
 from titokctl.context import Context
-from titokctl.errors import UsageError
+from titokctl.errors import UsageError, UserError
 from titokctl.formats.evaluation import read_evaluations
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.replacing import PAGE, files_to_delete
 from titokctl.formats.report_page import Curve, ReportPage
-from titokctl.formats.run_folder import RunFolder, finished_runs
+from titokctl.formats.run_folder import RunFolder, finished_runs, open_run
 from titokctl.formats.sample_set import GRID, SampleSet
 from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.machine.runs import METRICS, find_run, lineage_of
@@ -123,6 +123,15 @@ class Report:
         output = self.output or run.path / _NAME
         check_output(output, self.overwrite or self.output is None, PAGE)
         return run, output
+
+
+def report_of(path: str) -> tuple[str, ...] | None:
+    """Return the arguments of the command that writes a page about the run in the folder `path`; None for no run."""
+    try:
+        run = open_run(Path(path))
+    except (UserError, OSError):
+        return None
+    return f"{run.kind}/{run.name}", "-o", f"{run.name}.html"
 
 
 @dataclass(frozen=True)
