@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -37,10 +38,14 @@ def test_a_log_gets_plain_lines():
     assert not any(mark in done.stderr for mark in "\r\x1b")
 
 
-def test_a_terminal_gets_a_bar():
+def on_a_terminal(program: str) -> bytes:
+    """Run a program whose stderr is a terminal of 80 columns, and return what it shows there."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    process = subprocess.Popen([sys.executable, "-c", WORK], stderr=theirs, stdout=subprocess.PIPE, text=True)
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "TERM")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stderr=theirs, stdout=subprocess.PIPE, text=True, env=environment
+    )
     os.close(theirs)
     shown = b""
     try:
@@ -51,12 +56,38 @@ def test_a_terminal_gets_a_bar():
     finally:
         os.close(ours)
     out, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0
-    assert out == ""
+    assert (process.returncode, out) == (0, "")
+    return shown
+
+
+def test_a_terminal_gets_a_bar():
+    shown = on_a_terminal(WORK)
     assert b"\rtraining:" in shown
     assert b"a remark" in shown
     assert b"loss 0.5" in shown
     assert b"3/3" in shown
+
+
+MESSAGES = """
+from titokctl.cli import console
+path = "runs/tokenizer/a-name-of-a-run/rejected.jsonl"
+console.progress(False).warn(f"5 of 285 images of this folder can't be used: {path}")
+console.say(f"5 of 285 images of this folder can't be used: {path}")
+console.error(f"there is nothing that could be read as an image in this folder: {path}", f"move the files: mv {path} x")
+console.next_command("reconstruct", "a folder/", "--tokenizer", "runs/tokenizer/tiny-1823e62d", "-o", path, shown=True)
+"""
+
+
+def test_no_message_on_a_terminal_is_folded_inside_a_name():
+    """Lines are broken between words, and those of a command end with backslashes, so that a shell takes it."""
+    lines = re.sub("\x1b\\[[0-9;]*m", "", on_a_terminal(MESSAGES).decode()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("runs/tokenizer/a-name-of-a-run/rejected.jsonl" in line for line in lines) == 5
+    told = lines[[line.startswith("next: ") for line in lines].index(True) :]
+    command = "\n".join(told).removeprefix("next: titokctl ")
+    words = subprocess.check_output(["sh", "-c", f"printf '%s\\n' {command}"], text=True).splitlines()
+    path = "runs/tokenizer/a-name-of-a-run/rejected.jsonl"
+    assert words == ["reconstruct", "a folder/", "--tokenizer", "runs/tokenizer/tiny-1823e62d", "-o", path]
 
 
 STOPPED = """

@@ -8,12 +8,21 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
-from titokctl.readable import counted, duration, plain
+from titokctl.readable import counted, duration, plain, width_of, wrapped
 
 _LINE_EVERY_S = 5.0
 # With a note, the bar itself is left out: a terminal of usual width has no room for both.
 _NOTED = "{desc}: {percentage:.0f}%, {remaining} left{postfix}, {n_fmt}/{total_fmt}{unit}"
 _NOTED_WITHOUT_END = "{desc}: {n_fmt}{unit}{postfix}"
+
+
+def show(text: str, stream: TextIO) -> None:
+    """Print a message; on a terminal its lines are broken between words, so that no name is folded."""
+    print(_fitted(text, stream), file=stream, flush=True)
+
+
+def _fitted(text: str, stream: TextIO) -> str:
+    return "\n".join(wrapped(plain(text), width_of(stream)))
 
 
 class Progress(Protocol):
@@ -58,7 +67,7 @@ class QuietProgress(SilentProgress):
     """Progress that shows only warnings, on stderr, for --quiet."""
 
     def warn(self, text: str) -> None:
-        print(plain(f"warning: {text}"), file=sys.stderr, flush=True)
+        show(f"warning: {text}", sys.stderr)
 
 
 class StderrProgress:
@@ -111,9 +120,9 @@ class StderrProgress:
 
     def say(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.write(plain(text), file=self._stream)
+            self._bar.write(_fitted(text, self._stream), file=self._stream)
         else:
-            print(plain(text), file=self._stream, flush=True)
+            show(text, self._stream)
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")

@@ -1,6 +1,8 @@
-"""Numbers and JSON values in the form in which people read them."""
+"""Numbers, JSON values and sentences in the form in which people read them."""
 
-from typing import Any
+import os
+import textwrap
+from typing import Any, TextIO
 
 _THOUSAND = 1000
 
@@ -52,6 +54,29 @@ def readable(value: Any, commas: bool = True, shown: int | None = None) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {readable(inner, commas, shown)}" for name, inner in value.items()) or "none"
     return str(value)
+
+
+def width_of(stream: TextIO) -> int | None:
+    """Return the columns of the terminal that `stream` writes to, or COLUMNS if that is set; None for no terminal."""
+    if not stream.isatty():
+        return None
+    if os.environ.get("COLUMNS", "").isdecimal():
+        return int(os.environ["COLUMNS"]) or None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def wrapped(text: str, width: int | None) -> list[str]:
+    """Return the text in lines of at most `width`, broken between words; longer words have a line of their own."""
+    if width is None:
+        return text.split("\n")
+    return [
+        line
+        for part in text.split("\n")
+        for line in textwrap.wrap(part, max(width, 1), break_long_words=False, break_on_hyphens=False) or [""]
+    ]
 
 
 def plain(text: str) -> str:

@@ -3,16 +3,14 @@
 import json
 import os
 import shlex
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titokctl.progress import Progress, QuietProgress, SilentProgress, StderrProgress
-from titokctl.readable import plain, readable
+from titokctl.progress import Progress, QuietProgress, SilentProgress, StderrProgress, show
+from titokctl.readable import plain, readable, width_of, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +22,7 @@ _INDENT = 4
 
 def say(text: str) -> None:
     """Print a message on stderr."""
-    print(plain(text), file=sys.stderr, flush=True)
+    show(text, sys.stderr)
 
 
 def warn(text: str) -> None:
@@ -37,10 +35,11 @@ def error(message: str, hint: str = "") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    out = Console(stderr=True, highlight=False, soft_wrap=True)
-    out.print(Text("error: ", style="bold red") + Text(plain(message)))
-    if hint:
-        out.print(Text("hint: ", style="bold cyan") + Text(plain(hint)))
+    out, width = Console(stderr=True, highlight=False, soft_wrap=True), width_of(sys.stderr)
+    for label, style, text in (("error: ", "bold red", message), ("hint: ", "bold cyan", hint)):
+        first, *others = wrapped(label + plain(text), width)
+        if text:
+            out.print(Text.assemble((label, style), "\n".join([first.removeprefix(label), *others])))
 
 
 def table(
@@ -94,19 +93,10 @@ def _print_records(
     for first, *others in rows:
         out.print(f"\n {first}", soft_wrap=True)
         for name, cell in zip(columns[1:], others, strict=True):
-            for line in _lines(f"{name}: {cell}", out.width - _INDENT):
+            for line in wrapped(f"{name}: {cell}", out.width - _INDENT):
                 out.print(" " * _INDENT + line, soft_wrap=True)
     out.print()
     _print_note(out, note)
-
-
-def _lines(text: str, width: int) -> list[str]:
-    """Return the text in lines of at most `width`; longer words have a line of their own."""
-    return [
-        line
-        for part in text.split("\n")
-        for line in textwrap.wrap(part, max(width, 1), break_long_words=False, break_on_hyphens=False) or [""]
-    ]
 
 
 def pairs(title: str, items: dict[str, Any]) -> None:
@@ -125,11 +115,11 @@ def pairs(title: str, items: dict[str, Any]) -> None:
 
 def _pair_lines(name: str, value: str, column: int, width: int) -> list[str]:
     room = width - column - _INDENT
-    lines = _lines(value, room)
+    lines = wrapped(value, room)
     if max(map(len, lines)) <= room:
         labels = [name] + [""] * (len(lines) - 1)
         return [f"  {label:{column}}  {line}".rstrip() for label, line in zip(labels, lines, strict=True)]
-    return [f"  {name}", *(" " * _INDENT + line for line in _lines(value, width - _INDENT))]
+    return [f"  {name}", *(" " * _INDENT + line for line in wrapped(value, width - _INDENT))]
 
 
 def _stdout() -> "Console":
@@ -157,7 +147,7 @@ def _print_words(out: "Console", text: str, style: str) -> None:
     """Print a text wrapped between words only, without an empty line for an empty text."""
     from rich.text import Text
 
-    for line in _lines(plain(text), out.width) if text else ():
+    for line in wrapped(plain(text), out.width) if text else ():
         out.print(Text(line, style=style), soft_wrap=True)
 
 
@@ -172,7 +162,20 @@ def next_command(*words: object, shown: bool, runs_dir: Path | None = None) -> N
         return
     is_default = runs_dir is None or str(runs_dir) == os.environ.get("TITOKCTL_RUNS")
     runs = [] if is_default else ["--runs-dir", runs_dir]
-    say(f"next: {shlex.join(['titokctl', *map(str, [*words, *runs])])}")
+    quoted = [shlex.quote(str(word)) for word in ("titokctl", *words, *runs)]
+    print(_continued("next: ", [plain(word) for word in quoted], width_of(sys.stderr)), file=sys.stderr, flush=True)
+
+
+def _continued(label: str, words: Sequence[str], width: int | None) -> str:
+    """Return a command line that a shell takes as it is; in lines of at most `width` that end with backslashes."""
+    lines = [label + words[0]]
+    for word in words[1:]:
+        if width is not None and len(f"{lines[-1]} {word} \\") > width:
+            lines[-1] += " \\"
+            lines.append(" " * _INDENT + word)
+        else:
+            lines[-1] += f" {word}"
+    return "\n".join(lines)
 
 
 def next_after_run(kind: str, run: Path, shown: bool, runs_dir: Path | None = None) -> None:
@@ -227,7 +230,7 @@ def recipe(resolved: Any, plan: Any, lines: Iterable[str], as_json: bool) -> Non
     print(to_yaml(resolved), end="")
 
 
-def wrapped(text: str) -> None:
+def paragraph(text: str) -> None:
     """Print a paragraph on stdout, wrapped between words to fit the terminal."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else max(len(text), 1)
-    print(textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False))
+    width = width_of(sys.stdout)
+    print("\n  ".join(wrapped(text, None if width is None else width - 2)))

@@ -31,6 +31,6 @@ def doctor(
         for finding in found.findings:
             if finding.advice:
                 mark = "problem" if finding.is_problem else "note"
-                console.wrapped(f"{mark}: {finding.name}: {finding.advice}")
+                console.paragraph(f"{mark}: {finding.name}: {finding.advice}")
     if found.num_problems:
         raise typer.Exit(1)

@@ -54,6 +54,8 @@ def find_start(recipe: TokenizerRecipe, runs: Path, say: Say, group: Group, fetc
     if isinstance(recipe, DecoderRecipe):
         named = group.from_main(_init_name(recipe, runs, say) if group.is_main else None)
         return _decoder_start(recipe, named, runs, fetch)
+    if recipe.codebook.continuous_steps >= recipe.training.steps and recipe.model.codebook_size:
+        say(_never_quantized(recipe.codebook.continuous_steps, recipe.training.steps))
     init, inputs = _given(recipe, runs, say, fetch)
     if isinstance(recipe, ProxyRecipe):
         named = group.from_main(_vqgan_name(recipe, runs, say) if group.is_main else None)
@@ -62,6 +64,14 @@ def find_start(recipe: TokenizerRecipe, runs: Path, say: Say, group: Group, fetc
         of_proxy = {"proxy": {"from": named, "weights_sha256": weights_sha256(vqgan)}}
         return Start(vqgan, None, of_proxy | inputs, init)
     return Start(None, None, inputs, init)
+
+
+def _never_quantized(continuous: int, steps: int) -> str:
+    """Return the warning that training ends before its codes begin."""
+    return (
+        f"warning: training.steps={steps} ends before the codes are made, after codebook.continuous_steps="
+        f"{continuous}: such a tokenizer is of no use; --set codebook.continuous_steps={steps // 2} makes them in time"
+    )
 
 
 def _given(
