@@ -15,12 +15,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from titokctl.config.sampling import SamplingConfig
-from titokctl.models.attention import SelfAttention
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.maskgit.vit import VitBody
-from titokctl.models.titok.encoder import shuffle
 from titokctl.models.titok.tokenizer import TiTok
-from titokctl.models.titok.transformer import Block
+from titokctl.models.titok.vit import shuffle
+from titokctl.models.transformer import Block, SelfAttention
 
 
 def attention_of(ours: SelfAttention) -> nn.MultiheadAttention:

@@ -46,10 +46,9 @@ def make(path: Path, name: str, official: bool) -> None:
     """Write the model with random weights, in our layout or in the official one."""
     import torch
 
-    from titokctl.weights.build import shapes, skeleton
     from titokctl.weights.known import BY_NAME
     from titokctl.weights.official.files import write_official
-    from titokctl.weights.store import Weights, save
+    from titokctl.weights.store import Weights, save, shapes, skeleton
 
     config = BY_NAME[name].config
     needed = shapes(skeleton("tokenizer", config).state_dict())

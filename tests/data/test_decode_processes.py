@@ -13,8 +13,7 @@ from image_files import class_folders, encoded, noise
 from process_tree import has_ended, wait_for_end
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.decode_processes import DecodeProcesses
-from titokctl.data.decoding import decode_files, empty_squares
+from titokctl.data.decoding import DecodeProcesses, decode_files, empty_squares
 from titokctl.data.images import preprocess
 from titokctl.data.pipeline import Decoder
 from titokctl.data.sources import Source, open_source
@@ -83,7 +82,7 @@ def test_a_killed_process_is_an_error_and_the_others_end(source: Source) -> None
 PARENT = """
 import sys, time
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.decode_processes import DecodeProcesses
+from titokctl.data.decoding import DecodeProcesses
 from titokctl.data.decoding import empty_squares
 processes = DecodeProcesses([PreprocessingConfig(size=16)])
 processes.decode([b""], [empty_squares(1, 16)])

@@ -9,8 +9,7 @@ import pytest
 from image_files import noise
 from PIL import Image
 
-from titokctl.data.bicubic_passes import across_pass, run_across
-from titokctl.data.resize import resize
+from titokctl.data.resize import across_pass, resize, run_across
 
 KINDS = {"bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
 EDGES = (1, 2, 7, 63, 150, 301)

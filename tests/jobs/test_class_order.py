@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from caches import write_cache
 
-from titokctl.data.class_order import say_class_order
+from titokctl.data.sources.imagenet import say_class_order
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.sample.inputs import Given, settings_for
 from titokctl.jobs.train.generator_recipe import resolve_recipe

@@ -12,8 +12,7 @@ from titokctl.config.models import AutoregressiveConfig, GeneratorConfig
 from titokctl.config.recipe import AutoregressiveLossConfig, MaskedLossConfig
 from titokctl.config.sampling import AutoregressiveSampling, SamplingConfig
 from titokctl.models.autoregressive.decoding import allowed, decode
-from titokctl.models.autoregressive.generator import Autoregressive
-from titokctl.models.autoregressive.orders import random_orders, random_share
+from titokctl.models.autoregressive.generator import Autoregressive, random_orders, random_share
 from titokctl.models.generator import Generator, Known, TrainingStep
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.noise import KeyedNoise

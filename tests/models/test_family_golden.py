@@ -5,10 +5,9 @@ import pytest
 import torch
 from golden import fill, golden, image
 
-from titokctl.weights.build import build
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.official.layout import from_official, official_shapes
-from titokctl.weights.store import Weights
+from titokctl.weights.store import Weights, build
 
 TOLERANCE = 1e-4
 

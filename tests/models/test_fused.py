@@ -15,7 +15,7 @@ from titokctl.models.flow.transformer import FlowBlock
 from titokctl.models.fused import CausalBlock, ConditionedBlock, PostNormBlocks, PreNormBlocks, triton_problem
 from titokctl.models.maskgit.uvit import UvitBlock
 from titokctl.models.maskgit.vit import VitLayer
-from titokctl.models.titok.transformer import Block
+from titokctl.models.transformer import Block
 
 WIDTH, HEADS, LENGTH = 32, 2, 9
 

@@ -6,9 +6,8 @@ import torch
 from golden import fill, golden, keys
 
 from titokctl.config.models import GeneratorConfig
-from titokctl.weights.build import build
 from titokctl.weights.official.layout import from_official
-from titokctl.weights.store import Weights
+from titokctl.weights.store import Weights, build
 
 
 @pytest.mark.parametrize(("architecture", "case"), [("vit", "ViT_tiny"), ("uvit", "UViT_tiny")])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from titokctl.models.maskgit.mask_schedule import SCHEDULES, mask_ratio, tokens_left
+from titokctl.models.maskgit.masking import SCHEDULES, mask_ratio, tokens_left
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

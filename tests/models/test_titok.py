@@ -10,10 +10,9 @@ from torch.nn import functional as F
 from titokctl.config.models import TokenizerConfig, TransformerConfig, VqganConfig
 from titokctl.errors import UserError
 from titokctl.models.initialization import initialize
-from titokctl.models.nearest import nearest
-from titokctl.models.titok.encoder import shuffle
-from titokctl.models.titok.patches import from_overlapping_patches, from_patches, to_patches
+from titokctl.models.titok.quantizers import nearest
 from titokctl.models.titok.tokenizer import TiTok
+from titokctl.models.titok.vit import from_overlapping_patches, from_patches, shuffle, to_patches
 
 VIT = TransformerConfig(patch_size=8, width=32, num_layers=2, num_heads=2)
 PROXY = VqganConfig(channels=32, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1, codebook_size=50, token_size=16)

@@ -13,9 +13,8 @@ from titokctl.config.sampling import SamplingConfig
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.noise import gumbel_of
 from titokctl.sampling.decoding import sample_ids
-from titokctl.weights.build import build
 from titokctl.weights.official.layout import from_official, official_shapes
-from titokctl.weights.store import Weights
+from titokctl.weights.store import Weights, build
 
 CODES = 256
 RECORDED = ["ViT_K32_linear_s4.5_T9.5_S8", "ViT_K32_constant_s3.0_T4.5_S8",

@@ -13,7 +13,7 @@ from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import UNMASKING_RULES, SamplingConfig
 from titokctl.errors import UsageError
 from titokctl.models.maskgit.generator import MaskGit
-from titokctl.models.maskgit.mask_schedule import tokens_left
+from titokctl.models.maskgit.masking import tokens_left
 from titokctl.models.noise import KeyedNoise
 from titokctl.sampling.decoding import sample_ids
 

@@ -17,8 +17,7 @@ from titokctl.distributed.launch import run_workers
 from titokctl.formats.token_cache import TokenCache
 from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
-from titokctl.models.maskgit.mask_schedule import mask_ratio
-from titokctl.models.maskgit.masking import masked_accuracy, masked_count, random_subset
+from titokctl.models.maskgit.masking import mask_ratio, masked_accuracy, masked_count, random_subset
 from titokctl.training.generator_task import GeneratorTask
 
 STILL = ("model.dropout=0.0", "model.attention_dropout=0.0")

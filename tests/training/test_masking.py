@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from titokctl.models.maskgit.mask_schedule import mask_ratio
-from titokctl.models.maskgit.masking import masked_count, random_subset
+from titokctl.models.maskgit.masking import mask_ratio, masked_count, random_subset
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 32, 128])

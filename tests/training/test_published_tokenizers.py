@@ -9,8 +9,8 @@ from titokctl.context import Context
 from titokctl.distributed.stop import StopRequest
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.jobs.train.tokenizer import TrainTokenizer
-from titokctl.weights.build import skeleton
 from titokctl.weights.known import BY_NAME
+from titokctl.weights.store import skeleton
 
 TOKENIZERS = sorted(n.split("/")[1] for n in recipe_files.shipped() if n.startswith("tokenizer/"))
 TWO_STAGE = ("titok-s-128", "titok-b-64", "titok-l-32", "titok-l-64-512", "titok-b-128-512")

@@ -9,7 +9,7 @@ from titokctl.models.initialization import initialize
 from titokctl.models.maskgit.generator import MaskGit
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.adoption import Given, adopt, freeze, planned
-from titokctl.weights.build import skeleton
+from titokctl.weights.store import skeleton
 
 OLD = tiny_tokenizer(1)
 GENERATOR = tiny_generator(1)

@@ -14,7 +14,7 @@ def test_building_a_skeleton_does_not_import_the_compiler():
     """torch imports it (seconds) to fill an embedding on the meta device with random numbers."""
     code = (
         "import sys\n"
-        "from titokctl.weights.build import skeleton\n"
+        "from titokctl.weights.store import skeleton\n"
         "from titokctl.weights.known import BY_NAME\n"
         "for known in BY_NAME.values(): skeleton(known.kind, known.config)\n"
         "sys.exit('torch._dynamo' in sys.modules)\n"

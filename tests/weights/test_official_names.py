@@ -7,13 +7,12 @@ from golden import keys
 from titokctl.config.models import GeneratorConfig, TokenizerConfig, TransformerConfig, VqganConfig
 from titokctl.errors import UserError
 from titokctl.models.initialization import initialize
-from titokctl.weights.build import build, shapes, skeleton
 from titokctl.weights.known import BY_NAME, released
 from titokctl.weights.known import RELEASED as KNOWN
 from titokctl.weights.official.config import read_config, write_config
 from titokctl.weights.official.layout import from_official, official_shapes, to_official
 from titokctl.weights.official.recognise import recognise
-from titokctl.weights.store import Weights
+from titokctl.weights.store import Weights, build, shapes, skeleton
 
 RELEASED = {
     "titok-s-128": "s128",

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
-from titokctl.data.decode_processes import DecodeProcesses
-from titokctl.data.decoding import CHUNK, Bad, decode_files, empty_squares
+from titokctl.data.decoding import CHUNK, Bad, DecodeProcesses, decode_files, empty_squares
 from titokctl.data.sources.source import Counts, Rejected, Sample, Source, Unit
 from titokctl.data.workers import in_order
 

@@ -1,7 +1,7 @@
 """Threads that work ahead of their caller: `in_order` maps tasks in order, `Prefetch` makes the next batch.
 
 Threads are enough for a few images, since Pillow and NumPy release Python's lock while they compute. For many images
-each thread hands its files to a process (`decode_processes`).
+each thread hands its files to a process (`DecodeProcesses`).
 """
 
 import contextlib

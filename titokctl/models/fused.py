@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from titokctl.models.attention import SelfAttention
 from titokctl.models.autoregressive.transformer import (
     MODULATIONS,
     AutoregressiveBlock,
@@ -26,7 +25,7 @@ from titokctl.models.autoregressive.transformer import (
     parts_of,
 )
 from titokctl.models.flow.transformer import FlowBlock
-from titokctl.models.titok.transformer import Block
+from titokctl.models.transformer import Block, SelfAttention
 
 _LARGEST_ERROR = 1e-3
 

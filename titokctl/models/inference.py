@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from titokctl.errors import UsageError
-from titokctl.models.attention import SelfAttention
 from titokctl.models.autoregressive.transformer import AutoregressiveBlock
 from titokctl.models.flow.transformer import FlowBlock
 from titokctl.models.fused import CausalBlock, ConditionedBlock, LowLinear, PostNormBlocks, PreNormBlocks, uses_triton
@@ -27,9 +26,8 @@ from titokctl.models.packed_layers import (
     instruction_set,
 )
 from titokctl.models.precision import Precision, low_dtype
-from titokctl.models.titok.decoder import ProxyHead
-from titokctl.models.titok.encoder import Encoder
-from titokctl.models.titok.transformer import Block, Mlp
+from titokctl.models.titok.vit import Encoder, ProxyHead
+from titokctl.models.transformer import Block, Mlp, SelfAttention
 from titokctl.models.vqgan.fast_decoder import FastVqganDecoder
 from titokctl.models.vqgan.vqgan import VqganDecoder
 

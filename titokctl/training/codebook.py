@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from titokctl.config.tokenizer_recipe import CodebookConfig, ProxyRecipe, SingleRecipe
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import gathered
-from titokctl.models.nearest import nearest
+from titokctl.models.titok.quantizers import nearest
 from titokctl.training.randomness import generator
 
 # The most distances of k-means. Above 8,192 codes it takes fewer latents a code, then fewer iterations.

@@ -19,7 +19,7 @@ from titokctl.training.codebook import live_codebook
 from titokctl.training.image_stage import ImageBatches, ImageStage, Made, Micro
 from titokctl.training.kept_codes import KeptCodes
 from titokctl.training.losses import proxy_cross_entropy
-from titokctl.weights.build import with_pixel_decoder
+from titokctl.weights.store import with_pixel_decoder
 
 
 class ProxyStage(ImageStage[TiTok]):

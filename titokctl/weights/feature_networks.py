@@ -14,9 +14,9 @@ from titokctl.errors import UserError
 from titokctl.models import efficientnet_lite, inception
 from titokctl.models.efficientnet_lite import EfficientNetLite, Variant
 from titokctl.models.inception import Inception
-from titokctl.weights.build import check_finite, compare, shapes
 from titokctl.weights.network_files import INCEPTION, LITE0, LITE2, find
 from titokctl.weights.pickled import read_pickled
+from titokctl.weights.store import check_finite, compare, shapes
 
 LITE0_SHA256_START, LITE2_SHA256_START = LITE0.sha256, LITE2.sha256
 INCEPTION_SHA256_START = INCEPTION.sha256[:8]

@@ -10,9 +10,9 @@ from titokctl.errors import UserError
 from titokctl.models.generator import Generator
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
-from titokctl.weights.build import build
 from titokctl.weights.known import named
 from titokctl.weights.read import locate, read
+from titokctl.weights.store import build
 
 _WORDS = {"tokenizer": "a tokenizer", "generator": "a generator", "proxy": "a proxy tokenizer (MaskGIT-VQGAN)"}
 

@@ -12,10 +12,10 @@ from torch import nn
 from titokctl.models.convnext import ConvNextSmall
 from titokctl.models.lpips import WIDTHS, Lpips
 from titokctl.models.perceptual import ConvNextPerceptual, Lite0Perceptual, LpipsPerceptual
-from titokctl.weights.build import NoFirstValues, compare, shapes
 from titokctl.weights.feature_networks import StateDict, filled, load_lite0
 from titokctl.weights.network_files import CONVNEXT_SMALL, LPIPS_LINEAR, VGG16, find
 from titokctl.weights.pickled import read_pickled
+from titokctl.weights.store import NoFirstValues, compare, shapes
 
 _CLASSIFIER = "classifier."  # of VGG16; not needed for LPIPS, which compares feature maps
 

@@ -10,12 +10,11 @@ from titokctl.formats import checkpoint
 from titokctl.formats.run_folder import KINDS, RunFolder, runs_root
 from titokctl.formats.weights_file import is_ours, read_metadata
 from titokctl.weights import hub, local
-from titokctl.weights.build import build
 from titokctl.weights.hashes import encoder_sha256 as hash_of
 from titokctl.weights.known import BY_NAME, named, of_kind
 from titokctl.weights.official.files import is_safetensors, read_official, tensor_file
 from titokctl.weights.references import Located, in_runs, locate_run, run_of
-from titokctl.weights.store import Weights, config_of, read_own
+from titokctl.weights.store import Weights, build, config_of, read_own
 
 # The entry of a product's `inputs` that says how its images were decoded; absent for what is usual.
 PREPROCESSING = "preprocessing"

@@ -1,19 +1,25 @@
-"""Weights as values: the kind of network, its configuration and its tensors; to and from our own files."""
+"""Weights as values: the kind of network, its configuration and its tensors; to and from our own files.
+
+Networks are built from them, and one network from two, without copying the weights.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from titokctl.config.base import Config
 from titokctl.config.models import GeneratorConfig, TokenizerConfig, VqganConfig
 from titokctl.config.recipe import model_config
 from titokctl.errors import UserError
 from titokctl.formats import weights_file
+from titokctl.models import generator_kinds
 from titokctl.models.generator import Generator
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
@@ -88,3 +94,102 @@ def _config_class(kind: str, text: str) -> type[Config]:
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return dict(module.state_dict())
+
+
+_MODULES: dict[str, Callable[[Any], nn.Module]] = {
+    "tokenizer": TiTok,
+    "generator": generator_kinds.build,
+    "proxy": MaskGitVqgan,
+}
+_RANDOM = (
+    nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.uniform_,
+)  # fmt: skip
+_SHOWN = 5
+_PIXEL_PARTS = ("codebook", "decoder.")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class NoFirstValues(TorchFunctionMode):
+    """Skip the random initial values of layers: nothing needs them, and normal_ on the meta device would import torch's
+    compiler, which takes longer than loading."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def skeleton(kind: str, config: object) -> nn.Module:
+    """Return the network without values, on the meta device."""
+    with torch.device("meta"), NoFirstValues():
+        return _MODULES[kind](config)
+
+
+def build(weights: Weights, where: str, device: torch.device | str, dtype: torch.dtype | None) -> nn.Module:
+    """Build the network of `weights` in eval mode on `device`.
+
+    Its tensors become the parameters as they are, so memory-mapped ones stay mapped until they are moved or converted.
+
+    Args:
+        where: the file, for messages.
+        dtype: of all floating point weights; float32 when None.
+
+    Raises:
+        UserError: missing or unexpected tensors, wrong shapes, or numbers that are not finite.
+    """
+    module = skeleton(weights.kind, weights.config)
+    compare(shapes(weights.tensors), shapes(module.state_dict()), where)
+    check_finite(weights.tensors, where)
+    module.load_state_dict(weights.tensors, assign=True)
+    return module.to(device, dtype or torch.float32).eval()
+
+
+def with_pixel_decoder(tokenizer: TiTok, vqgan: MaskGitVqgan) -> TiTok:
+    """Join a tokenizer that predicts proxy codes and the VQGAN of these codes to a tokenizer that makes pixels.
+
+    It shares their weights and is in eval mode. Raises ValueError when the two don't fit.
+    """
+    config = tokenizer.config
+    if config.proxy != vqgan.config:
+        raise ValueError(f"expected a proxy tokenizer with {config.proxy}, got {vqgan.config}")
+    pixels = {f"proxy_pixels.{k}": v for k, v in vqgan.state_dict().items() if k.startswith(_PIXEL_PARTS)}
+    whole = cast(TiTok, skeleton("tokenizer", config.model_copy(update={"pixel_decoder": True})))
+    whole.load_state_dict(dict(tokenizer.state_dict()) | pixels, assign=True)
+    return whole.eval()
+
+
+def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise UserError when a weight is infinite or no number: such a network computes the same for every image."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
+            least, most = torch.aminmax(tensor)
+            if not (torch.isfinite(least) and torch.isfinite(most)):
+                count = int((~torch.isfinite(tensor)).sum())
+                raise UserError(
+                    f"{where}: {count:,} of the {tensor.numel():,} numbers of {name} are infinite or not a number",
+                    "fetch the file again, or take an earlier checkpoint of its training",
+                )
+
+
+def compare(found: Shapes, expected: Shapes, where: str) -> None:
+    """Raise UserError with the first few differences by name, unless `found` are exactly `expected`."""
+    missing = [f"missing {name}" for name in expected if name not in found]
+    unexpected = [f"unexpected {name}" for name in found if name not in expected]
+    wrong = [
+        f"{name} has shape {found[name]} instead of {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    problems = missing + unexpected + wrong
+    if not problems:
+        return
+    shown = "\n".join(f"  {p}" for p in problems[:_SHOWN])
+    more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    count = "1 tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
+    raise UserError(f"{where}: {count} not fit the configuration:\n{shown}{more}", "fetch or write the file again")

@@ -5,10 +5,12 @@ carries ImageNet's terms.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from titokctl.config.models import GeneratorSizes
 from titokctl.data.sources.source import Source
+from titokctl.weights.known import released
 
 IMAGENET = (
     "ImageNet: for non-commercial research and education only (image-net.org/download); ids decode to its pictures"
@@ -33,3 +35,21 @@ def terms_of(source: Source) -> str:
     is_imagenet = bool(source.class_names) and all(map(is_synset, source.class_names))
     paths = source.description.get("paths", ())
     return IMAGENET if is_imagenet or any(Path(path).name.startswith("ILSVRC2012_") for path in paths) else ""
+
+
+def say_class_order(class_names: Sequence[str], model: GeneratorSizes, say: Callable[[str], None]) -> None:
+    """Warn, and name the first class that differs, if classes are not in the order of the released generator.
+
+    Args:
+        class_names: of the cache that the generator is trained on; () when unknown.
+        model: the generator's configuration; there is no warning if it is not a released generator's.
+    """
+    known = released(model)
+    if known is None or len(class_names) != model.num_classes or in_sorted_synset_order(class_names) is not False:
+        return
+    usual = sorted(class_names)
+    first = next(c for c, name in enumerate(class_names) if name != usual[c])
+    say(
+        f"warning: the cache's classes are not in the order of sorted synset names: its class {first} is "
+        f"{class_names[first]}, that of the released {known.name} is {usual[first]}; class numbers don't carry over"
+    )

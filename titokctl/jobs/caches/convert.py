@@ -9,18 +9,17 @@ from typing import Any, Literal
 
 from titokctl.config.models import GeneratorConfig, TokenizerConfig
 from titokctl.context import Context
-from titokctl.data.class_order import say_class_order
+from titokctl.data.sources.imagenet import say_class_order
 from titokctl.errors import UsageError
 from titokctl.formats.replacing import SAFETENSORS, files_to_delete
 from titokctl.formats.settings_record import recorded_settings
 from titokctl.formats.unfinished import Unfinished, check_output, finished_already
 from titokctl.jobs.plan import WritePlan
-from titokctl.weights.build import check_finite, compare, shapes, skeleton
 from titokctl.weights.known import released
 from titokctl.weights.official.config import write_config
 from titokctl.weights.official.files import tensor_file, write_official
 from titokctl.weights.read import locate, read
-from titokctl.weights.store import Weights, save
+from titokctl.weights.store import Weights, check_finite, compare, save, shapes, skeleton
 
 Layout = Literal["titokctl", "official"]
 Dtype = Literal["keep", "bf16"]

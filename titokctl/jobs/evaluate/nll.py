@@ -24,8 +24,8 @@ from titokctl.models.generator_kinds import kind_class
 from titokctl.models.inference import prepared
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import precision
-from titokctl.weights.build import build
 from titokctl.weights.hashes import weights_sha256
+from titokctl.weights.store import build
 
 _ROWS = 128  # scored at once; also the last ones, so that an image's number depends on nothing but itself
 _KINDS = {"exact": "exact", "bound": "masked bound: an upper bound, averaged over random orders of the ids"}

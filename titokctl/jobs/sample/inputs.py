@@ -14,9 +14,8 @@ import torch
 from titokctl.config import recipe_files
 from titokctl.config.models import GeneratorSizes, TokenizerConfig, kind_of
 from titokctl.config.sampling import REMASKING, GuidanceConfig
-from titokctl.data.class_order import say_class_order
 from titokctl.data.image_decoder import ENCODERS, ImageDecoder, check_makes_pixels
-from titokctl.data.sources.imagenet import IMAGENET
+from titokctl.data.sources.imagenet import IMAGENET, say_class_order
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.image_output import ImageFormat, OutputSpec
 from titokctl.formats.run_folder import versions
@@ -29,12 +28,11 @@ from titokctl.models.guidance import S_FORM, W_FORM
 from titokctl.models.inference import fastest_precision, kernels, prepared
 from titokctl.models.precision import Precision
 from titokctl.sampling.plan import Classes, Plan, classes_of, unlearnt
-from titokctl.weights.build import build
 from titokctl.weights.chain import Say, pick_generator, tokenizer_with
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.known import released
 from titokctl.weights.read import locate, read
-from titokctl.weights.store import Weights
+from titokctl.weights.store import Weights, build
 
 DEFAULT_NUM_IMAGES = 64
 _SHOWN_CLASSES = 5

@@ -22,12 +22,11 @@ from titokctl.jobs.machine.runs import find_run
 from titokctl.jobs.share.card import About, generator_in_words, tokenizer_in_words
 from titokctl.jobs.share.lineage import public_inputs, public_metadata, public_source, without_paths
 from titokctl.readable import counted
-from titokctl.weights.build import build
 from titokctl.weights.hashes import product_hashes
 from titokctl.weights.known import BY_NAME
 from titokctl.weights.read import locate, read
 from titokctl.weights.references import Located
-from titokctl.weights.store import Weights, save
+from titokctl.weights.store import Weights, build, save
 
 _SOURCES = {"data": "training", "source": "training", "validation": "held out"}
 _NO_SHARE = "a sample set is not shared"

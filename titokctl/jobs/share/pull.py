@@ -16,10 +16,10 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.formats.unfinished import Unfinished
 from titokctl.jobs.launch_record import launch_record
 from titokctl.readable import size
-from titokctl.weights.build import build
 from titokctl.weights.hashes import product_hashes
 from titokctl.weights.read import read
 from titokctl.weights.repository import Repository, RepositoryType, repository_named
+from titokctl.weights.store import build
 
 _RECORD = "run.json"
 

@@ -9,11 +9,10 @@ from titokctl.formats import checkpoint
 from titokctl.formats.run_folder import RunFolder, open_run
 from titokctl.formats.unfinished import Unfinished
 from titokctl.jobs.machine.runs import find_run
-from titokctl.weights.build import build
 from titokctl.weights.hashes import product_hashes
 from titokctl.weights.read import read
 from titokctl.weights.references import Located, locate_run, split_reference
-from titokctl.weights.store import save
+from titokctl.weights.store import build, save
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ from titokctl.jobs.launch_record import launch_record
 from titokctl.jobs.train.generator_recipe import num_classes, resolve_recipe
 from titokctl.jobs.train.preview import make_preview
 from titokctl.models import generator_kinds
-from titokctl.models.fan_in import initialize_fan_in
 from titokctl.models.generator import Generator
-from titokctl.models.initialization import initialize
+from titokctl.models.initialization import initialize, initialize_fan_in
 from titokctl.training.cost import GeneratorCost, generator_cost, measured_rate
 from titokctl.training.generator_task import GeneratorTask
 from titokctl.training.loop import Loop
@@ -32,12 +31,11 @@ from titokctl.training.run_setup import TrainingPlan, TrainingRun, check_divisio
 from titokctl.training.speed import training_cost
 from titokctl.training.trace import StepTrace
 from titokctl.weights.adoption import Given, adopt, freeze, planned, twice
-from titokctl.weights.build import skeleton
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_generator
 from titokctl.weights.read import locate, read
 from titokctl.weights.references import in_runs
-from titokctl.weights.store import save_generator
+from titokctl.weights.store import save_generator, skeleton
 
 _BEGINNING_ROWS = 1 << 14  # that a generator sees before training
 _CHECKED_BYTES = 4 << 30  # larger caches would delay the start: `titokctl verify` checks them

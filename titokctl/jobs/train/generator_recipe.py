@@ -8,12 +8,12 @@ import numpy as np
 from titokctl.config import recipe_files
 from titokctl.config.models import MASKGIT, GeneratorSizes, kind_of
 from titokctl.config.recipe import GeneratorRecipe
-from titokctl.data.class_order import say_class_order
+from titokctl.data.sources.imagenet import say_class_order
 from titokctl.errors import UserError
 from titokctl.formats.token_cache import CacheHeader, TokenCache, labelled_rows
 from titokctl.progress import Progress
 from titokctl.readable import counted
-from titokctl.weights.build import skeleton
+from titokctl.weights.store import skeleton
 
 _SHOWN = 5  # classes without rows
 

@@ -18,11 +18,11 @@ from titokctl.formats.run_folder import RunFolder, finished_runs, newest_run
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.weights.adoption import Given, planned
-from titokctl.weights.build import skeleton, with_pixel_decoder
 from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.load import load_proxy, load_tokenizer
 from titokctl.weights.read import locate, read
 from titokctl.weights.references import in_runs
+from titokctl.weights.store import skeleton, with_pixel_decoder
 
 Say = Callable[[str], None]
 _SHOWN = 3

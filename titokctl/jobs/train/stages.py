@@ -23,8 +23,7 @@ from titokctl.distributed.reduce import summed
 from titokctl.formats.run_folder import RunFolder
 from titokctl.jobs.train.stage_start import Start
 from titokctl.models.discriminator import Discriminator
-from titokctl.models.fan_in import initialize_fan_in
-from titokctl.models.initialization import initialize
+from titokctl.models.initialization import initialize, initialize_fan_in
 from titokctl.models.precision import low_dtype
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan

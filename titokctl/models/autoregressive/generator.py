@@ -7,6 +7,8 @@ embedding of its own position besides. Images are drawn in the order of the cach
 The class is the first token; with `adaptive_norm` it also shifts and scales the norms and gates the branches of each
 block. These numbers depend on the class alone, so they are computed once for an image.
 
+In training the orders are random permutations at first, and the order of the cache at the end.
+
 The vocabulary is that of MaskGIT, so that tables fit each other: [0, V) codes, V unused, V + 1 + c the class c,
 V + 1 + num_classes the null label. Letters: B batch, K latent tokens, L blocks, D width, V codebook size.
 """
@@ -19,15 +21,30 @@ from torch import nn
 from torch.nn import functional as F
 
 from titokctl.config.models import AutoregressiveConfig
-from titokctl.config.recipe import AutoregressiveLossConfig, AutoregressiveRecipe
+from titokctl.config.recipe import AutoregressiveLossConfig, AutoregressiveRecipe, steps_of
 from titokctl.config.sampling import AutoregressiveSampling
 from titokctl.models.autoregressive.decoding import decode
-from titokctl.models.autoregressive.orders import random_orders, random_share
 from titokctl.models.autoregressive.transformer import MODULATIONS, AutoregressiveBlock, KeyValues, Window, modulated
 from titokctl.models.device import in_float64
 from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_integers
 from titokctl.models.noise import Noise
-from titokctl.models.recompute import run_block
+from titokctl.models.transformer import run_block
+
+
+def random_share(settings: AutoregressiveLossConfig, step: TrainingStep) -> float:
+    """Return the probability that an image's order is random: 1 at first, then falling linearly, at the end 0."""
+    full, none = (steps_of(span, step.total) for span in (settings.random_until, settings.annealed_until))
+    if step.number < full:
+        return 1.0
+    return max(0.0, (none - step.number) / (none - full)) if none > full else 0.0
+
+
+def random_orders(count: int, num_tokens: int, share: float, draws: torch.Generator) -> torch.Tensor:
+    """Return (B, K) int64: in each row a random permutation with probability `share`, else 0 to K - 1."""
+    is_random = torch.rand(count, 1, generator=draws) < share
+    permutations = torch.rand(count, num_tokens, generator=draws).argsort(dim=1)
+    return torch.where(is_random, permutations, torch.arange(num_tokens))
+
 
 _PIECE = 128  # rows at once: logits of 128 tokens are 2 MB a row
 _LAST_MODULATIONS = 2  # shift and scale of the last norm

@@ -10,9 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from titokctl.config.models import FlowConfig
-from titokctl.models.attention import SelfAttention
-from titokctl.models.recompute import run_block
-from titokctl.models.titok.transformer import Mlp
+from titokctl.models.transformer import Mlp, SelfAttention, run_block
 
 _FREQUENCIES = 128
 _SLOWEST = 10_000.0

@@ -15,7 +15,7 @@ from titokctl.config.models import GeneratorConfig
 from titokctl.config.sampling import SamplingConfig
 from titokctl.models.generator import Known
 from titokctl.models.guidance import guided, strength
-from titokctl.models.maskgit.mask_schedule import tokens_left
+from titokctl.models.maskgit.masking import tokens_left
 from titokctl.models.maskgit.unmasking import Step, rule_named
 from titokctl.models.noise import Noise
 

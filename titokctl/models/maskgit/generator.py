@@ -19,8 +19,8 @@ from titokctl.config.sampling import SamplingConfig
 from titokctl.models.device import in_float64
 from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_integers
 from titokctl.models.maskgit.decoding import decode
-from titokctl.models.maskgit.mask_schedule import mask_ratio
 from titokctl.models.maskgit.masking import (
+    mask_ratio,
     masked_accuracy,
     masked_count,
     masked_token_loss,

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from titokctl.config.models import GeneratorConfig
-from titokctl.models.attention import SelfAttention
-from titokctl.models.recompute import run_block
+from titokctl.models.transformer import SelfAttention, run_block
 
 _EPS = 1e-12
 

@@ -12,8 +12,7 @@ from torch import nn
 
 from titokctl.config.models import TokenizerConfig
 from titokctl.models.titok import quantizers
-from titokctl.models.titok.decoder import Decoder
-from titokctl.models.titok.encoder import Encoder
+from titokctl.models.titok.vit import Decoder, Encoder
 from titokctl.models.vqgan.vqgan import ProxyPixels
 
 

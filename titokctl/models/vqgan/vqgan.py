@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from titokctl.config.models import VqganConfig
-from titokctl.models.nearest import nearest
+from titokctl.models.titok.quantizers import nearest
 from titokctl.models.vqgan.layers import Pointwise, conv3x3, norm, res_blocks
 
 

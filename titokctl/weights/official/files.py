@@ -9,12 +9,11 @@ from titokctl.errors import UserError
 from titokctl.formats.atomic import atomic_path, disk_errors, read_json, write_json
 from titokctl.formats.replacing import seal
 from titokctl.formats.weights_file import read_tensors, write_tensors
-from titokctl.weights.build import shapes
 from titokctl.weights.official.config import write_config
 from titokctl.weights.official.layout import from_official, to_official
 from titokctl.weights.official.recognise import recognise
 from titokctl.weights.pickled import read_pickled
-from titokctl.weights.store import Weights
+from titokctl.weights.store import Weights, shapes
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 _IN_FOLDERS = (TENSORS, "pytorch_model.bin")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from titokctl.errors import UserError
-from titokctl.weights.build import compare, shapes, skeleton
 from titokctl.weights.official.names import Official, official_layout
+from titokctl.weights.store import compare, shapes, skeleton
 
 # Saved by some versions of the library of the official ViT; contains 0, 1, 2, ...
 _IGNORED = ("embeddings.position_ids",)

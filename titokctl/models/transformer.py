@@ -1,0 +1,84 @@
+"""Parts of the transformers: attention, the pre-norm block of TiTok, activation checkpointing of any block.
+
+Letters: B batch, L sequence length, D width.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with one packed projection for queries, keys and values (in this order).
+
+    Args:
+        width: D, a multiple of `num_heads`.
+        qkv_bias: whether the packed projection has a bias; the output projection always has one.
+        dropout: share of attention weights dropped while training.
+    """
+
+    def __init__(self, width: int, num_heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, L, D)
+        packed = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, L, 3, H, D/H)
+        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, H, L, D/H)
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
+
+
+def run_block(block: nn.Module, x: torch.Tensor, recompute: bool, *more: Any) -> torch.Tensor:
+    """Return block(x, *more), the same numbers either way, dropout included.
+
+    `recompute` saves memory for a forward pass.
+    """
+    kept = not recompute or not torch.is_grad_enabled()
+    result: torch.Tensor = (
+        block(x, *more) if kept else checkpoint(block, x, *more, use_reentrant=False, context_fn=_contexts)
+    )
+    return result
+
+
+def _contexts() -> tuple[Any, Any]:
+    """Return contexts for the first pass and for the recomputation, so that both use the same attention kernel.
+
+    `training_attention` forbids the fused kernels on a CPU, and is left before the backward pass.
+    """
+    plain = not torch.backends.cuda.flash_sdp_enabled()
+    return contextlib.nullcontext(), sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an exact (erf) GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, L, D)
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, num_heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width, mlp_ratio * width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, L, D)
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
