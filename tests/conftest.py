@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from command_line import PATIENCE_S, ROOT, CliResult, RunCli
+from command_server import CommandServer
 
 # Before anything imports torch or a hub client, here and in every process a test starts.
 os.environ["TITOKCTL_OFFLINE"] = "1"
@@ -48,8 +49,15 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+@pytest.fixture(scope="session")
+def command_server() -> Iterator[CommandServer]:
+    """Starts commands quickly."""
+    with CommandServer(ROOT) as server:
+        yield server
+
+
 @pytest.fixture
-def run_cli(tmp_path: Path, runs: Path) -> RunCli:
+def run_cli(tmp_path: Path, runs: Path, command_server: CommandServer) -> RunCli:
     """Call `titokctl` as a process of its own: `run_cli("inspect", path, code=0, cwd=..., env={...})`.
 
     It works in `tmp_path` with its own runs folder. With `code` given, any other exit code fails the test and shows
@@ -59,21 +67,30 @@ def run_cli(tmp_path: Path, runs: Path) -> RunCli:
     def call(
         *words: object, code: int | None = None, cwd: Path = tmp_path, env: Mapping[str, str] | None = None
     ) -> CliResult:
-        done = subprocess.run(
-            [sys.executable, "-m", "titokctl", *map(str, words)],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TITOKCTL_RUNS": str(runs), **(env or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-        )
-        result = CliResult(done.returncode, done.stdout, done.stderr)
+        line = [str(word) for word in words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TITOKCTL_RUNS": str(runs), **(env or {})}
+        if command_server.can_run(environment):
+            result = CliResult(*command_server.run(line, cwd, environment, PATIENCE_S))
+        else:
+            result = _run_alone(line, cwd, environment)
         if code is not None:
             assert result.code == code, f"exit code {result.code}, not {code}\n{result.stdout}\n{result.stderr}"
         return result
 
     return call
+
+
+def _run_alone(words: list[str], folder: Path, environment: Mapping[str, str]) -> CliResult:
+    done = subprocess.run(
+        [sys.executable, "-m", "titokctl", *words],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    return CliResult(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture

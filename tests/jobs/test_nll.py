@@ -134,7 +134,7 @@ def test_refusals(networks, tmp_path):
     assert "another tokenizer" in message("ar", "foreign.h5")
     head = json.loads((networks / "runs/tokenizer/tok/run.json").read_text())["hashes"]
     write_cache(networks / "short.h5", 20, codes=trained.CODES, tokens=4, **head)
-    assert "8 tokens of 32 codes" in message("masked", "short.h5")
+    assert "tokens an image: 8 and 4" in message("masked", "short.h5")
     write_cache(networks / "latents.h5", 20, codes=0, **head)
     assert "latents" in message("ar", "latents.h5")
     write_cache(networks / "many.h5", 90, codes=trained.CODES, tokens=trained.TOKENS, classes=7, **head)

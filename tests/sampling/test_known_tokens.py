@@ -123,7 +123,7 @@ def test_what_can_not_be_kept(runs, run_cli, tmp_path, words, message):
 
 
 def test_other_sizes_and_labels_are_refused(runs, tmp_path):
-    with pytest.raises(UserError, match="has 4 tokens of 16 codes an image, the generator 8 of 32"):
+    with pytest.raises(UserError, match="tokens an image: 8 and 4; codes: 32 and 16"):
         Sample(keep=write_cache(tmp_path / "a.h5", 5, tokens=4), keep_tokens=(0,)).plan(Context(runs))
     unlabelled = write_cache(tmp_path / "b.h5", 5, codes=V, tokens=K, classes=0)
     with pytest.raises(UsageError, match=r"5 rows of .* with no label"):

@@ -11,7 +11,7 @@ Letters: B batch, K latent tokens, V codebook size.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -240,3 +240,27 @@ def check_integers(name: str, values: object) -> None:
         raise ValueError(f"{name}: expected a tensor of integers, got {type(values).__name__}")
     if values.dtype not in _INTEGERS:
         raise ValueError(f"{name}: expected a tensor of integers, got {values.dtype} {tuple(values.shape)}")
+
+
+class Sizes(NamedTuple):
+    """An image as a generator draws it: `tokens` with one of `codes` each, or as many latents of `channels` numbers."""
+
+    tokens: int
+    codes: int | None
+    channels: int | None = None
+
+
+def check_sizes(name: str, config: GeneratorSizes, other: str, sizes: Sizes, hint: str) -> None:
+    """Raise UserError, which lists what differs, unless images of `other` are what the generator `name` draws.
+
+    Args:
+        name, other: for the message.
+        config: the generator's.
+        sizes: of the images of `other`.
+        hint: for the user.
+    """
+    ours = Sizes(config.num_latent_tokens, config.codebook_size, getattr(config, "token_size", None))
+    words = ("tokens an image", "codes", "numbers a latent")
+    differ = [f"{what}: {a} and {b}" for what, a, b in zip(words, ours, sizes, strict=True) if a != b]
+    if differ:
+        raise UserError(f"{name} and {other} do not fit ({'; '.join(differ)})", hint)

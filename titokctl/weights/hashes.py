@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from titokctl.errors import UserError
 from titokctl.models.titok.tokenizer import TiTok
 
 # The tensors that decide the ids.
@@ -59,3 +60,20 @@ def _digest(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], wa
         # As plain bytes, since NumPy has no bfloat16.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_encoder(made: str, encoder: str, other: str, expected: str, hint: str) -> None:
+    """Raise UserError unless two things agree in the encoder whose ids they use.
+
+    Args:
+        made: a name for what was made by `encoder`, or trained on its ids.
+        encoder, expected: `encoder_sha256` of both.
+        other: a name for what expects ids of `expected`.
+        hint: for the user.
+    """
+    if encoder != expected:
+        raise UserError(
+            f"{made} was made by another tokenizer than {other}: encoder {encoder[:12]}, not {expected[:12]}, "
+            "so its ids mean something else",
+            hint,
+        )

@@ -19,12 +19,12 @@ from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import PLAIN, TokenCache
 from titokctl.jobs.caches.rows import open_to_look
 from titokctl.jobs.sample.inputs import Given, find_generator
-from titokctl.models.generator import Generator
+from titokctl.models.generator import Generator, Sizes, check_sizes
 from titokctl.models.generator_kinds import kind_class
 from titokctl.models.inference import prepared
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import precision
-from titokctl.weights.hashes import weights_sha256
+from titokctl.weights.hashes import check_encoder, weights_sha256
 from titokctl.weights.store import build
 
 _ROWS = 128  # scored at once; also the last ones, so that an image's number depends on nothing but itself
@@ -118,20 +118,11 @@ class Nll:
 def _check_fit(given: Given, cache: TokenCache) -> None:
     """Raise UserError unless the ids of the cache are those that the generator was trained on."""
     hint = f"tokenize the images again with the generator's tokenizer, or name another generator than {given.name}"
-    encoder = given.lineage.get("encoder_sha256", cache.header.encoder_sha256)
-    if encoder != cache.header.encoder_sha256:
-        raise UserError(
-            f"{given.name} was trained on ids of another tokenizer than {cache.path} holds: encoder {encoder[:12]}, "
-            f"not {cache.header.encoder_sha256[:12]}",
-            hint,
-        )
-    ours, theirs = given.config, (cache.ids.shape[1], cache.codebook_size)
-    if (ours.num_latent_tokens, ours.codebook_size) != theirs:
-        raise UserError(
-            f"{given.name} has {ours.num_latent_tokens} tokens of {ours.codebook_size} codes, {cache.path} has "
-            f"{theirs[0]} of {theirs[1]}",
-            hint,
-        )
+    encoder = cache.header.encoder_sha256
+    trained_on = given.lineage.get("encoder_sha256", encoder)
+    check_encoder(str(cache.path), encoder, f"the ids that {given.name} was trained on", trained_on, hint)
+    ours, sizes = given.config, Sizes(cache.num_latent_tokens, cache.codebook_size)
+    check_sizes(given.name, ours, str(cache.path), sizes, hint)
     highest = int(np.max(cache.labels, initial=-1))
     if 0 < ours.num_classes <= highest:
         raise UserError(

@@ -22,14 +22,14 @@ from titokctl.formats.run_folder import versions
 from titokctl.formats.token_cache import CacheHeader
 from titokctl.jobs.sample.kept_tokens import KeptTokens
 from titokctl.models.device import default_batch_size
-from titokctl.models.generator import Generator, Known
+from titokctl.models.generator import Generator, Known, Sizes, check_sizes
 from titokctl.models.generator_kinds import kind_class
 from titokctl.models.guidance import S_FORM, W_FORM
 from titokctl.models.inference import fastest_precision, kernels, prepared
 from titokctl.models.precision import Precision
 from titokctl.sampling.plan import Classes, Plan, classes_of, unlearnt
 from titokctl.weights.chain import Say, pick_generator, tokenizer_with
-from titokctl.weights.hashes import encoder_sha256, weights_sha256
+from titokctl.weights.hashes import check_encoder, encoder_sha256, weights_sha256
 from titokctl.weights.known import released
 from titokctl.weights.read import locate, read
 from titokctl.weights.store import Weights, build
@@ -288,7 +288,10 @@ def find_tokenizer(named: str | None, generator: Given, runs: Path, say: Say, fe
             raise UserError(problem, "name it with --tokenizer")
         say(f"tokenizer: {named} (the one this generator was released with)")
     tokenizer = _given(named, "tokenizer", fetch)
-    _check_sizes(generator, tokenizer)
+    config: TokenizerConfig = tokenizer.config
+    sizes = Sizes(config.num_latent_tokens, config.codebook_size, None if config.is_discrete else config.token_size)
+    hint = "leave out --tokenizer, or name the tokenizer that made the generator's token cache"
+    check_sizes(f"the generator {generator.name}", generator.config, f"the tokenizer {tokenizer.name}", sizes, hint)
     return tokenizer
 
 
@@ -312,12 +315,8 @@ def _built(generator: Given, tokenizer: Given, device: str) -> tuple[Any, Any, d
     detokenizer: Any = build(tokenizer.weights, str(tokenizer.path), device, None)
     encoder = encoder_sha256(detokenizer)
     trained_on = generator.lineage.get("encoder_sha256", encoder)
-    if trained_on != encoder:
-        raise UserError(
-            f"the generator {generator.name} was not trained on ids of the tokenizer {tokenizer.name} "
-            f"(encoder {trained_on[:12]}, not {encoder[:12]})",
-            "leave out --tokenizer, and the right one is found; or name the one that made the generator's token cache",
-        )
+    hint = "leave out --tokenizer, and the right one is found; or name the one that made the generator's token cache"
+    check_encoder(f"the token cache of the generator {generator.name}", trained_on, tokenizer.name, encoder, hint)
     drawer: Any = build(generator.weights, str(generator.path), device, None)
     return (
         drawer,
@@ -424,20 +423,3 @@ def _preset(generator: Given) -> tuple[GuidanceConfig, str]:
     if preset is not None:
         return recipe_files.load(preset, "sampling"), f"sampling/{preset}, as published"
     return generator.settings_class(), "defaults (the generator records none)"
-
-
-def _check_sizes(generator: Given, tokenizer: Given) -> None:
-    ours: GeneratorSizes = generator.config
-    theirs: TokenizerConfig = tokenizer.config
-    channels = None if theirs.is_discrete else theirs.token_size
-    sizes = {
-        "tokens an image": (ours.num_latent_tokens, theirs.num_latent_tokens),
-        "codes": (ours.codebook_size, theirs.codebook_size),
-        "numbers a latent": (getattr(ours, "token_size", None), channels),
-    }
-    wrong = [f"{what}: {a} and {b}" for what, (a, b) in sizes.items() if a != b]
-    if wrong:
-        raise UserError(
-            f"the generator {generator.name} and the tokenizer {tokenizer.name} do not fit ({'; '.join(wrong)})",
-            "leave out --tokenizer, or name the tokenizer that made the generator's token cache",
-        )

@@ -12,7 +12,7 @@ import torch
 from titokctl.config.models import GeneratorSizes, kind_of
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.token_cache import TokenCache
-from titokctl.models.generator import Known, check_keeps
+from titokctl.models.generator import Known, Sizes, check_keeps, check_sizes
 from titokctl.models.generator_kinds import kind_class
 from titokctl.readable import counted
 
@@ -67,12 +67,8 @@ def open_kept(path: Path, positions: Sequence[int], config: GeneratorSizes) -> K
     kind = kind_class(config)
     check_keeps(kind, config)
     cache, tokens = TokenCache.open(path), config.num_latent_tokens
-    found, wanted = (cache.ids.shape[1], cache.codebook_size), (tokens, config.codebook_size)
-    if found != wanted:
-        raise UserError(
-            f"{path} has {found[0]} tokens of {found[1]:,} codes an image, the generator {wanted[0]} of {wanted[1]:,}",
-            "keep ids of the tokenizer that the generator was trained for",
-        )
+    sizes = Sizes(cache.num_latent_tokens, cache.codebook_size)
+    check_sizes("the generator", config, str(path), sizes, "keep ids of the tokenizer that it was trained for")
     if not len(cache):
         raise UserError(f"{path} has no rows to keep ids of", "name another cache with --keep")
     chosen = tuple(sorted(set(positions)))
@@ -97,17 +93,6 @@ def open_kept(path: Path, positions: Sequence[int], config: GeneratorSizes) -> K
 
 def _first_gap(positions: Sequence[int]) -> int:
     return next(i for i, position in enumerate(positions) if position != i)
-
-
-def check_tokenizer(kept: KeptTokens, encoder_sha256: str, tokenizer: str) -> None:
-    """Raise UserError unless the kept ids were made by the tokenizer's encoder."""
-    theirs = kept.cache.header.encoder_sha256
-    if theirs != encoder_sha256:
-        raise UserError(
-            f"{kept.cache.path} was made by another tokenizer than {tokenizer}: encoder {theirs[:12]}, "
-            f"not {encoder_sha256[:12]}, so its ids mean something else",
-            "tokenize the images with the tokenizer that the generator was trained for",
-        )
 
 
 def parse_positions(text: str) -> tuple[int, ...]:

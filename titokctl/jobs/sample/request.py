@@ -31,7 +31,7 @@ from titokctl.jobs.sample.inputs import (
     plan_for,
     settings_for,
 )
-from titokctl.jobs.sample.kept_tokens import check_tokenizer, open_kept
+from titokctl.jobs.sample.kept_tokens import open_kept
 from titokctl.jobs.sample.ray_tiles import RayTiles
 from titokctl.jobs.sample.scoring import Judge
 from titokctl.jobs.sample.tiles import LocalTiles, TileMaker
@@ -41,6 +41,7 @@ from titokctl.models.precision import PRECISIONS, Precision
 from titokctl.readable import counted
 from titokctl.sampling.decoding import too_many_steps
 from titokctl.sampling.plan import Classes
+from titokctl.weights.hashes import check_encoder
 
 __all__ = ["Sample", "Sampled"]
 
@@ -215,7 +216,8 @@ class Sample:
         networks = build_networks(found, decoder, device, how.precision) if connection is None else None
         hashes = networks.hashes if networks is not None else networks_hashes(found, decoder)
         if kept is not None:
-            check_tokenizer(kept, hashes["encoder_sha256"], decoder.name)
+            made_by, hint = kept.cache.header.encoder_sha256, "tokenize the images with the tokenizer of the generator"
+            check_encoder(str(kept.cache.path), made_by, decoder.name, hashes["encoder_sha256"], hint)
         task = SampleTask(
             found,
             decoder,

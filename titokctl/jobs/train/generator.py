@@ -31,7 +31,7 @@ from titokctl.training.run_setup import TrainingPlan, TrainingRun, check_divisio
 from titokctl.training.speed import training_cost
 from titokctl.training.trace import StepTrace
 from titokctl.weights.adoption import Given, adopt, freeze, planned, twice
-from titokctl.weights.hashes import weights_sha256
+from titokctl.weights.hashes import check_encoder, weights_sha256
 from titokctl.weights.load import load_generator
 from titokctl.weights.read import locate, read
 from titokctl.weights.references import in_runs
@@ -214,11 +214,7 @@ def _validation_cache(
     if is_main and cache.num_bytes <= _CHECKED_BYTES:
         cache.check_contents()
     theirs, ours = cache.header.encoder_sha256, trained.header.encoder_sha256
-    if theirs != ours:
-        raise UserError(
-            f"{path} was made by another tokenizer than {trained.path}: encoder {theirs[:12]}, not {ours[:12]}",
-            "tokenize it with the same one",
-        )
+    check_encoder(str(path), theirs, str(trained.path), ours, "tokenize it with the same one")
     needed, classes = num_classes(cache), recipe.model.num_classes
     if needed > classes > 0:
         raise UserError(

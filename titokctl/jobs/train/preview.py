@@ -18,7 +18,7 @@ from titokctl.models.generator import Generator
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.weights.chain import tokenizer_with
-from titokctl.weights.hashes import encoder_sha256
+from titokctl.weights.hashes import check_encoder, encoder_sha256
 from titokctl.weights.load import load_tokenizer
 
 _COLUMNS, _ROWS = 8, 4
@@ -50,12 +50,8 @@ def make_preview(
             raise
         context.say(f"no previews during training: {error.message}")
         return None
-    ours = encoder_sha256(tokenizer)
-    if ours != header.encoder_sha256:
-        raise UserError(
-            f"{path} was made by another tokenizer than {found}: encoder {header.encoder_sha256[:12]}, not {ours[:12]}",
-            "name the tokenizer that made it with --tokenizer, or leave --tokenizer out",
-        )
+    hint = "name the tokenizer that made it with --tokenizer, or leave --tokenizer out"
+    check_encoder(str(path), header.encoder_sha256, found, encoder_sha256(tokenizer), hint)
     learnt = np.flatnonzero(labelled_rows(cache.labels)) if recipe.model.num_classes else np.empty(0, np.int64)
     classes = torch.from_numpy(learnt)
     return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling, classes)
