@@ -74,3 +74,8 @@ def both(runs: Path) -> Path:
     """A tokenizer and a generator that fit; returns `runs`."""
     generator_run(runs, tokenizer_run(runs))
     return runs
+
+
+def sampling(runs: Path, output: Path, *more: object) -> list[str]:
+    """Return the words of `sample` with the newest networks of `runs`, on the CPU."""
+    return [str(word) for word in ("sample", "--runs-dir", runs, "--device", "cpu", "-o", output, *more)]

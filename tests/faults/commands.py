@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import small_generator
 import tiny
 import trained
 from caches import write_cache
@@ -20,15 +21,7 @@ from titokctl.jobs.tokenize.request import Tokenize
 sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
 import stages
 
-RECIPE = """
-kind: generator
-model: {architecture: vit, num_latent_tokens: 8, codebook_size: 16, num_classes: 3, width: 16, num_layers: 1,
-        num_heads: 2, mlp_width: 32}
-views: [plain, flip]
-optimizer: {learning_rate: 1e-3, betas: [0.9, 0.96], weight_decay: 0.03}
-schedule: {warmup_steps: 2}
-training: {steps: 4, global_batch_size: 4, ema_decay: 0.9, log_every: 2, evaluate_every: 4, checkpoint_every: 2}
-"""
+RECIPE = small_generator.recipe(codes=16, steps=4, batch=4, every=2, warmup=2, layers=1)
 _SAMPLE = "sample --runs-dir runs --device cpu -n 6 -o out"
 # Words of each command; what it makes is `out` with or without an ending, or the run `new`.
 COMMANDS = {

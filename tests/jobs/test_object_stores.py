@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_generator
 import tiny
 import torch
 from safetensors.torch import load_file
@@ -25,15 +26,7 @@ import s3_server  # noqa: E402  (the packages it needs may be missing)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 ROWS = 60
-SMALL = """
-kind: generator
-model: {architecture: vit, num_latent_tokens: 8, codebook_size: 64, num_classes: 3, width: 32, num_layers: 2,
-        num_heads: 2, mlp_width: 64}
-views: [plain, flip]
-optimizer: {learning_rate: 1e-3, betas: [0.9, 0.96], weight_decay: 0.03}
-schedule: {warmup_steps: 1}
-training: {steps: 5, global_batch_size: 8, ema_decay: 0.9, log_every: 5, evaluate_every: 5, checkpoint_every: 5}
-"""
+SMALL = small_generator.recipe(codes=64, steps=5, batch=8)
 Words = Callable[..., list[str]]
 
 

@@ -19,11 +19,6 @@ from titokctl.formats.token_cache import TokenCache
 from titokctl.weights.load import load_tokenizer
 
 
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained.both(tmp_path_factory.mktemp("runs"))
-
-
 @pytest.fixture
 def sample(networks, capsys):
     """Call the command in this process and return the sample set; the tests share the runs folder."""

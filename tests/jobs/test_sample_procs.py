@@ -8,20 +8,11 @@ import pytest
 import trained
 from command_line import RunCli
 from process_tree import end
+from trained import sampling
 
 from titokctl.cli.app import run
 
 NUM_IMAGES = 200
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained.both(tmp_path_factory.mktemp("runs"))
-
-
-def words(networks: Path, output: Path, *more: object) -> list[str]:
-    fixed = ["sample", "--runs-dir", networks, "--device", "cpu", "-o", output]
-    return [str(word) for word in (*fixed, *more)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -37,8 +28,8 @@ def test_bytes_do_not_depend_on_the_number_of_processes(networks: Path, run_cli:
         runs, hashes, num_latent_tokens=16, codebook_size=1024, width=256, num_heads=4, mlp_width=1024
     )
     number = ("-n", 100)
-    assert run([*words(runs, tmp_path / "one", *number), "--quiet", "--json"]) == 0
-    done = run_cli(*words(runs, tmp_path / "many", *number, "--procs", 3, "--batch-size", 5), "--json", code=0)
+    assert run([*sampling(runs, tmp_path / "one", *number), "--quiet", "--json"]) == 0
+    done = run_cli(*sampling(runs, tmp_path / "many", *number, "--procs", 3, "--batch-size", 5), "--json", code=0)
     assert done.json["num_images"] == 100
     assert done.stderr.count("guidance s = ") == 1
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
@@ -48,8 +39,8 @@ def test_bytes_do_not_depend_on_the_number_of_processes(networks: Path, run_cli:
 def test_every_unmasking_rule_gives_the_same_bytes_in_several_processes(networks, run_cli, tmp_path, rule) -> None:
     settings = ("--unmasking", rule, *(("--remasking-cap", 0.5) if rule == "remasking" else ()))
     number = ("-n", 50, "--format", "none")
-    assert run([*words(networks, tmp_path / "one", *number, *settings), "--quiet", "--json"]) == 0
-    run_cli(*words(networks, tmp_path / "many", *number, *settings, "--procs", 2, "--batch-size", 3), code=0)
+    assert run([*sampling(networks, tmp_path / "one", *number, *settings), "--quiet", "--json"]) == 0
+    run_cli(*sampling(networks, tmp_path / "many", *number, *settings, "--procs", 2, "--batch-size", 3), code=0)
     assert (tmp_path / "many" / "ids.h5").read_bytes() == (tmp_path / "one" / "ids.h5").read_bytes()
 
 
@@ -64,17 +55,17 @@ def test_killed_workers_and_signals_and_a_killed_parent(networks: Path, start, t
     for ending, code in endings:
         for chunk in list(output.glob(".unfinished/chunk-*"))[1:]:
             chunk.unlink()
-        command = words(networks, output, "-n", number, "--procs", 2)
+        command = sampling(networks, output, "-n", number, "--procs", 2)
         end(start, command, ending, code, output / ".unfinished", "chunk-*", 1)
         assert not (output / "manifest.json").exists()
-    assert run([*words(networks, output, "-n", number), "--quiet", "--json"]) == 0
-    assert run([*words(networks, tmp_path / "undisturbed", "-n", number), "--quiet"]) == 0
+    assert run([*sampling(networks, output, "-n", number), "--quiet", "--json"]) == 0
+    assert run([*sampling(networks, tmp_path / "undisturbed", "-n", number), "--quiet"]) == 0
     assert contents(output) == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
 def test_a_finished_set_and_an_error_are_reported_once(networks: Path, run_cli: RunCli, tmp_path: Path) -> None:
-    line = words(networks, tmp_path / "set", "-n", NUM_IMAGES, "--procs", 2)
+    line = sampling(networks, tmp_path / "set", "-n", NUM_IMAGES, "--procs", 2)
     first = run_cli(*line, "--json", code=0)
     assert json.loads(first.stdout)["images_per_second"] > 0
     again = [word for word in line if word not in ("-o", str(tmp_path / "set"))]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import ray_machine
-import trained
 from command_line import PATIENCE_S
 from process_tree import wait_for_files
+from trained import sampling
 
 from titokctl.cli.app import run
 from titokctl.formats.sample_set import SampleSet
@@ -18,16 +18,6 @@ from titokctl.formats.sample_set import SampleSet
 pytest.importorskip("ray", reason="needs the extra ray: pip install 'titokctl[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained.both(tmp_path_factory.mktemp("runs"))
-
-
-def words(networks: Path, output: Path, *more: object) -> list[str]:
-    fixed = ["sample", "--runs-dir", networks, "--device", "cpu", "-o", output]
-    return [str(word) for word in (*fixed, *more)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -39,9 +29,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("more", [("--batch-size", "5"), ("--format", "png", "--classes", "2,0")], ids=["npz", "png"])
 def test_images_and_ids_are_those_of_one_process(networks: Path, ray_cluster: str, tmp_path: Path, more) -> None:
     number = ("-n", 100, *more)
-    assert run([*words(networks, tmp_path / "one", *number), "--quiet"]) == 0
+    assert run([*sampling(networks, tmp_path / "one", *number), "--quiet"]) == 0
     ray = ("--engine", "ray", "--address", ray_cluster, "--max-workers", 2)
-    assert run([*words(networks, tmp_path / "many", *number, *ray), "--quiet"]) == 0
+    assert run([*sampling(networks, tmp_path / "many", *number, *ray), "--quiet"]) == 0
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
@@ -49,13 +39,13 @@ def test_kept_tokens_and_scores_are_those_of_one_process(
     networks: Path, ray_cluster: str, tmp_path: Path, capsys
 ) -> None:
     """The cache of --keep is read by the driver alone; features are computed by the workers."""
-    assert run([*words(networks, tmp_path / "first", "-n", 40), "--quiet"]) == 0
+    assert run([*sampling(networks, tmp_path / "first", "-n", 40), "--quiet"]) == 0
     keep = ("--keep", tmp_path / "first" / "ids.h5", "--keep-tokens", "0-3")
     score = ("--fid", tmp_path / "first", "--features", "lite0", "--format", "npz")
     capsys.readouterr()
     found = []
     for name, engine in (("one", ()), ("many", ("--engine", "ray", "--address", ray_cluster))):
-        assert run([*words(networks, tmp_path / name, *keep, *score, *engine), "--json", "--quiet"]) == 0
+        assert run([*sampling(networks, tmp_path / name, *keep, *score, *engine), "--json", "--quiet"]) == 0
         found.append(json.loads(capsys.readouterr().out)["metrics"])
     assert found[0] == found[1]
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
@@ -65,7 +55,7 @@ def test_a_killed_actor_a_signal_and_a_killed_driver_lose_nothing(
     networks: Path, ray_cluster: str, start: Start, tmp_path: Path
 ) -> None:
     output, number = tmp_path / "set", ("-n", 2000)
-    command = words(networks, output, *number)
+    command = sampling(networks, output, *number)
     first = ray_machine.driver(start, command, ray_cluster, 2)
     assert ray_machine.kill_one(first, "ray::SampleActor.tile")
     wait_for_files(first, output / ".unfinished", "chunk-*", 1)
@@ -80,12 +70,12 @@ def test_a_killed_actor_a_signal_and_a_killed_driver_lose_nothing(
     second.wait()
     assert not (output / "manifest.json").exists()
     assert run([*command, "--engine", "ray", "--address", ray_cluster, "--max-workers", "2", "--quiet"]) == 0
-    assert run([*words(networks, tmp_path / "undisturbed", *number), "--quiet"]) == 0
+    assert run([*sampling(networks, tmp_path / "undisturbed", *number), "--quiet"]) == 0
     assert contents(output) == contents(tmp_path / "undisturbed")
 
 
 def test_a_plan_and_options_that_exclude_each_other(networks: Path, ray_cluster: str, tmp_path: Path, capsys) -> None:
-    command = words(networks, tmp_path / "set", "-n", 10, "--engine", "ray", "--address", ray_cluster)
+    command = sampling(networks, tmp_path / "set", "-n", 10, "--engine", "ray", "--address", ray_cluster)
     assert run([*command, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] == 10
     assert not (tmp_path / "set").exists()

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trained
 from process_tree import signalled
 
 from titokctl.cli.app import run
@@ -19,11 +18,6 @@ from titokctl.jobs.sample.request import Sample
 from titokctl.progress import SilentProgress
 
 NUM_IMAGES = 600  # two whole chunks and a part of one
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained.both(tmp_path_factory.mktemp("runs"))
 
 
 def words(networks: Path, output: Path, *more: str) -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import small_generator
 from caches import write_cache
 from remarks import Remarks
 
@@ -16,15 +17,7 @@ def cache(tmp_path_factory):
     return write_cache(tmp_path_factory.mktemp("cache") / "tokens.h5", 200)
 
 
-SMALL = """
-kind: generator
-model: {architecture: vit, num_latent_tokens: 8, codebook_size: 16, num_classes: 3, width: 32, num_layers: 2,
-        num_heads: 2, mlp_width: 64}
-views: [plain, flip]
-optimizer: {learning_rate: 1e-3, betas: [0.9, 0.96], weight_decay: 0.03}
-schedule: {warmup_steps: 5}
-training: {steps: 20, global_batch_size: 16, ema_decay: 0.9, log_every: 5, evaluate_every: 10, checkpoint_every: 5}
-"""
+SMALL = small_generator.recipe(codes=16, steps=20, batch=16, warmup=5)
 
 
 @pytest.fixture(scope="session")
