@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trained
 from process_tree import signalled
 
 from titokctl.cli.app import run

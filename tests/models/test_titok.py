@@ -164,7 +164,7 @@ def test_nearest_in_blocks_is_nearest(monkeypatch):
     points, codes = torch.randn(50, 4), torch.randn(17, 4)
     expected = torch.cdist(points, codes).argmin(-1)
     assert torch.equal(nearest(points, codes), expected)
-    monkeypatch.setattr("titokctl.models.nearest._MAX_DISTANCES", 17 * 7)
+    monkeypatch.setattr("titokctl.models.titok.quantizers.MAX_DISTANCES", 17 * 7)
     assert torch.equal(nearest(points, codes), expected)
 
 

@@ -21,7 +21,7 @@ from titokctl.config.models import TokenizerConfig
 from titokctl.config.registry import find
 
 # At most this many distances are held at once (256 MiB of float32).
-_MAX_DISTANCES = 1 << 26
+MAX_DISTANCES = 1 << 26
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def nearest(points: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     # Distances in bfloat16 have 8 bits: near codes would tie, and ids would depend on the autocast around them.
     with torch.autocast(points.device.type, enabled=False):
         points, codes = points.float(), codes.float()
-        rows = points.reshape(-1, points.shape[-1]).split(max(1, _MAX_DISTANCES // len(codes)))
+        rows = points.reshape(-1, points.shape[-1]).split(max(1, MAX_DISTANCES // len(codes)))
         return torch.cat([_nearest(r, codes) for r in rows]).view(points.shape[:-1])
 
 
