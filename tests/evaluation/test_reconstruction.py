@@ -8,7 +8,7 @@ import torch
 
 from titokctl.data.order import spread_positions
 from titokctl.distributed.group import single_group
-from titokctl.evaluation.baselines import PrincipalAxes, mean_colour_psnr
+from titokctl.evaluation.baselines import PrincipalAxes, SmallImagesCollector, linear_baselines, mean_colour_psnr
 from titokctl.evaluation.reconstruction import ReconstructionSums, ShownPairs, psnr, ssim
 
 
@@ -110,3 +110,56 @@ def test_baselines_are_ordered_as_they_must_be():
     assert mean_colour_psnr(pixels[300:]) < by_numbers[2]
     exact = -10 * np.log10(np.square((pixels[300:] - pixels[:300].mean(0)) / 255.0).mean())
     assert found.psnr_of_bits(pixels[300:], 1e-6) == pytest.approx(exact, abs=0.05)
+
+
+def collected(pixels: np.ndarray) -> SmallImagesCollector:
+    """All images of a set, in batches of an odd size that come in another order."""
+    small = SmallImagesCollector(len(pixels), pixels.shape[1])
+    for first in reversed(range(0, len(pixels), 7)):
+        small.add(pixels[first : first + 7], np.arange(first, min(first + 7, len(pixels))))
+    return small
+
+
+def blocks(n: int, edge: int, block: int) -> np.ndarray:
+    """Images (n, S, S, 3) uint8 of `edge` x `edge` blocks, with noise of a deviation of 4 in them."""
+    draws = np.random.default_rng(0)
+    factors, axes = draws.normal(size=(n, 6)), draws.normal(size=(6, edge * edge * 3))
+    flat = (128 + 12 * factors @ axes).reshape(n, edge, 1, edge, 1, 3).repeat(block, 2).repeat(block, 4)
+    images = flat.reshape(n, edge * block, edge * block, 3)
+    return (images + 4 * draws.normal(size=images.shape)).clip(0, 255).astype(np.uint8)
+
+
+def test_baselines_of_large_images_are_those_of_averaged_ones():
+    """96 px are averaged over blocks of 2; what averaging loses counts, so the noise limits what PCA reaches."""
+    pixels = blocks(60, 48, 2)
+    small = collected(pixels).result(single_group())
+    assert small.pixels.shape == (60, 48, 48, 3)
+    averaged = pixels.reshape(60, 48, 2, 48, 2, 3).astype(float).mean((2, 4))
+    assert np.allclose(small.pixels, averaged, atol=1e-3)
+    exact = np.square(pixels - averaged.repeat(2, 1).repeat(2, 2)).mean((1, 2, 3))
+    assert small.lost == pytest.approx(exact, rel=1e-4)
+    found = linear_baselines(small, (8,), 16, small)
+    of_noise = psnr(float(small.lost.mean()) + 4**2 / 4)  # a fourth of the noise's variance stays in the averages
+    assert found["psnr_pca"] == pytest.approx(of_noise, abs=0.6)
+    assert found["psnr_gaussian"] < found["psnr_pca"], "32 bits are fewer than 8 numbers"
+    assert linear_baselines(small, (8,), 4096, small)["psnr_gaussian"] > found["psnr_gaussian"]
+
+
+def test_without_training_images_each_half_has_the_axes_of_the_other():
+    """So no image is described by axes that were fitted to it: noise can't be predicted."""
+    pixels = pictures(40, 8)
+    small = collected(pixels).result(single_group())
+    fitted = linear_baselines(small, (19,), None, small)
+    crossed = linear_baselines(small, (19,), None)
+    assert fitted.keys() == crossed.keys() == {"psnr_pca"}
+    assert crossed["psnr_pca"] < fitted["psnr_pca"] - 1
+    assert linear_baselines(small, (20,), None) == {}, "20 images have 19 axes"
+    assert linear_baselines(collected(pixels[:1]).result(single_group()), (1,), 16) == {}
+
+
+def test_baselines_leave_the_random_numbers_of_training_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    linear_baselines(collected(pictures(12, 8)).result(single_group()), (2,), 16)
+    assert torch.equal(torch.rand(4), expected)

@@ -175,7 +175,7 @@ def test_several_processes_give_the_numbers_and_the_picture_of_one(run_cli, tmp_
     one = run_cli(*words, "-o", "one", "--json", "--device", "cpu", env=toy, code=0)
     assert one.json["images"] == 49
     assert one.json["inception_score"].keys() == {"is-toy", "is-toy_deviation"}
-    sums = {"psnr_pooled", "psnr_mean", "psnr_mean_colour", "ssim", "codebook_perplexity"}
+    sums = {"psnr_pooled", "psnr_mean", "psnr_mean_colour", "psnr_pca", "psnr_gaussian", "ssim", "codebook_perplexity"}
     different = sums | {"output", "distances", "inception_score"}
     assert {k: v for k, v in many.json.items() if k not in different} == {
         k: v for k, v in one.json.items() if k not in different

@@ -10,17 +10,20 @@ import torch
 
 import titokctl
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.images import preprocess, to_bytes, to_float
 from titokctl.data.sources import open_source
 from titokctl.distributed.group import single_group
 from titokctl.distributed.launch import run_workers
 from titokctl.errors import UserError
+from titokctl.evaluation.baselines import PrincipalAxes
 from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import open_extractor
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
 from titokctl.evaluation.reconstruction import ReconstructionSums
-from titokctl.jobs.train.validation import Validation
+from titokctl.formats.metrics_log import MetricsLog
+from titokctl.jobs.train.validation import Validation, held_out_baselines
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,30 @@ def test_numbers_are_those_of_all_images_once(made, tmp_path):
     first, again = validate(tokenizer, 1), validate(tokenizer, 2)
     assert first == again == pytest.approx(expected(tokenizer, folder)[0], rel=1e-9)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"reconstructions-0000000{i}.png" for i in (1, 2)]
+
+
+def test_baselines_are_computed_once_from_training_images(made, tmp_path):
+    """They follow the numbers that are there already, in any order of validation, and a resumed run keeps them."""
+    tokenizer, _, folder = made
+    source, log = open_source([folder]), MetricsLog(tmp_path / "metrics.jsonl")
+    preprocessing = PreprocessingConfig(size=tiny.SIZE)
+
+    def baselines():
+        return held_out_baselines(source, preprocessing, {}, log, Context(tmp_path))
+
+    def validated(given):
+        return Validation(source, tiny.SIZE, tmp_path, single_group(), None, print, baselines=given)
+
+    validate = validated(baselines())
+    first, again = validate(tokenizer, 1), validate(tokenizer, 2)
+    numbers, pixels, _ = expected(tokenizer, folder)
+    axes = PrincipalAxes(pixels)
+    numbers["val_psnr_pca"] = axes.psnr_of_numbers(pixels, tiny.TOKENS)
+    numbers["val_psnr_gaussian"] = axes.psnr_of_bits(pixels, tiny.TOKENS * np.log2(tiny.CODES))
+    assert first == again == pytest.approx(numbers, rel=1e-4)
+    log.append(2, {"val_psnr_pca": 12.5, "val_psnr_gaussian": 13.5})
+    kept = validated(baselines())(tokenizer, 3)
+    assert (kept["val_psnr_pca"], kept["val_psnr_gaussian"]) == (12.5, 13.5)
 
 
 def test_the_distance_is_that_of_the_reconstructions_to_their_originals(made, tmp_path):

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Machine, Surroundings, perform
+
+if TYPE_CHECKING:
+    from titokctl.jobs.evaluate.reconstruct import ReconstructResult
 
 
 @app.command(epilog="Example: titokctl reconstruct imagenet/val/ -n 1000 -o reconstructed/")
@@ -53,8 +56,20 @@ def reconstruct(
     job = replace(job, choices=options.choices(split, image_key=image_key, image_column=image_column), exif=exif)
     result = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, machine=Machine(device, gpus, procs)))
     if place().is_main:
-        console.result(result, as_json, "reconstructions")
+        console.result(result if as_json else replace(result, about=_briefly(result)), as_json, "reconstructions")
         chosen = [] if tokenizer is None else ["--tokenizer", tokenizer]
         console.next_command(
             "tokenize", *trained_on(result, data), *chosen, "-o", "tokens.h5", shown=not quiet, runs_dir=runs_dir
         )
+
+
+def _briefly(result: "ReconstructResult") -> dict[str, object]:
+    """Return what was compared, for people; the file with the result has all of it."""
+    about = result.about
+    features = about.get("features") or {}
+    return {
+        "tokenizer": about["tokenizer"],
+        "originals": about["source"]["paths"],
+        "features": features.get("name"),
+        "details": Path(result.output) / "reconstruction.json",
+    }

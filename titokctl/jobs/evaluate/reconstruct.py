@@ -18,6 +18,7 @@ from titokctl.data.source_check import can_be_checked, checked_source
 from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
+from titokctl.evaluation.baselines import SmallImagesCollector, linear_baselines
 from titokctl.evaluation.image_sets import unreadable
 from titokctl.evaluation.reconstruction import (
     AUTO,
@@ -64,8 +65,9 @@ class ReconstructResult:
     """Errors over all images, how much of the codebook they use (None without one), and what was compared.
 
     `psnr_pooled` (dB) follows from the squared error of all images together, `psnr_mean` averages over images; `lpips`
-    is the mean, None without its weights. `psnr_mean_colour` is a baseline, the pooled PSNR of mean colours;
-    None in results of older versions. `distances` between originals and reconstructions: rfid on Inception's
+    is the mean, None without its weights. `psnr_mean_colour`, `psnr_pca` and `psnr_gaussian` are baselines: pooled PSNR
+    of mean colours, and as `linear_baselines` has them; None for too few images, or in results of older versions.
+    `distances` between originals and reconstructions: rfid on Inception's
     features, fd-<name> on others, and kid of the same. `inception_score` is that of the
     reconstructions, {} for a network without a classifier.
     """
@@ -85,6 +87,8 @@ class ReconstructResult:
     skipped: int
     about: dict[str, Any] = field(default_factory=dict)
     psnr_mean_colour: float | None = None
+    psnr_pca: float | None = None
+    psnr_gaussian: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ class Reconstruct:
             if bad:  # before hours of work, not after them
                 raise UserError(unreadable(bad), _REPAIR)
         scores = ReconstructScores(opened.judges, opened.count, context.device, opened.model.config.codebook_size)
-        shown, rejected = _through(opened, scores, context)
+        shown, baselines, rejected = _through(opened, scores, context)
         if rejected:
             if not self.skip_bad or len(rejected) == opened.count:
                 raise UserError(unreadable(rejected), _REPAIR)
@@ -162,7 +166,8 @@ class Reconstruct:
         found = scores.result(group)
         if found is not None:
             about = opened.about()
-            result = ReconstructResult(output=str(self.output), **found, skipped=len(rejected), about=about)
+            found |= {**baselines, "skipped": len(rejected), "about": about}
+            result = ReconstructResult(output=str(self.output), **found)
             write_reconstruction(self.output, asdict(result), picture(shown), opened.settings(context.device))
             found = asdict(result)
         return ReconstructResult(**group.from_main(found))
@@ -272,15 +277,19 @@ def trained_on(result: ReconstructResult, data: Sequence[Path | str]) -> Sequenc
     return found if found and len(found) == len(paths) else data
 
 
-def _through(opened: _Opened, scores: ReconstructScores, context: Context) -> tuple[list[Pair], list[Rejected]]:
+def _through(
+    opened: _Opened, scores: ReconstructScores, context: Context
+) -> tuple[list[Pair], dict[str, float], list[Rejected]]:
     """Take this process's images through the tokenizer into `scores`.
 
-    Returns some pairs, spread over the images of all processes, and the images that gave no pixels. Raises Stopped
-    after a signal.
+    Returns some pairs, spread over the images of all processes, the linear baselines (on rank 0), and the images that
+    gave no pixels. Raises Stopped after a signal.
     """
     batch_size = default_batch_size(context.device, "reconstruct")
     share = share_of(opened.source, batch_size, context.group, opened.chosen)
-    shown = ShownPairs(_SHOWN, opened.count, opened.model.config.image_size)
+    config = opened.model.config
+    shown = ShownPairs(_SHOWN, opened.count, config.image_size)
+    small, shape = SmallImagesCollector(opened.count, config.image_size), ()
     images = ImagesInBatches(opened.source, share, opened.preprocessing, batch_size)
     context.progress.start("reconstruct", sum(unit.count for unit in share))
     with precision("float32", context.device), closing(iter(images)) as batches:
@@ -290,10 +299,14 @@ def _through(opened: _Opened, scores: ReconstructScores, context: Context) -> tu
             places = batch.positions if opened.chosen is None else np.searchsorted(opened.chosen, batch.positions)
             scores.add(batch.pixels, made, tokens, places)
             shown.add(batch.pixels, made, places)
+            small.add(batch.pixels, places)
+            shape = tokens.shape[1:]
             context.progress.advance(len(batch.pixels))
     context.progress.close()
     rejected = all_rejected(images.rejected, context, "Nothing was written.")
-    return shown.result(context.group), rejected
+    judged = small.result(context.group)
+    baselines = {} if judged is None else linear_baselines(judged, shape, config.codebook_size)
+    return shown.result(context.group), baselines, rejected
 
 
 def _files_of(data: Sequence[Path | str]) -> Sequence[Path | str]:

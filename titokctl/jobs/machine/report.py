@@ -24,7 +24,8 @@ _NAME = "report.html"
 _SHOWN = 12  # items of a list
 # The numbers that say how good a product is, with their units, and below each what it compares with.
 _NUMBERS = (
-    ("val_psnr", "held-out PSNR", " dB", (("psnr", "training batches"), ("val_psnr_mean_colour", "mean colours"))),
+    ("val_psnr", "held-out PSNR", " dB", (("psnr", "training batches"), ("val_psnr_mean_colour", "mean colours"),
+      ("val_psnr_pca", "PCA with as many numbers"), ("val_psnr_gaussian", "a Gaussian with as many bits"))),
     ("val_rfid", "held-out rFID", "", ()),
     ("val_codebook_usage", "share of codes that held-out images use", "", (("codebook_usage", "training batches"),)),
     ("held_out_loss", "held-out loss", " nats a masked token",

@@ -21,7 +21,7 @@ from titokctl.formats.token_store import StoredParts
 from titokctl.formats.token_tally import Tally, rejected_lines, write_rejected
 from titokctl.formats.unfinished import made_with_other_settings
 from titokctl.progress import Progress
-from titokctl.readable import counted
+from titokctl.readable import counted, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def check_space(output: Path, header: CacheHeader, samples: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{output} needs about {needed / 1e6:,.0f} MB while it is made, and {folder} has {free / 1e6:,.0f} MB free",
+            f"{output} needs about {size(needed)} while it is made, and {folder} has {size(free)} free",
             "free some space, or write to another disk with -o",
         )
 
@@ -141,8 +141,8 @@ def make_output(
         merge(folder, header, units, tally, progress.advance, compress)
     progress.close()
     if compress:
-        plain, size = tally.rows * (header.row_bytes + 4), folder.output.stat().st_size
-        progress.say(f"compressed to {size:,} bytes, {1 - size / plain:.0%} less than {plain:,} without keys")
+        plain, stored = tally.rows * (header.row_bytes + 4), folder.output.stat().st_size
+        progress.say(f"compressed to {stored:,} bytes, {1 - stored / plain:.0%} less than {plain:,} without keys")
     return tally
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.config import recipe_files
+from titokctl.config.preprocessing import PreprocessingConfig
 from titokctl.config.tokenizer_recipe import DecoderRecipe, ProxyRecipe, TokenizerRecipe
 from titokctl.context import Context
 from titokctl.data.image_problems import NOTHING_KNOWN
@@ -26,7 +27,7 @@ from titokctl.jobs.launch_record import launch_record
 from titokctl.jobs.plan import say_source
 from titokctl.jobs.train.stage_start import Start, find_start
 from titokctl.jobs.train.stages import Parts, build_stage, run_kind, save_product
-from titokctl.jobs.train.validation import Validation, inception_if_here
+from titokctl.jobs.train.validation import Validation, held_out_baselines, inception_if_here
 from titokctl.training.cost import measured_rate, tokenizer_operations
 from titokctl.training.kept_codes import KeptCodes
 from titokctl.training.loop import Loop
@@ -193,7 +194,11 @@ class TrainTokenizer:
         validate = None
         if found.held_out:
             judge = inception_if_here(context.device, say)
-            validate = Validation(found.held_out, recipe.image_size, run.path, group, judge, say, found.exif)
+            preprocessing = PreprocessingConfig(size=recipe.image_size, exif=found.exif)
+            baselines = held_out_baselines(
+                found.source, preprocessing, known, MetricsLog(run.path / "metrics.jsonl"), context
+            )
+            validate = Validation(found.held_out, recipe.image_size, run.path, group, judge, say, found.exif, baselines)
         kept = _kept_codes(run.path, recipe, images, group)
         task = build_stage(recipe, found.start, Parts(images, validate, context.device, group, kept))
         task.watch = _watch(context)

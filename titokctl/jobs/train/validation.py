@@ -1,23 +1,28 @@
 """Held-out numbers of a tokenizer while it is trained, and a picture to look at."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.pipeline import decode_units
-from titokctl.data.shares import share_of
-from titokctl.data.sources.source import Source
+from titokctl.data.shares import ImagesInBatches, all_rejected, share_of
+from titokctl.data.source_check import can_be_checked
+from titokctl.data.sources.source import Rejected, Source
 from titokctl.distributed.group import Group
 from titokctl.distributed.place import available_cores
 from titokctl.distributed.reduce import sum_arrays
 from titokctl.errors import UserError
+from titokctl.evaluation.baselines import GAUSSIAN, PCA, HeldOutBaselines, SmallImagesCollector
 from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.features import FeatureCollector, extract
 from titokctl.evaluation.frechet import Gaussian, frechet_distance
 from titokctl.evaluation.reconstruction import ReconstructionSums, ShownPairs, reconstructed_in_turn
+from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import grid, save_png
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
@@ -25,6 +30,7 @@ from titokctl.readable import counted
 from titokctl.weights.network_files import INCEPTION, here
 
 Tokenizer = TiTok | MaskGitVqgan
+VALIDATION = "val_"
 _PICTURED = 8
 _BATCH = 64
 _KEPT_BYTES = 1 << 30
@@ -43,6 +49,7 @@ class Validation:
         extractor: features of images, for rFID; None leaves it out.
         say: for remarks.
         exif: apply the EXIF orientation.
+        baselines: of the PSNR, beside the mean colour; None leaves them out.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class Validation:
         extractor: Extractor | None,
         say: Callable[[str], None],
         exif: bool = False,
+        baselines: HeldOutBaselines | None = None,
     ) -> None:
         self._source, self._size, self._folder = source, size, folder
         self._preprocessing = PreprocessingConfig(size=size, exif=exif)
@@ -65,12 +73,13 @@ class Validation:
         self._keeps = mine * size * size * 3 <= _KEPT_BYTES
         self._original: Gaussian | None = None
         self._is_told = False
+        self._baselines = baselines or HeldOutBaselines(found={})
 
     def __call__(self, tokenizer: Tokenizer, step: int) -> dict[str, float]:
         """Return numbers by name on rank 0, {} on the others.
 
-        They are PSNR in dB, pooled over all images, and that of mean colours, a baseline; SSIM, the share of
-        codes in use, their perplexity, and rFID.
+        They are PSNR in dB, pooled over all images, and that of the baselines; SSIM, the share of codes in use, their
+        perplexity, and rFID.
 
         Raises UserError when no image can be decoded.
         """
@@ -83,21 +92,29 @@ class Validation:
             return {}
         if not sums.totals[0]:
             raise UserError("none of the held-out images can be decoded", "open a few of them with another program")
-        return _numbers(sums, counts) | distance
+        linear = {f"{VALIDATION}{name}": value for name, value in (self._baselines.found or {}).items()}
+        return _numbers(sums, counts) | linear | distance
 
     def _reconstructions(
         self, tokenizer: Tokenizer, step: int, sums: ReconstructionSums, counts: np.ndarray
     ) -> Iterator[np.ndarray]:
         """Yield the reconstructions of this process's images, batch by batch, and count them."""
         shown = ShownPairs(_PICTURED, len(self._source), self._size)
+        small = SmallImagesCollector(len(self._source), self._size) if self._baselines.found is None else None
+        shape: Sequence[int] = ()
         place = self._units[0].first if self._units else 0
         for pixels, tokens, made in reconstructed_in_turn(tokenizer, self._batches(), lambda batch: batch):
             sums.add(pixels, made)
             if len(counts):
                 counts += np.bincount(tokens.flatten(), minlength=len(counts))
-            shown.add(pixels, made, np.arange(place, place + len(pixels)))
+            positions, shape = np.arange(place, place + len(pixels)), tokens.shape[1:]
+            shown.add(pixels, made, positions)
+            if small is not None:
+                small.add(pixels, positions)
             place += len(pixels)
             yield made
+        if small is not None:
+            self._baselines.compute(small.result(self._group), shape, tokenizer.config.codebook_size)
         pairs = shown.result(self._group)
         if pairs and self._group.is_main:
             rows = [image for row in zip(*pairs, strict=True) for image in row]
@@ -141,6 +158,39 @@ class Validation:
             self._say(f"leaving out {counted(len(rejected), 'held-out images')} that can't be decoded: {named}")
         if self._keeps:
             self._kept = kept
+
+
+def held_out_baselines(
+    source: Source, preprocessing: PreprocessingConfig, known: Mapping[int, Rejected], log: MetricsLog, context: Context
+) -> HeldOutBaselines:
+    """Return the baselines in the log of a resumed run, or else read training images to compute them from.
+
+    Where reading images twice is not cheap, there are none.
+
+    Args:
+        source: the training images.
+        known: those that can't be decoded, by position.
+
+    Raises Stopped after a signal.
+    """
+    group, newest = context.group, log.newest_values() if context.group.is_main else {}
+    found = {name: newest[VALIDATION + name] for name in (PCA, GAUSSIAN) if VALIDATION + name in newest}
+    found = group.from_main(found if group.is_main else None)
+    if found or not can_be_checked(source):
+        return HeldOutBaselines(found=found)
+    small = SmallImagesCollector(len(source), preprocessing.size)
+    units = share_of(source, _BATCH, group, [int(place) for place in small.positions if int(place) not in known])
+    images = ImagesInBatches(source, units, preprocessing, _BATCH)
+    context.progress.start("read images for baselines", len(units))
+    with closing(iter(images)) as batches:
+        for batch in batches:
+            if context.stop.requested:
+                break
+            small.add(batch.pixels, batch.positions)
+            context.progress.advance(len(batch.pixels))
+    context.progress.close()
+    all_rejected(images.rejected, context, "")
+    return HeldOutBaselines(small.result(group))
 
 
 def inception_if_here(device: str, say: Callable[[str], None]) -> Extractor | None:
