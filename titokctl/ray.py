@@ -107,7 +107,7 @@ def read_tokens(path: Path | str, view: str = PLAIN) -> Any:
     check_installed()
     import ray.data
 
-    cache = TokenCache.open(path)
+    cache = TokenCache.open_whole(path)
     cache.view(view)
     where = str(cache.path.absolute())
     return ray.data.range(len(cache)).map_batches(

@@ -16,8 +16,8 @@ from titokctl.context import Context
 from titokctl.data.sources import open_source
 from titokctl.errors import UserError
 from titokctl.evaluation.image_sets import (
+    ArrayImages,
     ImageSet,
-    NpzImages,
     Opening,
     OriginalImages,
     SampleSetImages,
@@ -64,8 +64,8 @@ def of(name: str, size: int | None = None) -> Callable[[Opening, Path], ImageSet
 
 
 KINDS = {
-    "bytes": (of("bytes.npz"), NpzImages),
-    "floats": (of("floats.npz"), NpzImages),
+    "bytes": (of("bytes.npz"), ArrayImages),
+    "floats": (of("floats.npz"), ArrayImages),
     "files": (of("files"), SourceImages),
     "files at a size": (of("photos", 16), SourceImages),
     "shards": (of("shards", 16), SourceImages),

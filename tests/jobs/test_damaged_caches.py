@@ -5,6 +5,7 @@ from pathlib import Path
 import h5py
 import pytest
 import tiny
+import trained
 from caches import as_version_1
 
 from titokctl.cli.app import run
@@ -18,6 +19,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "runs").mkdir()
     tiny.tokenizer(root / "runs" / "tok.safetensors")
     tiny.class_folder(root / "images", per_class=3)
+    trained.generator_run(root / "runs", {}, num_latent_tokens=tiny.TOKENS, codebook_size=tiny.CODES)
     Tokenize([root / "images"], root / "t.h5", str(root / "runs" / "tok.safetensors")).run(Context(root / "runs"))
     return root
 
@@ -55,12 +57,14 @@ MAKERS = {
     "preview": "preview BENT -o out.png --tokenizer TOK",
     "stats": "stats BENT -o out.npz --tokenizer TOK --features lite0",
     "train": "train-gen BENT --name out --runs-dir out --dry-run",
+    "sample": "sample --generator GEN --tokenizer TOK -n 2 --keep BENT --keep-tokens 0-1 -o out --device cpu",
 }
 LOOKERS = {"inspect": "inspect BENT", "diff": "diff BENT GOOD", "neighbors": "neighbors BENT"}
 
 
 def words(line: str, made: Path, bent: Path) -> list[str]:
     places = {"BENT": bent, "GOOD": made / "t.h5", "TOK": made / "runs" / "tok.safetensors"}
+    places["GEN"] = made / "runs" / "generator" / "gen"
     return [str(places.get(word, word)) for word in line.split()]
 
 

@@ -97,6 +97,44 @@ def test_a_set_against_itself_is_at_distance_zero(tmp_path):
     assert found.metrics["fd-lite0"] == pytest.approx(0, abs=1e-6)
 
 
+def test_arrays_of_other_programs_are_judged_as_ours(tmp_path):
+    images, reference = noise(8, 0), tmp_path / "b.npz"
+    np.savez(reference, images=noise(8, 1), labels=np.arange(8))
+    np.savez(tmp_path / "ours.npz", images)
+    np.savez(tmp_path / "named.npz", samples=images, labels=np.zeros((8, 3)))
+    np.save(tmp_path / "plain.npy", images)
+    np.save(tmp_path / "floats.npy", (images / 255).astype(np.float32))
+    metrics = [
+        judge(tmp_path / name, reference, tmp_path).metrics
+        for name in ("ours.npz", "named.npz", "plain.npy", "floats.npy")
+    ]
+    assert metrics[1:] == metrics[:1] * 3
+
+
+def test_statistics_on_both_sides_give_what_their_images_give(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        np.savez(tmp_path / f"{name}.npz", noise(8, seed))
+        make_stats(tmp_path / f"{name}.npz", tmp_path / f"{name}-stats.npz", tmp_path)
+    of_images = judge(tmp_path / "a.npz", tmp_path / "b.npz", tmp_path, metrics=["fid", "kid"])
+    remarks = Remarks()
+    sides = tmp_path / "a-stats.npz", tmp_path / "b-stats.npz"
+    found = judge(*sides, tmp_path, remarks, metrics=["fid", "kid"])
+    for name in ("fd-lite0", "kid-lite0_all_pairs"):
+        assert found.metrics[name] == pytest.approx(of_images.metrics[name], rel=1e-9)
+    assert (found.samples["kind"], found.samples["count"]) == ("statistics", 8)
+    assert "start features" not in remarks
+    assert (tmp_path / "a-stats.evaluation-lite0.json").is_file()
+    with np.load(sides[0]) as mine:
+        np.savez(tmp_path / "foreign.npz", mu=mine["mu"], sigma=mine["sigma"])
+    remarks = Remarks()
+    foreign = judge(tmp_path / "foreign.npz", sides[1], tmp_path, remarks, metrics=["fid"])
+    assert foreign.metrics["fd-lite0"] == pytest.approx(of_images.metrics["fd-lite0"], rel=1e-9)
+    assert "foreign.npz holds mu and sigma alone, so nothing tells who made it" in remarks
+    assert "0 images" not in remarks
+    with pytest.raises(UserError, match="holds no images, but mu, sigma"):
+        make_stats(sides[0], tmp_path / "new.npz", tmp_path)
+
+
 def test_a_statistics_file_gives_what_its_images_give(tmp_path):
     np.savez(tmp_path / "a.npz", noise(9, 0))
     folder = png_folder(tmp_path / "b", noise(8, 1))
@@ -219,12 +257,24 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     np.savez(tmp_path / "one.npz", noise(1, 0))
     np.savez(tmp_path / "flat.npz", np.zeros((3, 0, 0, 3), np.uint8))
     np.savez(tmp_path / "a.npz", noise(5, 0))
+    np.savez(tmp_path / "words.npz", words=np.array(["a"]), few=np.zeros((3, 3)))
+    np.savez(tmp_path / "two.npz", a=noise(2, 0), b=noise(2, 1))
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    np.save(tmp_path / "cut.npy", noise(3, 0))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-5])
+    (tmp_path / "text.npy").write_text("an array")
     (tmp_path / "begun" / ".unfinished").mkdir(parents=True)
     (tmp_path / "begun" / ".unfinished" / "settings.json").write_text("{}")
     refused = [
         ("flat.npz", reference, r"expected \(n, height, width, 3\) uint8", UserError),
         ("begun", reference, "no finished sample set", UserError),
-        ("stats_only.npz", reference, "arr_0 is missing, found mu, sigma", UserError),
+        ("stats_only.npz", reference, "kid can't be computed: the samples have no features image by image", UserError),
+        ("wide.npz", reference, "2048 features", UserError),
+        ("words.npz", reference, "holds no images, but words, few", UserError),
+        ("two.npz", reference, "holds several arrays of images: a, b", UserError),
+        ("objects.npy", reference, "pickled objects are never read", UserError),
+        ("cut.npy", reference, r"cut\.npy (declares|is shorter)", UserError),
+        ("text.npy", reference, "is not a numpy array", UserError),
         ("a.npz", tmp_path / "no_sigma.npz", "but no sigma", UserError),
         ("a.npz", tmp_path / "wide.npz", "2048 features", UserError),
         ("one.npz", reference, "need at least 2", UserError),
@@ -292,7 +342,7 @@ def test_the_number_of_splits_of_the_inception_score_is_set_and_printed(run_cli,
     assert kept["metrics"]["is-toy"] == pytest.approx(expected(1), rel=1e-5)
     assert kept["earlier"][0]["metrics"]["is-toy"] == pytest.approx(expected(3), rel=1e-5)
     assert kept["earlier"][0]["samples"]["is_splits"] == 3
-    assert "more than the 30 images" in run_cli(*words, "--is-splits", 31, env=env, code=2).stderr
+    assert "more than 30 images" in run_cli(*words, "--is-splits", 31, env=env, code=2).stderr
     with pytest.raises(UsageError, match="lite0 has no classes"):
         judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, splits=3)
 

@@ -25,7 +25,7 @@ ResultT = TypeVar("ResultT")
 def fid(
     samples: Annotated[
         Path | None,
-        typer.Argument(metavar="SAMPLES", help="An .npz, images, a token cache or a sample set; else the newest."),
+        typer.Argument(metavar="SAMPLES", help="Images, .npz, .npy, a token cache, statistics; else the newest set."),
     ] = None,
     reference: Annotated[
         Path | None, option("--ref", "Statistics or images; by default what the token cache was made of.", "REF")

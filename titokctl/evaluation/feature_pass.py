@@ -22,7 +22,7 @@ from titokctl.errors import UserError
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import FeatureCollector, FeatureSet, extract
 from titokctl.evaluation.frechet import Gaussian
-from titokctl.evaluation.image_sets import Batch, ImageSet, unreadable
+from titokctl.evaluation.image_sets import Batch, ImageSet, StatisticsSet, unreadable
 from titokctl.evaluation.kept_pass import KeptPass, kept_pass
 from titokctl.evaluation.metrics import FID_IMAGES, MAX_REFERENCE_IMAGES
 from titokctl.formats.run_folder import versions
@@ -285,6 +285,8 @@ def measured_samples(images: ImageSet, save: bool, work: FeaturePass, splits: in
         splits: of the Inception score; None for those of the ADM evaluator. Kept features with others are not used.
     """
     extractor, group = work.extractor, work.context.group
+    if isinstance(images, StatisticsSet):
+        return _measured(images.statistics)
     kept = kept_features(images, extractor.name, extractor.description, work.context) if group.is_main else None
     if kept is not None and kept.features.score_sums is not None and kept.splits != splits:
         work.context.say("they have other splits of the Inception score, and are not used")

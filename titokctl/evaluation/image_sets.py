@@ -27,9 +27,9 @@ from titokctl.data.workers import in_order
 from titokctl.distributed.place import available_cores
 from titokctl.errors import UserError
 from titokctl.formats.atomic import file_sha256
-from titokctl.formats.npz_reader import NpzReader
+from titokctl.formats.npz_reader import Member, NpzReader, opened
 from titokctl.formats.sample_set import SampleSet, state_of
-from titokctl.formats.statistics import IMAGES
+from titokctl.formats.statistics import IMAGES, read_statistics
 from titokctl.formats.token_cache import TokenCache
 from titokctl.readable import counted
 from titokctl.weights.chain import tokenizer_with
@@ -42,6 +42,7 @@ _DECODE_AT_ONCE = 8
 _NAMED_BAD = 5
 _ROUNDING = "clipped to [0, 1], times 255, rounded"
 _HDF5 = (".h5", ".hdf5")
+_ARRAYS = (".npz", ".npy")
 _JPEG = b"\xff\xd8\xff"
 _NO_PIXELS = np.empty((0, 0, 0, 3), np.uint8)
 
@@ -139,34 +140,34 @@ class Opening:
     exif: bool = False
 
 
-class NpzImages(ImageSet):
-    """Images in `arr_0` of an .npz: uint8, or float in [0, 1], (n, S, S, 3)."""
+class ArrayImages(ImageSet):
+    """Images in an .npz or .npy: uint8, or float in [0, 1], (n, S, S, 3).
+
+    In an .npz they are `arr_0`, or else the only array of such a shape.
+    """
 
     def __init__(self, path: Path) -> None:
-        with NpzReader(path) as npz:
-            if IMAGES not in npz.names:
-                raise UserError(
-                    f"{path} holds no images: arr_0 is missing, found {', '.join(npz.names) or 'nothing'}",
-                    "samples are an .npz with arr_0 (n, height, width, 3) uint8; statistics belong to --ref",
-                )
-            member = npz.member(IMAGES)
+        with opened(path) as file:
+            self._name = _array_of_images(file)
+            member = file.member(self._name)
         shape, dtype = member.shape, member.dtype
-        if len(shape) != 4 or shape[3] != 3 or 0 in shape or (dtype != np.uint8 and dtype.kind != "f"):
+        if not _is_of_images(member):
             raise UserError(
-                f"arr_0 of {path} is {shape} {dtype}; expected (n, height, width, 3) uint8",
+                f"{self._name} of {path} is {shape} {dtype}; expected (n, height, width, 3) uint8",
                 "save pixels from 0 to 255 as uint8, colours last",
             )
         self._is_bytes = dtype == np.uint8
         self.path, self.count, self.image_size = path, shape[0], shape[1]
         self.about = {"kind": "npz", "rounding": "none" if self._is_bytes else _ROUNDING}
+        self.about |= {} if self._name == IMAGES else {"array": self._name}
         self.results = path.with_suffix(".evaluation")
 
     def read(self, wanted: range) -> Iterator[Batch]:
         """Yield the rows at `wanted`. Raises UserError for floats outside [0, 1]."""
         first = wanted.start
-        with NpzReader(self.path) as npz:
-            for rows in npz.rows(IMAGES, _ROWS_AT_ONCE, wanted):
-                pixels = rows if self._is_bytes else _from_floats(rows, self.path)
+        with opened(self.path) as file:
+            for rows in file.rows(self._name, _ROWS_AT_ONCE, wanted):
+                pixels = rows if self._is_bytes else _from_floats(rows, f"{self._name} of {self.path}")
                 yield Batch(range(first, first + len(rows)), pixels)
                 first += len(rows)
 
@@ -177,6 +178,53 @@ class NpzImages(ImageSet):
     @cached_property
     def _sha256(self) -> str:
         return file_sha256(self.path)
+
+
+def _array_of_images(file: NpzReader) -> str:
+    """Return the name of the array that holds the images. Raises UserError if none does, or not only one."""
+    if IMAGES in file.names:
+        return IMAGES
+    fitting = [name for name in file.names if _is_of_images(file.member(name))]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise UserError(
+            f"{file.path} holds several arrays of images: {', '.join(fitting)}",
+            "save the one to be judged in a file of its own, as arr_0",
+        )
+    raise UserError(
+        f"{file.path} holds no images, but {', '.join(file.names) or 'nothing'}",
+        "expected an array (n, height, width, 3) uint8, such as arr_0",
+    )
+
+
+def _is_of_images(member: Member) -> bool:
+    shape, dtype = member.shape, member.dtype
+    return len(shape) == 4 and shape[3] == 3 and 0 not in shape and (dtype == np.uint8 or dtype.kind == "f")
+
+
+class StatisticsSet(ImageSet):
+    """Statistics of images that are not at hand: features can be compared, pixels can't be had.
+
+    Raises UserError as `read_statistics`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.statistics = read_statistics(path)
+        self.path, self.count = path, self.statistics.count
+        self.image_size = self.statistics.about.get("image_size")
+        recorded = {name: self.statistics.about[name] for name in ("extractor",) if name in self.statistics.about}
+        made_by = {"made_by": self.statistics.made_by} if self.statistics.made_by else {}
+        self.about = {"kind": "statistics", "sha256": file_sha256(path)} | recorded | made_by
+        self.results = path.with_suffix(".evaluation")
+
+    def read(self, wanted: range) -> Iterator[Batch]:
+        """Raise UserError: there are no pixels."""
+        raise UserError(f"{self.path} holds statistics, not images", "name the images that they are of")
+
+    def identity(self, exact: bool = False) -> dict[str, Any]:
+        """Return the SHA-256 of the file."""
+        return {"file": self.about["sha256"]}
 
 
 class TokenCacheImages(ImageSet):
@@ -354,7 +402,7 @@ class SampleSetImages(ImageSet):
         elif found.images.is_dir():
             self._images = SourceImages(open_source([found.images], keep_index=opening.keep_index), found.images, None)
         else:
-            self._images = NpzImages(found.images)
+            self._images = ArrayImages(found.images)
         inputs = found.manifest.get("inputs", {})
         self.path, self.count, self.image_size = found.folder, self._images.count, self._images.image_size
         guidance = {"guidance": found.manifest["guidance"]} if "guidance" in found.manifest else {}
@@ -380,8 +428,8 @@ def open_images(path: Path, opening: Opening, shards: Sequence[Path] = ()) -> Im
     """
     if not path.exists() and "{" not in str(path):
         raise UserError(f"no such file or folder: {path}", "check the path")
-    if path.suffix == ".npz":
-        return NpzImages(path)
+    if path.suffix in _ARRAYS:
+        return ArrayImages(path)
     if path.suffix in _HDF5:
         return TokenCacheImages(path, opening)
     if state_of(path) in ("finished", "unfinished") or (path / "run.json").is_file():
@@ -410,12 +458,12 @@ def _listed_as_rejected(cache: str | None) -> frozenset[str]:
         return frozenset()
 
 
-def _from_floats(rows: np.ndarray, path: Path) -> np.ndarray:
+def _from_floats(rows: np.ndarray, where: str) -> np.ndarray:
     low, high = float(rows.min()), float(rows.max())
     if not (low >= 0 and high <= 1):
         found = "NaN" if np.isnan(low) else f"floats from {low:g} to {high:g}"
         raise UserError(
-            f"arr_0 of {path} holds {found}; expected uint8, or floats in [0, 1]", "save pixels from 0 to 255 as uint8"
+            f"{where} holds {found}; expected uint8, or floats in [0, 1]", "save pixels from 0 to 255 as uint8"
         )
     return to_bytes(torch.from_numpy(rows.astype(np.float32)).permute(0, 3, 1, 2)).numpy()
 

@@ -9,12 +9,10 @@ from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.feature_pass import FeaturePass, from_statistics, measured_reference
 from titokctl.evaluation.features import FeatureSet
-from titokctl.evaluation.image_sets import ImageSet, NpzImages, Opening, OriginalImages, open_images
+from titokctl.evaluation.image_sets import ArrayImages, ImageSet, Opening, OriginalImages, open_images
 from titokctl.formats.atomic import file_sha256
 from titokctl.formats.statistics import Statistics, has_images, is_statistics, read_statistics
 from titokctl.readable import counted
-
-UNKNOWN_MAKER, ADM = "unknown", "ADM's evaluator"
 
 
 @dataclass(frozen=True)
@@ -107,10 +105,10 @@ def _from_file(path: Path, one_by_one: bool, work: FeaturePass) -> Reference:
     check_network(path, statistics, work.extractor)
     found = from_statistics(statistics)
     if one_by_one and found.features is None and has_images(path):
-        measured, _ = measured_reference(NpzImages(path), work)
+        measured, _ = measured_reference(ArrayImages(path), work)
         found = replace(found, features=measured.features.features)
     about = {"path": str(path.absolute()), "count": found.count or None, "sha256": file_sha256(path)}
     about |= {name: statistics.about[name] for name in ("source", "extractor") if name in statistics.about}
-    if not statistics.about:
-        about["made_by"] = UNKNOWN_MAKER if statistics.spatial_mean is None else ADM
+    if statistics.made_by:
+        about["made_by"] = statistics.made_by
     return Reference(found, about, statistics.about.get("image_size"))

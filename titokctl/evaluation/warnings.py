@@ -10,7 +10,8 @@ from titokctl.evaluation.extractors import INCEPTIONS, Extractor
 from titokctl.evaluation.feature_pass import Measured
 from titokctl.evaluation.image_sets import ImageSet
 from titokctl.evaluation.metrics import FID_IMAGES
-from titokctl.evaluation.reference import ADM, UNKNOWN_MAKER, Reference
+from titokctl.evaluation.reference import Reference
+from titokctl.formats.statistics import ADM, UNKNOWN_MAKER
 from titokctl.readable import counted
 
 _TRAINING_SET = re.compile(r"^VIRTUAL_imagenet|train", re.IGNORECASE)
@@ -21,7 +22,7 @@ _ARE_RECONSTRUCTIONS = "these are reconstructions: rFID compares them with their
 
 def warnings_about(images: ImageSet, measured: Measured, reference: Reference, extractor: Extractor) -> list[str]:
     """Return a sentence for everything that keeps the numbers from meaning what their names say."""
-    found = count_warnings(measured.features.count, extractor)
+    found = count_warnings(measured.features.count, extractor) if measured.features.count else []
     if images.labels is not None and _unbalanced(images.labels):
         found.append("the classes are not equally frequent among the samples")
     few = extractor.widths["pool"]
@@ -34,17 +35,22 @@ def warnings_about(images: ImageSet, measured: Measured, reference: Reference, e
     if reference.image_size and measured.image_size and reference.image_size != measured.image_size:
         found.append(f"the samples are of {measured.image_size} px, the reference of {reference.image_size} px")
     found += _of_kinds(images, reference)
-    found += _of_foreign(reference, extractor)
-    recorded = reference.about.get("extractor")
-    if recorded and recorded != extractor.description:
-        found.append("the reference statistics were computed with other settings of the feature network")
+    samples = {"path": str(images.path)} | images.about
+    for about, of in ((samples, "sample"), (reference.about, "reference")):
+        found += _of_foreign(about, extractor)
+        if about.get("extractor") not in (None, extractor.description):
+            found.append(f"the {of} statistics were computed with other settings of the feature network")
     return found
 
 
-def _of_foreign(reference: Reference, extractor: Extractor) -> list[str]:
-    """Warn if statistics of another program may be of images that were resized otherwise than the samples."""
-    maker, resized = reference.about.get("made_by"), extractor.name in INCEPTIONS.values() and not extractor.is_fid
-    name = Path(str(reference.about.get("path", ""))).name
+def _of_foreign(about: dict[str, Any], extractor: Extractor) -> list[str]:
+    """Warn if statistics of another program may be of images that were resized otherwise than those of the other set.
+
+    Args:
+        about: of the set.
+    """
+    maker, resized = about.get("made_by"), extractor.name in INCEPTIONS.values() and not extractor.is_fid
+    name = Path(str(about.get("path", ""))).name
     if maker == ADM and resized:
         return [f"{name} is {ADM}'s, whose images are resized as TensorFlow 1 does: leave out --resize"]
     if maker != UNKNOWN_MAKER or resized:

@@ -1,6 +1,6 @@
-"""Read .npz files of unknown origin: no pickles, sizes checked before memory is allocated, large arrays in pieces.
+"""Read .npz and .npy files of unknown origin: no pickles, sizes checked before memory is spent, arrays in pieces.
 
-Specification: a ZIP archive of .npy members (numpy.lib.format). Other members are ignored.
+Specification: an .npz is a ZIP archive of .npy members (numpy.lib.format). Other members are ignored.
 """
 
 import math
@@ -21,7 +21,7 @@ from titokctl.formats.file_kind import described, head_of, hint_for
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MAX_WHOLE_BYTES = 2 << 30
-_SUFFIX = ".npy"
+_SUFFIX, _UNNAMED = ".npy", "arr_0"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
 # numpy tokenizes a header that it can't read as an expression, to see if Python 2 wrote it.
 _NOT_A_HEADER = (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
@@ -118,6 +118,10 @@ class NpzReader:
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
             raise UserError(f"{name} of {self.path} cannot be read ({error})") from error
 
+    def _size(self, name: str) -> int:
+        """Return the bytes of a member."""
+        return self._zip.getinfo(name + _SUFFIX).file_size
+
     def _header(self, name: str, file: IO[bytes]) -> Member:
         try:
             shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
@@ -130,7 +134,35 @@ class NpzReader:
         if fortran and len(shape) > 1:
             raise UserError(f"{name} of {self.path} is in Fortran order", "save it with numpy.ascontiguousarray")
         declared = math.prod(shape) * dtype.itemsize
-        held = self._zip.getinfo(name + _SUFFIX).file_size
+        held = self._size(name)
         if declared > held or any(length < 0 for length in shape):
             raise UserError(f"{name} of {self.path} declares {declared:,} bytes, but holds {held:,}")
         return Member(shape, dtype)
+
+
+class NpyReader(NpzReader):
+    """An .npy, read as an .npz that holds one array under the name that NumPy gives to arrays without one.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.names = path, [_UNNAMED]
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def _open(self, name: str) -> IO[bytes]:
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def _size(self, name: str) -> int:
+        return self.path.stat().st_size
+
+
+def opened(path: Path) -> NpzReader:
+    """Open an .npz or .npy, which its suffix tells apart. Raises UserError when that isn't possible."""
+    return NpyReader(path) if path.suffix == _SUFFIX else NpzReader(path)

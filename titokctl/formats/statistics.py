@@ -28,6 +28,7 @@ from titokctl.formats.npz_reader import NpzReader
 FORMAT = "titokctl/statistics"
 FORMAT_VERSION = 1
 IMAGES = "arr_0"
+UNKNOWN_MAKER, ADM = "unknown", "ADM's evaluator"
 # A covariance is symmetric up to this share of its largest variance.
 _ASYMMETRY = 1e-3
 _HINT = "make statistics with `titokctl stats DATA -o ref.npz`, or name images as the reference"
@@ -45,6 +46,11 @@ class Statistics:
     count: int = 0
     about: dict[str, Any] = field(default_factory=dict)
     score_sums: np.ndarray | None = None
+
+    @property
+    def made_by(self) -> str:
+        """The program that made them, as far as the file tells; "" for titokctl."""
+        return "" if self.about else UNKNOWN_MAKER if self.spatial_mean is None else ADM
 
 
 def is_statistics(path: Path) -> bool:

@@ -11,7 +11,7 @@ from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
 from titokctl.evaluation.extractors import Extractor, FeatureNetwork
 from titokctl.evaluation.feature_pass import FeaturePass, Measured, check_readable, measured_samples, statistics_key
-from titokctl.evaluation.image_sets import ImageSet, Opening, open_images
+from titokctl.evaluation.image_sets import ImageSet, Opening, StatisticsSet, open_images
 from titokctl.evaluation.metrics import Metric, Numbers, compute, metrics_named
 from titokctl.evaluation.reference import (
     Reference,
@@ -22,7 +22,7 @@ from titokctl.evaluation.reference import (
 )
 from titokctl.evaluation.warnings import warnings_about
 from titokctl.formats.evaluation import keep_evaluation
-from titokctl.formats.statistics import read_statistics
+from titokctl.formats.statistics import has_images, read_statistics
 from titokctl.readable import counted
 from titokctl.weights.chain import pick_samples
 
@@ -56,7 +56,8 @@ class Fid:
     """Compare samples with a reference. Making one raises UsageError for unknown metrics.
 
     Args:
-        samples: an .npz, a folder of images, shards, a token cache, or a sample set; None for the newest one.
+        samples: an .npz or .npy, a folder of images, shards, a token cache, a sample set, or statistics; None for the
+            newest sample set.
         reference: statistics or images; None for what the samples' token cache was made from.
         metrics: names of METRICS; None for all that can be computed.
         network: the feature network.
@@ -136,12 +137,14 @@ class Fid:
             raise UsageError(f"--is-splits is for the Inception score, which {extractor.name} has no classes for")
         found = str(pick_samples(self.samples, context.runs, context.say)) if group.is_main else ""
         opening = Opening(context, self.tokenizer, self.preprocessing, not is_plan, self.choices, self.exif)
-        images = open_images(Path(group.from_main(found)), opening)
+        images = _opened(Path(group.from_main(found)), opening, extractor)
         if self.preprocessing is not None and images.about.get("preprocessing") is None:
             raise UsageError(
                 f"--size is for folders and shards of images; {images.path} is judged at its own size",
                 "leave out --size",
             )
+        if self.splits is not None and isinstance(images, StatisticsSet):
+            raise UsageError(f"--is-splits is for images, and {images.path} holds statistics", "leave it out")
         if self.splits is not None and self.splits > images.count:
             raise UsageError(
                 f"--is-splits {self.splits:,} is more than {counted(images.count, 'images')} can be divided into"
@@ -162,6 +165,15 @@ class Fid:
             else:
                 context.say(f"no {metric.name}: {reason}")
         return chosen
+
+
+def _opened(path: Path, opening: Opening, extractor: Extractor) -> ImageSet:
+    """Open samples: a set of images, or statistics of one. Raises UserError when they are of another network."""
+    if not is_statistics_file(path) or has_images(path):
+        return open_images(path, opening)
+    found = StatisticsSet(path)
+    check_network(path, found.statistics, extractor)
+    return found
 
 
 def _network_has(metric: Metric, extractor: Extractor) -> bool:

@@ -66,7 +66,7 @@ def open_kept(path: Path, positions: Sequence[int], config: GeneratorSizes) -> K
     """
     kind = kind_class(config)
     check_keeps(kind, config)
-    cache, tokens = TokenCache.open(path), config.num_latent_tokens
+    cache, tokens = TokenCache.open_whole(path), config.num_latent_tokens
     sizes = Sizes(cache.num_latent_tokens, cache.codebook_size)
     check_sizes("the generator", config, str(path), sizes, "keep ids of the tokenizer that it was trained for")
     if not len(cache):
