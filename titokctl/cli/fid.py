@@ -112,7 +112,7 @@ def _show(result: "FidResult") -> None:
     sha = str(result.reference.get("sha256", ""))[:12]
     network, seen = result.extractor, result.samples
     rounding = seen.get("rounding", "none")
-    images = counted(seen["count"], "images")
+    images = counted(seen["count"], "images") if seen["count"] else "an unknown number of images"
     about = [
         f"{seen['path']} ({images}, pixels {'as they are' if rounding == 'none' else rounding})",
         f"against {result.reference['path']}" + (f" (SHA-256 {sha}...)" if sha else ""),
