@@ -15,14 +15,15 @@ Weights are arbitrary, pictures are drawn here; nothing is downloaded.
     nccl      15   all collectives, in one process                  one is wrong
     stages   120   five stages, 6 + 6 against 12 steps, plain and   deterministic ones differ at all, plain ones by
                    deterministic; both generators                   more than a tenth; losses differ from the CPU's
-    commands 100   the whole chain by its command line              exit codes; 70 samples are not the first of 100
-    encode    20   L-32 in each precision
-    sample    20   ids and pixels; 50,000 by proportion
+    commands  50   the whole chain by its command line              exit codes; 70 samples are not the first of 100
+    encode    20   L-32 in each precision; the price of tiles
+    sample    20   ids and pixels; 50,000 by proportion             ids of a CUDA graph are others
     features  20   Inception alone and through the pass of `fid`
     train    100   L-32 and S-128's generators, compiled
+    attention 10   each of torch's kernels at these lengths
     whole     60   `sample` and `tokenize` as processes
 
-The seconds are those of an H200 with 16 cores.
+The seconds are estimates for an H200 with 16 cores. The page begins with the goals of benchmarks/gpu/goals.py.
 """
 
 import argparse
@@ -50,6 +51,7 @@ SECTIONS: dict[str, tuple[Callable[[Record], None], float]] = {
     "sample": (speed.sample, 20),
     "features": (speed.features, 20),
     "train": (speed.train, 90),
+    "attention": (speed.attention, 10),
     "whole": (speed.whole, 60),
 }
 

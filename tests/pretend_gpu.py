@@ -1,6 +1,7 @@
 """A pretend GPU: tensors that live on the CPU but say "cuda:0", refuse what CUDA refuses, and note what waits.
 
-With TITOKCTL_PRETEND=mps it is an Apple GPU, "mps:0", which has no float64, and no pinned memory.
+With TITOKCTL_PRETEND=cuda:1 it is the second of two: events and pinned memory belong to the current device, which must
+be that one. With TITOKCTL_PRETEND=mps it is an Apple GPU, "mps:0", which has no float64, and no pinned memory.
 
 `pretend()` makes torch believe in one GPU. Real values are computed. Noted are operations that mix devices, which CUDA
 refuses, and those that make the host wait for the device, with the functions of the package that lead there; among
@@ -22,8 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-KIND = os.environ.get("TITOKCTL_PRETEND", "cuda")
-GPU = torch.device(KIND, 0)
+KIND, _, _NUMBER = os.environ.get("TITOKCTL_PRETEND", "cuda").partition(":")
+GPU = torch.device(KIND, int(_NUMBER or 0))
+_CURRENT = threading.local()  # number: of the device that is the current one of a thread, 0 until it is chosen
+# Functions whose products are promised in float32, whatever precision is around.
+_EXACT = frozenset({"quantizers._nearest"})
 _MISSING = (torch.float64, torch.complex128, torch.uint16, torch.uint32, torch.uint64) if KIND == "mps" else ()
 WAITS: Counter[str] = Counter()  # "what < function < function ...": how often
 MIXED: Counter[str] = Counter()
@@ -105,6 +109,8 @@ class GpuTensor(torch.Tensor):
             _note(WAITS, name)
         if name in _NOT_DETERMINISTIC and torch.are_deterministic_algorithms_enabled():
             _note(MIXED, f"{name} has no deterministic kernel")
+        if name in ("addmm", "mm", "bmm") and torch.backends.cuda.matmul.allow_tf32:
+            _note_tf32(name)
         if name in _INDEXED:
             _note_indices(args)
         elif name == "copy_" and host:
@@ -122,6 +128,12 @@ class GpuTensor(torch.Tensor):
             return args[0]
         out = tree_map(lambda t: GpuTensor(t) if type(t) in (torch.Tensor, torch.nn.Parameter) else t, out)
         return return_and_correct_aliasing(func, args, kwargs, out)
+
+
+def _note_tf32(name: str) -> None:
+    found: Counter[str] = Counter()
+    _note(found, f"{name} in TF32")
+    MIXED.update({chain: count for chain, count in found.items() if _EXACT & set(chain.split(" < "))})
 
 
 def _note_indices(args: Any) -> None:
@@ -205,6 +217,12 @@ def _moved(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _note_pinned() -> None:
     if KIND == "mps":
         _note(MIXED, "pinned memory")
+    _note_current("pinned memory")
+
+
+def _note_current(what: str) -> None:
+    if KIND == "cuda" and getattr(_CURRENT, "number", 0) != GPU.index:
+        _note(MIXED, f"{what} of another device")
 
 
 def _pinned(x: torch.Tensor) -> torch.Tensor:
@@ -243,6 +261,7 @@ def _built(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     with torch._C.DisableTorchFunction():
         made = func(*args, **kwargs)
     if not on_gpu:
+        _note_current("pinned memory")
         return _pinned(made)
     if func in (torch.tensor, torch.as_tensor):
         _note(WAITS, "tensor of numbers on the host")
@@ -260,9 +279,15 @@ class _Pretence(TorchFunctionMode):
         return out
 
 
-class _Device(contextlib.nullcontext):  # type: ignore[type-arg]
+class _Device:
     def __init__(self, device: Any) -> None:
-        super().__init__()
+        self._number = torch.device(device).index or 0
+
+    def __enter__(self) -> None:
+        self._before, _CURRENT.number = getattr(_CURRENT, "number", 0), self._number
+
+    def __exit__(self, *error: Any) -> None:
+        _CURRENT.number = self._before
 
 
 class _Event:
@@ -270,7 +295,7 @@ class _Event:
         pass
 
     def record(self, *_: Any) -> None:
-        pass
+        _note_current("event")
 
     def synchronize(self) -> None:
         _note(WAITS, "event")

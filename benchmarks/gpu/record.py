@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.counting import counted
+from benchmarks.gpu import goals
 
 
 @dataclass
@@ -135,6 +136,7 @@ class Record:
     def _page(self) -> str:
         lines = [f"# Acceptance run on {self.facts.get('gpu', self.device)}", ""]
         lines += [f"- {name}: {value}" for name, value in self.facts.items()]
+        lines += ["", *goals.table(self.speeds)]
         lines += ["", "| check | holds | numbers |", "|---|---|---|"]
         for each in self.checks:
             rest = {name: value for name, value in each.items() if name not in ("name", "ok")}

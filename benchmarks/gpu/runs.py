@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,7 @@ def collectives(device: str) -> None:
 
 
 def commands(record: Record) -> None:
-    """The commands one after the other, as a user types them, on small networks."""
+    """The commands as a user types them, on small networks; those that don't need each other at the same time."""
     import tiny
 
     folder = record.work / "commands"
@@ -162,20 +164,22 @@ def commands(record: Record) -> None:
         with record.part(name):
             record.check(name, holds(command(*words)))
 
-    step("doctor", bool, "doctor")
+    words, scored = ["--fid", data, "--features", "lite0", "-o", folder / "scored"], "sample --fid"
+    again = ["reconstruct", data, "-o", folder / "r", "--features", "none", *ours]
     step("tokenize", lambda f: f["rows"] == 80, "tokenize", data, "-o", cache, *ours)
     step("train-gen", bool, "train-gen", cache, "--recipe", recipe, "--name", "g", *ours)
-    step("sample 100", lambda f: f["num_images"] == 100, *drawing, "-n", 100, "-o", folder / "100")
-    step("sample 70", lambda f: f["num_images"] == 70, *drawing, "-n", 70, "-o", folder / "70")
+    with ThreadPoolExecutor(6) as pool:  # starting is most of what they do
+        pool.submit(step, "doctor", bool, "doctor")
+        for count in (100, 70):
+            holds = partial(lambda count, f: f["num_images"] == count, count)
+            pool.submit(step, f"sample {count}", holds, *drawing, "-n", count, "-o", folder / str(count))
+        pool.submit(step, scored, lambda f: "fd-lite0" in json.dumps(f), *drawing, "-n", 100, *words)
+        pool.submit(step, "decode", lambda f: f["images"] == 80, "decode", cache, "-o", folder / "d.npz", *ours)
+        pool.submit(step, "reconstruct", lambda f: f["images"] == 80, *again)
     with record.part("samples do not depend on how many there are"):
         more, fewer = (_images(folder / str(count)) for count in (100, 70))
         record.check("samples do not depend on how many there are", np.array_equal(more[:70], fewer))
-    words = ["-n", 100, "--fid", data, "--features", "lite0", "-o", folder / "scored"]
-    step("sample --fid", lambda f: "fd-lite0" in json.dumps(f), *drawing, *words)
     step("fid", bool, "fid", folder / "100", "--ref", data, *lite0)
-    step("decode", lambda f: f["images"] == 80, "decode", cache, "-o", folder / "d.npz", *ours)
-    words = ["reconstruct", data, "-o", folder / "r", "--features", "none", *ours]
-    step("reconstruct", lambda f: f["images"] == 80, *words)
 
 
 def command(*words: object, timeout: float = 200) -> Any:

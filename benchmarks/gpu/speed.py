@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.counting import fill
 from benchmarks.gpu.inputs import GENERATOR, TOKENIZER, UVIT, generator, tokenizer
@@ -58,6 +61,45 @@ def encode(record: Record) -> None:
                 with record.waiting("encode"):
                     run()
                 record.profile("encode", run)
+            if name == names[-1]:
+                _tiles(record, ready, name, tile)
+
+
+def _tiles(record: Record, encoder: Any, name: Precision, tile: int) -> None:
+    """The price of tiles: four of them beside one batch of as many images."""
+    pixels = torch.randint(0, 256, (4 * tile, 256, 256, 3), dtype=torch.uint8, device=record.device)
+
+    def run(size: int) -> None:
+        with precision(name, record.device):
+            for part in pixels.split(size):
+                encoder.tokenize_unchecked(to_float(part))
+
+    tiled, whole = record.seconds_of(lambda: run(tile)), record.seconds_of(lambda: run(4 * tile))
+    record.speed("tiles", cost=tiled / whole - 1, tile=tile, batch=4 * tile)
+
+
+def attention(record: Record) -> None:
+    """Attention at the lengths of these networks, forward and backward, by each of torch's kernels."""
+    device, images = record.device, 4 if record.small else 1024
+    names = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH") if device == "cuda" else ("MATH",)
+    for what, positions, heads, width in (("L-32", 33, 16, 48), ("S-128", 129, 16, 64), ("encoder", 289, 16, 64)):
+        shape = (images, positions, 3, heads, width)
+        packed = torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True)
+        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        for name in names:
+            with record.part(f"attention {what} {name}"), sdpa_kernel(getattr(SDPBackend, name)):
+
+                def both(q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> None:
+                    F.scaled_dot_product_attention(q, k, v).sum().backward(retain_graph=True)
+
+                with torch.no_grad():
+                    forward = record.seconds_of(lambda: F.scaled_dot_product_attention(q, k, v))  # noqa: B023
+                size = 4 * q.numel() * q.element_size()
+                record.speed(
+                    f"attention {what} {name}",
+                    bytes_per_s=size / forward,
+                    forward_and_backward_s=record.seconds_of(both),
+                )
 
 
 def sample(record: Record) -> None:
@@ -79,6 +121,8 @@ def sample(record: Record) -> None:
         share = record.share(lambda index=index: network.sample(index % 1000, settings, KeyedNoise(0, index)), spent)  # type: ignore[misc]
         record.speed(f"ids, tile {tile}", images_per_s=tile / spent, of_peak=share, host_share=host / spent)
         each = spent / tile
+    with record.part("ids as one CUDA graph"):
+        _graph(record, ids, tile)
     with record.waiting("sample ids"):
         ids()
     record.profile("sample ids", ids)
@@ -91,6 +135,23 @@ def sample(record: Record) -> None:
         decoder.images(rows)
     record.profile("decode", lambda: decoder.images(rows))
     record.speed(f"{_FULL_SET:,} images by proportion", seconds=_FULL_SET * (each + spent / batch))
+
+
+def _graph(record: Record, run: Callable[[], torch.Tensor], tile: int) -> None:
+    """The same ids from one CUDA graph, which the host starts by one call."""
+    if record.device != "cuda":
+        return
+    expected, stream = run(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = run()
+    spent = record.seconds_of(graph.replay)
+    record.check("ids of a CUDA graph are the same", torch.equal(found, expected))
+    record.speed(f"ids, tile {tile}, as one CUDA graph", images_per_s=tile / spent)
 
 
 def _host_seconds(run: Callable[[], object], device: str) -> float:
@@ -116,19 +177,22 @@ def features(record: Record) -> None:
         with torch.inference_mode(), precision(name, device):
             return extractor.network(x)["pool"]
 
-    bare = record.seconds_of(lambda: run("float32")) / len(x)
     exact, fast = run("float32"), run("tf32")
-    began = time.perf_counter()
-    collector = FeatureCollector(extractor.widths, count, _FULL_SET, device=device)
-    for found in extract(extractor, (pixels[first : first + 256] for first in range(0, count, 256))):
-        collector.add(found)
-    collector.result()
-    whole = (time.perf_counter() - began) / count
-    record.speed(
-        "Inception, float32", full_set_s=_FULL_SET * whole, bare_full_set_s=_FULL_SET * bare, overlap=bare / whole,
-        tf32_bare_full_set_s=_FULL_SET * record.seconds_of(lambda: run("tf32")) / len(x),
-        tf32_error=float((exact - fast).norm() / exact.norm()),
-    )  # fmt: skip
+    error = float((exact - fast).norm() / exact.norm())
+    del exact, fast
+    for name in ("float32", "tf32") if device == "cuda" else ("float32",):
+        bare = record.seconds_of(lambda: run(name)) / len(x)  # noqa: B023
+        one = replace(extractor, arithmetic=name)
+        began = time.perf_counter()
+        collector = FeatureCollector(one.widths, count, _FULL_SET, device=device)
+        for found in extract(one, (pixels[first : first + 256] for first in range(0, count, 256))):
+            collector.add(found)
+        collector.result()
+        whole = (time.perf_counter() - began) / count
+        record.speed(
+            f"Inception, {name}", full_set_s=_FULL_SET * whole, bare_full_set_s=_FULL_SET * bare, overlap=bare / whole,
+            error=error if name == "tf32" else 0.0,
+        )  # fmt: skip
     record.profile("Inception", lambda: run("float32"))
 
 

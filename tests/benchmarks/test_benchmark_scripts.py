@@ -69,6 +69,56 @@ def test_the_acceptance_run_writes_a_page_and_says_what_fails(tmp_path: Path, mo
     assert not found["left_out"]
 
 
+def test_a_failed_part_of_an_acceptance_run_is_told_and_the_next_one_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    records = importlib.import_module("benchmarks.gpu.record")
+    record = records.Record(tmp_path, tmp_path, "cpu", True)
+    with record.part("breaks"):
+        raise RuntimeError("no kernel image is available")
+    with record.part("ends"):
+        sys.exit(3)
+    with record.part("works"):
+        record.check("works", True)
+    record.write()
+    assert record.failed == ["breaks", "ends"]
+    page = (tmp_path / "gpu_check.md").read_text()
+    assert "no kernel image is available" in page
+    assert "| works | yes |" in page
+
+
+def test_the_page_sets_measured_speeds_beside_the_goals(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    record = importlib.import_module("benchmarks.gpu.record").Record(tmp_path, tmp_path, "cpu", True)
+    record.speed("encode titok-l-32 fp16", of_peak=0.61)
+    record.speed("50,000 images by proportion", seconds=81.0)
+    record.write()
+    page = (tmp_path / "gpu_check.md").read_text()
+    assert "| at least 60.0% | 61.0% | met |" in page
+    assert "| at most 80.0 s | 81.0 s | **not met** |" in page
+    assert "| not measured |" in page
+
+
+@pytest.mark.slow
+def test_a_whole_acceptance_run_on_a_cpu(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Nothing is left out; sections that compare with a GPU compare the CPU with itself."""
+    words = ["--quick", "--device", "cpu", "--budget", 3600, "--out", tmp_path / "found"]
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", *map(str, words)])
+    importlib.import_module("benchmarks.gpu_check").main()
+    found = json.loads((tmp_path / "found" / "gpu_check.json").read_text())
+    assert [check for check in found["checks"] if not check["ok"] and not check["name"].startswith("Triton")] == []
+    assert not found["left_out"]
+    assert found["speeds"]["tiles"]["cost"] > -1
+
+
+@pytest.mark.slow
+def test_a_forecast_estimates_what_can_be_counted(tmp_path: Path, monkeypatch, capsys) -> None:
+    run(monkeypatch, "forecast", "--quick", "--json", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert 0.3 < found["encode titok-l-32 fp16"] < 1
+    assert found["Inception, tf32"] < found["Inception, float32"]
+
+
 def test_an_acceptance_run_leaves_out_what_no_longer_fits(tmp_path: Path, monkeypatch, capsys) -> None:
     words = ["--quick", "--device", "cpu", "--only", "stages,train", "--budget", 11, "--out", tmp_path]
     monkeypatch.syspath_prepend(ROOT)

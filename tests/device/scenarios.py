@@ -131,7 +131,7 @@ def _reproduce(folder: Path) -> None:
 
 def context(folder: Path) -> Context:
     """A context on the pretend device."""
-    return Context(folder / "runs", pretend_gpu.KIND, Leave())
+    return Context(folder / "runs", str(pretend_gpu.GPU) if pretend_gpu.GPU.index else pretend_gpu.KIND, Leave())
 
 
 if __name__ == "__main__":

@@ -50,6 +50,12 @@ def test_no_device_is_mixed_and_no_hot_loop_waits(scenario: str, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
+def test_events_and_pinned_memory_belong_to_the_gpu_that_was_named(scenario: str, tmp_path: Path) -> None:
+    assert worked(scenario, tmp_path, "cuda:1")["mixed"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_an_apple_gpu_is_given_no_float64_no_pinned_memory_and_no_tensors_of_the_host(
     scenario: str, tmp_path: Path
 ) -> None:

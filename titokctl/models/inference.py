@@ -109,11 +109,11 @@ def prepared(
     unused = {"encoder": ("decoder", "proxy_pixels"), "decoder": ("encoder",)}.get(half or "", ())
     dtype = low_dtype(precision) or torch.float32
     if dtype != torch.float32 or torch.device(device).type == "cpu":
-        _convert(ready, dtype, torch.device(device).type == "cpu", unused=unused)
+        convert(ready, dtype, torch.device(device).type == "cpu", unused=unused)
     return ready.to(device).eval()
 
 
-def _convert(
+def convert(
     module: nn.Module, dtype: torch.dtype, on_cpu: bool, low: bool = False, unused: tuple[str, ...] = ()
 ) -> None:
     """Replace the layers inside `module`; `low` says whether it lies in a part that runs in lower precision."""
@@ -134,7 +134,7 @@ def _convert(
             packs = on_cpu and can_pack(torch.float32)
             setattr(module, name, PackedConvolution(child.weight, child.bias) if packs else _ExactConvolution(child))
         else:
-            _convert(child, dtype, on_cpu, low)
+            convert(child, dtype, on_cpu, low)
 
 
 def _fused(parent: nn.Module, child: nn.Module, dtype: torch.dtype) -> nn.Module | None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from titokctl.config.models import TokenizerConfig
 from titokctl.config.registry import find
+from titokctl.models.precision import precision
 
 # At most this many distances are held at once (256 MiB of float32).
 MAX_DISTANCES = 1 << 26
@@ -34,8 +35,9 @@ def nearest(points: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """
     if torch.compiler.is_exporting():  # the batch has no fixed size that could be divided
         return _nearest(points.float(), codes.float())
-    # Distances in bfloat16 have 8 bits: near codes would tie, and ids would depend on the autocast around them.
-    with torch.autocast(points.device.type, enabled=False):
+    # Distances in bfloat16 have 8 bits, in TF32 11: near codes would tie, and ids would depend on the precision around.
+    exact = precision("float32", points.device) if points.is_cuda else contextlib.nullcontext()
+    with torch.autocast(points.device.type, enabled=False), exact:
         points, codes = points.float(), codes.float()
         rows = points.reshape(-1, points.shape[-1]).split(max(1, MAX_DISTANCES // len(codes)))
         return torch.cat([_nearest(r, codes) for r in rows]).view(points.shape[:-1])

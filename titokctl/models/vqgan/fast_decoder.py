@@ -38,7 +38,7 @@ class FastVqganDecoder(nn.Module):
         self.middle = _blocks(decoder.middle, dtype, packs)
         self.levels = nn.ModuleList(_blocks(level, dtype, packs) for level in decoder.levels)
         self.doublings = nn.ModuleList(_Doubling(conv, dtype, packs) for conv in decoder.upsample)
-        self.norm_out = _NormSilu(decoder.norm_out, packs)
+        self.norm_out = NormSilu(decoder.norm_out, packs)
         self.conv_out = _convolution(decoder.conv_out.weight, decoder.conv_out.bias, dtype, packs)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -141,7 +141,7 @@ class _Product2x2(nn.Module):
         return self.linear(torch.cat(corners, -1)).movedim(-1, 1)
 
 
-class _NormSilu(nn.Module):
+class NormSilu(nn.Module):
     """GroupNorm followed by SiLU."""
 
     def __init__(self, norm: nn.GroupNorm, packs: bool) -> None:
@@ -198,7 +198,7 @@ def _window(length: int) -> int:
 class _Residual(nn.Module):
     def __init__(self, block: ResBlock, dtype: torch.dtype, packs: bool) -> None:
         super().__init__()
-        self.norm1, self.norm2 = _NormSilu(block.norm1, packs), _NormSilu(block.norm2, packs)
+        self.norm1, self.norm2 = NormSilu(block.norm1, packs), NormSilu(block.norm2, packs)
         self.conv1, self.conv2 = (_convolution(c.weight, c.bias, dtype, packs) for c in (block.conv1, block.conv2))
         self.shortcut = None if block.shortcut is None else _linear(block.shortcut, dtype, packs)
 
