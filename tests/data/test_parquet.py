@@ -100,7 +100,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     other = write(tmp_path / "b.parquet", range(3), classes=["cat", "fish", "dog"])
     with pytest.raises(UserError, match=r"b\.parquet has other classes or columns than .*a\.parquet"):
         open_source([first, other])
-    with pytest.raises(UserError, match="contain the label 7, but there are 3 class names"):
+    with pytest.raises(UserError, match="contain the label 7, but have 3 class names"):
         open_source([write(tmp_path / "c.parquet", range(3), labels=[0, 7, 1])])
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "d.parquet")
     with pytest.raises(UserError, match=r"d\.parquet: it has no column of images"):

@@ -95,7 +95,7 @@ def _begin(drawn, decode, tmp_path: Path, work: Path) -> None:
             stop.adopt(EXIT_STOPPED)
 
     request = Decode(drawn[1].ids, tmp_path / "out.npz", batch_size=4, precision="bf16")
-    with pytest.raises(Stopped, match=f"4 of {N} images are kept"):
+    with pytest.raises(Stopped, match=f"4 of {N} images kept"):
         request.run(Context(drawn[0], progress=StopsAtTheSecondBatch(), stop=stop))
     assert len(list(work.glob("chunk-*"))) == 1
     assert not (tmp_path / "out.npz").exists()

@@ -89,7 +89,7 @@ def test_features_of_finished_chunks_are_kept_and_the_metrics_too(titokctl, netw
             stop.adopt(EXIT_STOPPED)
 
     request = Sample(num_images=N, output=tmp_path / "set", fid=networks / "ref.npz", features="toy")
-    with pytest.raises(Stopped, match="32 of 300 images are kept"):
+    with pytest.raises(Stopped, match="32 of 300 images kept"):
         request.run(Context(networks, progress=StopsLate(), stop=stop))
     assert titokctl(*judged(networks, tmp_path / "set"))["metrics"] == whole["metrics"]
     default = ("sample", "-n", N, "--fid", networks / "ref.npz", "--features", "toy")

@@ -149,7 +149,9 @@ def open_parquet(files: Sequence[Path | str], choices: Choices = NO_CHOICES) -> 
     labels, names = numbered([label for head in heads for label in head.labels], f"the column {column}")
     class_names = heads[0].class_names or names
     if class_names and labels.max() >= len(class_names):
-        raise UserError(f"the files contain the label {labels.max()}, but {counted(len(class_names), 'class names')}")
+        raise UserError(
+            f"the files contain the label {labels.max()}, but have {counted(len(class_names), 'class names')}"
+        )
     made = choices.record()
     where = f"labels from the column {column}, " if column else "no labels: no column holds any, "
     return ParquetSource(
