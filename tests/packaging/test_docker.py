@@ -3,6 +3,8 @@
 import re
 import subprocess
 import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
 
 from command_line import ROOT
 
@@ -38,3 +40,16 @@ def test_its_python_is_one_that_is_supported():
     found = re.fullmatch(r"python:3\.(\d+)-slim-bookworm", image)
     assert found is not None
     assert int(found[1]) >= int(least.rpartition(".")[2])
+
+
+def test_nothing_that_belongs_to_the_checkout_is_left_out():
+    """The image holds every tracked file: what .dockerignore names is made by commands."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    patterns = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert patterns
+    for name in filter(None, tracked.split("\0")):
+        folders = [part.as_posix() for part in (Path(name), *Path(name).parents)]
+        for pattern in patterns:
+            anywhere = pattern.startswith("**/")
+            parts = [Path(folder).name for folder in folders] if anywhere else folders
+            assert not any(fnmatch(part, pattern.removeprefix("**/")) for part in parts), f"{pattern} leaves out {name}"
