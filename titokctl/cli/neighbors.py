@@ -1,6 +1,6 @@
 """`titokctl neighbors`."""
 
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +33,10 @@ def neighbors(
         compared = counted(found.compared, "pairs")
         print(f"no pairs within a distance of {found.max_distance}; {compared} compared")
         return
-    console.result(found if as_json else replace(found, closest=[]), as_json, "near-duplicates")
-    if found.closest and not as_json:
-        columns = ["distance", "row", "key", "label", "other_row", "other_key", "other_label"]
+    if as_json:
+        console.emit_json(found)
+        return
+    console.pairs("near-duplicates", {name: value for name, value in asdict(found).items() if name != "closest"})
+    if found.closest:
+        columns = ["distance", "row", "key", "other_row", "other_key"]  # with labels, few names would fit beside them
         console.table("closest pairs", columns, [[pair[name] for name in columns] for pair in found.closest])
