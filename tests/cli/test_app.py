@@ -254,8 +254,16 @@ def test_stdout_holds_only_the_json(run_cli):
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize(("name", "package"), [("SIGTERM", "torch"), ("SIGUSR1", "torch"), ("SIGTERM", "typer")])
-def test_a_signal_while_packages_are_loaded_is_a_stop(name: str, package: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "package", "words"),
+    [
+        ("SIGTERM", "torch", "decode ids.h5 -o out.npz"),
+        ("SIGUSR1", "torch", "decode ids.h5 -o out.npz"),
+        ("SIGTERM", "typer", "decode ids.h5 -o out.npz"),
+        ("SIGTERM", "torch", "tokenize /usr -o t.h5 --procs 2"),
+    ],
+)
+def test_a_signal_while_packages_are_loaded_is_a_stop(name: str, package: str, words: str, tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys
 from titokctl.__main__ import main
@@ -266,7 +274,7 @@ class Killer:
             os.kill(os.getpid(), signal.{name})
 
 sys.meta_path.insert(0, Killer())
-sys.argv = ["titokctl", "decode", "ids.h5", "-o", "out.npz"]
+sys.argv = ["titokctl", *"{words}".split()]
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -26,8 +27,8 @@
 static char folder[PATH_MAX];
 static char kind[32];
 static const char *const KINDS[] = {"open",   "create", "read", "write",    "fsync", "close", "rename", "unlink",
-                                    "rmdir",  "mkdir",  "link", "truncate", "stat",  "list",  "thread", NULL};
-static long wanted = -1, seen[16];
+                                    "rmdir",  "mkdir",  "link", "truncate", "stat",  "list",  "thread", "lock",   NULL};
+static long wanted = -1, seen[32];
 static int number = 0, is_counting = 0, target = 0;
 
 static int index_of(const char *what) {
@@ -136,6 +137,7 @@ ON_FD("write", ssize_t, pwrite, (int fd, const void *data, size_t n, off_t at), 
 ON_FD("write", ssize_t, pwrite64, (int fd, const void *data, size_t n, off64_t at), fd, data, n, at)
 ON_FD("write", ssize_t, writev, (int fd, const struct iovec *data, int n), fd, data, n)
 ON_FD("fsync", int, fsync, (int fd), fd)
+ON_FD("lock", int, flock, (int fd, int how), fd, how)
 ON_FD("truncate", int, ftruncate, (int fd, off_t n), fd, n)
 ON_FD("truncate", int, ftruncate64, (int fd, off64_t n), fd, n)
 ON_PATH("rename", rename, (const char *path, const char *to), path, to)

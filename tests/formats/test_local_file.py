@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from image_files import encoded, noise
 from tar_files import write_tar
 
@@ -86,3 +87,25 @@ def test_many_shards_are_read_with_few_descriptors(tmp_path: Path) -> None:
         text=True,
     )
     assert (done.stdout.strip(), done.returncode) == ("60", 0), done.stderr
+
+
+@pytest.mark.slow
+def test_commands_take_300_shards_with_256_descriptors(tmp_path: Path) -> None:
+    tiny.tokenizer(tmp_path / "tok.safetensors")
+    tiny.shards(tmp_path / "in", 300, 1)
+    for words in (
+        "tokenize in -o t.h5 --tokenizer tok.safetensors --quiet",
+        "tokenize in -o parts/ --tokenizer tok.safetensors --quiet",
+        "verify t.h5 --source recorded --sample 300 --tokenizer tok.safetensors",
+        "shard in -o out --per-shard 1 --quiet",
+        "reconstruct in --tokenizer tok.safetensors -o r --features none --quiet",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "titokctl", *words.split()],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(local_file.__file__).parents[2])},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, (words, done.stderr)

@@ -1,5 +1,6 @@
 """The token cache as a file: what is in it, that it is whole or absent, and what the reader gives back."""
 
+import fcntl
 import json
 import resource
 import subprocess
@@ -272,6 +273,15 @@ def test_version_1_gives_back_the_same(tmp_path: Path) -> None:
     assert new.keys.tolist() == old.keys.tolist()
     np.testing.assert_array_equal(new.ids, old.ids)
     np.testing.assert_array_equal(new.labels, old.labels)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_finished_cache_is_read_while_another_process_holds_its_lock(tmp_path: Path, version: int) -> None:
+    ids = write(tmp_path / "t.h5")
+    path = as_version_1(tmp_path / "t.h5") if version == 1 else tmp_path / "t.h5"
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as HDF5 does for a writer
+        np.testing.assert_array_equal(TokenCache.open_whole(path).ids, ids)
 
 
 def test_the_example_in_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

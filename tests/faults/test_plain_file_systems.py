@@ -1,4 +1,4 @@
-"""File systems without hard links, such as exFAT: files still appear whole, once, and all commands work."""
+"""File systems without hard links, such as exFAT, or without locks, such as some on networks: all commands work."""
 
 import errno
 import os
@@ -13,12 +13,12 @@ from command_line import PATIENCE_S, ROOT
 
 RARE = (errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 ERRORS = (errno.EPERM, errno.EOPNOTSUPP, *(pytest.param(number, marks=pytest.mark.slow) for number in RARE))
-# Every call that would make a link in the folder fails.
+# Every call of one kind that concerns the folder fails.
 ARMED = """
 import ctypes, json, os, sys
 from pathlib import Path
-folder, number = Path(sys.argv[1]), int(sys.argv[2])
-ctypes.CDLL(os.environ["LD_PRELOAD"]).fault_set(os.fsencode(folder), b"link", ctypes.c_long(-2), number)
+folder, kind, number = Path(sys.argv[1]), sys.argv[2].encode(), int(sys.argv[3])
+ctypes.CDLL(os.environ["LD_PRELOAD"]).fault_set(os.fsencode(folder), kind, ctypes.c_long(-2), number)
 """
 WRITER = """
 from titokctl.formats.atomic import read_json, write_new_json
@@ -37,13 +37,21 @@ for part in range(2):
     tokenize("parts.h5", "--part", f"{part}/2")
     tokenize("folder/", "--part", f"{part}/2")
 assert Path("parts.h5").read_bytes() == Path("whole.h5").read_bytes()
-assert run(["shard", "images", "-o", "shards", "--quiet"]) == 0
+for words in (
+    "shard images -o shards --quiet",
+    "verify whole.h5 --source recorded --quiet",
+    "merge whole.h5 folder -o merged.h5 --quiet",
+    "export merged.h5 --to npy -o ids.npy --quiet",
+    "decode whole.h5 -o images.npz --tokenizer tok.safetensors --quiet",
+    "inspect merged.h5",
+):
+    assert run(words.split()) == 0, words
 """
 
 
-def started(script: str, folder: Path, number: int, shim: Path) -> subprocess.Popen[str]:
+def started(script: str, folder: Path, kind: str, number: int, shim: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", ARMED + script, str(folder), str(number)],
+        [sys.executable, "-c", ARMED + script, str(folder), kind, str(number)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(shim), "TITOKCTL_RUNS": str(folder / "runs")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -55,7 +63,7 @@ def started(script: str, folder: Path, number: int, shim: Path) -> subprocess.Po
 def test_of_several_writers_one_wins_and_its_file_is_whole(tmp_path: Path, number: int) -> None:
     shim = compiled_shim(tmp_path)
     (tmp_path / "in").mkdir()
-    writers = [started(WRITER, tmp_path / "in", number, shim) for _ in range(3)]
+    writers = [started(WRITER, tmp_path / "in", "link", number, shim) for _ in range(3)]
     ended = [writer.communicate(timeout=PATIENCE_S) for writer in writers]
     assert all(writer.returncode == 0 for writer in writers), ended
     assert sum(int(out) for out, _ in ended) == 40
@@ -63,10 +71,13 @@ def test_of_several_writers_one_wins_and_its_file_is_whole(tmp_path: Path, numbe
 
 
 @pytest.mark.slow
-def test_jobs_divide_their_work_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "number"), [("link", errno.EPERM), ("lock", errno.ENOLCK), ("lock", errno.ENOSYS)], ids=str
+)
+def test_every_command_works_there(tmp_path: Path, kind: str, number: int) -> None:
     shim = compiled_shim(tmp_path)
     tiny.tokenizer(tmp_path / "tok.safetensors")
     tiny.class_folder(tmp_path / "images", per_class=4)
-    process = started(COMMANDS, tmp_path, errno.EPERM, shim)
+    process = started(COMMANDS, tmp_path, kind, number, shim)
     _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
