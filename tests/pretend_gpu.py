@@ -328,6 +328,7 @@ def pretend() -> Iterator[None]:
         (torch.nn.Module, "compile"): lambda *_, **__: None,
         (torch.cuda, "Event"): _Event,
         (torch.cuda, "device"): _Device,
+        (torch.cuda, "device_count"): lambda: GPU.index + 1,
         (torch.cuda, "get_device_name"): lambda *_: "pretended",
         (torch.cuda, "is_available"): lambda: True,
         (torch.cuda, "is_initialized"): lambda: True,

@@ -88,7 +88,7 @@ def test_a_failed_part_of_an_acceptance_run_is_told_and_the_next_one_runs(tmp_pa
 
 def test_the_page_sets_measured_speeds_beside_the_goals(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.syspath_prepend(ROOT)
-    record = importlib.import_module("benchmarks.gpu.record").Record(tmp_path, tmp_path, "cpu", True)
+    record = importlib.import_module("benchmarks.gpu.record").Record(tmp_path, tmp_path, "cuda", False)
     record.speed("encode titok-l-32 fp16", of_peak=0.61)
     record.speed("50,000 images by proportion", seconds=81.0)
     record.write()
