@@ -233,8 +233,9 @@ def test_a_finished_command_names_the_next_one(prepared: Path, monkeypatch, tmp_
     for i in range(4):
         Image.new("RGB", (trained.SIZE, trained.SIZE), (40 * i, 10, 10)).save(prepared / "squares" / f"{i}.png")
     assert cli.run(["sample", "-n", "4", "--generator", "gen", "--device", "cpu", "--format", "png"]) == 0
-    assert f"next: titokctl fid {next(Path('runs/samples').iterdir())}\n" in capsys.readouterr().err
-    next(Path("runs/samples").iterdir()).rename("runs/samples/some")
+    drawn, said = next(Path("runs/samples").iterdir()), capsys.readouterr().err
+    assert said.endswith(f"a sheet of the first images: {drawn}/grid.png\nnext: titokctl fid {drawn}\n")
+    drawn.rename("runs/samples/some")
     for line, following in NEXT:
         assert cli.run(line.split()) == 0, capsys.readouterr().err
         said = capsys.readouterr().err.splitlines()

@@ -72,3 +72,26 @@ def test_a_row_for_each_class_where_classes_repeat(tmp_path):
     assert rows[1] < plain[1] + 4
     assert rows[0] > 3 * 20 + 20, "three images and a name"
     assert plain == none
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Grüße aus Köln", "Grusse aus Koln"),
+        ("Gru\u0308\u00dfe", "Grusse"),  # as macOS decomposes names
+        ("Łódź, smørrebrød, Ærø", "Lodz, smorrebrod, AEro"),
+        ("naïve & co.", "naive & co."),
+        ("鳥 bird", "? bird"),
+    ],
+)
+def test_names_with_accents_are_drawn_as_letters(name, shown):
+    """Pillow's own font has few of them, and draws the same box for all others."""
+    images = np.zeros((1, 40, 40, 3), np.uint8)
+    assert (labelled_rows([(name, images)]) == labelled_rows([(shown, images)])).all()
+
+
+def test_a_name_without_a_letter_that_can_be_drawn_is_its_number(tmp_path):
+    images, labels = np.zeros((4, 16, 16, 3), np.uint8), np.array([0, 0, 1, 1])
+    for file, names in (("a.png", ["鳥", "猫"]), ("b.png", ["class 0", "class 1"])):
+        save_class_grid(tmp_path / file, images, labels, names)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

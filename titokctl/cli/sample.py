@@ -137,6 +137,7 @@ def sample(
     To resume a stopped set, run the same command again.
     """
     from titokctl.distributed.place import place
+    from titokctl.formats.sample_set import GRID
     from titokctl.jobs.sample.kept_tokens import parse_positions
     from titokctl.jobs.sample.request import Sample
     from titokctl.sampling.plan import parse_classes
@@ -183,5 +184,7 @@ def sample(
     result = perform(request, around if cluster is None else replace(around, machine=None))
     if place().is_main:
         console.result(result, as_json, "samples")
+        if (sheet := result.samples / GRID).is_file() and not quiet:
+            console.say(f"a sheet of the first images: {sheet}")
         if not result.metrics:
             console.next_command("fid", result.samples, shown=not quiet, runs_dir=runs_dir)

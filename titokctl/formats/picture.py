@@ -1,6 +1,9 @@
 """Pictures for people: grids and labelled rows of images, written as PNG."""
 
+import functools
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from titokctl.formats.atomic import atomic_path
 
 _WHITE = 255
 _TEXT_MARGIN = 6
+_NO_CHARACTER = "\uffff"
+_LETTER = re.compile(r"LATIN (SMALL|CAPITAL) LETTER ([A-Z]{1,2})( WITH .*)?")
 
 
 def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
@@ -81,7 +86,8 @@ def save_class_grid(path: Path, images: np.ndarray, labels: np.ndarray, class_na
     if classes[0] < 0 or len(classes) * 2 > len(images):
         save_grid(path, images)
         return
-    names = [class_names[c] if c < len(class_names) else f"class {c}" for c in classes.tolist()]
+    known = dict(enumerate(map(_drawable, class_names)))
+    names = [known.get(c) or f"class {c}" for c in classes.tolist()]
     rows = zip(names, (images[labels == c] for c in classes), strict=True)
     save_png(path, labelled_rows(list(rows)))
 
@@ -93,8 +99,38 @@ def save_png(path: Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(temporary, format="PNG", optimize=True)
 
 
+def _drawable(text: str) -> str:
+    """Return the text with what Pillow's own font can draw: letters without their accents, and ? for other characters.
+
+    "" if not one of its letters can be drawn.
+    """
+    found = "".join(map(_drawn_as, unicodedata.normalize("NFC", text)))
+    return found if any(c.isalnum() for c in found) else ""
+
+
+@functools.cache
+def _drawn_as(character: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", character)
+    letter = _LETTER.fullmatch(unicodedata.name(character, ""))
+    without = letter[2].lower() if letter and letter[1] == "SMALL" else letter[2] if letter else ""
+    candidates = (
+        character,
+        "".join(c for c in decomposed if not unicodedata.combining(c)),
+        without,
+        character.casefold(),
+    )
+    return next((c for c in candidates if c and all(map(_has_glyph, c))), "?")
+
+
+@functools.cache
+def _has_glyph(character: str) -> bool:
+    font = ImageFont.load_default(size=16)
+    drawn, missing = (font.getmask(c) for c in (character, _NO_CHARACTER))
+    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+
+
 def _text(label: str, max_height: int) -> np.ndarray:
-    font = ImageFont.load_default(size=max(8, min(16, max_height - 2)))
+    font, label = ImageFont.load_default(size=max(8, min(16, max_height - 2))), _drawable(label) or label
     left, top, right, bottom = font.getbbox(label)
     width, height = int(right - left) + 2 * _TEXT_MARGIN, min(int(bottom - top) + 2, max_height)
     canvas = Image.new("RGB", (width, height), "white")
