@@ -27,6 +27,7 @@ from titokctl.evaluation.baselines import mean_colour_psnr
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
+from titokctl.jobs.evaluate.reconstruct import Reconstruct
 from titokctl.jobs.train.tokenizer import TrainTokenizer
 from titokctl.models.perceptual import Lite0Perceptual
 from titokctl.progress import SilentProgress
@@ -231,6 +232,8 @@ def test_a_plan_measures_the_speed_and_a_run_profiles_some_steps(recipe, picture
     read = open_source([pictures])
     pixels = np.stack([preprocess(s.data, PreprocessingConfig(size=32)) for s in read.read_many(range(len(read)))])
     assert done.metrics["val_psnr_mean_colour"] == pytest.approx(mean_colour_psnr(pixels), abs=1e-4)
+    again = Reconstruct([pictures], str(done.run), runs / "again", features="none", lpips=False).run(Context(runs))
+    assert (again.psnr_pca, again.psnr_gaussian) == (done.metrics["val_psnr_pca"], done.metrics["val_psnr_gaussian"])
     glossary = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert not [name for name in done.metrics if f"`{name}`" not in glossary]
 

@@ -14,8 +14,10 @@ from titokctl.data.order import spread_positions
 from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import rows_on_main
 from titokctl.evaluation.reconstruction import psnr
+from titokctl.formats.metrics_log import MetricsLog
 
 PCA, GAUSSIAN = "psnr_pca", "psnr_gaussian"
+VALIDATION = "val_"  # before the names of held-out numbers in the log of a training
 
 _AXES = 320  # principal axes that are found; the rest of the variance counts as lost
 _ROUNDS = 4
@@ -165,6 +167,12 @@ def linear_baselines(
         found = axes.error_of_numbers(images.pixels, numbers), axes.error_of_bits(images.pixels, bits)
         errors += share * (np.array(found) + images.lost.mean())
     return {PCA: psnr(errors[0])} | ({GAUSSIAN: psnr(errors[1])} if codebook_size else {})
+
+
+def logged_baselines(log: MetricsLog) -> dict[str, float]:
+    """Return the linear baselines in the log of a training, by name; {} without them."""
+    newest = log.newest_values()
+    return {name: newest[VALIDATION + name] for name in (PCA, GAUSSIAN) if VALIDATION + name in newest}
 
 
 @dataclass

@@ -18,7 +18,7 @@ from titokctl.data.source_check import can_be_checked, checked_source
 from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.baselines import SmallImagesCollector, linear_baselines
+from titokctl.evaluation.baselines import SmallImagesCollector, linear_baselines, logged_baselines
 from titokctl.evaluation.image_sets import unreadable
 from titokctl.evaluation.reconstruction import (
     AUTO,
@@ -38,6 +38,7 @@ from titokctl.formats.evaluation import (
     unfinished_reconstruction,
     write_reconstruction,
 )
+from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import grid
 from titokctl.formats.replacing import JSON, PNG, check_free, files_to_delete
 from titokctl.formats.run_folder import open_run
@@ -305,8 +306,21 @@ def _through(
     context.progress.close()
     rejected = all_rejected(images.rejected, context, "Nothing was written.")
     judged = small.result(context.group)
-    baselines = {} if judged is None else linear_baselines(judged, shape, config.codebook_size)
+    if judged is None:
+        return shown.result(context.group), {}, rejected
+    baselines = _baselines_of_training(opened) or linear_baselines(judged, shape, config.codebook_size)
     return shown.result(context.group), baselines, rejected
+
+
+def _baselines_of_training(opened: _Opened) -> dict[str, float]:
+    """Return the linear baselines that training computed, if these are all of its held-out images; else {}."""
+    try:
+        run = open_run(Path(opened.tokenizer))
+        judged = run.inputs["validation"]["fingerprint"]
+    except (UserError, OSError, KeyError, TypeError):
+        return {}
+    is_same = opened.chosen is None and judged == opened.source.description["fingerprint"]
+    return logged_baselines(MetricsLog(run.path / "metrics.jsonl")) if is_same else {}
 
 
 def _files_of(data: Sequence[Path | str]) -> Sequence[Path | str]:

@@ -16,7 +16,7 @@ from titokctl.distributed.group import Group
 from titokctl.distributed.place import available_cores
 from titokctl.distributed.reduce import sum_arrays
 from titokctl.errors import UserError
-from titokctl.evaluation.baselines import GAUSSIAN, PCA, HeldOutBaselines, SmallImagesCollector
+from titokctl.evaluation.baselines import VALIDATION, HeldOutBaselines, SmallImagesCollector, logged_baselines
 from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.features import FeatureCollector, extract
@@ -30,7 +30,6 @@ from titokctl.readable import counted
 from titokctl.weights.network_files import INCEPTION, here
 
 Tokenizer = TiTok | MaskGitVqgan
-VALIDATION = "val_"
 _PICTURED = 8
 _BATCH = 64
 _KEPT_BYTES = 1 << 30
@@ -173,9 +172,8 @@ def held_out_baselines(
 
     Raises Stopped after a signal.
     """
-    group, newest = context.group, log.newest_values() if context.group.is_main else {}
-    found = {name: newest[VALIDATION + name] for name in (PCA, GAUSSIAN) if VALIDATION + name in newest}
-    found = group.from_main(found if group.is_main else None)
+    group = context.group
+    found = group.from_main(logged_baselines(log) if group.is_main else None)
     if found or not can_be_checked(source):
         return HeldOutBaselines(found=found)
     small = SmallImagesCollector(len(source), preprocessing.size)
