@@ -21,7 +21,7 @@ Weights are arbitrary, pictures are drawn here; nothing is downloaded.
     features  20   Inception alone and through the pass of `fid`
     train    100   L-32 and S-128's generators, compiled
     attention 10   each of torch's kernels at these lengths
-    whole     60   `sample` and `tokenize` as processes
+    whole     50   `sample` and `tokenize` as processes
 
 The seconds are estimates for an H200 with 16 cores. The page begins with the goals of benchmarks/gpu/goals.py.
 """
@@ -52,7 +52,7 @@ SECTIONS: dict[str, tuple[Callable[[Record], None], float]] = {
     "features": (speed.features, 20),
     "train": (speed.train, 90),
     "attention": (speed.attention, 10),
-    "whole": (speed.whole, 60),
+    "whole": (speed.whole, 45),
 }
 
 

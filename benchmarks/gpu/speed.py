@@ -85,21 +85,26 @@ def attention(record: Record) -> None:
     for what, positions, heads, width in (("L-32", 33, 16, 48), ("S-128", 129, 16, 64), ("encoder", 289, 16, 64)):
         shape = (images, positions, 3, heads, width)
         packed = torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True)
-        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
         for name in names:
-            with record.part(f"attention {what} {name}"), sdpa_kernel(getattr(SDPBackend, name)):
+            with record.part(f"attention {what} {name}"):
+                try:
+                    record.speed(f"attention {what} {name}", **_attention_by(record, name, packed))
+                except RuntimeError as error:  # not every kernel takes every width
+                    record.speed(f"attention {what} {name}", problem=str(error).splitlines()[0][:80])
 
-                def both(q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> None:
-                    F.scaled_dot_product_attention(q, k, v).sum().backward(retain_graph=True)
 
-                with torch.no_grad():
-                    forward = record.seconds_of(lambda: F.scaled_dot_product_attention(q, k, v))  # noqa: B023
-                size = 4 * q.numel() * q.element_size()
-                record.speed(
-                    f"attention {what} {name}",
-                    bytes_per_s=size / forward,
-                    forward_and_backward_s=record.seconds_of(both),
-                )
+def _attention_by(record: Record, name: str, packed: torch.Tensor) -> dict[str, float]:
+    """Return the bytes/s of a kernel in the forward pass, and the seconds of both passes."""
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def both() -> None:
+        F.scaled_dot_product_attention(q, k, v).sum().backward(retain_graph=True)
+
+    with sdpa_kernel(getattr(SDPBackend, name)):
+        with torch.no_grad():
+            forward = record.seconds_of(lambda: F.scaled_dot_product_attention(q, k, v))
+        size = 4 * q.numel() * q.element_size()
+        return {"bytes_per_s": size / forward, "forward_and_backward_s": record.seconds_of(both)}
 
 
 def sample(record: Record) -> None:

@@ -72,6 +72,7 @@ class _Steps(Protocol):
     """A task of the training loop."""
 
     group: Group
+    device: torch.device
 
     def prepare(self, step: int) -> None: ...
 
@@ -91,8 +92,8 @@ def measured_rate(task: _Steps, global_batch_size: int) -> float:
 
 
 def _finish(task: _Steps) -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    if task.device.type == "cuda":
+        torch.cuda.synchronize(task.device)
     task.group.barrier()
 
 

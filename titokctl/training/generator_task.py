@@ -62,17 +62,17 @@ class GeneratorTask:
         self.learner = Learner(
             model, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group, in_fp16
         )
-        self._device = next(model.parameters()).device
+        self.device = next(model.parameters()).device
         accelerate([model], training)
         # While a GPU computes, a core is idle; on a CPU a thread would only take it from the step.
-        self._draws = Prefetch(self.drawn).get if self._device.type == "cuda" else self.drawn
+        self._draws = Prefetch(self.drawn).get if self.device.type == "cuda" else self.drawn
 
     def prepare(self, step: int) -> None:
         """Gather this process's share of the batch of `step`."""
         share = self._draws(step)
         rows = self.rows.at(share.positions, share.view)
-        tensors = {name: send(t, self._device) for name, t in share.drawn.tensors.items()}
-        is_null = send(share.drawn.dropped, self._device) | (rows.labels < 0)
+        tensors = {name: send(t, self.device) for name, t in share.drawn.tensors.items()}
+        is_null = send(share.drawn.dropped, self.device) | (rows.labels < 0)
         labels = torch.where(is_null, self.recipe.model.num_classes, rows.labels)
         self.batch, self._total_weight = Batch(rows.ids, labels, tensors), share.drawn.total_weight
 
@@ -81,12 +81,12 @@ class GeneratorTask:
         training, batch = self.recipe.training, self.batch
         first_row = slice_of(training.global_batch_size, self.group).start
         micro = training.micro_batch_size or len(batch)
-        sums = {"loss": torch.zeros((), device=self._device)}
+        sums = {"loss": torch.zeros((), device=self.device)}
         for first in range(0, len(batch), micro):
             rows = batch.rows(slice(first, first + micro))
             torch.manual_seed(key(training.seed, "dropout", step, first_row + first))
-            with training_attention(self._device):  # the backward pass, too: it may compute blocks again
-                with precision(training.precision, self._device):
+            with training_attention(self.device):  # the backward pass, too: it may compute blocks again
+                with precision(training.precision, self.device):
                     losses = self.model.loss(rows, self.recipe.loss)
                 self.learner.scaled(losses.total / self._total_weight).backward()
             share = len(rows) / training.global_batch_size
