@@ -1,12 +1,15 @@
 """compare: kept results side by side, and a paired test of their differences."""
 
 import json
+import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import toy_features
+from PIL import Image
 
 from titokctl.cli.app import run
 from titokctl.context import Context
@@ -114,3 +117,22 @@ def test_the_command(sets, capsys):
     assert "warning: a.npz" in shown.err
     assert run([*words, "--json", "-q"]) == 0
     assert len(json.loads(capsys.readouterr().out)["tests"]) == 1
+
+
+def test_unreadable_images_of_the_reference_can_be_left_out_as_the_hint_says(sets, monkeypatch, capsys):
+    """A command without the option names one that makes statistics, which it takes."""
+    monkeypatch.chdir(sets)
+    (sets / "photos").mkdir()
+    for i, image in enumerate(noise(150, 9)):
+        Image.fromarray(image).save(sets / "photos" / f"{i}.png")
+    (sets / "photos" / "broken.png").write_bytes(b"no picture")
+    words = ["compare", "a.npz", "b.npz", "--ref", "photos", "--features", "toy", "--runs-dir", "runs"]
+    assert run(words) == 1
+    assert "leave them out with --skip-bad" in capsys.readouterr().err
+    assert run([*words, "--skip-bad"]) == 0
+    assert "fd-toy" in capsys.readouterr().out
+    with pytest.raises(UserError, match="1 of 151 images in photos can't be read") as caught:
+        Fid(Path("worse.npz"), Path("photos"), network=TOY).run(Context(sets / "runs"))
+    command = caught.value.hint.partition("name those: ")[2]
+    assert run(shlex.split(command)[1:]) == 0
+    Fid(Path("worse.npz"), Path("photos.npz"), network=TOY).run(Context(sets / "runs"))

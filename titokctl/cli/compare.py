@@ -29,6 +29,7 @@ def compare(
     inception_weights: features.InceptionWeights = None,
     tokenizer: features.Tokenizer = None,
     save_features: features.SaveFeatures = False,
+    skip_bad: features.SkipBad = False,
     fast: features.Fast = False,
     tf32: features.Tf32 = False,
     device: options.Device = None,
@@ -43,7 +44,7 @@ def compare(
     from titokctl.jobs.evaluate.compare import Compare
 
     extractor = features.network(network, inception_weights, fast, resize, tf32)
-    job = Compare(sets, reference, extractor, tokenizer, save_features)
+    job = Compare(sets, reference, extractor, tokenizer, save_features, skip_bad)
     found = perform(job, Surroundings(quiet, as_json, runs_dir=runs_dir, device=device))
     if as_json:
         console.emit_json(found)

@@ -28,6 +28,7 @@ def tune(
     seed: Annotated[int, _race("--seed", "Seed of the settings to try.")] = 0,
     network: features.Features = "inception",
     inception_weights: features.InceptionWeights = None,
+    skip_bad: features.SkipBad = False,
     fast: features.Fast = False,
     tf32: features.Tf32 = False,
     overwrite: options.Overwrite = False,
@@ -48,7 +49,7 @@ def tune(
 
     job = Tune(
         reference, output, generator, tokenizer, metric, features.network(network, inception_weights, fast, tf32=tf32),
-        minutes, images, candidates, seed, overwrite,
+        minutes, images, candidates, seed, overwrite, skip_bad,
     )  # fmt: skip
     found = perform(job, Surroundings(quiet, as_json, dry_run, runs_dir, device))
     if as_json:

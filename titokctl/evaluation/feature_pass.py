@@ -7,6 +7,7 @@ key is a hash of the images, the network and the decoders: a file with another k
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,12 +44,13 @@ class FeaturePass:
     Args:
         extractor: the feature network.
         context: the processes of its group share each set; its runs folder keeps statistics of references.
-        skip_bad: leave out images that can't be read; without it they are an error.
+        skip_bad: leave out images that can't be read; without it they are an error. None if the command has no option
+            for it.
     """
 
     extractor: Extractor
     context: Context
-    skip_bad: bool = False
+    skip_bad: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _check_found(images: ImageSet, collector: FeatureCollector, found: "_Reading
     """Return the features of all processes together. Raises UserError as `measure`."""
     rejected = (*images.problems, *found.rejected.values())
     if not work.skip_bad:
-        _check_expected(rejected, images)
+        _check_expected(rejected, images, work)
     if rejected:
         is_known = all(bad.key in images.known_bad for bad in rejected)
         known = "; the token cache was made without them, too" if is_known else ""
@@ -161,15 +163,21 @@ def check_readable(images: ImageSet, work: FeaturePass) -> None:
     Raises UserError as `measure` does.
     """
     if not work.skip_bad:
-        _check_expected([*images.problems, *images.unreadable(work.context)], images)
+        _check_expected([*images.problems, *images.unreadable(work.context)], images, work)
 
 
-def _check_expected(rejected: Sequence[Rejected], images: ImageSet) -> None:
+def _check_expected(rejected: Sequence[Rejected], images: ImageSet, work: FeaturePass) -> None:
     """Raise UserError for unreadable images, but for those that are known to be bad."""
     unexpected = [bad for bad in rejected if bad.key not in images.known_bad]
     if unexpected:
         of = f"of {counted(images.count, 'images')} in {images.path}"
-        raise UserError(unreadable(unexpected, of), "repair or delete them, or leave them out with --skip-bad")
+        leave_out = "leave them out with --skip-bad"
+        if work.skip_bad is None:
+            size = [] if images.image_size is None else ["--size", str(images.image_size)]
+            words = ["stats", str(images.path), *size, "--features", work.extractor.name, "--skip-bad"]
+            words += ["-o", f"{images.path.name}.npz"]
+            leave_out = f"make statistics without them, and name those: titokctl {shlex.join(words)}"
+        raise UserError(unreadable(unexpected, of), f"repair or delete them, or {leave_out}")
 
 
 def share_of(count: int, batch_size: int, group: Group) -> range:

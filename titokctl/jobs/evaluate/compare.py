@@ -86,6 +86,7 @@ class Compare:
         network: whose results are compared.
         tokenizer: for token caches whose tokenizer is not in the runs folder.
         save_features: keep features that have to be computed.
+        skip_bad: leave out images that can't be read.
     """
 
     sets: Sequence[str]
@@ -93,6 +94,7 @@ class Compare:
     network: FeatureNetwork = field(default_factory=FeatureNetwork)
     tokenizer: str | None = None
     save_features: bool = False
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.sets)) < 2:
@@ -126,7 +128,12 @@ class Compare:
         against = "" if self.reference is None else " against this reference"
         context.say(f"{given} has no kept result on these features{against}; it is judged now")
         judge = Fid(
-            path, self.reference, network=self.network, tokenizer=self.tokenizer, save_features=self.save_features
+            path,
+            self.reference,
+            network=self.network,
+            tokenizer=self.tokenizer,
+            skip_bad=self.skip_bad,
+            save_features=self.save_features,
         )
         return asdict(judge.run(context))
 
@@ -173,7 +180,7 @@ class Compare:
             raise _NoTest(f"the features of {judged.name} are not kept, and {error.message}") from error
         if extractor.description != description:
             raise _NoTest(f"{judged.name} was judged with other settings of the feature network")
-        work = FeaturePass(extractor, opening.context, skip_bad=bool(judged.samples.get("skipped")))
+        work = FeaturePass(extractor, opening.context, skip_bad=self.skip_bad or bool(judged.samples.get("skipped")))
         found = measured_samples(images, self.save_features, work)
         assert found is not None
         return found.features

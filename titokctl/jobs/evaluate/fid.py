@@ -64,7 +64,7 @@ class Fid:
         preprocessing: how image files become squares, both the samples and the reference; None takes samples as they
             are, which must be of one size, and brings the reference to it.
         tokenizer: for a token cache whose tokenizer is not in the runs folder.
-        skip_bad: leave out images that can't be read.
+        skip_bad: leave out images that can't be read; None as for `FeaturePass`.
         choices: of image files, as for `open_source`.
         exif: apply the EXIF orientation of image files.
         save_features: keep the features beside the samples; later calls use them while nothing has changed.
@@ -77,7 +77,7 @@ class Fid:
     network: FeatureNetwork = field(default_factory=FeatureNetwork)
     preprocessing: PreprocessingConfig | None = None
     tokenizer: str | None = None
-    skip_bad: bool = False
+    skip_bad: bool | None = None
     save_features: bool = False
     choices: Choices = NO_CHOICES
     exif: bool = False

@@ -63,6 +63,7 @@ class Tune:
         candidates: the number of settings, with the preset.
         seed: of the settings to try. The noise of the images has the seed of the preset.
         overwrite: replace the results in `output`.
+        skip_bad: leave out held-out images that can't be read.
     """
 
     reference: Path | None
@@ -76,6 +77,7 @@ class Tune:
     candidates: int = 24
     seed: int = 0
     overwrite: bool = False
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if self.reference is None:
@@ -205,7 +207,7 @@ class Tune:
     def _reference(self, found: "_Inputs", context: Context) -> FeatureSet:
         """Return the features of the reference. Raises UserError when they are too few for the metric."""
         assert self.reference is not None
-        metric, work = paired_metric(self.metric), FeaturePass(found.extractor, context)
+        metric, work = paired_metric(self.metric), FeaturePass(found.extractor, context, self.skip_bad)
         size = found.tokenizer.config.image_size
         features = named_reference(self.reference, size, metric.one_by_one, found.opening, work).features
         if lacking := metric.lacking(features):
