@@ -338,6 +338,10 @@ def test_the_number_of_splits_of_the_inception_score_is_set_and_printed(run_cli,
     one = run_cli(*words, env=env, code=0)
     assert "other splits of the Inception score" in one.stderr  # the kept features are not mistaken for these
     assert "mean of 1 split of up to 30 images" in " ".join(one.stdout.split())
+    assert "pixels as they are" in one.stdout
+    photos = tiny.class_folder(tmp_path / "photos", per_class=3)
+    resized = run_cli("fid", photos, "--ref", photos, "--size", 16, "--features", "toy", env=env, code=0).stdout
+    assert "(6 images, pixels resized to 16 px)" in " ".join(resized.split())
     kept = json.loads((tmp_path / "a.evaluation-toy.json").read_text())
     assert kept["metrics"]["is-toy"] == pytest.approx(expected(1), rel=1e-5)
     assert kept["earlier"][0]["metrics"]["is-toy"] == pytest.approx(expected(3), rel=1e-5)

@@ -111,10 +111,11 @@ def _show_test(found: "SelftestResult") -> None:
 def _show(result: "FidResult") -> None:
     sha = str(result.reference.get("sha256", ""))[:12]
     network, seen = result.extractor, result.samples
-    rounding = seen.get("rounding", "none")
+    rounding, resized = seen.get("rounding", "none"), seen.get("preprocessing")
+    pixels = f"resized to {resized['size']} px" if resized else "as they are" if rounding == "none" else rounding
     images = counted(seen["count"], "images") if seen["count"] else "an unknown number of images"
     about = [
-        f"{seen['path']} ({images}, pixels {'as they are' if rounding == 'none' else rounding})",
+        f"{seen['path']} ({images}, pixels {pixels})",
         f"against {result.reference['path']}" + (f" (SHA-256 {sha}...)" if sha else ""),
         f"{network.get('network', network['name'])}; resize {network.get('resize', 'its own')}",
     ]
