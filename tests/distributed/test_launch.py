@@ -1,5 +1,6 @@
 """Several processes: they find each other, exit together, and none is left when one of them dies."""
 
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -130,6 +131,19 @@ def test_signals_reach_the_workers_and_none_is_left(script, start, how, tmp_path
     assert said.strip() == ("" if how == signal.SIGKILL else "Saved.")
     assert_nobody_is_left(script)
     assert how == signal.SIGKILL or not list(temporary.iterdir())
+
+
+@pytest.mark.slow
+def test_a_failure_of_torchrun_itself_is_one_sentence(script, start):
+    def few_descriptors():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (18, 18))
+
+    words = [sys.executable, "-c", PARENT, str(script), "work", str(script.parent / "seen")]
+    parent = start(words, preexec_fn=few_descriptors)
+    _, said = parent.communicate(timeout=PATIENCE_S)
+    assert "UserError: the processes can't be started together: " in said.splitlines()[-1] + said.splitlines()[-2]
+    assert said.count("Traceback") == 1, "that of the test's own parent"
+    assert not ready(script)
 
 
 def test_a_launched_process_does_not_launch_again(monkeypatch):

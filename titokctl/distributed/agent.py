@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from titokctl.distributed.worker import EXIT_CODES, FOLDER, leave_with_launcher
+from titokctl.distributed.worker import EXIT_CODES, FAILED, FOLDER, leave_with_launcher
 
 
 def main(arguments: list[str]) -> int:
@@ -30,6 +30,11 @@ def main(arguments: list[str]) -> int:
             (Path(folder) / EXIT_CODES).write_text(json.dumps(codes))
         return 1
     except SignalException:
+        return 1
+    except Exception as error:
+        if not folder:
+            raise
+        (Path(folder) / FAILED).write_text(" ".join(f"{type(error).__name__}: {error}".split()))
         return 1
     return 0
 

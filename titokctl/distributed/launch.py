@@ -21,7 +21,7 @@ from typing import Any
 
 from titokctl.distributed.place import adopt_slurm, available_cores, has_trainer, is_placed
 from titokctl.distributed.stop import is_ignored
-from titokctl.distributed.worker import ALIVE, EXIT_CODES, FOLDER, ORDERLY, STOP
+from titokctl.distributed.worker import ALIVE, EXIT_CODES, FAILED, FOLDER, ORDERLY, STOP
 from titokctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped, UsageError, UserError
 from titokctl.readable import counted
 
@@ -256,6 +256,11 @@ def _raise_for(folder: Path, count: int, silent: list[int]) -> None:
         return
     if asked is not None:
         raise Stopped(EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_STOPPED, "No work had been started.")
+    if (folder / FAILED).exists() and not silent:
+        raise UserError(
+            f"the processes can't be started together: {(folder / FAILED).read_text()}",
+            "raise the limits of open files and of processes, e.g. ulimit -n 4096, and check the network",
+        )
     missing = silent or sorted(set(range(count)) - reported)
     raise _death(missing, count, _exit_codes(folder))
 

@@ -3,7 +3,7 @@
 The launcher names a private folder in TITOKCTL_LAUNCH. In it, `<local rank>.pid` is the worker's process id, `<local
 rank>.json` its report, `stop` the signal that the launcher received (for workers that start later), and `alive` is
 locked by the launcher as long as it runs. `exit-codes` is torchrun's view of workers that failed: JSON, exit codes by
-local rank, negative for a signal.
+local rank, negative for a signal. `failed` is one line about a failure of torchrun itself.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from titokctl.distributed.place import place
 from titokctl.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED
 
 FOLDER = "TITOKCTL_LAUNCH"
-ALIVE, STOP, EXIT_CODES = "alive", "stop", "exit-codes"
+ALIVE, STOP, EXIT_CODES, FAILED = "alive", "stop", "exit-codes", "failed"
 ORDERLY = (EXIT_OK, EXIT_STOPPED, EXIT_INTERRUPTED)
 _GRACE_S = 60.0
 

@@ -38,7 +38,7 @@ import h5py
 import numpy as np
 from pydantic import Json, TypeAdapter
 
-from titokctl.errors import UserError
+from titokctl.errors import UserError, fault_in_words
 from titokctl.formats import hdf5_checks
 from titokctl.formats.atomic import check_version
 from titokctl.formats.token_header import (
@@ -320,6 +320,8 @@ def check_written(path: Path, wanted: ContentsChecksums) -> None:
         if cache.sha256 != wanted.sha256():
             raise UserError("the checksum differs")
     except UserError as error:
+        if error.__cause__ is not None and fault_in_words(error.__cause__) is not None:
+            raise error.__cause__ from error  # such as too many open files, which says nothing about this one
         raise OSError(errno.EIO, f"the file was not written as intended ({error.message})") from error
 
 
