@@ -115,14 +115,20 @@ WORKER = """
 import json, sys
 from titokctl.distributed import worker
 worker.started()
+from titokctl.config.preprocessing import PreprocessingConfig
+from titokctl.context import Context
 from titokctl.data.sources import open_source
 from titokctl.distributed.group import process_group
-from titokctl.jobs.train.validation import Validation
+from titokctl.formats.metrics_log import MetricsLog
+from titokctl.jobs.train.validation import Validation, held_out_baselines
 from titokctl.weights.load import load_tokenizer
 from pathlib import Path
-weights, folder, out = sys.argv[1:4]
+weights, folder, training, out = sys.argv[1:5]
 with process_group("cpu") as group:
-    validate = Validation(open_source([folder]), 32, Path(out).parent, group, None, print)
+    log, size = MetricsLog(Path(out).with_suffix(".jsonl")), PreprocessingConfig(size=32)
+    context = Context(Path(out).parent, group=group)
+    baselines = held_out_baselines(open_source([training]), size, {}, log, context)
+    validate = Validation(open_source([folder]), 32, Path(out).parent, group, None, print, False, baselines)
     found = [validate(load_tokenizer(weights), step) for step in (1, 2)]
     assert group.is_main or found == [{}, {}]
     if group.is_main:
@@ -131,10 +137,20 @@ sys.exit(worker.ended(0))
 """
 
 
-def test_two_processes_share_the_images(made, tmp_path, monkeypatch):
-    tokenizer, weights, folder = made
+@pytest.mark.parametrize("few", [False, True])
+def test_two_processes_share_the_images(made, tmp_path, monkeypatch, few):
+    """Of few held-out images, the first process has none."""
+    tokenizer, weights, many = made
+    folder = tiny.class_folder(tmp_path / "held-out", 20) if few else many
+    training = tiny.class_folder(tmp_path / "training", 40)
+    source, size = open_source([training]), PreprocessingConfig(size=tiny.SIZE)
+    pixels = np.stack([preprocess(s.data, size) for s in source.read_many(range(len(source)))])
+    axes, (numbers, held_out, _) = PrincipalAxes(pixels), expected(tokenizer, folder)
+    numbers["val_psnr_pca"] = axes.psnr_of_numbers(held_out, tiny.TOKENS)
+    numbers["val_psnr_gaussian"] = axes.psnr_of_bits(held_out, tiny.TOKENS * np.log2(tiny.CODES))
     monkeypatch.setenv("PYTHONPATH", str(Path(titokctl.__file__).resolve().parents[1]))
     (tmp_path / "worker.py").write_text(WORKER)
-    run_workers([str(tmp_path / "worker.py"), str(weights), str(folder), str(tmp_path / "found.json")], 2)
+    words = [tmp_path / "worker.py", weights, folder, training, tmp_path / "found.json"]
+    run_workers(list(map(str, words)), 2)
     one, two = json.loads((tmp_path / "found.json").read_text())
-    assert one == two == pytest.approx(expected(tokenizer, folder)[0], rel=1e-6)
+    assert one == two == pytest.approx(numbers, rel=1e-4)

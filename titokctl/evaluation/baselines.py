@@ -131,18 +131,23 @@ class SmallImagesCollector:
         images = pixels[rows].astype(np.float32).reshape(n, size // block, block, size // block, block, 3)
         small = images.mean(axis=(2, 4), keepdims=True)
         lost = np.square(images - small).mean(axis=(1, 2, 3, 4, 5), dtype=np.float64)
-        self._parts.append((positions[rows].astype(np.int64), small.reshape(n, -1), lost))
+        self._parts.append((positions[rows, None].astype(np.int64), small.reshape(n, -1), lost[:, None]))
 
     def result(self, group: Group) -> SmallImages | None:
         """Return the images of all processes in the order of the set; None on all processes but the first."""
-        empty = (np.empty(0, np.int64), np.empty((0, self._values), np.float32), np.empty(0))
-        mine = [np.concatenate(column) for column in zip(empty, *self._parts, strict=True)]
-        positions, small, lost = (rows_on_main(column.reshape(len(mine[0]), -1), group) for column in mine)
+        empty = (np.empty((0, 1), np.int64), np.empty((0, self._values), np.float32), np.empty((0, 1)))
+        mine = (np.concatenate(column) for column in zip(empty, *self._parts, strict=True))
+        positions, small, lost = (rows_on_main(column, group) for column in mine)
         if positions is None or small is None or lost is None:
             return None
         order = np.argsort(positions[:, 0])
         edge = math.isqrt(self._values // 3)
         return SmallImages(small[order].reshape(-1, edge, edge, 3), lost[order, 0])
+
+
+def shape_in_all(mine: Sequence[int], group: Group) -> tuple[int, ...]:
+    """Return the shape of an image's tokens, which is () in processes that had no image."""
+    return next((tuple(shape) for shape in group.from_all(list(mine)) if shape), ())
 
 
 def linear_baselines(
@@ -157,6 +162,8 @@ def linear_baselines(
         tokens: shape of what the tokenizer makes of an image: (K,), or (K, C) without a codebook.
         training: the images whose principal axes are used; without them, those of each half of `judged` for the other.
     """
+    if not tokens:
+        return {}
     pairs = [(training, judged)] if training else [(judged[::2], judged[1::2]), (judged[1::2], judged[::2])]
     numbers, errors = math.prod(tokens), np.zeros(2)
     bits = numbers * math.log2(codebook_size) if codebook_size else 0.0

@@ -18,7 +18,7 @@ from titokctl.data.source_check import can_be_checked, checked_source
 from titokctl.data.sources import Rejected, Source, open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.errors import UsageError, UserError
-from titokctl.evaluation.baselines import SmallImagesCollector, linear_baselines, logged_baselines
+from titokctl.evaluation.baselines import SmallImagesCollector, linear_baselines, logged_baselines, shape_in_all
 from titokctl.evaluation.image_sets import unreadable
 from titokctl.evaluation.reconstruction import (
     AUTO,
@@ -290,7 +290,8 @@ def _through(
     share = share_of(opened.source, batch_size, context.group, opened.chosen)
     config = opened.model.config
     shown = ShownPairs(_SHOWN, opened.count, config.image_size)
-    small, shape = SmallImagesCollector(opened.count, config.image_size), ()
+    small = SmallImagesCollector(opened.count, config.image_size)
+    shape: tuple[int, ...] = ()
     images = ImagesInBatches(opened.source, share, opened.preprocessing, batch_size)
     context.progress.start("reconstruct", sum(unit.count for unit in share))
     with precision("float32", context.device), closing(iter(images)) as batches:
@@ -305,7 +306,7 @@ def _through(
             context.progress.advance(len(batch.pixels))
     context.progress.close()
     rejected = all_rejected(images.rejected, context, "Nothing was written.")
-    judged = small.result(context.group)
+    judged, shape = small.result(context.group), shape_in_all(shape, context.group)
     if judged is None:
         return shown.result(context.group), {}, rejected
     baselines = _baselines_of_training(opened) or linear_baselines(judged, shape, config.codebook_size)

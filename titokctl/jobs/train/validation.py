@@ -16,7 +16,13 @@ from titokctl.distributed.group import Group
 from titokctl.distributed.place import available_cores
 from titokctl.distributed.reduce import sum_arrays
 from titokctl.errors import UserError
-from titokctl.evaluation.baselines import VALIDATION, HeldOutBaselines, SmallImagesCollector, logged_baselines
+from titokctl.evaluation.baselines import (
+    VALIDATION,
+    HeldOutBaselines,
+    SmallImagesCollector,
+    logged_baselines,
+    shape_in_all,
+)
 from titokctl.evaluation.codebook_usage import usage_of
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.features import FeatureCollector, extract
@@ -113,6 +119,7 @@ class Validation:
             place += len(pixels)
             yield made
         if small is not None:
+            shape = shape_in_all(shape, self._group)
             self._baselines.compute(small.result(self._group), shape, tokenizer.config.codebook_size)
         pairs = shown.result(self._group)
         if pairs and self._group.is_main:
