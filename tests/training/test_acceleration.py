@@ -19,7 +19,7 @@ from titokctl.distributed.group import single_group
 from titokctl.models.discriminator import Discriminator
 from titokctl.models.generator_kinds import build
 from titokctl.models.initialization import initialize
-from titokctl.models.precision import precision, training_attention
+from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.acceleration import accelerate
@@ -40,8 +40,7 @@ def gradients(**options):
     kept = {}
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t)
     images = torch.rand(2, 3, 32, 32)
-    # As the stages of training call it: the choice of the attention's kernel ends before the backward pass.
-    with hooks, training_attention("cpu"):
+    with hooks:
         loss = tokenizer.decode(tokenizer.quantizer(tokenizer.encode(images)).vectors).square().mean()
     loss.backward()
     return {n: p.grad for n, p in tokenizer.named_parameters() if p.grad is not None}, sum(
@@ -76,7 +75,7 @@ def learnt(name, stream):
             part.stream_dtype = stream
     ids, labels = torch.arange(64).view(8, 8) % 16, torch.arange(8) % 3
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t)
-    with hooks, training_attention("cpu"), precision("bf16", "cpu"):
+    with hooks, precision("bf16", "cpu"):
         logits = generator(ids, labels)
     assert logits.dtype == torch.float32
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())

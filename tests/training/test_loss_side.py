@@ -28,7 +28,7 @@ from titokctl.jobs.train.stage_start import Start
 from titokctl.jobs.train.stages import Parts, build_stage
 from titokctl.models.convnext import ConvNextSmall
 from titokctl.models.efficientnet_lite import LITE0
-from titokctl.models.precision import precision, training_attention
+from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.decoder_stage import DecoderStage
 from titokctl.training.image_stage import ImageStage, Micro
@@ -278,7 +278,7 @@ def test_a_fixed_encoder_gives_the_decoder_what_tokenize_writes(tmp_path, name):
         images = torch.cat([to_float(torch.from_numpy(decoder.unit(unit).pixels)) for unit in source.units])
     vectors = rows.float() if name == "gaussian" else tokenizer.quantizer.vectors_of(rows.long())
     found = fixed_stage(tmp_path, name, tokenizer).make(Micro(images, slice(0, len(images)), 1))
-    with precision("bf16", "cpu"), training_attention("cpu"):
+    with precision("bf16", "cpu"):
         made = tokenizer.decode(vectors).float()
     if name == "gaussian":  # its cache holds float16
         torch.testing.assert_close(found.images, made, rtol=0, atol=0.02)

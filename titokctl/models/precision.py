@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Precision = Literal["float32", "tf32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16", "fp16")
@@ -88,18 +87,4 @@ def backward_precision(device: torch.device | str, *forward: Precision) -> Itera
     Autocast belongs to the forward pass alone, but the switches for TF32 are read again by each backward operation.
     """
     with precision("float32" if "float32" in forward else "tf32", device):
-        yield
-
-
-@contextlib.contextmanager
-def training_attention(device: torch.device | str) -> Iterator[None]:
-    """Let scaled_dot_product_attention take its plain form where that trains faster: on a CPU.
-
-    The fused CPU kernel's backward pass costs more than it saves for the 33 to 300 positions of these models (a
-    training step of the tiny tokenizer takes 1.3 to 1.6 times as long with it). GPUs choose for themselves.
-    """
-    if torch.device(device).type == "cpu":
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
         yield

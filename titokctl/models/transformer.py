@@ -3,14 +3,35 @@
 Letters: B batch, L sequence length, D width.
 """
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float = 0.0, is_causal: bool = False
+) -> torch.Tensor:
+    """Return softmax(q k^T / sqrt(C)) v for queries, keys and values (B, H, L, C): the same shape.
+
+    On a CPU, where gradients are wanted, these are two products and a softmax in the type of q: for the 33 to 300
+    positions of these models forward and backward take half the time of torch's plain form, which looks for rows
+    without any visible position, and less than its fused form.
+
+    Args:
+        dropout: share of attention weights that are dropped.
+        is_causal: hide from each position those behind it.
+    """
+    if q.device.type != "cpu" or not (q.requires_grad and torch.is_grad_enabled()):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, H, L, L)
+    if is_causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
+    with torch.autocast(q.device.type, enabled=False):
+        weights = scores.softmax(-1)
+    return F.dropout(weights, dropout) @ v
 
 
 class SelfAttention(nn.Module):
@@ -32,7 +53,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, L, D)
         packed = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, L, 3, H, D/H)
         q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, H, L, D/H)
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        mixed = attend(q, k, v, self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
 
 
@@ -42,19 +63,8 @@ def run_block(block: nn.Module, x: torch.Tensor, recompute: bool, *more: Any) ->
     `recompute` saves memory for a forward pass.
     """
     kept = not recompute or not torch.is_grad_enabled()
-    result: torch.Tensor = (
-        block(x, *more) if kept else checkpoint(block, x, *more, use_reentrant=False, context_fn=_contexts)
-    )
+    result: torch.Tensor = block(x, *more) if kept else checkpoint(block, x, *more, use_reentrant=False)
     return result
-
-
-def _contexts() -> tuple[Any, Any]:
-    """Return contexts for the first pass and for the recomputation, so that both use the same attention kernel.
-
-    `training_attention` forbids the fused kernels on a CPU, and is left before the backward pass.
-    """
-    plain = not torch.backends.cuda.flash_sdp_enabled()
-    return contextlib.nullcontext(), sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
 
 class Mlp(nn.Module):

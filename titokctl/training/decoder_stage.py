@@ -10,7 +10,7 @@ import torch
 from titokctl.config.tokenizer_recipe import DecoderRecipe
 from titokctl.distributed.group import Group
 from titokctl.models.inference import encoding_precision, prepared
-from titokctl.models.precision import precision, training_attention
+from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.adversary import Adversary
 from titokctl.training.image_stage import ImageBatches, ImageStage, Made, Micro
@@ -71,7 +71,7 @@ class DecoderStage(ImageStage[TiTok]):
     def make(self, micro: Micro) -> Made:
         """Pixels from the ids of the images, and what they cost."""
         vectors, _ = self.codes(micro.images)  # (b, K, C)
-        with precision(self.training.precision, self.device), training_attention(self.device):
+        with precision(self.training.precision, self.device):
             made = self.tokenizer.decode(vectors).float()  # (b, 3, S, S)
         loss, shown = self.pixel_loss(made, micro.images, micro.step)
         if self.adversary is not None:

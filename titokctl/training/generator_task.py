@@ -16,7 +16,7 @@ from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import slice_of, summed
 from titokctl.models.device import send
 from titokctl.models.generator import Batch, Drawn, Generator, TrainingStep
-from titokctl.models.precision import precision, training_attention
+from titokctl.models.precision import precision
 from titokctl.training.acceleration import accelerate
 from titokctl.training.learner import Learner, part
 from titokctl.training.loop import Metrics
@@ -85,10 +85,9 @@ class GeneratorTask:
         for first in range(0, len(batch), micro):
             rows = batch.rows(slice(first, first + micro))
             torch.manual_seed(key(training.seed, "dropout", step, first_row + first))
-            with training_attention(self.device):  # the backward pass, too: it may compute blocks again
-                with precision(training.precision, self.device):
-                    losses = self.model.loss(rows, self.recipe.loss)
-                self.learner.scaled(losses.total / self._total_weight).backward()
+            with precision(training.precision, self.device):
+                losses = self.model.loss(rows, self.recipe.loss)
+            self.learner.scaled(losses.total / self._total_weight).backward()
             share = len(rows) / training.global_batch_size
             found = {"loss": losses.total.detach() / self._total_weight}
             found |= {name: share * value for name, value in losses.metrics.items()}

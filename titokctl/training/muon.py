@@ -74,9 +74,11 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
+    x = x.mT.contiguous() if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    # Sums that are part of the products: as operations of their own they take longer than the products.
     for _ in range(_ROUNDS):
-        square = x @ x.mT
-        x = _A * x + (_B * square + _C * square @ square) @ x
+        square = torch.bmm(x, x.mT)
+        square = torch.baddbmm(square, square, square, beta=_B, alpha=_C)
+        x = torch.baddbmm(x, square, x, beta=_A)
     return (x.mT if tall else x).to(matrices.dtype)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from titokctl.config.tokenizer_recipe import ProxyRecipe
 from titokctl.distributed.group import Group
-from titokctl.models.precision import precision, training_attention
+from titokctl.models.precision import precision
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
 from titokctl.training.acceleration import accelerate
@@ -50,7 +50,7 @@ class ProxyStage(ImageStage[TiTok]):
         """Logits over the proxy codes of the images, and what they cost."""
         codes = self._proxy_codes(micro)  # (b, N)
         quantized = None
-        with precision(self.training.precision, self.device), training_attention(self.device):
+        with precision(self.training.precision, self.device):
             latents = self.tokenizer.encode(micro.images)  # (b, K, C)
             if self.quantizes(micro.step):
                 quantized = self.tokenizer.quantizer(latents)

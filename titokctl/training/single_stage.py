@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from titokctl.config.tokenizer_recipe import SingleRecipe
 from titokctl.distributed.group import Group
 from titokctl.models.device import send
-from titokctl.models.precision import precision, training_attention
+from titokctl.models.precision import precision
 from titokctl.models.titok.quantizers import QuantizerOutput
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.training.adversary import Adversary
@@ -52,7 +52,7 @@ class SingleStage(ImageStage[TiTok]):
         """Encode, quantize and decode, and what that costs."""
         if self._codes is not None and self.quantizes(micro.step):
             return self._decoded(micro, *self._codes(micro.images))
-        with precision(self.training.precision, self.device), training_attention(self.device):
+        with precision(self.training.precision, self.device):
             latents = self.tokenizer.encode(micro.images)  # (b, K, C)
             quantized = self._quantized(latents, micro)
             vectors = quantized.vectors if quantized else self._on_sphere(latents)
@@ -93,7 +93,7 @@ class SingleStage(ImageStage[TiTok]):
 
     def _decoded(self, micro: Micro, vectors: torch.Tensor, ids: torch.Tensor | None) -> Made:
         """Decode the vectors (b, K, C) of a settled encoder; only pixels cost anything."""
-        with precision(self.training.precision, self.device), training_attention(self.device):
+        with precision(self.training.precision, self.device):
             made = self.tokenizer.decode(vectors).float()  # (b, 3, S, S)
         loss, shown = self.pixel_loss(made, micro.images, micro.step)
         if self.adversary is not None:

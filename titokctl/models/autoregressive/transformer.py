@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from titokctl.config.models import AutoregressiveConfig
+from titokctl.models.transformer import attend
 
 MODULATIONS = 6  # of a block: shift, scale and gate of attention and of the perceptron
 
@@ -110,7 +111,7 @@ def attended(
 ) -> torch.Tensor:
     """Return the values (B, H, n, D/H) that queries (B, H, n, D/H) attend to, none of them later than the query."""
     if window is None or cache is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        return attend(q, k, v, dropout, is_causal=True)
     k, v = cache.put(window, k, v)  # (B, H, K, D/H)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=window.visible)
 
