@@ -38,7 +38,8 @@ def nearest(points: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     # Distances in bfloat16 have 8 bits, in TF32 11: near codes would tie, and ids would depend on the precision around.
     exact = precision("float32", points.device) if points.is_cuda else contextlib.nullcontext()
     with torch.autocast(points.device.type, enabled=False), exact:
-        points, codes = points.float(), codes.float()
+        points = points.float()
+        codes = codes.to(points.dtype)
         rows = points.reshape(-1, points.shape[-1]).split(max(1, MAX_DISTANCES // len(codes)))
         return torch.cat([_nearest(r, codes) for r in rows]).view(points.shape[:-1])
 
