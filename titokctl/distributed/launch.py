@@ -28,6 +28,7 @@ from titokctl.readable import counted
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _POLL_S = 0.1
 _FAILURE_GRACE_S = 2.0  # after a failure, until the other workers are killed
+_LEFT_GRACE_S = 30.0  # after one left before any work, until those that wait for it are killed
 _SAVING_S = 300  # how long torchrun waits for workers that save after a signal
 
 
@@ -163,13 +164,16 @@ def _run(folder: Path, count: int, arguments: list[str], stdout: int | None) -> 
     with _forwarding(folder):
         # In a session of its own: Ctrl-C on a terminal reaches only the launcher, which signals the workers once.
         agent = subprocess.Popen(words, env=environment, stdout=stdout, start_new_session=True)
-        failed_at, silent = 0.0, list[int]()
+        failed_at, left_at, silent = 0.0, 0.0, list[int]()
         while agent.poll() is None:
             time.sleep(_POLL_S)
             if not failed_at and (_failures(folder) or _gone(folder)):
                 # A killed process is the cause, also if another one has already reported the connection that it lost.
                 failed_at, silent = time.monotonic(), _gone(folder)
             if failed_at and time.monotonic() - failed_at > _FAILURE_GRACE_S:
+                _signal_workers(folder, signal.SIGKILL)
+            left_at = left_at or (time.monotonic() if _left_early(folder) else 0.0)
+            if left_at and time.monotonic() - left_at > _LEFT_GRACE_S:
                 _signal_workers(folder, signal.SIGKILL)
     if not failed_at and not (folder / STOP).exists() and not _failures(folder):
         silent = _gone(folder)  # torchrun noticed first and has stopped the others
@@ -204,6 +208,14 @@ def _signal_workers(folder: Path, number: signal.Signals) -> None:
 def _failures(folder: Path) -> list[dict[str, Any]]:
     """Return the reports of failed workers, earliest first; later failures may be consequences of it."""
     return [record for record in _records(folder) if record["code"] not in ORDERLY]
+
+
+def _left_early(folder: Path) -> bool:
+    """Return True if a worker ended on a signal with nothing to save: others may wait for it, deaf to signals."""
+    codes = (EXIT_STOPPED, EXIT_INTERRUPTED)
+    return (folder / STOP).exists() and any(
+        record["code"] in codes and not record["message"] for record in _records(folder)
+    )
 
 
 def _gone(folder: Path) -> list[int]:
