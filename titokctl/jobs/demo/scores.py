@@ -119,9 +119,11 @@ def _probes(
     if not images.attributes:
         return []
     soft = softened(images.training)
+    context.progress.start("features of softened images", len(soft))
     pixels = {_TRAINING: images.training, _SOFT: soft, **{which: images.sets[which] for which in _READ}}
     histograms = {which: colour_histogram(each) for which, each in pixels.items()}
     rows = {**features, _SOFT: _features(extractor, soft, context)}
+    context.progress.close()
     return [
         _probe(name, numbers, images, histograms if name == _COLOUR else rows)
         for name, numbers in images.attributes.items()
