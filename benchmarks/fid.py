@@ -33,7 +33,7 @@ from titokctl.evaluation.extractors import Extractor, ExtractorOptions, inceptio
 from titokctl.evaluation.feature_pass import KEEP_OF_SAMPLES, FeaturePass, measure
 from titokctl.evaluation.features import extract_all
 from titokctl.evaluation.frechet import GaussianSums, frechet_distance, gaussian_of, trace_of_root
-from titokctl.evaluation.image_sets import NpzImages
+from titokctl.evaluation.image_sets import ArrayImages
 from titokctl.evaluation.metrics import kernel_distance
 from titokctl.models import inception
 from titokctl.models.inception import Inception
@@ -64,7 +64,7 @@ def speed(device: str, quick: bool) -> dict[str, Figures]:
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
         context = Context(device=device, stop=stop)
         np.savez(Path(folder) / "images.npz", pixels)
-        images = NpzImages(Path(folder) / "images.npz")
+        images = ArrayImages(Path(folder) / "images.npz")
 
         def one(batch: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode():
