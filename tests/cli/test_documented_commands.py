@@ -1,28 +1,22 @@
-"""Every `titokctl ...` in the documentation and in the headers of recipes is a valid command line."""
+"""Every command line of the documentation and of the headers of recipes is valid, and is run by a test or listed."""
 
 import re
 import shlex
-from pathlib import Path
 
+import documented
 import pytest
 import typer
+from command_line import ROOT
 
 from titokctl.cli import app as cli
 
-ROOT = Path(cli.__file__).resolve().parents[2]
-FENCE = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 IN_A_HEADER = re.compile(r"^# +(?:Command: )?(titokctl .+)$", re.MULTILINE)
+LINES = [line for page in documented.PAGES for line in documented.lines_of(page)]
 
 
 def shown() -> list[str]:
     """Return the command lines in code blocks of the documentation and in the headers of recipes."""
-    found = []
-    pages = ["README.md", "CONTRIBUTING.md", "docs/*.md", "examples/*/README.md"]
-    for page in sorted(path for pattern in pages for path in ROOT.glob(pattern)):
-        for block in FENCE.findall(page.read_text(encoding="utf-8")):
-            joined = re.sub(r"\\\n\s*", "", block)
-            lines = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in joined.splitlines())
-            found += [line for line in lines if line.startswith("titokctl ")]
+    found = [line.text for line in LINES if line.in_block and line.is_plain]
     for recipe in sorted((ROOT / "recipes").glob("*/*.yaml")):
         found += IN_A_HEADER.findall(recipe.read_text(encoding="utf-8"))
     machines = (ROOT / "recipes" / "clusters" / "machines.txt").read_text(encoding="utf-8").splitlines()
@@ -30,11 +24,34 @@ def shown() -> list[str]:
     return sorted(set(found))
 
 
+def as_run() -> list[str]:
+    """Return the command lines that test_documented_pages.py runs."""
+    return sorted({documented.as_run(line) for page in documented.PAGES for line in documented.executed(page)})
+
+
 def test_there_are_some():
-    assert len(shown()) >= 6
+    assert len(shown()) > 100
+    assert len(as_run()) > 80
 
 
-@pytest.mark.parametrize("line", shown())
+def test_every_line_is_run_or_is_listed_with_the_reason():
+    """A line that begins with another program can't be run on its page; a listed line is one of a page."""
+    unknown = [line for line in LINES if line.text not in documented.NOT_RUN and not line.is_plain]
+    assert not unknown, "list them in NOT_RUN of tests/documented.py"
+    texts = {line.text for line in LINES}
+    assert not set(documented.NOT_RUN) - texts, "no page has these lines any more"
+    assert not set(documented.DRY_RUN) - texts, "no page has these lines any more"
+    assert all(documented.NOT_RUN.values())
+    assert all(documented.DRY_RUN.values())
+
+
+def test_each_change_changes_a_line():
+    for change in documented.CHANGES:
+        others = tuple(one for one in documented.CHANGES if one is not change)
+        assert any(documented.as_run(line) != documented.as_run(line, others) for line in LINES), change
+
+
+@pytest.mark.parametrize("line", sorted({*shown(), *as_run()}))
 def test_the_command_line_is_valid(line: str):
     cli.register_commands()
     words = shlex.split(line, comments=True)[1:]

@@ -85,7 +85,7 @@ def test_products_come_back_as_they_were(hub, products):
         "inspect mine --runs-dir other",
     )  # fmt: skip
     assert [end.code for end in ends] == [0] * len(ends), ends
-    assert "holds this generator already" in ends[3].stderr
+    assert "holds the same generator already" in ends[3].stderr
     for ours, theirs in (("generator/gen", "generator/gen"), ("tokenizer/tok", "tokenizer/mine")):
         pulled = open_run(products / "other" / theirs)
         assert pulled.hashes == open_run(products / "runs" / ours).hashes

@@ -75,7 +75,7 @@ class Pull:
         output = self._output(product, context)
         result = Pulled(repository.name, repository.revision, product.kind, output, product.num_bytes, product.hashes)
         if _is_here(output, product):
-            context.say(f"{output} holds this {product.kind} already")
+            context.say(f"{output} holds the same {product.kind} already")
             return replace(result, is_new=False)
         context.say(f"fetching {product.file}, {size(product.num_bytes)}, from {repository.shown}")
         fetched = repository.fetch(product.file, product.num_bytes)

@@ -86,7 +86,7 @@ class Push:
         with _prepared(found, context) as (entry, file, _):
             result = Pushed(repository.name, "", entry.kind, entry.file, entry.num_bytes, entry.sha256, False)
             if before is not None and before.hashes == entry.hashes and before.kind == entry.kind:
-                context.say(f"{repository.name} holds this {entry.kind} already")
+                context.say(f"{repository.name} holds the same {entry.kind} already")
                 return result
             if before is not None and not self.overwrite:
                 raise UserError(
