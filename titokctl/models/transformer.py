@@ -28,7 +28,9 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, H, L, L)
     if is_causal:
-        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
+        scores = scores.masked_fill(
+            torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1), float("-inf")
+        )
     with torch.autocast(q.device.type, enabled=False):
         weights = scores.softmax(-1)
     return F.dropout(weights, dropout) @ v
