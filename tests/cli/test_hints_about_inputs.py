@@ -15,8 +15,9 @@ PNG = encoded(noise(6, 6))
 @pytest.mark.parametrize(
     ("name", "data", "message", "hint"),
     [
-        ("a.tar.gz", b"\x1f\x8b\x08\x00", "compressed with gzip", "gunzip -k"),
-        ("a.tgz", b"\x1f\x8b\x08\x00", "compressed with gzip", "gunzip -k"),
+        ("a.tar.gz", b"\x1f\x8b\x08\x00", "is cut", "copy or download it again"),
+        ("a.gz", b"\x1f\x8b\x08\x00", "compressed with gzip", "gunzip -k"),
+        ("a.tar.bz2", b"BZh91AY", "compressed with bzip2", "bzip2 -dk"),
         ("a.tar.zst", b"\x28\xb5\x2f\xfd", "compressed with zstd", "zstd -dk"),
         ("a.tar.xz", b"\xfd7zXZ\x00", "compressed with xz", "xz -dk"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file", ".tar files"),

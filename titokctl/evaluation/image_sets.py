@@ -370,10 +370,10 @@ class OriginalImages(SourceImages):
     Those without a row in the token cache are known to be bad. Raises UserError when the files changed or are gone.
     """
 
-    def __init__(self, origin: dict[str, Any], keep_index: bool = True) -> None:
+    def __init__(self, origin: dict[str, Any], opening: Opening) -> None:
         source, preprocessing = origin["source"], PreprocessingConfig.model_validate(origin["preprocessing"])
         try:
-            found = reopen_source(source, keep_index)
+            found = reopen_source(source, opening.keep_index, context=opening.context)
         except UserError as error:
             raise UserError(
                 f"the images to compare with were moved or deleted: {error.message}", "name the reference with --ref"
@@ -400,7 +400,8 @@ class SampleSetImages(ImageSet):
         if found.images == found.ids:
             self._images = TokenCacheImages(found.ids, opening)
         elif found.images.is_dir():
-            self._images = SourceImages(open_source([found.images], keep_index=opening.keep_index), found.images, None)
+            source = open_source([found.images], keep_index=opening.keep_index, context=opening.context)
+            self._images = SourceImages(source, found.images, None)
         else:
             self._images = ArrayImages(found.images)
         inputs = found.manifest.get("inputs", {})
@@ -435,7 +436,7 @@ def open_images(path: Path, opening: Opening, shards: Sequence[Path] = ()) -> Im
     if state_of(path) in ("finished", "unfinished") or (path / "run.json").is_file():
         return SampleSetImages(path, opening)
     choices = opening.choices.whatever_labels()
-    source = open_source(shards or [path], keep_index=opening.keep_index, choices=choices)
+    source = open_source(shards or [path], keep_index=opening.keep_index, choices=choices, context=opening.context)
     return SourceImages(source, path, opening.preprocessing, opening.exif)
 
 

@@ -79,7 +79,7 @@ def reference_images(given: Path | None, samples: ImageSet, opening: Opening) ->
             f"{samples.path} does not say what it should be compared with",
             "name images or statistics with --ref",
         )
-    return OriginalImages(samples.origin, opening.keep_index)
+    return OriginalImages(samples.origin, opening)
 
 
 def named_images(given: Path, image_size: int | None, opening: Opening) -> ImageSet:

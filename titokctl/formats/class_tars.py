@@ -19,8 +19,16 @@ def is_class_tars(path: Path) -> bool:
     """Return True if the first member of a tar is itself a tar."""
     try:
         with path.open("rb") as file:
-            first = next(members(file, path.stat().st_size), None)
-    except (OSError, BrokenTar):
+            return starts_with_tar(file, path.stat().st_size)
+    except OSError:
+        return False
+
+
+def starts_with_tar(file: BinaryIO, length: int) -> bool:
+    """Return True if the first member of the tar in `file` is itself a tar."""
+    try:
+        first = next(members(file, length), None)
+    except BrokenTar:
         return False
     return first is not None and first.name.endswith(_SUFFIX)
 

@@ -7,23 +7,33 @@ or shared by several commands that divide the work among them. Only the lock mat
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from titokctl.errors import UserError
 from titokctl.formats.atomic import is_temporary, make_folder
 
 LOCK = ".lock"
+_PAUSE_S = 0.2
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, shared: bool = False, name: str = LOCK) -> Iterator[None]:
-    """Hold the lock `name` of `folder`, alone or `shared`. Raises UserError when another process holds it."""
+def folder_lock(
+    folder: Path, shared: bool = False, name: str = LOCK, wait: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Hold the lock `name` of `folder`, alone or `shared`.
+
+    Args:
+        wait: called again and again while another process holds the lock; what it raises ends the wait.
+
+    Raises UserError when another process holds the lock and `wait` is None.
+    """
     while True:
         descriptor = _opened(folder, name)
         try:
             # The last holder may have deleted the file, or the whole folder, before it released the lock.
-            if _locked(descriptor, folder, shared) and not _exists(descriptor, folder / name):
+            if _locked_in_time(descriptor, folder, shared, wait) and not _exists(descriptor, folder / name):
                 continue
             yield
             return
@@ -70,6 +80,18 @@ def _opened(folder: Path, name: str) -> int:
         except FileNotFoundError:
             if folder.is_dir():  # not deleted in between: nothing can be made here
                 raise
+
+
+def _locked_in_time(descriptor: int, folder: Path, shared: bool, wait: Callable[[], None] | None) -> bool:
+    """Return `_locked`, which is called again while another process holds the lock, if there is a `wait`."""
+    while True:
+        try:
+            return _locked(descriptor, folder, shared)
+        except UserError:
+            if wait is None:
+                raise
+        wait()
+        time.sleep(_PAUSE_S)
 
 
 def _locked(descriptor: int, folder: Path, shared: bool) -> bool:

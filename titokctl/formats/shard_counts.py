@@ -2,13 +2,16 @@
 
 Known are `index.json` (ours, see shard_set), `_info.json` or `info.json` (timm: splits with filenames and
 shard_lengths), `sizes.json` (open_clip: {shard: samples}) and `<shard>_stats.json` (img2dataset: successes). Files with
-these names but another content are ignored. The caller reads the files.
+these names but another content are ignored. A compressed shard may be recorded under the name of the plain one. The
+caller reads the files.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from titokctl.formats.gzip_stream import is_shard, plain_name
 
 Read = Callable[[str], bytes | None]
 _TIMM = ("_info.json", "info.json")
@@ -41,10 +44,11 @@ def recorded_counts(shards: Sequence[str], read: Read) -> dict[str, Count]:
     for file, of in ((_OURS, _of_ours), *((name, _of_timm) for name in _TIMM), (_OPEN_CLIP, _of_open_clip)):
         for shard, samples in of(_parsed(read(file))).items():
             found.setdefault(shard, Count(samples, file))
+    found |= {shard: found[plain_name(shard)] for shard in shards if shard not in found and plain_name(shard) in found}
     left = [shard for shard in shards if shard not in found]
     # img2dataset writes one file per shard: if the first has none, the others are not tried.
     for i, shard in enumerate(left):
-        file = f"{shard.removesuffix('.tar')}{_IMG2DATASET}"
+        file = f"{plain_name(shard).removesuffix('.tar')}{_IMG2DATASET}"
         record = _parsed(read(file))
         if isinstance(record, dict) and _is_count(record.get("successes")):
             found[shard] = Count(record["successes"], file)
@@ -84,4 +88,4 @@ def _of_timm(record: Any) -> dict[str, int]:
 
 def _of_open_clip(record: Any) -> dict[str, int]:
     pairs = record.items() if isinstance(record, dict) else ()
-    return {name: n for name, n in pairs if name.endswith(".tar") and _is_count(n)}
+    return {name: n for name, n in pairs if is_shard(name) and _is_count(n)}

@@ -28,7 +28,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal, cast
 
 import numpy as np
 from pydantic import Field, TypeAdapter
@@ -37,6 +37,7 @@ from titokctl.errors import UserError
 from titokctl.formats.atomic import user_cache, write_bytes
 from titokctl.formats.class_tars import scan_class_tars
 from titokctl.formats.file_kind import HEAD_BYTES, described, head_of, hint_for, kind_of
+from titokctl.formats.gzip_stream import GzipStream
 from titokctl.formats.local_file import OF_SHARD, FileState, contents_of, retried
 from titokctl.formats.npz_reader import NPZ_DAMAGE
 from titokctl.formats.shard_scan import Keys, Scan, scan
@@ -45,6 +46,7 @@ from titokctl.formats.tar_headers import BrokenTar
 FORMAT = "titokctl/shard-index"
 FORMAT_VERSION = 4
 FOLDER = ".titokctl-index"
+_ENDLESS = 1 << 62
 SAMPLES, CLASS_TARS = "samples", "class-tars"
 _ARRAYS = {"offsets": "<u8", "sizes": "<u8", "labels": "<i4", "keys": "|u1", "key_ends": "<u8"}
 
@@ -112,7 +114,9 @@ class ShardIndex:
         return replace(self, **arrays, **_packed(self.key(i) for i in np.flatnonzero(keep).tolist()))
 
 
-def open_index(shard: Path, layout: str = SAMPLES, keep: bool = True, keys: Keys | None = None) -> ShardIndex:
+def open_index(
+    shard: Path, layout: str = SAMPLES, keep: bool = True, keys: Keys | None = None, named: Path | None = None
+) -> ShardIndex:
     """Return the index of `shard`: the saved one when it is current, else one from a pass over the headers.
 
     The pass reads labels but no images. A cut tar gives the index of its whole members; `cut` then says how it ends.
@@ -121,6 +125,7 @@ def open_index(shard: Path, layout: str = SAMPLES, keep: bool = True, keys: Keys
         layout: SAMPLES, or CLASS_TARS for a tar of class tars.
         keep: save a new index for next time.
         keys: which members are images and labels; such an index is never saved.
+        named: the name of the shard in messages, if `shard` is a copy.
 
     Raises:
         UserError: the shard can't be read, or isn't a tar.
@@ -134,13 +139,28 @@ def open_index(shard: Path, layout: str = SAMPLES, keep: bool = True, keys: Keys
         try:
             index = retried(lambda: _made(shard, layout, keys), shard)
         except BrokenTar as error:
-            raise not_a_tar(shard, error) from error
+            raise not_a_tar(named or shard, error, head_of(shard)) from error
         kind = kind_of(head_of(shard)) if index.cut and not len(index) else None
         if kind is not None and kind.name != "tar":
-            raise not_a_tar(shard, BrokenTar(index.cut, cut=True))
+            raise not_a_tar(named or shard, BrokenTar(index.cut, cut=True), head_of(shard))
         if keep and keys is None:
             _keep(shard, index)
     return index
+
+
+def index_of_stream(file: GzipStream, layout: str = SAMPLES, keys: Keys | None = None) -> ShardIndex:
+    """Return the index of a compressed shard, whose offsets are those of the plain one; it has no state.
+
+    Raises BrokenTar when it isn't a tar, and UserError when it can't be read to its end.
+    """
+    opened = cast(BinaryIO, file)
+    try:
+        found = (
+            scan_class_tars(opened, _ENDLESS) if layout == CLASS_TARS else scan(opened, _ENDLESS, keys=keys or Keys())
+        )
+    finally:
+        file.seek(_ENDLESS)  # damage shows at the end at the latest, and explains what is wrong with the tar
+    return from_scan(found, layout=layout)
 
 
 def not_a_tar(shard: Path | str, error: BrokenTar, head: bytes | None = None) -> UserError:

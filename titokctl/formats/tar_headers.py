@@ -109,6 +109,14 @@ def members(file: BinaryIO, length: int, begin: int = 0) -> Iterator[Member]:
     return (member for member in entries(file, length, begin) if member.type == FILE)
 
 
+def is_header(block: bytes) -> bool:
+    """Return True if a tar can begin with `block`: with a header, or with the zeros at the end of an empty one."""
+    try:
+        return block == _ZEROS or bool(_parsed(block, 0))
+    except BrokenTar:
+        return False
+
+
 def _parsed(blocks: bytes, position: int) -> tarfile.TarInfo:
     """Parse one header, or records and the header that they describe, without the member's content."""
     try:

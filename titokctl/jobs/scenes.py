@@ -7,6 +7,7 @@ from titokctl.context import Context
 from titokctl.data.scenes.factors import CLASS_NAMES
 from titokctl.data.scenes.shards import HELD_OUT_FROM, SceneSet, count_done, write_scene_shards
 from titokctl.errors import UsageError
+from titokctl.formats.replacing import check_name
 from titokctl.jobs.plan import WritePlan
 
 TRAIN, HELD_OUT = "train", "heldout"
@@ -75,6 +76,7 @@ class Scenes:
         return WrittenScenes(self.output / TRAIN, held_out, self.num_images, self.num_held_out, CLASS_NAMES)
 
     def _sets(self) -> dict[Path, SceneSet]:
+        check_name(self.output)
         sets = {self.output / TRAIN: SceneSet(self.num_images, self.seed, self.size)}
         if self.num_held_out:
             sets[self.output / HELD_OUT] = SceneSet(self.num_held_out, self.seed, self.size, HELD_OUT_FROM)

@@ -85,7 +85,7 @@ class Shard:
 
         Raises UserError when the source can't be read, or when the output exists or was begun with other settings.
         """
-        work = self._open(keep_index=False)
+        work = self._open(context, keep_index=False)
         source, output = work.source, self.output
         tar_bytes = (
             int(source.sizes().sum()) + _TAR_BYTES * len(source) if source.description["kind"] != PARQUET else None
@@ -109,7 +109,7 @@ class Shard:
         Raises as `plan`, UserError when the disk is full or no image can be decoded, and Stopped after a signal, with
         the finished shards kept.
         """
-        work = self._open(keep_index=True)
+        work = self._open(context, keep_index=True)
         say_source(work.source, context)
         if work.finished:
             context.say(finished_already(self.output))
@@ -124,8 +124,8 @@ class Shard:
             work.complete(infos, rejected)
         return _result(self.output, infos, work.source.class_names, rejected)
 
-    def _open(self, keep_index: bool) -> "_Work":
-        source = open_source(self.paths, keep_index=keep_index, choices=self.choices).by_position()
+    def _open(self, context: Context, keep_index: bool) -> "_Work":
+        source = open_source(self.paths, keep_index=keep_index, choices=self.choices, context=context).by_position()
         settings = {
             "fingerprint": source.description["fingerprint"],
             "class_names": source.class_names,

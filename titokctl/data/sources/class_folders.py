@@ -54,7 +54,10 @@ def split_of(path: Path, choices: Choices) -> tuple[Path, list[str]]:
 
 def _is_divided(folder: Path) -> bool:
     """Return True if a folder holds shards or tables, or folders with images: then it is a split, not a class."""
-    if any(next(folder.glob(pattern), None) is not None for pattern in ("*.tar", "*.parquet", "*.arrow")):
+    if any(
+        next(folder.glob(pattern), None) is not None
+        for pattern in ("*.tar", "*.tar.gz", "*.tgz", "*.parquet", "*.arrow")
+    ):
         return True
     return any(has_images(folder / name) for name in sub_folders(folder))
 

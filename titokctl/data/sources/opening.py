@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from titokctl.context import Context
 from titokctl.data.sources.arrow_files import ABOUT, saved_files
 from titokctl.data.sources.arrow_files import SUFFIX as ARROW
 from titokctl.data.sources.choices import NO_CHOICES, NO_SPLIT, Choices
@@ -29,11 +30,13 @@ from titokctl.data.sources.zips import KIND as ZIP
 from titokctl.data.sources.zips import open_zip
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.file_kind import described, head_of, hint_for
+from titokctl.formats.gzip_stream import is_shard
 from titokctl.formats.remote_file import folder_and_name, shown
 from titokctl.formats.shard_counts import is_about_shards
 from titokctl.formats.shard_index import CLASS_TARS
 
 KINDS = (FOLDER, FILES, SHARDS, CLASS_TARS, PARQUET, ZIP, REMOTE)
+_OTHER_PACKED = ("*.tar.zst", "*.tar.bz2", "*.tar.xz", "*.tbz2", "*.txz", "*.tzst", "*.tar.lz4")
 _IMAGENET_TRAIN = "ILSVRC2012_img_train.tar"
 
 
@@ -45,13 +48,14 @@ def open_source(
     label_table: Path | None = None,
     keep_index: bool = True,
     choices: Choices = NO_CHOICES,
+    context: Context | None = None,
 ) -> Source:
     """Open the images at `paths`, whatever kind of source they are.
 
     Accepted are a folder of images or of class folders, image files and several folders of images, a folder of tar
-    shards, paths, patterns or URLs of shards, parquet and arrow files, a zip archive of images, and the tar of class
-    tars in which ImageNet is distributed. Of a folder that contains only splits, `train/` is read; likewise
-    ILSVRC2012_img_train.tar.
+    shards, paths, patterns or URLs of shards, which may be compressed with gzip, parquet and arrow files, a zip archive
+    of images, and the tar of class tars in which ImageNet is distributed. Of a folder that contains only splits,
+    `train/` is read; likewise ILSVRC2012_img_train.tar.
 
     Args:
         paths: files, folders, brace patterns or URLs.
@@ -59,24 +63,32 @@ def open_source(
         accept_cut: read truncated shards as far as their members are whole.
         labels: a text file with labels for images that have none (`label_file`).
         label_table: synset and ILSVRC2012_ID, for labels that are such IDs.
-        keep_index: save the index of each shard for next time; a dry run passes False.
+        keep_index: save the index of each shard for next time, and unpack compressed ones; a dry run passes False.
         choices: of split, classes, order, members and columns, where the files leave them open.
+        context: shows which shards are unpacked, and stops that after a signal; None for neither.
 
     Raises:
+        Stopped: after a signal.
         UserError: a file is missing or damaged, or the paths are not a source of images.
     """
     if kind not in (None, *KINDS):
         raise UsageError(f"unknown kind of source: {kind!r}", f"one of: {', '.join(KINDS)}")
     if label_table is not None and labels is None:
         raise UsageError("a table of labels needs a file of labels", "name it with --labels")
-    source = _open(paths, kind, accept_cut, _Options(keep_index, choices))
+    source = _open(paths, kind, accept_cut, _Options(keep_index, choices, context))
     return source if labels is None else with_labels(source.by_position(), labels, label_table)
 
 
-def reopen_source(description: dict[str, Any], keep_index: bool = True, at: Path | str | None = None) -> Source:
+def reopen_source(
+    description: dict[str, Any],
+    keep_index: bool = True,
+    at: Path | str | None = None,
+    context: Context | None = None,
+) -> Source:
     """Open the source of a recorded `Source.description`, with the choices that were made then.
 
     Args:
+        keep_index, context: as for `open_source`.
         at: where the images are now; None for the recorded paths.
 
     Raises UserError when it is gone or no longer fits.
@@ -92,10 +104,10 @@ def reopen_source(description: dict[str, Any], keep_index: bool = True, at: Path
     choices = Choices.of(made) if isinstance(made, dict) else NO_CHOICES
     if at is not None:
         kind = kind if kind in KINDS and kind != REMOTE and not is_url(str(at)) else None
-        return open_source([at], kind, accept_cut, labels, table, keep_index, choices)
+        return open_source([at], kind, accept_cut, labels, table, keep_index, choices, context)
     # Of several splits, the recorded path names the one that was read.
     choices = replace(choices, split=NO_SPLIT)
-    source = open_source(description["paths"], kind, accept_cut, labels, table, keep_index, choices)
+    source = open_source(description["paths"], kind, accept_cut, labels, table, keep_index, choices, context)
     return _with_beside(source, description.get("folders", []))
 
 
@@ -103,11 +115,12 @@ def reopen_source(description: dict[str, Any], keep_index: bool = True, at: Path
 class _Options:
     keep_index: bool
     choices: Choices
+    context: Context | None
 
 
 def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, options: _Options) -> Source:
     urls = [str(path) for path in paths if is_url(str(path))]
-    choices, keep_index = options.choices, options.keep_index
+    choices = options.choices
     if urls:
         if len(urls) < len(paths) or kind not in (None, REMOTE, SHARDS, PARQUET):
             raise UsageError("URLs and local paths can't be mixed", "name one or the other")
@@ -123,10 +136,10 @@ def _open(paths: Sequence[Path | str], kind: str | None, accept_cut: bool, optio
     if len(given) == 1 and given[0].is_dir():
         return _open_one_folder(given[0], kind, accept_cut, options)
     shards = [shard for path in given for shard in (shards_in(path) if path.is_dir() else [path])]
-    wrong = [p for p in shards if p.suffix != ".tar"]
+    wrong = [p for p in shards if not is_shard(p)]
     if kind == FOLDER or wrong or not shards:
         raise _no_shard(wrong[0] if wrong else given[0])
-    source = open_shards(shards, accept_cut, keep_index, choices)
+    source = _shards(shards, accept_cut, options)
     return _with_beside(source, [path for path in given if path.is_dir()])
 
 
@@ -187,7 +200,7 @@ def check_paths(paths: Sequence[Path | str]) -> list[Path]:
 
 
 def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _Options) -> Source:
-    choices, keep_index = options.choices, options.keep_index
+    choices = options.choices
     remarks: list[str] = []
     shards = shards_in(path)
     files = _tables_in(path, choices.split) if kind is None and not shards else []
@@ -195,7 +208,7 @@ def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _O
         path, remarks = split_of(path, choices)
         files = _tables_in(path, None) if kind is None and remarks else []
     if (path / _IMAGENET_TRAIN).is_file() and kind in (None, CLASS_TARS):
-        return _with_beside(open_shards([path / _IMAGENET_TRAIN], accept_cut, keep_index, choices), [path])
+        return _with_beside(_shards([path / _IMAGENET_TRAIN], accept_cut, options), [path])
     shards = shards_in(path)
     if shards and kind is None and has_images(path):
         raise UserError(
@@ -204,16 +217,23 @@ def _open_one_folder(path: Path, kind: str | None, accept_cut: bool, options: _O
     if kind in (SHARDS, CLASS_TARS) or (shards and kind is None):
         if not shards:
             raise UserError(f"no .tar shards in {path}")
-        source: Source = _with_beside(open_shards(shards, accept_cut, keep_index, choices), [path])
+        source: Source = _with_beside(_shards(shards, accept_cut, options), [path])
     elif files:
         source = _with_beside(open_parquet(files, choices), [path])
         remarks = [f"reading {len(files):,} {files[0].suffix[1:]} files, the first is {files[0]}"]
     else:
         if not entries(path):
             raise UserError(f"the folder {path} is empty", "name a folder of images, or of tar shards")
+        packed = next((p for pattern in _OTHER_PACKED for p in sorted(path.glob(pattern))), None)
+        if packed is not None and not has_images(path):
+            raise _no_shard(packed)
         source = open_folder(path, choices)
     source.remarks = remarks + source.remarks
     return source
+
+
+def _shards(paths: Sequence[Path], accept_cut: bool, options: _Options) -> Source:
+    return open_shards(paths, accept_cut, options.keep_index, options.choices, options.context)
 
 
 def _tables_in(path: Path, split: str | None) -> list[Path]:

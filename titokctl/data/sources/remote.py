@@ -36,6 +36,7 @@ from titokctl.data.workers import in_order
 from titokctl.errors import UserError
 from titokctl.formats.atomic import user_cache, write_json
 from titokctl.formats.file_kind import HEAD_BYTES, kind_of
+from titokctl.formats.gzip_stream import SHARD_SUFFIXES, GzipStream, is_compressed_name
 from titokctl.formats.local_file import Identity
 from titokctl.formats.remote_file import (
     Gone,
@@ -276,9 +277,14 @@ def _scan(url: str, keys: Keys, images: dict[int, bytes] | None = None) -> tuple
     """Scan a shard; puts its images into `images`, by offset. Raises UserError if it is not a tar with images."""
     try:
         with _open(url) as stream:
-            length = _ENDLESS if stream.file.size is None else stream.file.size
             collect = None if images is None else images.__setitem__
-            found = scan(stream, length, collect=collect, keys=keys)  # type: ignore[arg-type]
+            if is_compressed_name(shown(url)):
+                unpacked = GzipStream(lambda: stream, shown(url))
+                found = scan(unpacked, _ENDLESS, collect=collect, keys=keys)  # type: ignore[arg-type]
+                unpacked.seek(_ENDLESS)  # only its end shows that it is whole
+            else:
+                length = _ENDLESS if stream.file.size is None else stream.file.size
+                found = scan(stream, length, collect=collect, keys=keys)  # type: ignore[arg-type]
     except BrokenTar as error:
         raise not_a_tar(shown(url), error, _head(url)) from error
     if not found.found and not found.problems:
@@ -335,7 +341,8 @@ def _listed(url: str) -> list[str]:
         raise UserError(f"{shown(url)} can't be listed", "name the shards, e.g. https://host/train-{0000..0146}.tar")
     check_url(url)
     file_system, path = file_system_of(url)
-    names = sorted(str(name).rpartition("/")[2] for name in file_system.glob(f"{path.rstrip('/')}/*.tar"))
+    found = [str(name) for suffix in SHARD_SUFFIXES for name in file_system.glob(f"{path.rstrip('/')}/*{suffix}")]
+    names = sorted(name.rpartition("/")[2] for name in found)
     if not names:
         raise UserError(f"no .tar shards in {shown(url)}")
     return [f"{url}{name}" for name in names]

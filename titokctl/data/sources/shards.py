@@ -2,6 +2,7 @@
 
 Shards come as a folder of .tar files, as brace patterns (train-{0000..0146}.tar), or as several paths. `index.json`
 beside them, as `titokctl shard` writes it, gives the class names; counts in it and in other tools' files are checked.
+Shards may be compressed with gzip (.tar.gz, .tgz); `packed_shards` says how these are read.
 A single tar with a tar per class (ILSVRC2012_img_train.tar) is read as it is.
 """
 
@@ -20,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from titokctl.context import Context
 from titokctl.data.sources.choices import NO_CHOICES, Choices
+from titokctl.data.sources.packed_shards import ShardFile, shard_files
 from titokctl.data.sources.shard_checks import (
     check_counts,
     check_distinct,
@@ -33,15 +36,19 @@ from titokctl.data.sources.shard_checks import (
 )
 from titokctl.data.sources.source import Counts, Rejected, Sample, SeekableSource, description_of, units_of
 from titokctl.errors import UserError
-from titokctl.formats.class_tars import is_class_tars
+from titokctl.formats.class_tars import is_class_tars, starts_with_tar
+from titokctl.formats.gzip_stream import GzipStream, is_shard, plain_name
 from titokctl.formats.local_file import FileState, Identity, changed, retried
-from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, open_index
+from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, index_of_stream, not_a_tar, open_index
 from titokctl.formats.shard_scan import Keys
 from titokctl.formats.shard_set import read_set_index
+from titokctl.formats.tar_headers import BrokenTar
+from titokctl.formats.unpacked_shard import checked_start
 from titokctl.readable import counted
 
 KIND = "shards"
 _MAX_OPEN = 256
+_ENDLESS = 1 << 62
 _MAX_SHARDS = 1_000_000
 _NAMED = 20  # of cut shards, in a message
 _HINTS = {
@@ -60,8 +67,10 @@ class _OpenShards:
     A shard that is no longer in the state of its index is refused: offsets and labels would belong to other images.
     """
 
-    def __init__(self, paths: Sequence[Path], states: Sequence[FileState]) -> None:
-        self._paths, self._states = paths, states
+    def __init__(self, files: Sequence[ShardFile], states: Sequence[FileState]) -> None:
+        self._files, self._states = files, states
+        self._paths = [file.at for file in files]
+        self._streams: dict[int, GzipStream] = {}
         self._open: dict[int, int] = {}
         self._stale: list[int] = []
         self._max_open = min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
@@ -69,14 +78,24 @@ class _OpenShards:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the shards anew in another process."""
-        return _OpenShards, (self._paths, self._states)
+        return _OpenShards, (self._files, self._states)
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Read `size` bytes of shard number `shard` from `offset` on.
 
         Raises UserError when it can't be read, or was changed since it was indexed.
         """
+        if self._files[shard].is_stream:
+            return self._read_stream(shard, offset, size)
         return retried(lambda: self._read(shard, offset, size), self._paths[shard])
+
+    def _read_stream(self, shard: int, offset: int, size: int) -> bytes:
+        """Read from a compressed shard, which is quick only in the order of its members."""
+        with self._lock:
+            if shard not in self._streams:
+                self._streams[shard] = self._files[shard].stream()
+            self._streams[shard].seek(offset)
+            return self._streams[shard].read(size)
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         with self._lock:
@@ -109,19 +128,21 @@ class _OpenShards:
     def __del__(self) -> None:
         for descriptor in (*self._open.values(), *self._stale):
             os.close(descriptor)
+        for stream in self._streams.values():
+            stream.close()
 
 
 @dataclass
 class ShardSource(SeekableSource):
     """Samples of several shards in the order of the shards, then of their images."""
 
-    paths: list[Path] = field(default_factory=list)
+    files: list[ShardFile] = field(default_factory=list)
     indices: list[ShardIndex] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._ends = np.cumsum([len(index) for index in self.indices], dtype=np.int64)
-        self._files = _OpenShards(self.paths, [index.state for index in self.indices])
+        self._files = _OpenShards(self.files, [index.state for index in self.indices])
 
     def read_many(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
         wanted = np.asarray(positions, np.int64)
@@ -151,9 +172,14 @@ class ShardSource(SeekableSource):
 
 
 def shards_in(path: Path) -> list[Path]:
-    """Return the .tar files of a folder, sorted by name, without hidden ones."""
+    """Return the shards in a folder, sorted by name, without hidden ones; of one that is also there unpacked, that."""
+    try:
+        names = {name for name in os.listdir(path) if is_shard(name) and not name.startswith(".")}
+    except OSError:  # whoever reads the folder gets the error
+        return []
+    single = (name for name in names if plain_name(name) == name or plain_name(name) not in names)
     # A link that leads nowhere counts: to open it is an error.
-    return sorted(p for p in path.glob("*.tar") if not p.name.startswith(".") and not p.is_dir())
+    return [path / name for name in sorted(single, key=plain_name) if not (path / name).is_dir()]
 
 
 def expand_pattern(pattern: str) -> list[str]:
@@ -176,24 +202,31 @@ def expand_pattern(pattern: str) -> list[str]:
 
 
 def open_shards(
-    paths: Sequence[Path], accept_cut: bool = False, keep_index: bool = True, choices: Choices = NO_CHOICES
+    paths: Sequence[Path],
+    accept_cut: bool = False,
+    keep_index: bool = True,
+    choices: Choices = NO_CHOICES,
+    context: Context | None = None,
 ) -> ShardSource:
     """Open the shards `paths`, in that order.
 
     Args:
         accept_cut: read truncated shards as far as their members are whole.
-        keep_index: save the index of each shard for next time.
+        keep_index: save the index of each shard for next time, and unpack compressed ones.
         choices: of members, and about labels.
+        context: shows what is unpacked, and stops that after a signal.
 
     Raises:
+        Stopped: after a signal.
         UserError: a shard is missing, not a tar, cut, or without images; a count differs from the one in a file beside
             it; a label has two names; no image can be used.
     """
     names = [str(path) for path in paths]
     check_distinct(names)
-    layout = CLASS_TARS if len(paths) == 1 and is_class_tars(paths[0]) else SAMPLES
+    located = shard_files(paths, keep_index, context)
+    layout = CLASS_TARS if len(paths) == 1 and _holds_tars(located[0]) else SAMPLES
     keys = Keys(choices.image_key, choices.label_key) if choices.image_key or choices.label_key else None
-    found = [open_index(path, layout, keep_index, keys) for path in paths]
+    found = [_index_of(file, layout, keep_index, keys) for file in located]
     _check_whole(paths, found, accept_cut)
     check_counts(paths, found)
     if not choices.use_labels:
@@ -201,9 +234,9 @@ def open_shards(
     found, texts = numbered_names(found)
     joined = joined_names(names, found)
     class_names = texts or (_class_names(paths) if choices.use_labels else []) or contiguous_names(joined)
-    files = _OpenShards(paths, [index.state for index in found])
+    files = _OpenShards(located, [index.state for index in found])
     checked = check_samples(
-        [path.name for path in paths],
+        [plain_name(path.name) for path in paths],
         found,
         len(class_names),
         lambda shard, i: files.read(shard, int(found[shard].offsets[i]), int(found[shard].sizes[i])),
@@ -214,25 +247,50 @@ def open_shards(
         raise _nothing(paths, checked.problems)
     return ShardSource(
         class_names,
-        _description(paths, found, indices, choices, layout),
+        _description(located, found, indices, choices, layout),
         units,
         checked.problems,
         label_remarks([index.labels for index in indices], texts),
-        paths=list(paths),
+        files=located,
         indices=indices,
         prefixes=checked.prefixes,
     )
 
 
+def _holds_tars(file: ShardFile) -> bool:
+    """Return True if a shard is a tar of class tars."""
+    if not file.is_stream:
+        return is_class_tars(file.at)
+    with file.stream() as stream:
+        return starts_with_tar(stream, _ENDLESS)  # type: ignore[arg-type]
+
+
+def _index_of(file: ShardFile, layout: str, keep: bool, keys: Keys | None) -> ShardIndex:
+    if not file.is_stream:
+        return open_index(file.at, layout, keep, keys, named=file.path)
+    with file.stream() as stream:
+        start = checked_start(stream, file.path)
+        stream.seek(0)
+        try:
+            return index_of_stream(stream, layout, keys)
+        except BrokenTar as error:
+            raise not_a_tar(file.path, error, start) from error
+
+
 def _description(
-    paths: Sequence[Path], found: Sequence[ShardIndex], used: Sequence[ShardIndex], choices: Choices, layout: str
+    files: Sequence[ShardFile], found: Sequence[ShardIndex], used: Sequence[ShardIndex], choices: Choices, layout: str
 ) -> dict[str, Any]:
-    """Return the description of shards: `found` are their indices, `used` those of the samples that can be used."""
+    """Return the description of shards: `found` are their indices, `used` those of the samples that can be used.
+
+    Compressed shards are known by themselves, not by their copies.
+    """
+    paths = [file.path for file in files]
+    states = [file.packed or index.state for file, index in zip(files, found, strict=True)]
     passed_over: Counter[str] = Counter()
     for index in found:
         passed_over.update(index.passed_over)
     counts = Counts(passed_over, sum(index.label_files for index in found))
-    identity = Identity.of(paths, [index.state for index in found])
+    identity = Identity.of(paths, states)
     description = description_of(
         CLASS_TARS if layout == CLASS_TARS else KIND,
         [str(path.resolve()) for path in paths],

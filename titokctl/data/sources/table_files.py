@@ -20,6 +20,7 @@ from titokctl.data.sources.folder_listing import HIDDEN, sub_folders, suffix_of
 from titokctl.data.sources.shards import expand_pattern
 from titokctl.errors import UserError, install
 from titokctl.formats.file_kind import HEAD_BYTES, described, head_of, hint_for, kind_of
+from titokctl.formats.gzip_stream import is_shard
 from titokctl.formats.local_file import FileState, changed, retried
 from titokctl.formats.remote_file import (
     Gone,
@@ -212,7 +213,7 @@ def _names_below(url: str) -> list[str]:
 
 def _listed(url: str, split: str | None) -> list[str]:
     names = _names_below(url)
-    if any(name.endswith(".tar") for name in names):
+    if any(is_shard(name) for name in names):
         return []
     below = [PurePosixPath(name) for name in names if name.endswith(SUFFIX)]
     return [f"{url}{name}" for name in _of_split(below, split, shown(url))]

@@ -20,6 +20,7 @@ from titokctl.formats import sample_set, weights_file
 from titokctl.formats.atomic import read_json
 from titokctl.formats.checkpoint import is_checkpoint, step_of, steps_in
 from titokctl.formats.file_kind import described, head_of, hint_for
+from titokctl.formats.gzip_stream import is_shard
 from titokctl.formats.object_store import is_store, path_of
 from titokctl.formats.run_folder import KINDS, open_run
 from titokctl.formats.shard_set import read_set_index
@@ -66,8 +67,8 @@ class Inspect:
             return _token_cache(path, context)
         if path.suffix == ".safetensors":
             return _weights(path)
-        if path.suffix == ".tar":
-            return _source(path)
+        if is_shard(path):
+            return _source(path, context)
         head = head_of(path)
         raise UserError(
             f"{path} was not made by titokctl: it is {described(head)}",
@@ -126,7 +127,7 @@ def _folder(path: Path, context: Context) -> Inspection:
     if record is not None:
         facts = {"shards": len(record["shards"]), "images": record.get("total"), "classes": len(record["class_names"])}
         return Inspection(path, "shards", facts)
-    return _source(path)
+    return _source(path, context)
 
 
 def _token_cache(path: Path, context: Context) -> Inspection:
@@ -198,8 +199,8 @@ def _parts(path: Path, manifest: dict[str, Any]) -> Inspection:
     return Inspection(path, "unfinished token cache", facts)
 
 
-def _source(path: Path) -> Inspection:
-    source = open_source([path]).by_position()
+def _source(path: Path, context: Context) -> Inspection:
+    source = open_source([path], context=context).by_position()
     facts = {"images": len(source), "problems": len(source.problems), "units of work": len(source.units)}
     facts |= _without(source.description, "kind", "folders", "beside")
     return Inspection(

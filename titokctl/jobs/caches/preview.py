@@ -94,7 +94,7 @@ class _Work:
         self.originals = None
         if request.source is not None:
             self.originals = Originals(
-                cache, source_named(request.source, cache, may_store), request.source != RECORDED
+                cache, source_named(request.source, cache, context, may_store), request.source != RECORDED
             )
         tokenizer = tokenizer_of(cache, request.tokenizer, context, may_store)
         self.decoder = ImageDecoder(tokenizer, context.device, "float32")

@@ -55,19 +55,19 @@ def open_to_look(path: Path, context: Context) -> TokenCache:
     return cache
 
 
-def source_named(named: str, cache: TokenCache, keep_index: bool = True) -> Source:
+def source_named(named: str, cache: TokenCache, context: Context, keep_index: bool = True) -> Source:
     """Open the images that the user names, or with "recorded" those that the cache records.
 
     A cache of unknown origin may record anything, so only files, folders and http addresses are taken from it: no
     pattern, pipe, device, or other scheme.
 
     Args:
-        keep_index: store the index of shards beside them.
+        context, keep_index: as for `open_source`.
 
     Raises UserError when the source can't be opened, or the cache records none that may be.
     """
     if named != RECORDED:
-        return reopen_source(cache.header.source, keep_index, named)
+        return reopen_source(cache.header.source, keep_index, named, context)
     recorded, where = cache.header.source, f"the source that {cache.path} records"
     paths = recorded.get("paths")
     if not isinstance(paths, list) or not paths:
@@ -81,7 +81,7 @@ def source_named(named: str, cache: TokenCache, keep_index: bool = True) -> Sour
         _check_plain(path, where)
     if not isinstance(recorded.get("kind", ""), str):
         raise UserError(f"{where} has a kind that is not text", "name it with --source")
-    return reopen_source(recorded, keep_index)
+    return reopen_source(recorded, keep_index, context=context)
 
 
 def _check_plain(path: object, where: str) -> None:

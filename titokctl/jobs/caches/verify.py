@@ -108,7 +108,7 @@ class Verify:
         """Return what is wrong beside the source, what could not be compared, and how encoding again agrees."""
         if self.source is None:
             return [], ["the images were not named; --source recorded reads them at the recorded path"], None
-        source = source_named(self.source, cache)
+        source = source_named(self.source, cache, context)
         wrong = _against_source(cache, source, self.source != RECORDED)
         agreement = self._encode_again(cache, source, context) if self.sample and not wrong else None
         unknown = cache.header.num_rejected is None

@@ -109,7 +109,8 @@ class Probe:
         name: str = group.from_main(picked)
         with group.main_first():
             model = load_tokenizer(name, context.device)
-            sources = [open_source(paths, choices=self.choices) for paths in (self.data, self.validation) if paths]
+            given = [paths for paths in (self.data, self.validation) if paths]
+            sources = [open_source(paths, choices=self.choices, context=context) for paths in given]
         if self.input == "ids" and not model.config.is_discrete:
             raise UserError(
                 f"{name} has a Gaussian bottleneck, which does not produce ids", "probe its latents: --input latents"

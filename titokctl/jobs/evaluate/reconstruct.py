@@ -199,7 +199,8 @@ class Reconstruct:
         picked = pick_tokenizer(self.tokenizer, context.runs, context.say, pixels=True) if group.is_main else ""
         name: str = group.from_main(picked)
         with group.main_first():
-            source = open_source(data, keep_index=not is_plan, choices=self.choices.whatever_labels())
+            choices = self.choices.whatever_labels()
+            source = open_source(data, keep_index=not is_plan, choices=choices, context=context)
             model = load_tokenizer(name, context.device, fetch=not is_plan)
         if not model.config.pixel_decoder:
             raise UserError(

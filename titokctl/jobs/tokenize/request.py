@@ -127,7 +127,7 @@ class Tokenize:
         """Return what would be written. Raises UserError as `run` does before it writes."""
         self.check(context.device)
         name = pick_tokenizer(self.tokenizer, context.runs, context.say)
-        source = self._source(keep_index=False)
+        source = self._source(context, keep_index=False)
         say_source(source, context)
         with self._connected() as connection:
             work = self._work(name, source, context, connection, fetch=False)
@@ -160,7 +160,7 @@ class Tokenize:
         team = self._team(context)
         # Rank 0 chooses the tokenizer, and makes the source's index while the others wait.
         name = pick_tokenizer(self.tokenizer, context.runs, context.say) if is_main else team.get("tokenizer")
-        source = self._source()
+        source = self._source(context)
         if is_main:
             say_source(source, context)
             team.set("tokenizer", name)
@@ -174,9 +174,9 @@ class Tokenize:
     def _connected(self) -> AbstractContextManager[Connection | None]:
         return nullcontext() if self.cluster is None else self.cluster.connected()
 
-    def _source(self, keep_index: bool = True) -> Source:
+    def _source(self, context: Context, keep_index: bool = True) -> Source:
         labels = self.labels, self.label_table
-        return open_source(self.paths, self.source_kind, self.accept_cut, *labels, keep_index, self.choices)
+        return open_source(self.paths, self.source_kind, self.accept_cut, *labels, keep_index, self.choices, context)
 
     def _team(self, context: Context) -> Team:
         return Team(context.group, "tokenize", context.progress, lambda: context.stop.check(SAVED))

@@ -159,9 +159,9 @@ class TrainTokenizer:
         if context.group.is_main:
             check_folder(context.runs / kind, dry)
         choices = self.choices.whatever_labels()
-        source = open_source(self.data, keep_index=not dry, choices=choices)
+        source = open_source(self.data, keep_index=not dry, choices=choices, context=context)
         held_out = (
-            open_source(self.validation, keep_index=not dry, choices=replace(choices, split=None))
+            open_source(self.validation, keep_index=not dry, choices=replace(choices, split=None), context=context)
             if self.validation
             else None
         )

@@ -1,0 +1,155 @@
+"""Files compressed with gzip as streams that are read forwards, with checks of size, end and CRC.
+
+`zlib` decompresses, and checks the CRC-32 and the length at the end of each member. A file must end with a whole
+member, behind which there may be zeros. No more than one piece is in memory. Names of shards are here, too: `.tar`, or
+`.tar.gz` and `.tgz` for compressed ones.
+"""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from titokctl.errors import UserError
+from titokctl.formats.file_kind import head_of
+from titokctl.formats.local_file import cannot
+
+_SUFFIXES = (".tar.gz", ".tgz")
+SHARD_SUFFIXES = (".tar", *_SUFFIXES)
+MAGIC = b"\x1f\x8b\x08"
+MAX_RATIO, _FREE_BYTES = 100, 64 << 20
+_PIECE = 1 << 18
+_WITH_HEADER = 31  # of zlib's window bits: the format is gzip's
+_CUT_HINT = "copy or download it again"
+
+
+class _Readable(Protocol):
+    def read(self, count: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+def is_shard(path: Path | str) -> bool:
+    """Return True for the name of a tar shard, compressed with gzip or not."""
+    return str(path).endswith(SHARD_SUFFIXES)
+
+
+def is_compressed_name(name: str) -> bool:
+    """Return True for the name of a shard that is compressed with gzip."""
+    return name.endswith(_SUFFIXES)
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a shard has when it is not compressed: a.tar for a.tar.gz and a.tgz."""
+    found = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
+    return f"{name.removesuffix(found)}.tar" if found else name
+
+
+def is_gzip(path: Path) -> bool:
+    """Return True if a file is compressed with gzip by its first bytes, whatever its name is."""
+    return head_of(path).startswith(MAGIC)
+
+
+class GzipStream:
+    """The decompressed bytes of a gzip file, as a binary file. Seeking back decompresses again from the start.
+
+    Args:
+        reopen: opens the compressed file at its start; called at once, and again for each seek back.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: the file can't be read, is cut or damaged, or grows beyond MAX_RATIO times its size after its first
+            64 MiB.
+    """
+
+    def __init__(self, reopen: Callable[[], _Readable], name: Path | str) -> None:
+        self._reopen, self._name = reopen, name
+        self._start()
+
+    @property
+    def consumed(self) -> int:
+        """Number of compressed bytes that were read."""
+        return self._consumed
+
+    def read(self, count: int) -> bytes:
+        """Return the next `count` bytes; fewer only at the end."""
+        parts = []
+        while count > 0 and (part := self._some(min(count, _PIECE))):
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def seek(self, position: int) -> int:
+        """Go to `position`, or to the end if that is before it."""
+        if position < self._position:
+            self.close()
+            self._start()
+        while self._position < position and self._some(min(position - self._position, _PIECE)):
+            pass
+        return self._position
+
+    def close(self) -> None:
+        """Close the compressed file."""
+        self._file.close()
+
+    def __enter__(self) -> "GzipStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        try:
+            self._file = self._reopen()
+        except OSError as error:
+            raise cannot(self._name, error) from error
+        self._position = self._consumed = 0
+        self._input = b""
+        self._member = zlib.decompressobj(_WITH_HEADER)
+
+    def _some(self, count: int) -> bytes:
+        """Return at least one byte, or none at the end."""
+        while True:
+            if self._member.eof and not self._next_member():
+                return b""
+            if not self._input and not self._fill():
+                raise UserError(f"{self._name} is cut: its gzip data end after {self._consumed:,} bytes", _CUT_HINT)
+            try:
+                data = self._member.decompress(self._input, count)
+            except zlib.error as error:
+                text = f"{self._name} is damaged in its first {self._consumed:,} bytes ({error})"
+                raise UserError(text, _CUT_HINT) from error
+            self._input = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            if data:
+                self._position += len(data)
+                self._check_ratio()
+                return data
+
+    def _next_member(self) -> bool:
+        """Begin another member, if there is one behind the zeros that may follow one."""
+        self._input = self._input.lstrip(b"\0")
+        while not self._input and self._fill():
+            self._input = self._input.lstrip(b"\0")
+        if self._input:
+            self._member = zlib.decompressobj(_WITH_HEADER)
+        return bool(self._input)
+
+    def _fill(self) -> bool:
+        try:
+            self._input = self._file.read(_PIECE)
+        except OSError as error:
+            raise cannot(self._name, error) from error
+        self._consumed += len(self._input)
+        return bool(self._input)
+
+    def _check_ratio(self) -> None:
+        if self._position > max(_FREE_BYTES, MAX_RATIO * self._consumed):
+            raise UserError(
+                f"{self._name} unpacks to more than {MAX_RATIO} times its size, as no images do",
+                f"if it is what it should be, unpack it yourself: gunzip -k {self._name}",
+            )
+
+
+def open_gzip(path: Path) -> GzipStream:
+    """Open a local file. Raises as `GzipStream`."""
+    return GzipStream(lambda: path.open("rb", buffering=0), path)
