@@ -51,7 +51,7 @@ def lines_of(page: str) -> list[Line]:
     for i, text in enumerate(prose_and_blocks):
         if i % 3 == 0:
             spans = (" ".join(span.split()) for span in _IN_PROSE.findall(text))
-            found += [Line(page, span, False) for span in spans if _has_arguments(span)]
+            found += [Line(page, span, False) for span in spans if has_arguments(span)]
         elif i % 3 == 2 and prose_and_blocks[i - 1] in ("", "sh", "bash", "console"):
             found += [Line(page, line, True) for line in _commands_in(text)]
     return found
@@ -65,7 +65,8 @@ def _commands_in(block: str) -> Iterator[str]:
             yield line
 
 
-def _has_arguments(span: str) -> bool:
+def has_arguments(span: str) -> bool:
+    """Return True if a text is more than the name of a command."""
     words = shlex.split(span)[1:]
     return len(words) > 1 + (words[0] in _GROUPS) or words[0].startswith("-")
 
@@ -79,7 +80,7 @@ class Change:
     replacement: str
 
 
-_SHORT = "--set training.steps=2 --set schedule.warmup_steps=1 --set training.global_batch_size=8"
+SHORT = "--set training.steps=2 --set schedule.warmup_steps=1 --set training.global_batch_size=8"
 # In this order; {samples} and {generator} are the names of the newest run of that kind, {server} is an address.
 CHANGES = (
     # Released models are replaced by those that are part of the package.
@@ -89,11 +90,11 @@ CHANGES = (
     Change("*", r"(?<=--init )titok-bl-64-vq|(?<=--tokenizer )titok-l-32", "scenes-64"),
     # Fewer images and steps.
     Change("*", r"(?<=-n )(50000|5000|480|420|300|64|16)\b", "8"),
-    Change("*", r"(?<=--minutes )10", "10 --images 64 --candidates 2"),
+    Change("*", r"--minutes 10", "--images 64 --candidates 2"),
     Change("*", r"training\.steps=\d+", "training.steps=2"),
     Change("*", r"schedule\.warmup_steps=\d+", "schedule.warmup_steps=1"),
     Change("*", r"training\.global_batch_size=\d+", "training.global_batch_size=8"),
-    Change("*", r"^(titokctl train-\S+ .*)$", rf"\1 {_SHORT}"),
+    Change("*", r"^(titokctl train-\S+ .*)$", rf"\1 {SHORT}"),
     Change("*", r"^(titokctl train-tokenizer .*--recipe (tiny|mine\.yaml|examples/fsq/\S+|scenes-64)\b.*)$",
            r"\1 --set codebook.continuous_steps=0"),
     Change("docs/imagenet.md", r"width: 512, num_layers: 8, num_heads: 8", "width: 64, num_layers: 1, num_heads: 2"),
@@ -121,7 +122,7 @@ CHANGES = (
     Change("docs/imagenet.md", r"\{0000\.\.1023\}", "{0000..0001}"),
     Change("docs/imagenet.md", r"https://example\.org", "{server}"),
     # The tokenizer that is taken where none was trained, titok-l-32, is a released one.
-    Change("docs/imagenet.md docs/clusters.md", r"^(titokctl tokenize (?!.*--tokenizer).*)$",
+    Change("docs/imagenet.md docs/clusters.md docs/formats.md", r"^(titokctl tokenize (?!.*--tokenizer).*)$",
            r"\1 --tokenizer scenes-64"),
     # The forms of a source are alternatives to each other.
     Change("docs/imagenet.md docs/clusters.md", r"^(titokctl \S+ .* -o tokens\.h5\b.*)$", r"\1 --overwrite"),
@@ -169,10 +170,8 @@ def executed(page: str) -> list[Line]:
 
 def as_run(line: Line, changes: tuple[Change, ...] = CHANGES) -> str:
     """Return the line with the changes of its page; {samples}, {generator} and {server} are left to be filled in."""
-    if line.text in DRY_RUN:
-        return f"{line.text} --dry-run"
     text = line.text
     for change in changes:
         if any(fnmatch(line.page, one) for one in change.pages.split()):
             text = re.sub(change.pattern, change.replacement, text)
-    return text
+    return f"{text} --dry-run" if line.text in DRY_RUN else text

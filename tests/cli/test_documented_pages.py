@@ -21,15 +21,14 @@ import tiny
 import trained
 from caches import write_cache
 from command_line import PATIENCE_S, ROOT, CliResult, RunCli
+from documented import SHORT
 from PIL import Image
 from shard_server import Server
 from tar_files import tar_bytes, write_tar
 
-pytestmark = pytest.mark.slow
 WITH_LINES = [page for page in documented.PAGES if documented.executed(page)]
 SYNSETS = ("n01440764", "n01443537", "n02119789")
-_SHORT = "--set training.steps=2 --set schedule.warmup_steps=1 --set training.global_batch_size=8"
-Run = Callable[[str], CliResult]
+Run = Callable[..., CliResult]
 
 
 def pictures(root: Path, *names: str, classes: tuple[str, ...] = ("cat", "dog")) -> None:
@@ -43,7 +42,7 @@ def chain(root: Path, run: Run) -> None:
     """Make pictures, their cache, a generator that is trained on it, and ids that it drew."""
     pictures(root, "pictures", "heldout")
     run("tokenize pictures/ -o tokens.h5 --tokenizer scenes-64")
-    run(f"train-gen tokens.h5 --recipe tiny --name gen {_SHORT}")
+    run(f"train-gen tokens.h5 --recipe tiny --name gen {SHORT}")
     run("sample -n 8")
     shutil.copy(next(root.glob("runs/samples/*/ids.h5")), root / "ids.h5")
 
@@ -101,17 +100,11 @@ def example(root: Path, run: Run) -> None:
     tiny.shards(root / "shards", 2, 10)
     pictures(root, "earth/train", "earth/heldout")
     shutil.copytree(ROOT / "examples", root / "examples")
-    for name in ("causal", "fsq"):
-        words = [
-            "--quiet",
-            "--no-index",
-            "--no-deps",
-            "--no-build-isolation",
-            "--disable-pip-version-check",
-            "--target",
-        ]
-        subprocess.run([sys.executable, "-m", "pip", "install", *words, str(root / "packages"), f"examples/{name}"],
-                       cwd=root, check=True, timeout=PATIENCE_S)  # fmt: skip
+    words = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target"]
+    packages = [f"{root}/packages", "examples/causal", "examples/fsq"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *words, *packages], cwd=root, check=True, timeout=PATIENCE_S
+    )
 
 
 # Pages whose lines begin with the products of a chain; those of the others begin with pictures.
@@ -126,7 +119,7 @@ MORE: dict[str, Callable[[Path, Run], object]] = {
     "docs/imagenet.md": imagenet,
     "docs/recipe-fields.md": lambda _, run: run("recipes cp tokenizer/tiny mine.yaml"),
     "docs/sharing.md": sharing,
-    "docs/sweeps.md": lambda _, run: run(f"train-gen tokens.h5 --recipe tiny --name other {_SHORT}"),
+    "docs/sweeps.md": lambda _, run: run(f"train-gen tokens.h5 --recipe tiny --name other {SHORT}"),
     "docs/troubleshooting.md": troubleshooting,
     "examples/causal/README.md": example,
     "examples/earth/README.md": example,
@@ -137,7 +130,7 @@ MORE: dict[str, Callable[[Path, Run], object]] = {
 def in_folder(root: Path, run_cli: RunCli, **env: str) -> Run:
     """Return a function that runs the words after `titokctl` in `root`, with the runs folder that it has by default."""
     env |= {"TITOKCTL_RUNS": "runs", "XDG_CACHE_HOME": str(root / "cache"), "HOME": str(root)}
-    return lambda words: run_cli(*shlex.split(words), cwd=root, env=env, code=0)
+    return lambda words, code=0: run_cli(*shlex.split(words), cwd=root, env=env, code=code)
 
 
 @contextmanager
@@ -162,6 +155,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_LINES)
 def test_the_lines_of_a_page_run(page: str, run_cli: RunCli, kept: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"

@@ -31,6 +31,8 @@ OPTION = re.compile(r"(?<![\w-])(--[a-zA-Z][\w-]*|-[a-zA-Z])(?![\w-])")
 FIELD = re.compile(r"--set \"?([a-z_]+(?:\.[a-z_]+)+)=")
 # Options of other programs that hints name: mkdir -p, rm -r, ulimit -u, pip -m, ray start --head.
 FOREIGN = {"-p", "-r", "-u", "--no-deps", "-m", "--head"}
+# The function that prints the command that follows a finished one.
+NEXT_COMMAND = ("next_command", "console.next_command")
 # What stands for a value that is known when the hint is shown.
 VALUE = "1"
 
@@ -56,7 +58,7 @@ def next_commands() -> Iterator[tuple[str, str]]:
     """Yield place and text of the commands that finished commands name, with 1 for what is filled in."""
     for path in sorted((PACKAGE / "cli").glob("*.py")):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(call, ast.Call) and ast.unparse(call.func) == "console.next_command":
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in NEXT_COMMAND:
                 words = [one.value if isinstance(one, ast.Constant) else VALUE for one in call.args]
                 yield f"cli/{path.name}:{call.lineno}", f"`titokctl {shlex.join(map(str, words))}`"
 

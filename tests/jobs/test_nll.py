@@ -65,6 +65,14 @@ def test_exact_numbers_and_a_bound_have_names_of_their_own(networks, capsys):
     assert all(name == "images" or name.endswith("_bound") for c in bound["by_class"].values() for name in c)
 
 
+def test_without_a_name_the_newest_generator_that_fits_the_cache_is_taken(networks, capsys):
+    other = trained.tokenizer_run(networks / "runs", "other", seed=3)
+    trained.generator_run(networks / "runs", other, "newer")
+    words = ["nll", networks / "tokens.h5", "--runs-dir", networks / "runs", "--device", "cpu"]
+    assert run([str(word) for word in words]) == 0
+    assert "generator/ar (the newest in" in capsys.readouterr().err
+
+
 def test_the_standard_error_is_that_of_the_mean_over_images(networks):
     """Against the same images scored one by one."""
     cache = networks / "tokens.h5"

@@ -16,7 +16,12 @@ def nll(
     cache: options.Tokens,
     generator: Annotated[
         str | None,
-        option("--generator", "The newest trained one by default.", "RUN|FILE|NAME", completes=completion.generators),
+        option(
+            "--generator",
+            "Default: the newest one that was trained on such ids.",
+            "RUN|FILE|NAME",
+            completes=completion.generators,
+        ),
     ] = None,
     passes: Annotated[
         int, option("--passes", "Forward passes an image for the masked bound; exact kinds take one.")

@@ -76,10 +76,18 @@ def tokenizer_with(encoder_sha256: str, weights_sha256: str, given: str | None, 
     )
 
 
-def pick_generator(given: str | None, root: Path, say: Say) -> str:
-    """Return an argument for `load_generator`: `given`, else the newest trained one under `root`."""
+def pick_generator(given: str | None, root: Path, say: Say, encoder: str | None = None) -> str:
+    """Return an argument for `load_generator`: `given`, else the newest trained one under `root`.
+
+    With `encoder`, the encoder_sha256 of a tokenizer, the newest one that was trained on its ids, if there is one.
+    """
     if given is not None:
         return in_runs(given, root, "generator", say)
+    if encoder is not None:
+        fitting = newest_run(root, "generator", lambda run: run.inputs.get("encoder_sha256") == encoder)
+        if fitting is not None:
+            say(f"generator: {fitting.reference} (the newest in {root}/generator that was trained on such ids)")
+            return fitting.reference
     return _newest(root, "generator", "train one with `titokctl train-gen tokens.h5`", say).reference
 
 

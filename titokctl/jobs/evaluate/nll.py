@@ -62,7 +62,8 @@ class Nll:
 
     Args:
         cache: a token cache of the tokenizer that the generator was trained for.
-        generator: a run, file or known name; None for the newest generator in the runs folder.
+        generator: a run, file or known name; None for the newest generator in the runs folder that was trained on
+            ids of the cache's tokenizer.
         passes: forward passes an image for the masked bound of a MaskGIT; exact kinds take one.
 
     Making one raises UsageError for fewer than one pass.
@@ -82,7 +83,7 @@ class Nll:
         Raises UserError when the generator has no likelihood, or does not fit the cache; Stopped after a signal.
         """
         cache = open_to_look(self.cache, context)
-        given = find_generator(self.generator, context.runs, context.say)
+        given = find_generator(self.generator, context.runs, context.say, encoder=cache.header.encoder_sha256)
         kind = kind_class(given.config).likelihood
         if kind is None:
             raise UserError(

@@ -269,9 +269,9 @@ class SampleTask:
         }
 
 
-def find_generator(named: str | None, runs: Path, say: Say, fetch: bool = True) -> Given:
-    """Read the generator, and build nothing yet; `fetch` allows a download."""
-    return _given(pick_generator(named, runs, say), "generator", fetch)
+def find_generator(named: str | None, runs: Path, say: Say, fetch: bool = True, encoder: str | None = None) -> Given:
+    """Read the generator, and build nothing yet; `fetch` allows a download, `encoder` is as for `pick_generator`."""
+    return _given(pick_generator(named, runs, say, encoder), "generator", fetch)
 
 
 def find_tokenizer(named: str | None, generator: Given, runs: Path, say: Say, fetch: bool = True) -> Given:
