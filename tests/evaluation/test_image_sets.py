@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def original(opening: Opening, root: Path) -> ImageSet:
-    return OriginalImages(open_images(root / "tokens.h5", opening).origin)
+    return OriginalImages(open_images(root / "tokens.h5", opening).origin, opening)
 
 
 def of(name: str, size: int | None = None) -> Callable[[Opening, Path], ImageSet]:
