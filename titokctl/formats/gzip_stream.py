@@ -12,7 +12,7 @@ from typing import Protocol
 
 from titokctl.errors import UserError
 from titokctl.formats.file_kind import head_of
-from titokctl.formats.local_file import cannot
+from titokctl.formats.local_file import retried
 
 _SUFFIXES = (".tar.gz", ".tgz")
 SHARD_SUFFIXES = (".tar", *_SUFFIXES)
@@ -99,10 +99,7 @@ class GzipStream:
         self.close()
 
     def _start(self) -> None:
-        try:
-            self._file = self._reopen()
-        except OSError as error:
-            raise cannot(self._name, error) from error
+        self._file = retried(self._reopen, self._name)
         self._position = self._consumed = 0
         self._input = b""
         self._member = zlib.decompressobj(_WITH_HEADER)
@@ -135,10 +132,7 @@ class GzipStream:
         return bool(self._input)
 
     def _fill(self) -> bool:
-        try:
-            self._input = self._file.read(_PIECE)
-        except OSError as error:
-            raise cannot(self._name, error) from error
+        self._input = retried(lambda: self._file.read(_PIECE), self._name)
         self._consumed += len(self._input)
         return bool(self._input)
 
