@@ -4,13 +4,13 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerActivity, profile
 
 from titokctl.formats.atomic import atomic_path
 from titokctl.progress import Progress
 
 NAME = "trace.json"
-_BEFORE, _WARM, _STEPS = 3, 2, 3  # steps without the profiler, steps that it needs to warm up, and recorded steps
+_BEFORE, _STEPS = 5, 3  # steps without the profiler, and recorded ones
 
 
 class StepTrace:
@@ -26,33 +26,32 @@ class StepTrace:
 
     def __init__(self, folder: Path, progress: Progress) -> None:
         self.path, self._progress = folder / NAME, progress
-        self._left = _BEFORE + _WARM + _STEPS
+        self._done = 0
         kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-        plan = schedule(wait=_BEFORE, warmup=_WARM, active=_STEPS, repeat=1)
-        self._profiler = profile(activities=kinds, schedule=plan, on_trace_ready=self._write)
+        # Without a schedule of torch's: a run that ends in the steps before recording would crash torch 2.11.
+        self._profiler = profile(activities=kinds, acc_events=True)  # there is one cycle; torch 2.11 warns without it
 
     def __enter__(self) -> "StepTrace":
-        self._profiler.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._left > 0:
-            self._profiler.on_trace_ready = None
-            self._profiler.stop()
-            self._progress.say(f"no {NAME}: it takes {_BEFORE + _WARM + _STEPS} steps")
+        if self._done < _BEFORE + _STEPS:
+            if self._done >= _BEFORE:
+                self._profiler.stop()
+            self._progress.say(f"no {NAME}: it takes {_BEFORE + _STEPS} steps")
 
     def step(self) -> None:
-        """Count one training step; after the last recorded one the profiler ends."""
-        if self._left <= 0:
-            return
-        self._left -= 1
-        self._profiler.step()
-        if self._left == 0:
+        """Count one training step; the profiler records those after the first five, and ends after the last of them."""
+        self._done += 1
+        if self._done == _BEFORE:
+            self._profiler.start()
+        elif self._done == _BEFORE + _STEPS:
             self._profiler.stop()
+            self._write()
 
-    def _write(self, profiler: "profile") -> None:
+    def _write(self) -> None:
         with atomic_path(self.path) as temporary:
-            profiler.export_chrome_trace(str(temporary))
+            self._profiler.export_chrome_trace(str(temporary))
         self._progress.say(f"profile of {_STEPS} steps: {self.path}; open it at https://ui.perfetto.dev")
