@@ -90,7 +90,7 @@ CHANGES = (
     Change("*", r"(?<=--init )titok-bl-64-vq|(?<=--tokenizer )titok-l-32", "scenes-64"),
     # Fewer images and steps.
     Change("*", r"(?<=-n )(50000|5000|480|420|300|64|16)\b", "8"),
-    Change("*", r"--minutes 10", "--images 64 --candidates 2"),
+    Change("*", r"--minutes 10", "--images 192 --candidates 2"),
     Change("*", r"training\.steps=\d+", "training.steps=2"),
     Change("*", r"schedule\.warmup_steps=\d+", "schedule.warmup_steps=1"),
     Change("*", r"training\.global_batch_size=\d+", "training.global_batch_size=8"),
@@ -127,6 +127,7 @@ CHANGES = (
     # The forms of a source are alternatives to each other.
     Change("docs/imagenet.md docs/clusters.md", r"^(titokctl \S+ .* -o tokens\.h5\b.*)$", r"\1 --overwrite"),
     Change("docs/sharing.md", r"^(titokctl (pull alice/\S+|sample)(?!.* -o ).*)$", r"\1 --runs-dir theirs"),
+    Change("docs/clusters.md", r"(--nodes 2 .*global_batch_size=)8", r"\g<1>16"),
     Change("docs/clusters.md", r"s3://", ""),
     Change("docs/clusters.md", r" /shared/", " shared/"),
 )  # fmt: skip

@@ -34,7 +34,8 @@ Run = Callable[..., CliResult]
 def pictures(root: Path, *names: str, classes: tuple[str, ...] = ("cat", "dog")) -> None:
     """Make class folders of these names, and a picture."""
     for name in names:
-        tiny.class_folder(root / name, per_class=10, names=classes)
+        # `tune` needs 48 held-out images.
+        tiny.class_folder(root / name, per_class=25 if name == "heldout" else 10, names=classes)
     (root / "one.jpg").write_bytes(tiny.jpeg(1))
 
 

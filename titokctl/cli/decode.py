@@ -42,10 +42,13 @@ def decode(
 
     To resume a stopped run, run the same command again.
     """
+    from titokctl.formats.sample_set import IDS, MANIFEST
     from titokctl.jobs.decode import Decode
 
     request = Decode(path, output, image_format, view, tokenizer, batch_size, precision, overwrite)
     result = perform(request, Surroundings(quiet, as_json, dry_run, runs_dir, device))
     console.result(result, as_json, "images")
-    if path.suffix == ".h5" or path.is_dir():
-        console.next_command("fid", path, shown=not quiet, runs_dir=runs_dir)
+    # Ids that were drawn do not say which images they are compared with; the manifest beside them does.
+    is_drawn = path.name == IDS
+    if path.is_dir() or (path.suffix == ".h5" and not is_drawn) or (is_drawn and (path.parent / MANIFEST).is_file()):
+        console.next_command("fid", path.parent if is_drawn else path, shown=not quiet, runs_dir=runs_dir)

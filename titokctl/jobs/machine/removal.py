@@ -133,8 +133,11 @@ class Prune:
 def users_of(product: RunFolder, kept: list[RunFolder], root: Path) -> list[str]:
     """Return the runs in `root` whose inputs name this product by a hash, as kind/name.
 
-    A run that names its encoder alone doesn't need it while one of the `kept` products has the same encoder.
+    A run that names its encoder alone doesn't need it while one of the `kept` products has the same encoder. A sample
+    set's hashes are those of the networks that drew it: others that name these networks do not need the set.
     """
+    if product.kind == "samples":
+        return []
     weights, encoder = (product.hashes.get(name) for name in ("weights_sha256", "encoder_sha256"))
     others = [run for kind in KINDS for run in readable_runs(root, kind) if run.path != product.path]
     same = [
