@@ -32,7 +32,7 @@ _MISSING = (torch.float64, torch.complex128, torch.uint16, torch.uint32, torch.u
 WAITS: Counter[str] = Counter()  # "what < function < function ...": how often
 MIXED: Counter[str] = Counter()
 # torch asks for the real device of gradients, and moves their norm there; it makes the mask of causal attention there.
-EXCUSED = frozenset({"learner.update", "add < transformer.attended"})
+EXCUSED = frozenset({"learner.update", "add < transformer.attend"})
 _LARGE = 1e9  # multiplications of a product that is timed, not used; it is not computed
 _WAITING = frozenset({
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount",
@@ -333,6 +333,7 @@ def pretend() -> Iterator[None]:
         (torch.cuda, "is_available"): lambda: True,
         (torch.cuda, "is_initialized"): lambda: True,
         (torch.cuda, "is_bf16_supported"): lambda including_emulation=True: True,
+        (torch.cuda, "is_current_stream_capturing"): lambda: False,  # asks the driver in builds for CUDA
         (torch.cuda, "max_memory_allocated"): lambda *_: 0,
         (torch.cuda, "synchronize"): lambda *_: _note(WAITS, "synchronize"),
     }

@@ -30,7 +30,7 @@ COMMAND = re.compile(r"`(titokctl [^`]*)`|: (titokctl .+?)(?=$|; )")
 OPTION = re.compile(r"(?<![\w-])(--[a-zA-Z][\w-]*|-[a-zA-Z])(?![\w-])")
 FIELD = re.compile(r"--set \"?([a-z_]+(?:\.[a-z_]+)+)=")
 # Options of other programs that hints name: mkdir -p, rm -r, ulimit -u, pip -m, ray start --head.
-FOREIGN = {"-p", "-r", "-u", "--no-deps", "-m", "--head"}
+FOREIGN = {"-c", "-k", "-p", "-r", "-u", "--no-deps", "-m", "--head"}
 # The function that prints the command that follows a finished one.
 NEXT_COMMAND = ("next_command", "console.next_command")
 # What stands for a value that is known when the hint is shown.
