@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import hub_server
@@ -158,14 +158,6 @@ EVERY = (
     class_folders, listed_folder, named_files, shards, shards_in_two_folders, class_tars, parquet, arrow, archive,
     remote_shards, remote_parquet,
 )  # fmt: skip
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    running = Server()
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -282,14 +281,6 @@ def test_another_process_waits_for_the_one_that_unpacks(tmp_path: Path) -> None:
         assert waits
         assert read == []  # it took the other's copy
         assert copy.read_bytes() == LARGE
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    running = Server()
-    yield running
-    running.close()
 
 
 def test_a_server_gives_what_the_plain_shard_gives(server: Server) -> None:

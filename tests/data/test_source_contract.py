@@ -3,7 +3,7 @@
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -128,14 +128,6 @@ SEEKABLE = (
     zip_archive,
 )
 EVERY = (*SEEKABLE, remote_shards)
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    running = Server()
-    yield running
-    running.close()
 
 
 @pytest.fixture

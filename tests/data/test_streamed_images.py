@@ -1,7 +1,6 @@
 """Training from shards on a server: exactly once per epoch for any number of processes, resumed by the shard."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,6 @@ from titokctl.errors import UserError
 SIZE = 8
 COUNTS = (7, 1, 12, 5, 9)
 TOTAL = sum(COUNTS)
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    running = Server()
-    yield running
-    running.close()
 
 
 def picture(i: int) -> bytes:
