@@ -12,6 +12,7 @@ from typing import Protocol
 
 from titokctl.errors import UserError
 from titokctl.formats.file_kind import head_of
+from titokctl.formats.forward_stream import ForwardStream
 from titokctl.formats.local_file import retried
 
 _SUFFIXES = (".tar.gz", ".tgz")
@@ -50,7 +51,7 @@ def is_gzip(path: Path) -> bool:
     return head_of(path).startswith(MAGIC)
 
 
-class GzipStream:
+class GzipStream(ForwardStream):
     """The decompressed bytes of a gzip file, as a binary file. Seeking back decompresses again from the start.
 
     Args:
@@ -71,32 +72,13 @@ class GzipStream:
         """Number of compressed bytes that were read."""
         return self._consumed
 
-    def read(self, count: int) -> bytes:
-        """Return the next `count` bytes; fewer only at the end."""
-        parts = []
-        while count > 0 and (part := self._some(min(count, _PIECE))):
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
-
-    def seek(self, position: int) -> int:
-        """Go to `position`, or to the end if that is before it."""
-        if position < self._position:
-            self.close()
-            self._start()
-        while self._position < position and self._some(min(position - self._position, _PIECE)):
-            pass
-        return self._position
-
     def close(self) -> None:
         """Close the compressed file."""
         self._file.close()
 
-    def __enter__(self) -> "GzipStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def _rewind(self, position: int) -> None:
         self.close()
+        self._start()
 
     def _start(self) -> None:
         self._file = retried(self._reopen, self._name)
@@ -105,7 +87,6 @@ class GzipStream:
         self._member = zlib.decompressobj(_WITH_HEADER)
 
     def _some(self, count: int) -> bytes:
-        """Return at least one byte, or none at the end."""
         while True:
             if self._member.eof and not self._next_member():
                 return b""
@@ -118,8 +99,7 @@ class GzipStream:
                 raise UserError(text, _CUT_HINT) from error
             self._input = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
             if data:
-                self._position += len(data)
-                self._check_ratio()
+                self._check_ratio(self._position + len(data))
                 return data
 
     def _next_member(self) -> bool:
@@ -136,8 +116,8 @@ class GzipStream:
         self._consumed += len(self._input)
         return bool(self._input)
 
-    def _check_ratio(self) -> None:
-        if self._position > max(_FREE_BYTES, MAX_RATIO * self._consumed):
+    def _check_ratio(self, unpacked: int) -> None:
+        if unpacked > max(_FREE_BYTES, MAX_RATIO * self._consumed):
             raise UserError(
                 f"{self._name} unpacks to more than {MAX_RATIO} times its size, as no images do",
                 f"if it is what it should be, unpack it yourself: gunzip -k {self._name}",

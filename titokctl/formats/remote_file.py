@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from titokctl import __version__
 from titokctl.errors import UserError, install
+from titokctl.formats.forward_stream import ForwardStream
 
 T = TypeVar("T")
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
@@ -83,7 +84,7 @@ def sibling(url: str, name: str) -> str:
     return urllib.parse.urlunsplit(parts._replace(path=f"{folder}/{name}", fragment=""))
 
 
-class RemoteStream:
+class RemoteStream(ForwardStream):
     """A file on a server as a binary file that is only read forwards.
 
     Args:
@@ -99,39 +100,16 @@ class RemoteStream:
         check_url(url)
         self._pauses = PAUSES if pauses is None else pauses
         self._opened = _http_at if scheme_of(url) in _HTTP else _fsspec_at
-        self._position = 0
         self._stream, self.file = self._reopen(url)
         # Of a file without a version, what was read is compared after a break.
         self._seen = None if self.file.version else hashlib.sha256()
-
-    def read(self, count: int) -> bytes:
-        """Return the next `count` bytes; fewer only at the end."""
-        parts = []
-        while count > 0 and (part := self._some(min(count, _PIECE))):
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
-
-    def seek(self, position: int) -> int:
-        """Skip to `position`. Raises ValueError for one that was read already."""
-        if position < self._position:
-            raise ValueError(f"a stream at byte {self._position} can't go back to {position}")
-        while self._position < position and self._some(min(position - self._position, _PIECE)):
-            pass
-        return self._position
 
     def close(self) -> None:
         """Close the connection."""
         self._stream.close()
 
-    def __enter__(self) -> "RemoteStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _some(self, count: int) -> bytes:
-        """Return at least one byte, or none at the end. Raises UserError after all retries without progress."""
+        """Return 1 to `count` bytes, or none at the end. Raises UserError after all retries without progress."""
         problem: Exception = http.client.IncompleteRead(b"")
         is_at_position = True
         for pause in (*self._pauses, None):
@@ -148,7 +126,6 @@ class RemoteStream:
                 problem = error
             else:
                 if data or self.file.size is None or self._position >= self.file.size:
-                    self._position += len(data)
                     if self._seen is not None:
                         self._seen.update(data)
                     return data
