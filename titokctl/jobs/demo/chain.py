@@ -1,6 +1,10 @@
 """`titokctl demo`: the whole chain from scratch, from rendered scenes or one's own images to a report with scores.
 
 Everything lies in one folder, in the same formats as any other run; the same command resumes a stopped demo.
+
+Specification: `demo.json`, {"format": "titokctl/demo", "format_version": 1}, marks the folder, whose files the demo may
+replace. `results.json` is the `DemoResult` and `kid_ratio`. It has no version: it is for people, and to compare runs of
+one release.
 """
 
 import hashlib
@@ -21,11 +25,12 @@ from titokctl.data.sources import open_source
 from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.distributed.launch import run_workers
 from titokctl.distributed.place import available_cores
+from titokctl.errors import UserError
 from titokctl.evaluation.baselines import PrincipalAxes, mean_colour_psnr
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.image_sets import Opening, open_images
-from titokctl.formats.demo_folder import claim, write_results
-from titokctl.formats.folder_lock import folder_lock
+from titokctl.formats.atomic import write_json
+from titokctl.formats.folder_lock import contents_of, folder_lock
 from titokctl.formats.run_folder import open_run
 from titokctl.formats.token_cache import TokenCache
 from titokctl.jobs.demo import pictures, scores
@@ -40,6 +45,8 @@ from titokctl.progress import SilentProgress
 from titokctl.weights.hashes import encoder_sha256
 from titokctl.weights.load import load_tokenizer
 
+FORMAT, FORMAT_VERSION = "titokctl/demo", 1
+_MARKER, _RESULTS = "demo.json", "results.json"
 _PROCESSES = 2
 _COMPARED = 300  # images of every set; most of the scores' time goes into their features
 _REFERENCE = 1_200  # training images that they are compared with
@@ -89,7 +96,7 @@ class Demo:
         # The extractors need the demo extra: open them before minutes of training.
         options = ExtractorOptions(precision="bf16")
         extractors = {name: open_extractor(name, options) for name in (scores.SEEN, scores.UNSEEN)}
-        claim(self.output)
+        _claim(self.output)
         with folder_lock(self.output):
             steps = _Steps(self.output, self.seed, self.images, replace(context, runs=self.output / "runs"))
             return steps.run(extractors)
@@ -147,7 +154,7 @@ class _Steps:
             generator.metrics, found, self.seconds, hours,
         )  # fmt: skip
         record = asdict(result) | {"folder": str(self.folder), "report": str(result.report)}
-        write_results(self.folder, record | {"kid_ratio": found.kid_ratio})
+        write_json(self.folder / _RESULTS, record | {"kid_ratio": found.kid_ratio})
         write_report(result, trained.run, generator.run)
         return result
 
@@ -210,6 +217,17 @@ class _Steps:
         training = pixels["train"][:_REFERENCE]
         labels = cache.labels[_spread(len(cache), _PCA_IMAGES)][: len(training)]
         return scores.DemoImages(training, labels, sets, judged.labels[compared], made.attributes)
+
+
+def _claim(folder: Path) -> None:
+    """Mark `folder` as a demo's. Raises UserError for a folder with other files, which could be overwritten."""
+    marker = folder / _MARKER
+    if marker.is_file():
+        return
+    if folder.is_dir() and contents_of(folder):
+        raise UserError(f"{folder} holds other files, which the demo could overwrite", "choose another folder with -o")
+    with folder_lock(folder):
+        write_json(marker, {"format": FORMAT, "format_version": FORMAT_VERSION})
 
 
 def _baselines(pixels: dict[str, np.ndarray], cache: TokenCache) -> dict[str, float]:
