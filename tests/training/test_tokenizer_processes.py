@@ -11,13 +11,15 @@ import torch
 from process_tree import held, wait_for_files
 
 from titokctl.context import Context
-from titokctl.data.images import to_float
+from titokctl.data.sources import open_source
 from titokctl.errors import UserError
 from titokctl.formats import checkpoint
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import open_run
 from titokctl.jobs.train.stage_start import find_start
+from titokctl.jobs.train.stages import Parts, build_stage
 from titokctl.jobs.train.tokenizer import TrainTokenizer
+from titokctl.training.step_images import StepImages
 
 RECIPE = f"""{stages.ALONE}
 optimizer: {{learning_rate: 1e-3, muon_learning_rate: 1e-3}}
@@ -47,25 +49,43 @@ def chain(tmp_path_factory):
 
 @pytest.fixture
 def in_float64(monkeypatch):
-    """Weights, images and losses are float64: what is the same in exact arithmetic then differs by very little.
+    """New weights and losses are float64: what is the same in exact arithmetic then differs by very little.
 
     In float32 how little depends on the kernels that a release of torch has for a CPU and a size of the batch.
     """
-
-    def wide_start(*given):
-        start = find_start(*given)
-        for network in (start.vqgan, start.tokenizer):
-            if network is not None:
-                network.double()
-        return start
-
     to_float32 = torch.Tensor.float
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else to_float32(x))
-    monkeypatch.setattr("titokctl.training.step_images.to_float", lambda pixels: to_float(pixels).double())
-    monkeypatch.setattr("titokctl.jobs.train.tokenizer.find_start", wide_start)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+class Float64Images:
+    """The images of each step in float64."""
+
+    def __init__(self, images: StepImages) -> None:
+        self._images = images
+
+    def batch(self, step: int) -> torch.Tensor:
+        return self._images.batch(step).double()
+
+
+def float64_curves(chain, stage, *overrides) -> dict[str, list[float]]:
+    """Train a stage in float64, and return its metrics of every step."""
+    recipe = TrainTokenizer([chain], str(stages.write_recipe(chain, stage)), overrides).resolved
+    context = Context(chain / "runs")
+    start = find_start(recipe, context.runs, context.say, context.group, False)
+    for network in (start.vqgan, start.tokenizer):
+        if network is not None:
+            network.double()
+    images = Float64Images(StepImages(open_source([chain / "pictures"]), recipe, context))
+    task = build_stage(recipe, start, Parts(images, None, context.device, context.group))
+    found: dict[str, list[float]] = {}
+    for step in range(recipe.training.steps):
+        task.prepare(step)
+        for name, value in task.step(step).items():
+            found.setdefault(name, []).append(float(value))
+    return found
 
 
 def named(chain, stage) -> list[str]:
@@ -75,11 +95,15 @@ def named(chain, stage) -> list[str]:
     return [words.get(stage, "optimizer.learning_rate=1e-4" if stage == "vqgan" else "training.seed=0")]
 
 
+def logged_curves(run) -> dict[str, list[float]]:
+    log = MetricsLog(run / "metrics.jsonl").read()
+    return {name: [line[name] for line in log if name in line] for name in set().union(*log)}
+
+
 def assert_same_curves(stage, one, other, rtol=1e-4):
     """Logits pass through zero: what counts is their error beside the 1 that the hinge loss compares them with."""
-    logs = [MetricsLog(run / "metrics.jsonl").read() for run in (one, other)]
     for what in SHOWN[stage]:
-        a, b = ([r[what] for r in log if what in r] for log in logs)
+        a, b = one[what], other[what]
         assert len(a) == (14 if "discriminator" in what or "logit" in what else 20)  # the GAN starts at 6
         np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol if "logit" in what else rtol / 10, err_msg=what)
 
@@ -94,12 +118,12 @@ def assert_same_state(one, other):
 @pytest.mark.parametrize(
     "stage", ["single", *(pytest.param(s, marks=pytest.mark.slow) for s in SHOWN if s != "single")]
 )
-def test_four_pieces_of_two_train_as_one_of_eight(chain, stage, runs, in_float64):
+def test_four_pieces_of_two_train_as_one_of_eight(chain, stage, in_float64):
     """Sums in another order differ by 1e-16; Adam, which divides gradients by their size, makes more of that."""
-    pictures, words = chain / "pictures", named(chain, stage)
-    whole = stages.train(pictures, stage, runs, chain, *words, name="whole")
-    pieces = stages.train(pictures, stage, runs, chain, *words, "training.micro_batch_size=2", name="pieces")
-    assert_same_curves(stage, whole.run, pieces.run, rtol=1e-9)
+    words = named(chain, stage)
+    whole = float64_curves(chain, stage, *words)
+    pieces = float64_curves(chain, stage, *words, "training.micro_batch_size=2")
+    assert_same_curves(stage, whole, pieces, rtol=1e-9)
 
 
 @pytest.mark.slow
@@ -110,13 +134,14 @@ def test_two_processes_train_as_one_and_one_goes_on_alone(chain, stage, runs, ru
     flags = [f"--set={word}" for word in words]
     command = ("train-tokenizer", pictures, "--recipe", stages.write_recipe(chain, stage), *flags, "--runs-dir", runs)
     run_cli(*command, "--name", "two", "--procs", "2", code=0)
-    assert_same_curves(stage, whole.run, whole.run.with_name("two"))
+    curves = logged_curves(whole.run)
+    assert_same_curves(stage, curves, logged_curves(whole.run.with_name("two")))
     run_cli(*command, "--name", "again", "--procs", "2", "--set", "training.steps=11", code=0)
     run_cli(*command, "--name", "again", "--procs", "2", code=0)
     assert_same_state(whole.run.with_name("two"), whole.run.with_name("again"))
     run_cli(*command, "--name", "fewer", "--procs", "2", "--set", "training.steps=11", code=0)
     stages.train(pictures, stage, runs, chain, *words, name="fewer")
-    assert_same_curves(stage, whole.run, whole.run.with_name("fewer"))
+    assert_same_curves(stage, curves, logged_curves(whole.run.with_name("fewer")))
 
 
 @pytest.mark.slow
