@@ -3,9 +3,12 @@
 import gzip
 import os
 import pickle
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -189,8 +192,39 @@ def test_damage_is_named_and_nothing_of_it_is_used(tmp_path: Path, damage, words
     assert ".titokctl-index" not in str(caught.value)
     if "tar" not in words and "incomplete" not in words:
         assert not list(tmp_path.rglob("*.tar"))
+    if words == "is cut":
+        assert "--accept-cut" in caught.value.hint
+    elif "incomplete" not in words:
         with pytest.raises(UserError, match=words):
             open_source([shard], accept_cut=True)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("left", [-3, -8, 0.9, 0.5])
+def test_a_cut_shard_gives_its_whole_images_as_a_plain_one_does(tmp_path: Path, left: float, keep: bool) -> None:
+    data = gzip.compress(FIRST, 0)  # stored: about as many bytes of the tar are left as of the file
+    shard = tmp_path / "packed" / "s.tar.gz"
+    shard.parent.mkdir()
+    shard.write_bytes(data[: int(left) if left < 0 else int(left * len(data))])
+    stream = zlib.decompressobj(31)
+    plain = tmp_path / "plain" / "s.tar"
+    plain.parent.mkdir()
+    plain.write_bytes(stream.decompress(shard.read_bytes()) + stream.flush())
+    found = open_source([shard], keep_index=keep, accept_cut=True)
+    assert facts(found) == facts(open_source([plain], accept_cut=True))
+    assert 0 < len(found) <= 5
+    assert found.description["accepted_cut_shards"] == [str(shard)]
+    assert facts(reopen_source(found.description)) == facts(found)
+    assert facts(pickle.loads(pickle.dumps(found))) == facts(found)
+    with pytest.raises(UserError, match="is cut: its gzip data end after"):  # what was accepted is not kept for others
+        open_source([shard], keep_index=keep)
+
+
+def test_a_shard_that_is_cut_before_its_first_image_gives_nothing(tmp_path: Path) -> None:
+    shard = tmp_path / "s.tar.gz"
+    shard.write_bytes(gzip.compress(FIRST)[:12])
+    with pytest.raises(UserError, match="is cut before its first image"):
+        open_source([shard], accept_cut=True)
 
 
 def test_a_bomb_ends_before_it_fills_the_disk(tmp_path: Path) -> None:
@@ -208,8 +242,76 @@ def test_a_disk_without_room_is_refused_before_it_is_full(tmp_path: Path) -> Non
     shard = packed(tmp_path / "s.tar.gz", FIRST)
     with pytest.raises(UserError, match=r"too little room for s\.tar\.gz: .* free") as caught:
         unpack(shard, lambda _: None, lambda: None, reserve=1 << 60)
-    assert "gunzip" in caught.value.hint
+    assert "XDG_CACHE_HOME" in caught.value.hint
     assert copy_of(shard) is None
+
+
+def test_a_disk_that_fills_on_the_way_leaves_nothing_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    shard = packed(tmp_path / "s.tar.gz", LARGE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6 << 20, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"s\.tar\.gz can't be unpacked: the disk of .* takes no more") as caught:
+            open_source([shard])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"{tmp_path}/.titokctl-index/unpacked" in caught.value.message
+    assert "XDG_CACHE_HOME" in caught.value.hint
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size] == [shard]
+    assert len(open_source([shard])) == 1
+
+
+def test_copies_of_shards_that_are_gone_or_others_are_removed(folders: tuple[Path, Path]) -> None:
+    _, compressed = folders
+    kept, gone = compressed / "s-0.tar.gz", compressed / "s-1.tgz"
+    open_source([compressed])
+    names = {path.name for path in (compressed / ".titokctl-index").rglob("*") if "s-1" in path.name}
+    assert len(names) >= 3  # the copy, its record, its index
+    gone.unlink()
+    told = Remarks()
+    open_source([kept], keep_index=False)
+    assert list(compressed.rglob("s-1*"))  # a plan writes nothing
+    open_source([kept], context=Context(progress=told))
+    assert not list(compressed.rglob("*s-1*"))
+    assert "removed" in told
+    assert copy_of(kept) is not None
+
+
+def test_copies_in_the_users_cache_are_removed_with_their_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shards = [packed(tmp_path / name / "s.tar.gz", FIRST) for name in ("one", "two", "three")]
+    for shard in shards:
+        (shard.parent / ".titokctl-index").write_text("a file, so that no folder can be made")
+        open_source([shard])
+    shutil.rmtree(shards[0].parent)
+    packed(shards[1], SECOND)
+    plain = tmp_path / "plain.tar"
+    plain.write_bytes(FIRST)
+    open_source([plain])
+    assert [copy_of(shard) is not None for shard in shards[1:]] == [False, True]
+    assert len(list((tmp_path / "cache").rglob("*.tar.gz.tar"))) == 1
+
+
+def test_a_copy_that_a_process_reads_stays(folders: tuple[Path, Path]) -> None:
+    """The reader opens its shards anew in another process after they were deleted."""
+    _, compressed = folders
+    script = (
+        "import sys; from titokctl.data.sources import open_source\n"
+        "source = open_source([sys.argv[1]]); print('open', flush=True); sys.stdin.readline()\n"
+        "print(len(source.by_position().sample(len(source) - 1).data))"
+    )
+    command = [sys.executable, "-c", script, str(compressed)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "open\n"
+        (compressed / "s-1.tgz").unlink()
+        open_source([compressed / "s-0.tar.gz"])
+        assert reader.communicate("\n")[0] == f"{len(PNG[0])}\n"
+    open_source([compressed / "s-0.tar.gz"])
+    assert not list(compressed.rglob("s-1*.tar"))
 
 
 def test_a_folder_that_cannot_be_written_leaves_it_to_the_cache(
@@ -286,8 +388,11 @@ def test_another_process_waits_for_the_one_that_unpacks(tmp_path: Path) -> None:
 def test_a_server_gives_what_the_plain_shard_gives(server: Server) -> None:
     server.files = {"s.tar": FIRST, "s.tgz": gzip.compress(FIRST), "cut.tar.gz": gzip.compress(FIRST)[:-3]}
     assert facts(open_source([f"{server.url}/s.tgz"])) == facts(open_source([f"{server.url}/s.tar"]))
-    with pytest.raises(UserError, match=r"cut\.tar\.gz is cut"):
-        open_source([f"{server.url}/cut.tar.gz"], accept_cut=True)
+    cut = f"{server.url}/cut.tar.gz"
+    assert facts(open_source([cut], accept_cut=True)) == facts(open_source([f"{server.url}/s.tar"]))
+    source = open_source([cut])
+    with pytest.raises(UserError, match=r"cut\.tar\.gz is incomplete: its gzip data end after"):
+        facts(source)
 
 
 @pytest.mark.parametrize(

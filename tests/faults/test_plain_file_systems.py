@@ -1,6 +1,7 @@
 """File systems without hard links, such as exFAT, or without locks, such as some on networks: all commands work."""
 
 import errno
+import gzip
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 import tiny
 from campaign import compiled_shim
 from command_line import PATIENCE_S, ROOT
+from image_files import encoded, noise
+from tar_files import tar_bytes
 
 RARE = (errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 ERRORS = (errno.EPERM, errno.EOPNOTSUPP, *(pytest.param(number, marks=pytest.mark.slow) for number in RARE))
@@ -26,6 +29,10 @@ won = [write_new_json(folder / str(i), {"writer": os.getpid(), "rest": "x" * 10_
 mine = [read_json(folder / str(i))["writer"] == os.getpid() for i in range(40)]  # whole, also if another wrote it
 assert mine == won
 print(sum(won))
+"""
+READER = """
+from titokctl.data.sources import open_source
+print(len(open_source([folder / "s.tar.gz"]).by_position().sample(0).data))
 """
 COMMANDS = """
 from titokctl.cli.app import run
@@ -68,6 +75,21 @@ def test_of_several_writers_one_wins_and_its_file_is_whole(tmp_path: Path, numbe
     assert all(writer.returncode == 0 for writer in writers), ended
     assert sum(int(out) for out, _ in ended) == 40
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == sorted(map(str, range(40)))
+
+
+def test_a_full_disk_beside_a_compressed_shard_leaves_its_copy_to_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shim = compiled_shim(tmp_path)
+    (tmp_path / "in").mkdir()
+    image = encoded(noise(400, 400))
+    (tmp_path / "in" / "s.tar.gz").write_bytes(gzip.compress(tar_bytes([("a.png", image)])))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    process = started(READER, tmp_path / "in", "write", errno.ENOSPC, shim)
+    out, said = process.communicate(timeout=PATIENCE_S)
+    assert out == f"{len(image)}\n", said
+    assert len(list((tmp_path / "cache").rglob("*-s.tar.gz.tar"))) == 1
+    assert not [path for path in (tmp_path / "in").rglob("*") if ".tmp-" in path.name]
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ MAGIC = b"\x1f\x8b\x08"
 MAX_RATIO, _FREE_BYTES = 100, 64 << 20
 _PIECE = 1 << 18
 _WITH_HEADER = 31  # of zlib's window bits: the format is gzip's
-_CUT_HINT = "copy or download it again"
+_AGAIN = "copy or download it again"
+CUT_HINT = f"{_AGAIN}; with --accept-cut, `titokctl tokenize` takes its complete images"
 
 
 class _Readable(Protocol):
@@ -57,14 +58,16 @@ class GzipStream(ForwardStream):
     Args:
         reopen: opens the compressed file at its start; called at once, and again for each seek back.
         name: of the file, for messages.
+        accept_cut: give the bytes of a truncated file up to where it ends; then `cut` says where that is.
 
     Raises:
-        UserError: the file can't be read, is cut or damaged, or grows beyond MAX_RATIO times its size after its first
-            64 MiB.
+        UserError: the file can't be read, is damaged, is cut and `accept_cut` is False, or grows beyond MAX_RATIO times
+            its size after its first 64 MiB.
     """
 
-    def __init__(self, reopen: Callable[[], _Readable], name: Path | str) -> None:
-        self._reopen, self._name = reopen, name
+    def __init__(self, reopen: Callable[[], _Readable], name: Path | str, accept_cut: bool = False) -> None:
+        self._reopen, self._name, self._accept_cut = reopen, name, accept_cut
+        self.cut = ""
         self._start()
 
     @property
@@ -90,17 +93,24 @@ class GzipStream(ForwardStream):
         while True:
             if self._member.eof and not self._next_member():
                 return b""
-            if not self._input and not self._fill():
-                raise UserError(f"{self._name} is cut: its gzip data end after {self._consumed:,} bytes", _CUT_HINT)
+            is_over = not self._input and not self._fill()
             try:
-                data = self._member.decompress(self._input, count)
+                data = self._member.decompress(self._input, count)  # without input: what zlib still holds
             except zlib.error as error:
                 text = f"{self._name} is damaged in its first {self._consumed:,} bytes ({error})"
-                raise UserError(text, _CUT_HINT) from error
+                raise UserError(text, _AGAIN) from error
             self._input = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
             if data:
                 self._check_ratio(self._position + len(data))
                 return data
+            if is_over:
+                return self._at_cut()
+
+    def _at_cut(self) -> bytes:
+        self.cut = f"its gzip data end after {self._consumed:,} bytes"
+        if not self._accept_cut:
+            raise UserError(f"{self._name} is cut: {self.cut}", CUT_HINT)
+        return b""
 
     def _next_member(self) -> bool:
         """Begin another member, if there is one behind the zeros that may follow one."""
@@ -124,6 +134,6 @@ class GzipStream(ForwardStream):
             )
 
 
-def open_gzip(path: Path) -> GzipStream:
+def open_gzip(path: Path, accept_cut: bool = False) -> GzipStream:
     """Open a local file. Raises as `GzipStream`."""
-    return GzipStream(lambda: path.open("rb", buffering=0), path)
+    return GzipStream(lambda: path.open("rb", buffering=0), path, accept_cut)

@@ -246,7 +246,7 @@ def _consistent(index: ShardIndex) -> bool:
     return bool(inside.all() and (np.diff(ends) >= 0).all() and ends[0] >= 0 and ends[-1] == len(index.keys))
 
 
-def _paths(shard: Path) -> tuple[Path, Path]:
+def index_paths(shard: Path) -> tuple[Path, Path]:
     """Return the paths that an index may have: beside the shard, and in the user's cache."""
     path = str(shard.resolve())
     cache = user_cache() / "titokctl" / "shard-index"
@@ -255,7 +255,7 @@ def _paths(shard: Path) -> tuple[Path, Path]:
 
 
 def _kept(shard: Path, state: FileState, layout: str) -> ShardIndex | None:
-    for path in _paths(shard):
+    for path in index_paths(shard):
         try:
             index = _deserialize(path.read_bytes())
         except OSError:
@@ -269,7 +269,7 @@ def _kept(shard: Path, state: FileState, layout: str) -> ShardIndex | None:
 
 def _keep(shard: Path, index: ShardIndex) -> None:
     """Save the index in the first folder that can be written."""
-    for path in _paths(shard):
+    for path in index_paths(shard):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, _serialize(index))

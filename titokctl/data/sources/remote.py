@@ -279,9 +279,10 @@ def _scan(url: str, keys: Keys, images: dict[int, bytes] | None = None) -> tuple
         with _open(url) as stream:
             collect = None if images is None else images.__setitem__
             if is_compressed_name(shown(url)):
-                unpacked = GzipStream(lambda: stream, shown(url))
+                unpacked = GzipStream(lambda: stream, shown(url), accept_cut=True)
                 found = scan(unpacked, _ENDLESS, collect=collect, keys=keys)  # type: ignore[arg-type]
                 unpacked.seek(_ENDLESS)  # only its end shows that it is whole
+                found.cut = found.cut or unpacked.cut
             else:
                 length = _ENDLESS if stream.file.size is None else stream.file.size
                 found = scan(stream, length, collect=collect, keys=keys)  # type: ignore[arg-type]

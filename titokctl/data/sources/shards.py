@@ -14,7 +14,7 @@ import resource
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,13 @@ from titokctl.data.sources.shard_checks import (
 from titokctl.data.sources.source import Counts, Rejected, Sample, SeekableSource, description_of, units_of
 from titokctl.errors import UserError
 from titokctl.formats.class_tars import is_class_tars, starts_with_tar
-from titokctl.formats.gzip_stream import GzipStream, is_shard, plain_name
+from titokctl.formats.gzip_stream import CUT_HINT, GzipStream, is_shard, plain_name
 from titokctl.formats.local_file import FileState, Identity, changed, retried
 from titokctl.formats.shard_index import CLASS_TARS, SAMPLES, ShardIndex, index_of_stream, not_a_tar, open_index
 from titokctl.formats.shard_scan import Keys
 from titokctl.formats.shard_set import read_set_index
 from titokctl.formats.tar_headers import BrokenTar
-from titokctl.formats.unpacked_shard import checked_start
+from titokctl.formats.unpacked_shard import Held, checked_start
 from titokctl.readable import counted
 
 KIND = "shards"
@@ -58,7 +58,6 @@ _HINTS = {
     "too-large": "leave the largest images out of the shards",
     "link": "pack the shards again with the files that the links lead to (tar --dereference)",
 }
-_CUT_HINT = "copy or download it again; with --accept-cut, `titokctl tokenize` reads its whole members"
 
 
 class _OpenShards:
@@ -68,6 +67,7 @@ class _OpenShards:
     """
 
     def __init__(self, files: Sequence[ShardFile], states: Sequence[FileState]) -> None:
+        self._held = [Held(folder) for folder in {file.at.parent for file in files if file.is_copy}]
         self._files, self._states = files, states
         self._paths = [file.at for file in files]
         self._streams: dict[int, GzipStream] = {}
@@ -130,6 +130,8 @@ class _OpenShards:
             os.close(descriptor)
         for stream in self._streams.values():
             stream.close()
+        for held in self._held:
+            held.release()
 
 
 @dataclass
@@ -223,7 +225,7 @@ def open_shards(
     """
     names = [str(path) for path in paths]
     check_distinct(names)
-    located = shard_files(paths, keep_index, context)
+    located = shard_files(paths, keep_index, context, accept_cut)
     layout = CLASS_TARS if len(paths) == 1 and _holds_tars(located[0]) else SAMPLES
     keys = Keys(choices.image_key, choices.label_key) if choices.image_key or choices.label_key else None
     found = [_index_of(file, layout, keep_index, keys) for file in located]
@@ -267,14 +269,16 @@ def _holds_tars(file: ShardFile) -> bool:
 
 def _index_of(file: ShardFile, layout: str, keep: bool, keys: Keys | None) -> ShardIndex:
     if not file.is_stream:
-        return open_index(file.at, layout, keep, keys, named=file.path)
+        index = open_index(file.at, layout, keep, keys, named=file.path)
+        return replace(index, cut=index.cut or file.cut)
     with file.stream() as stream:
         start = checked_start(stream, file.path)
         stream.seek(0)
         try:
-            return index_of_stream(stream, layout, keys)
+            index = index_of_stream(stream, layout, keys)
         except BrokenTar as error:
             raise not_a_tar(file.path, error, start) from error
+        return replace(index, cut=index.cut or stream.cut)
 
 
 def _description(
@@ -308,11 +312,11 @@ def _check_whole(paths: Sequence[Path], found: Sequence[ShardIndex], accept_cut:
     """Raise UserError, which names all shards that are cut, unless they are accepted."""
     cut = [(path, index) for path, index in zip(paths, found, strict=True) if index.cut and not accept_cut]
     if len(cut) == 1:
-        raise UserError(f"the shard {cut[0][0]} is incomplete: {cut[0][1].cut}", _CUT_HINT)
+        raise UserError(f"the shard {cut[0][0]} is incomplete: {cut[0][1].cut}", CUT_HINT)
     if cut:
         named = "; ".join(f"{path} ({index.cut})" for path, index in cut[:_NAMED])
         more = f"; and {len(cut) - _NAMED:,} more" if len(cut) > _NAMED else ""
-        raise UserError(f"{len(cut):,} shards are incomplete: {named}{more}", _CUT_HINT)
+        raise UserError(f"{len(cut):,} shards are incomplete: {named}{more}", CUT_HINT)
 
 
 def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:

@@ -20,6 +20,7 @@ from titokctl.distributed.launch import signal_options
 from titokctl.distributed.place import available_cores
 from titokctl.errors import install
 from titokctl.formats.run_folder import versions
+from titokctl.formats.unpacked_shard import user_copies
 from titokctl.jobs.machine import hardware
 from titokctl.models.device import best_device
 from titokctl.models.fused import triton_problem
@@ -151,6 +152,11 @@ def _storage(folder: Path) -> Iterator[Finding]:
             "" if hardware.has_locks(folder) else "start one titokctl in an output at a time: others are not noticed"
         )
         yield Finding("locks", "none on this file system" if advice else "work here", advice)
+    copies = user_copies()
+    taken = sum(path.lstat().st_size for path in copies.glob("*"))
+    if taken:
+        advice = f"made again when they are needed; when no command reads them, free the room with rm -r {copies}"
+        yield Finding("unpacked shards", f"{size(taken)} in {copies}", advice)
 
 
 def _weights() -> Iterator[Finding]:
