@@ -23,6 +23,8 @@ if _PROCESSES:
     os.environ["OMP_NUM_THREADS"] = str(max(1, min(2, _CORES // int(_PROCESSES))))
 else:
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, _CORES)))
+# Tests end processes, never the machine: nothing waits until a disk has what was written.
+os.fsync = os.fstat  # type: ignore[assignment]
 # What the person's shell says must not decide what the tests see.
 _OURS = ("TITOKCTL_RUNS", "TITOKCTL_DEBUG")
 _TERMINAL = ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
@@ -51,9 +53,16 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def command_server() -> Iterator[CommandServer]:
-    """Starts commands quickly."""
-    with CommandServer(ROOT) as server:
+    """Starts commands quickly, and workers of commands in several processes, too."""
+    with CommandServer(ROOT) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHON_EXEC", server.python)  # what torchrun starts workers with
         yield server
+
+
+@pytest.fixture(scope="session")
+def python(command_server: CommandServer) -> str:
+    """A Python interpreter for `start` and subprocess that starts quickly: see command_server.py."""
+    return command_server.python
 
 
 @pytest.fixture

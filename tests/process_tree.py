@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,13 +30,13 @@ def wait_for_files(process: subprocess.Popen[str], folder: Path, pattern: str, c
 
 
 def signalled(
-    words: list[str], number: signal.Signals, folder: Path, pattern: str, count: int, packages: str = ""
+    python: str, words: list[str], number: signal.Signals, folder: Path, pattern: str, count: int, packages: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of one process that is sent the signal `number` once `count` files fit `pattern` in `folder`.
 
     `packages` are more folders in which it finds packages, as in PYTHONPATH.
     """
-    command = [sys.executable, "-m", "titokctl", *words]
+    command = [python, "-m", "titokctl", *words]
     environment = {**os.environ, **held(folder, pattern, count)}
     environment["PYTHONPATH"] += f"{os.pathsep}{packages}" if packages else ""
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
@@ -51,11 +50,16 @@ def signalled(
 
 
 def children(process: int) -> list[int]:
-    """All processes below `process`, the deepest last; [] when it is gone."""
+    """All processes below `process`, the deepest last; [] when it is gone.
+
+    What command_server.py forks is below the program that asked for it, whose name is its number.
+    """
     try:
         below = [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        name = Path(f"/proc/{process}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return []
+    below += [int(name)] if name.isdecimal() else []
     return below + [deeper for child in below for deeper in children(child)]
 
 
@@ -76,8 +80,8 @@ def has_ended(process: int) -> bool:
 
 
 def end(
-    start: Callable[..., subprocess.Popen[str]], words: list[str], ending: signal.Signals | str, code: int,
-    folder: Path, pattern: str, count: int,
+    start: Callable[..., subprocess.Popen[str]], python: str, words: list[str], ending: signal.Signals | str,
+    code: int, folder: Path, pattern: str, count: int,
 ) -> None:  # fmt: skip
     """Run a command of several processes, and end it once `count` more files than now fit `pattern` in `folder`.
 
@@ -87,7 +91,7 @@ def end(
     before = {path: path.stat().st_mtime_ns for path in folder.glob(pattern)}
     count += len(before)
     environment = {**os.environ, **held(folder, pattern, count), "OMP_NUM_THREADS": "1"}
-    process = start([sys.executable, "-m", "titokctl", *words], env=environment)
+    process = start([python, "-m", "titokctl", *words], env=environment)
     wait_for_files(process, folder, pattern, count)
     below = children(process.pid)
     if ending == "worker":

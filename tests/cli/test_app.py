@@ -18,19 +18,19 @@ from titokctl.formats.checkout import commit_of
 
 COLOUR = re.compile(rb"\x1b\[[\d;]*(?:3\d|4\d|9\d|10\d)[\d;]*m")
 ROOT = Path(titokctl.__file__).resolve().parents[1]
-COMMAND = [sys.executable, "-m", "titokctl"]
+COMMAND = ("-m", "titokctl")
 
 
 def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **changes}
 
 
-def on_a_terminal(*words: str, columns: int = 80, **changes: str) -> tuple[int, bytes]:
+def on_a_terminal(python: str, *words: str, columns: int = 80, **changes: str) -> tuple[int, bytes]:
     """Run the command on a new terminal; return the exit code and the output."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
     process = subprocess.Popen(
-        [*COMMAND, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**changes)
+        [python, *COMMAND, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**changes)
     )
     os.close(theirs)
     shown = b""
@@ -44,11 +44,11 @@ def on_a_terminal(*words: str, columns: int = 80, **changes: str) -> tuple[int, 
     return process.wait(timeout=PATIENCE_S), shown
 
 
-def in_process(code: str, *, words: str) -> subprocess.CompletedProcess:
+def in_process(python: str, code: str, *, words: str) -> subprocess.CompletedProcess:
     """Run `titokctl <words>` after `code`, which may add commands to `app`."""
     start = f"import sys, typer\nfrom titokctl.cli.app import app, run\n{code}\nsys.exit(run({words!r}.split()))"
     return subprocess.run(
-        [sys.executable, "-c", start], env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT
+        [python, "-c", start], env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT
     )
 
 
@@ -133,8 +133,8 @@ def fail(size: int = 1):
         ("BrokenPipeError('a worker died')", 1, "error: unexpected BrokenPipeError: a worker died", "hint: "),
     ],
 )
-def test_errors_have_one_form_and_no_traceback(error, code, first, second):
-    done = in_process(FAILING.format(error=error), words="fail")
+def test_errors_have_one_form_and_no_traceback(python, error, code, first, second):
+    done = in_process(python, FAILING.format(error=error), words="fail")
     lines = done.stderr.splitlines()
     assert done.returncode == code
     assert done.stdout == ""
@@ -144,14 +144,14 @@ def test_errors_have_one_form_and_no_traceback(error, code, first, second):
 
 
 @pytest.mark.parametrize("words", ["--debug fail", "fail"])
-def test_debug_shows_the_traceback(words):
-    done = in_process(FAILING.format(error="ValueError('odd')"), words=words)
+def test_debug_shows_the_traceback(python, words):
+    done = in_process(python, FAILING.format(error="ValueError('odd')"), words=words)
     assert ("Traceback" in done.stderr) == ("--debug" in words)
     assert done.returncode == 1
 
 
-def test_a_value_of_the_wrong_type_is_a_usage_error():
-    done = in_process(FAILING.format(error="ValueError"), words="fail --size big")
+def test_a_value_of_the_wrong_type_is_a_usage_error(python):
+    done = in_process(python, FAILING.format(error="ValueError"), words="fail --size big")
     assert done.returncode == 2
     assert done.stderr.startswith("error: invalid value for '--size'")
     assert "hint: `titokctl fail --help` lists its arguments and options" in done.stderr
@@ -185,11 +185,11 @@ def wait():
         ("wait", signal.SIGINT, 130, "interrupted.\n"),
     ],
 )
-def test_signals_end_a_command_with_their_code(start, words, number, code, said):
+def test_signals_end_a_command_with_their_code(start, python, words, number, code, said):
     # A shell ignores Ctrl-C in background jobs, and child processes inherit that.
     script = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script += f"import sys\nfrom titokctl.cli.app import app, run\n{WORKING}\nsys.exit(run([{words!r}]))"
-    process = start([sys.executable, "-c", script], env=environment())
+    process = start([python, "-c", script], env=environment())
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE_S)
@@ -198,12 +198,12 @@ def test_signals_end_a_command_with_their_code(start, words, number, code, said)
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("recipes", "ls"), ("recipes", "ls", "--json")])
-def test_a_closed_pipe_is_not_an_error(words):
+def test_a_closed_pipe_is_not_an_error(python, words):
     read, write = os.pipe()
     os.close(read)
     try:
         done = subprocess.run(
-            [*COMMAND, *words], stdout=write, stderr=subprocess.PIPE, env=environment(), timeout=PATIENCE_S
+            [python, *COMMAND, *words], stdout=write, stderr=subprocess.PIPE, env=environment(), timeout=PATIENCE_S
         )
     finally:
         os.close(write)
@@ -218,19 +218,19 @@ def test_pipes_get_plain_text(run_cli):
         assert "\r" not in result.stdout + result.stderr
 
 
-def test_a_terminal_gets_colour_unless_no_color_is_set():
-    code, shown = on_a_terminal("recipes", "show", "tinny")
+def test_a_terminal_gets_colour_unless_no_color_is_set(python):
+    code, shown = on_a_terminal(python, "recipes", "show", "tinny")
     assert code == 2
     assert COLOUR.search(shown)
-    code, shown = on_a_terminal("recipes", "show", "tinny", NO_COLOR="1")
+    code, shown = on_a_terminal(python, "recipes", "show", "tinny", NO_COLOR="1")
     assert code == 2
     assert b"error: " in shown
     assert not COLOUR.search(shown)
 
 
 @pytest.mark.parametrize("words", [("--help",), ("recipes", "ls"), ("recipes", "show", "tinny")])
-def test_nothing_is_wider_than_the_terminal(words):
-    _, shown = on_a_terminal(*words, NO_COLOR="1")
+def test_nothing_is_wider_than_the_terminal(python, words):
+    _, shown = on_a_terminal(python, *words, NO_COLOR="1")
     plain = re.sub(rb"\x1b\[[\d;]*m", b"", shown).decode()
     assert max(len(line) for line in plain.splitlines()) <= 80
 

@@ -22,20 +22,20 @@ def words(tmp_path: Path) -> list[str]:
     return ["tokenize", str(tmp_path / "images"), "-o", str(tmp_path / "tokens.h5"), *weights]
 
 
-def python(code: str, words: list[str]) -> CliResult:
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=PATIENCE_S)
+def ran(interpreter: str, code: str, words: list[str]) -> CliResult:
+    done = subprocess.run([interpreter, "-c", code, *words], capture_output=True, text=True, timeout=PATIENCE_S)
     return CliResult(done.returncode, done.stdout, done.stderr)
 
 
-def test_without_ray_the_engine_says_what_to_install(words: list[str]) -> None:
-    done = python(WITHOUT_RAY, [*words, "--engine", "ray"])
+def test_without_ray_the_engine_says_what_to_install(python: str, words: list[str]) -> None:
+    done = ran(python, WITHOUT_RAY, [*words, "--engine", "ray"])
     assert done.code == 1
     assert "Ray is not installed" in done.stderr
     assert "install 'ray[data]>=2.40'" in done.stderr
 
 
 def test_other_engines_never_import_ray(words: list[str]) -> None:
-    assert python(SEEN, words).stderr.splitlines()[-1] == "False"
+    assert ran(sys.executable, SEEN, words).stderr.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize(

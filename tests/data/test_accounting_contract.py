@@ -229,7 +229,7 @@ print(json.dumps([sum(len(u.keys) for u in units), sum(len(u.rejected) for u in 
 
 
 @pytest.mark.slow
-def test_a_data_set_on_the_hub(tmp_path: Path) -> None:
+def test_a_data_set_on_the_hub(python: str, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     for name, rows in (("train-00000", 6), ("test-00000", 3)):
         put(tmp_path / f"datasets/owner/pictures/data/{name}.parquet", parquet_bytes(rows))
@@ -237,8 +237,6 @@ def test_a_data_set_on_the_hub(tmp_path: Path) -> None:
     put(tmp_path / "datasets/owner/pictures/.gitattributes", b"x")
     with hub_server.serve(tmp_path) as (address, _):
         where = os.environ | hub_server.online(address) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run(
-            [sys.executable, "-c", HUB], env=where, capture_output=True, text=True, timeout=PATIENCE_S
-        )
+        done = subprocess.run([python, "-c", HUB], env=where, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [4, 2, {".md": 1, ".parquet": 1, "hidden": 1}]

@@ -201,15 +201,13 @@ except UserError as error:
 """
 
 
-def test_a_data_set_of_the_hub_by_file_and_by_folder(tmp_path):
+def test_a_data_set_of_the_hub_by_file_and_by_folder(python, tmp_path):
     pytest.importorskip("huggingface_hub")
     write(tmp_path / "datasets/owner/pictures/data/train-00000-of-00001.parquet", range(5))
     write(tmp_path / "datasets/owner/pictures/data/test-00000-of-00001.parquet", range(3))
     with hub_server.serve(tmp_path) as (address, _):  # the Hub's library reads its address once
         where = os.environ | hub_server.online(address) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run(
-            [sys.executable, "-c", HUB], env=where, capture_output=True, text=True, timeout=PATIENCE_S
-        )
+        done = subprocess.run([python, "-c", HUB], env=where, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     *found, refused = done.stdout.splitlines()
     assert found == [f"{count} {len(picture(2))}" for count in (3, 5, 5)]

@@ -77,7 +77,7 @@ except Stopped as stopped:
 
 
 @pytest.fixture
-def script(tmp_path, monkeypatch):
+def script(tmp_path, monkeypatch, command_server):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     path = tmp_path / "worker.py"
     path.write_text(WORKER)
@@ -119,11 +119,11 @@ def test_a_killed_process_is_named(script, how, said):
     [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow),
      pytest.param(signal.SIGUSR1, marks=pytest.mark.slow), pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
 )  # fmt: skip
-def test_signals_reach_the_workers_and_none_is_left(script, start, how, tmp_path, monkeypatch):
+def test_signals_reach_the_workers_and_none_is_left(script, start, python, how, tmp_path, monkeypatch):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    parent = start([sys.executable, "-c", PARENT, str(script), "wait", str(script.parent / "seen")])
+    parent = start([python, "-c", PARENT, str(script), "wait", str(script.parent / "seen")])
     wait_for_files(parent, script.parent / "seen", "*", 2)
     parent.send_signal(how)
     said, complaints = parent.communicate(timeout=PATIENCE_S)

@@ -82,9 +82,9 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 @needs_maps
-def test_tiles_as_class_folders(tmp_path: Path) -> None:
+def test_tiles_as_class_folders(python: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path / "earth")],
+        [python, str(SCRIPT), str(tmp_path / "earth")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 
 import pytest
@@ -147,7 +146,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(folder):
     assert not leftover.exists()
 
 
-def test_killed_at_any_moment_a_whole_one_is_left(folder, start):
+def test_killed_at_any_moment_a_whole_one_is_left(folder, start, python):
     script = (
         "import torch; from pathlib import Path\n"
         "from titokctl.formats import checkpoint\n"
@@ -159,7 +158,7 @@ def test_killed_at_any_moment_a_whole_one_is_left(folder, start):
         "        writer.save(checkpoint.Checkpoint(step, {'weight': weight, 'other': other}, {}))\n"
     )
     for round in range(3):
-        child, before = start([sys.executable, "-c", script]), set(folder.glob("step-*"))
+        child, before = start([python, "-c", script]), set(folder.glob("step-*"))
         while set(folder.glob("step-*")) == before:
             assert child.poll() is None, child.communicate()[1]
         time.sleep(0.05 * round)
@@ -170,7 +169,7 @@ def test_killed_at_any_moment_a_whole_one_is_left(folder, start):
         assert not LINES
 
 
-def test_a_full_disk_keeps_the_older_one(folder):
+def test_a_full_disk_keeps_the_older_one(folder, python):
     save(folder, made(1), Policy(2))
     script = (
         "import resource, signal, torch; from pathlib import Path\n"
@@ -179,7 +178,7 @@ def test_a_full_disk_keeps_the_older_one(folder):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         f"save(Path({str(folder)!r}), Checkpoint(2, {{'w': torch.zeros(100_000)}}, {{}}), Policy(1))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
     assert "UserError" in done.stderr
     assert "step-00000002/tensors-0.safetensors" in done.stderr, "not the temporary name"

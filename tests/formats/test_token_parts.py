@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,7 +116,7 @@ def test_a_manifest_of_another_program_is_not_modified(tmp_path: Path) -> None:
     assert (parts.path / "precious.txt").exists()
 
 
-def test_only_one_process_works_in_the_folder(tmp_path: Path) -> None:
+def test_only_one_process_works_in_the_folder(python: str, tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
@@ -130,7 +129,7 @@ except UserError as error:
     print(error.message)
 """
     parts = PartsFolder(tmp_path / "tokens.h5")
-    command = [sys.executable, "-c", code, str(parts.output)]
+    command = [python, "-c", code, str(parts.output)]
     with parts.locked():
         assert "another titokctl" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "got it\n"

@@ -247,24 +247,24 @@ def test_bare_runs_is_the_table(trained: Path, capsys) -> None:
     assert "cut can't be read as a run: no run.json" in capsys.readouterr().err
 
 
-def test_names_are_whole_in_a_terminal_of_80_columns(trained: Path) -> None:
+def test_names_are_whole_in_a_terminal_of_80_columns(trained: Path, python: str) -> None:
     """Every line of the table fits the terminal, or is a name alone."""
     long = "vit-of-640-channels-" * 4
     for name, rate in (("fast", 0.2), (long, 0.1)):
         settings = {"optimizer": {"learning_rate": rate, "a_setting_with_a_long_name": rate}}
         RunFolder(path=trained / "proxy" / name, kind="proxy", settings=settings).save()
     commands = [["runs"], ["runs", "show", long], ["runs", "diff", "fast", long]]
-    lines = in_terminal([[*words, "--runs-dir", str(trained)] for words in commands])
+    lines = in_terminal(python, [[*words, "--runs-dir", str(trained)] for words in commands])
     assert len([line for line in lines if long in line]) >= len(commands)
     assert not [line for line in lines if len(line) > 80 and len(line.split()) > 2]
 
 
-def in_terminal(commands: list[list[str]]) -> list[str]:
+def in_terminal(python: str, commands: list[list[str]]) -> list[str]:
     """Return the lines that the commands print in a terminal of 80 columns."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     program = f"from titokctl.cli.app import run; raise SystemExit(max(run(words) for words in {commands}))"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, env=environment) as process:
+    with subprocess.Popen([python, "-c", program], stdout=theirs, env=environment) as process:
         os.close(theirs)
         shown = b""
         try:

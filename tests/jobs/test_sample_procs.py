@@ -49,14 +49,16 @@ SLOW = ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), ("pare
 
 
 @pytest.mark.parametrize("endings", [(("worker", 1),), pytest.param(SLOW, marks=pytest.mark.slow)], ids=["1", "all"])
-def test_killed_workers_and_signals_and_a_killed_parent(networks: Path, start, tmp_path: Path, endings) -> None:
+def test_killed_workers_and_signals_and_a_killed_parent(
+    networks: Path, start, python: str, tmp_path: Path, endings
+) -> None:
     """One set, ended and resumed several times: each time the finished images are kept; the bytes are right."""
     output, number = tmp_path / "set", 600
     for ending, code in endings:
         for chunk in list(output.glob(".unfinished/chunk-*"))[1:]:
             chunk.unlink()
         command = sampling(networks, output, "-n", number, "--procs", 2)
-        end(start, command, ending, code, output / ".unfinished", "chunk-*", 1)
+        end(start, python, command, ending, code, output / ".unfinished", "chunk-*", 1)
         assert not (output / "manifest.json").exists()
     assert run([*sampling(networks, output, "-n", number), "--quiet", "--json"]) == 0
     assert run([*sampling(networks, tmp_path / "undisturbed", "-n", number), "--quiet"]) == 0

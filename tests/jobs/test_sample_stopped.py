@@ -26,8 +26,10 @@ def words(networks: Path, output: Path, *more: str) -> list[str]:
     return ["sample", "--runs-dir", str(networks), "--device", "cpu", "-o", str(output), *number]
 
 
-def stopped_after(chunks: int, number: signal.Signals, networks: Path, output: Path) -> subprocess.CompletedProcess:
-    return signalled(words(networks, output), number, output / ".unfinished", "chunk-*", chunks)
+def stopped_after(
+    python: str, chunks: int, number: signal.Signals, networks: Path, output: Path
+) -> subprocess.CompletedProcess:
+    return signalled(python, words(networks, output), number, output / ".unfinished", "chunk-*", chunks)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +74,9 @@ def test_a_failed_run_elsewhere_is_not_listed_as_running(networks, tmp_path):
     assert state(networks, output) == "finished"
 
 
-def test_ctrl_c_ends_it_cleanly_and_the_same_command_resumes(networks, undisturbed, capsys, tmp_path):
+def test_ctrl_c_ends_it_cleanly_and_the_same_command_resumes(networks, undisturbed, python, capsys, tmp_path):
     output = tmp_path / "set"
-    done = stopped_after(1, signal.SIGINT, networks, output)
+    done = stopped_after(python, 1, signal.SIGINT, networks, output)
     assert done.returncode == 130, done.stderr
     assert f"of {NUM_IMAGES:,} images kept in {output}." in done.stderr
     assert "run the same command again" in done.stderr
@@ -86,9 +88,9 @@ def test_ctrl_c_ends_it_cleanly_and_the_same_command_resumes(networks, undisturb
     assert not (output / ".unfinished").exists()
 
 
-def test_kill_9_then_other_settings_then_the_same_command(networks, undisturbed, capsys, tmp_path):
+def test_kill_9_then_other_settings_then_the_same_command(networks, undisturbed, python, capsys, tmp_path):
     output = tmp_path / "set"
-    assert stopped_after(1, signal.SIGKILL, networks, output).returncode == -signal.SIGKILL
+    assert stopped_after(python, 1, signal.SIGKILL, networks, output).returncode == -signal.SIGKILL
     assert state(networks, output) == "stopped"
     chunks = {p: p.stat().st_mtime_ns for p in (output / ".unfinished").glob("chunk-*")}
     assert chunks
@@ -104,12 +106,12 @@ def test_kill_9_then_other_settings_then_the_same_command(networks, undisturbed,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["npz", "png", "wds"])
-def test_a_kill_between_the_manifest_and_the_end_is_resumed(tmp_path: Path, form: str, capsys) -> None:
+def test_a_kill_between_the_manifest_and_the_end_is_resumed(python: str, tmp_path: Path, form: str, capsys) -> None:
     """At that moment the set is complete in its folder, and its run is not recorded as finished."""
     networks, output = trained.both(tmp_path / "runs"), tmp_path / "a" / "b" / "set"
     command = [*words(networks, output, "-n", "20"), "--format", form]
     # The records of two networks and of the run, where its set lies, and the manifest: the next record is not written.
-    done = signalled(command, signal.SIGKILL, tmp_path, "*/*/*/*n*.json", 5)
+    done = signalled(python, command, signal.SIGKILL, tmp_path, "*/*/*/*n*.json", 5)
     assert done.returncode == -signal.SIGKILL
     assert (output / "manifest.json").is_file()
     assert (output / ".unfinished").is_dir()
@@ -125,14 +127,14 @@ def test_a_kill_between_the_manifest_and_the_end_is_resumed(tmp_path: Path, form
 
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [["--overwrite"], []], ids=["same", "without"])
-def test_a_kill_while_a_set_takes_the_place_of_another(networks, tmp_path, again) -> None:
+def test_a_kill_while_a_set_takes_the_place_of_another(networks, python, tmp_path, again) -> None:
     output = tmp_path / "set"
     first = [*words(networks, output, "-n", "20"), "--format", "png"]
     assert run(first) == 0
     (output / "notes.txt").write_text("mine")
     second = [*words(networks, output, "-n", "18"), "--format", "wds"]
     replaced = output / ".unfinished" / "replaced"
-    done = signalled([*second, "--overwrite"], signal.SIGKILL, replaced, "*", 2)
+    done = signalled(python, [*second, "--overwrite"], signal.SIGKILL, replaced, "*", 2)
     assert done.returncode == -signal.SIGKILL
     assert not (output / "manifest.json").exists() or not (output / "ids.h5").exists()
     assert run([*second, *again]) == 0

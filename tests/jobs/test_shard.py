@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +182,9 @@ def test_the_command(tmp_path: Path, run_cli) -> None:
     assert "no such file or folder: nowhere" in missing.stderr
 
 
-def test_ctrl_c(tmp_path: Path, start) -> None:
+def test_ctrl_c(tmp_path: Path, start, python: str) -> None:
     class_folders(tmp_path / "in", each=300)
-    command = [sys.executable, "-m", "titokctl", "shard", "in", "-o", "out", "--per-shard", "5"]
+    command = [python, "-m", "titokctl", "shard", "in", "-o", "out", "--per-shard", "5"]
     among = (tmp_path / ".out.unfinished", "*.tar", 1)
     process = start(command, cwd=tmp_path, env={**os.environ, **held(*among)})
     wait_for_files(process, *among)

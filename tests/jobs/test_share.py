@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -36,7 +35,7 @@ SECRET = "zelda"  # a name that stands in every path, host and command of the re
 
 
 @pytest.fixture
-def hub(tmp_path) -> Iterator[tuple[Path, Commands]]:
+def hub(tmp_path, python) -> Iterator[tuple[Path, Commands]]:
     """A folder that is the Hub, and a function that runs lines of words as commands there, each with a token."""
     root = tmp_path / "hub"
     with hub_server.serve(root) as (address, _):
@@ -46,7 +45,7 @@ def hub(tmp_path) -> Iterator[tuple[Path, Commands]]:
         def call(*lines: str, tokens: Iterable[str] = ()) -> list[CliResult]:
             given = [[line.split(), token] for line, token in zip(lines, tokens or [TOKEN] * len(lines), strict=True)]
             done = subprocess.run(
-                [sys.executable, "-c", _SEVERAL], input=json.dumps(given),
+                [python, "-c", _SEVERAL], input=json.dumps(given),
                 env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=True,
             )  # fmt: skip
             return [CliResult(*end) for end in json.loads(done.stdout)]

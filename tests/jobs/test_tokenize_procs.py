@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -49,14 +48,16 @@ SLOW = ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), ("pare
 
 
 @pytest.mark.parametrize("endings", [(("worker", 1),), pytest.param(SLOW, marks=pytest.mark.slow)], ids=["1", "all"])
-def test_killed_workers_and_signals_and_a_killed_parent(source: Path, start, tmp_path: Path, endings) -> None:
+def test_killed_workers_and_signals_and_a_killed_parent(
+    source: Path, start, python: str, tmp_path: Path, endings
+) -> None:
     """One output, begun several times: each ending leaves only whole parts, and the final bytes are right."""
     output = tmp_path / "tokens.h5"
     for ending, code in endings:
         for part in list(tmp_path.rglob("unit-*"))[1:]:
             part.unlink()
         command = words(source, output, "--procs", "2")
-        end(start, command, ending, code, tmp_path / "tokens.h5.parts", "unit-*", 2)
+        end(start, python, command, ending, code, tmp_path / "tokens.h5.parts", "unit-*", 2)
         assert not output.exists()
     assert run([*words(source, output), "--quiet", "--json"]) == 0
     assert run([*words(source, tmp_path / "undisturbed.h5"), "--quiet"]) == 0
@@ -80,14 +81,16 @@ def test_an_error_of_a_process_is_shown_once(source: Path, run_cli: RunCli, tmp_
 
 
 @pytest.mark.parametrize("last", [[], pytest.param(["--procs", "2"], marks=pytest.mark.slow)], ids=["1", "2"])
-def test_jobs_that_divide_the_units_run_at_once(source: Path, start, tmp_path: Path, last: list[str]) -> None:
+def test_jobs_that_divide_the_units_run_at_once(
+    source: Path, start, python: str, tmp_path: Path, last: list[str]
+) -> None:
     """Two jobs at the same time that share nothing but the folder; the last one with one or two processes."""
     output = tmp_path / "tokens.h5"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     jobs = []
     for i, more in enumerate(([], last)):
         line = [*words(source, output, "--part", f"{i}/2", *more, tokenizer="deep"), "--quiet", "--json"]
-        jobs.append(start([sys.executable, "-m", "titokctl", *line], env=environment))
+        jobs.append(start([python, "-m", "titokctl", *line], env=environment))
     results = []
     for job in jobs:
         out, err = job.communicate(timeout=PATIENCE_S)
@@ -100,12 +103,14 @@ def test_jobs_that_divide_the_units_run_at_once(source: Path, start, tmp_path: P
     assert output.read_bytes() == (tmp_path / "one.h5").read_bytes()
 
 
-def test_a_job_that_was_killed_runs_again_and_makes_what_is_missing(source: Path, run_cli: RunCli, tmp_path: Path):
+def test_a_job_that_was_killed_runs_again_and_makes_what_is_missing(
+    source: Path, run_cli: RunCli, python: str, tmp_path: Path
+) -> None:
     """Part 0 of 2 is killed after one part; part 1 finishes first; part 0 runs again, makes the rest, and merges."""
     output = tmp_path / "tokens.h5"
     parts = output.with_name("tokens.h5.parts")
     first = words(source, output, "--part", "0/2")
-    assert signalled(first, signal.SIGKILL, parts, "unit-*", 1).returncode == -signal.SIGKILL
+    assert signalled(python, first, signal.SIGKILL, parts, "unit-*", 1).returncode == -signal.SIGKILL
     done = run_cli(*words(source, output, "--part", "1/2", "--json"), code=0)
     assert not done.json["finished"]
     assert "other jobs are still working" in done.stderr

@@ -39,21 +39,24 @@ def undisturbed(source: Path) -> bytes:
     return (source / "undisturbed.h5").read_bytes()
 
 
-def stopped_after(parts: int, number: signal.Signals, source: Path, output: Path) -> subprocess.CompletedProcess:
-    return signalled(words(source, output), number, output.with_name(f"{output.name}.parts"), "unit-*", parts)
+def stopped_after(
+    python: str, parts: int, number: signal.Signals, source: Path, output: Path
+) -> subprocess.CompletedProcess:
+    return signalled(python, words(source, output), number, output.with_name(f"{output.name}.parts"), "unit-*", parts)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_ends_it_cleanly_and_the_same_command_resumes(
     source: Path,
     undisturbed: bytes,
+    python: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     number: signal.Signals,
     code: int,
 ) -> None:
     output = tmp_path / "tokens.h5"
-    done = stopped_after(2, number, source, output)
+    done = stopped_after(python, 2, number, source, output)
     assert done.returncode == code, done.stderr
     assert "run the same command again" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.h5.parts"]
@@ -66,10 +69,10 @@ def test_a_signal_ends_it_cleanly_and_the_same_command_resumes(
 
 @pytest.mark.parametrize("parts", [1, 3, 6])
 def test_after_kill_9_the_same_command_gives_the_same_bytes(
-    source: Path, undisturbed: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: int
+    source: Path, undisturbed: bytes, python: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: int
 ) -> None:
     output = tmp_path / "tokens.h5"
-    assert stopped_after(parts, signal.SIGKILL, source, output).returncode == -signal.SIGKILL
+    assert stopped_after(python, parts, signal.SIGKILL, source, output).returncode == -signal.SIGKILL
     assert not output.exists()
     assert run([*words(source, output), "--json"]) == 0
     out, err = capsys.readouterr()

@@ -138,7 +138,7 @@ sys.exit(worker.ended(0))
 
 
 @pytest.mark.parametrize("few", [False, True])
-def test_two_processes_share_the_images(made, tmp_path, monkeypatch, few):
+def test_two_processes_share_the_images(made, tmp_path, monkeypatch, command_server, few):
     """Of few held-out images, the first process has none."""
     tokenizer, weights, many = made
     folder = tiny.class_folder(tmp_path / "held-out", 20) if few else many

@@ -108,10 +108,10 @@ def test_a_file_with_an_unknown_field_is_refused(networks, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_race_is_resumed_to_the_same_result(tuned, networks, toy, tmp_path, capsys, number):
+def test_a_stopped_race_is_resumed_to_the_same_result(tuned, networks, toy, python, tmp_path, capsys, number):
     output = tmp_path / "again"
     command = words(networks, output, "--images", IMAGES)
-    done = signalled(command, number, tmp_path / ".again.unfinished", "features-*.npz", 6, toy["PYTHONPATH"])
+    done = signalled(python, command, number, tmp_path / ".again.unfinished", "features-*.npz", 6, toy["PYTHONPATH"])
     assert done.returncode == (130 if number == signal.SIGINT else -number), done.stderr
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / ".again.unfinished").glob("features-*.npz")}
     assert len(kept) >= 6

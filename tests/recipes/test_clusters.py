@@ -61,13 +61,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def environment(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of a SLURM job on two machines, with our commands in PATH."""
     programs = {
         "srun": f"#!{sys.executable}\n{TASKS}",
         "scontrol": f"#!/bin/sh\n{CONTROL}\n",
-        "titokctl": f'#!/bin/sh\nexec {sys.executable} -m titokctl "$@"\n',
-        "torchrun": f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n',
+        "titokctl": f'#!/bin/sh\nexec {python} -m titokctl "$@"\n',
+        "torchrun": f'#!/bin/sh\nexec {python} -m torch.distributed.run "$@"\n',
     }
     (tmp_path / "bin").mkdir()
     for name, text in programs.items():

@@ -178,9 +178,11 @@ def weights(name: str) -> dict[str, torch.Tensor]:
     return dict(load_generator(Path("runs/generator") / name).state_dict())
 
 
-def test_a_killed_run_is_resumed_to_the_same_weights(here):
+def test_a_killed_run_is_resumed_to_the_same_weights(here, python):
     assert run(train("--name", "whole")) == 0
-    done = signalled(train("--name", "parts"), signal.SIGKILL, here / "runs/generator/parts/checkpoints", "step-*3", 1)
+    done = signalled(
+        python, train("--name", "parts"), signal.SIGKILL, here / "runs/generator/parts/checkpoints", "step-*3", 1
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert run(train("--name", "parts")) == 0
     whole, parts = weights("whole"), weights("parts")

@@ -57,7 +57,7 @@ sys.exit(worker.ended(0))
 """
 
 
-def test_processes_and_micro_batches_make_no_difference(cache, recipe, tmp_path, monkeypatch):
+def test_processes_and_micro_batches_make_no_difference(cache, recipe, tmp_path, monkeypatch, command_server):
     whole = run(make_task(cache, recipe, *STILL), 20)
     pieces = run(make_task(cache, recipe, *STILL, "training.micro_batch_size=4"), 20)
     np.testing.assert_allclose(pieces, whole, rtol=1e-4)

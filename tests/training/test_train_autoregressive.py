@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -33,12 +32,12 @@ def losses(run):
     return {r["step"]: r["loss"] for r in MetricsLog(run / "metrics.jsonl").read() if "loss" in r}
 
 
-def test_a_killed_run_goes_on_bit_for_bit_through_the_annealing(train, start, runs, cache, autoregressive):
+def test_a_killed_run_goes_on_bit_for_bit_through_the_annealing(train, start, python, runs, cache, autoregressive):
     whole, _ = train(*LONGER, name="whole", recipe=autoregressive)
     run, among = runs / "generator" / "cut", (runs / "generator" / "cut" / "checkpoints", "step-*", 1)
     settings = [word for setting in LONGER for word in ("--set", setting)]
     words = [
-        sys.executable,
+        python,
         "-m",
         "titokctl",
         "train-gen",

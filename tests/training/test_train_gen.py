@@ -65,11 +65,11 @@ def test_a_run_ends_with_weights_metrics_and_lineage(train, runs, cache):
 LONGER = ("training.steps=150", "training.log_every=1")
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(train, start, runs, cache, recipe):
+def test_a_stopped_run_goes_on_bit_for_bit(train, start, python, runs, cache, recipe):
     whole, _ = train(*LONGER, name="whole")
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         run = runs / "generator" / f"cut-{how.name}"
-        stop_after_a_checkpoint(start, runs, run, how, cache, recipe)
+        stop_after_a_checkpoint(start, python, runs, run, how, cache, recipe)
         assert open_run(run).status == "stopped"
         (listed,) = (found for found in ListRuns().run(Context(runs)) if found.name == run.name)
         assert (listed.status, listed.step) == ("stopped", open_run(run).saved_step())
@@ -79,9 +79,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(train, start, runs, cache, recipe):
         assert losses(again.run) == losses(whole.run), "every step is logged once"
 
 
-def stop_after_a_checkpoint(start, runs, run, how, cache, recipe, *more):
+def stop_after_a_checkpoint(start, python, runs, run, how, cache, recipe, *more):
     settings = [word for setting in LONGER for word in ("--set", setting)]
-    words = [sys.executable, "-m", "titokctl", "train-gen", cache, "--recipe", recipe, *settings, "--name", run.name]
+    words = [python, "-m", "titokctl", "train-gen", cache, "--recipe", recipe, *settings, "--name", run.name]
     among = (run / "checkpoints", "step-*", 1)
     child = start([*map(str, words), *more], env={**os.environ, **held(*among), "TITOKCTL_RUNS": str(runs)})
     wait_for_files(child, *among)
@@ -116,7 +116,7 @@ def test_two_processes_resume_bit_for_bit(train, run_cli, start, runs, cache, re
     run_cli(*words, "whole", code=0)
     for how in (signal.SIGTERM, signal.SIGKILL):
         run = runs / "generator" / f"cut-{how.name}"
-        stop_after_a_checkpoint(start, runs, run, how, cache, recipe, "--procs", "2")
+        stop_after_a_checkpoint(start, sys.executable, runs, run, how, cache, recipe, "--procs", "2")
         assert not open_run(run).is_finished
         while "going on from step" not in (again := run_cli(*words, run.name)).stderr:
             assert "at work in" in again.stderr, "the workers of a killed launcher save and leave by themselves"

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -116,9 +115,9 @@ def test_the_same_command_finds_the_same_run_and_other_settings_another(train):
     assert "training.steps: 2 -> 3" in refused.value.message
 
 
-def test_a_killed_run_goes_on_bit_for_bit(train, start, recipe, pictures, runs):
+def test_a_killed_run_goes_on_bit_for_bit(train, start, python, recipe, pictures, runs):
     whole = train("training.steps=120", "training.evaluate_every=500", name="whole")
-    words = [sys.executable, "-m", "titokctl", "train-tokenizer", pictures, "--recipe", recipe, "--name", "cut"]
+    words = [python, "-m", "titokctl", "train-tokenizer", pictures, "--recipe", recipe, "--name", "cut"]
     words += ["--set", "training.steps=120", "--set", "training.evaluate_every=500", "--runs-dir", runs]
     among = (runs / "tokenizer" / "cut" / "checkpoints", "step-*", 1)
     child = start(

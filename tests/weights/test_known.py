@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,12 +62,12 @@ def test_in_our_folder(caches, official):
     assert load_generator(NAME).config == GENERATOR
 
 
-def test_in_the_cache_of_the_hub(caches, official):
+def test_in_the_cache_of_the_hub(caches, official, python):
     repository = caches / "huggingface/hub" / f"models--{REPOSITORY.replace('/', '--')}"
     shutil.copytree(official, repository / "snapshots" / hub_server.COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(hub_server.COMMIT)
-    loaded = load_online("http://127.0.0.1:9", TITOKCTL_OFFLINE="1")
+    loaded = load_online(python, "http://127.0.0.1:9", TITOKCTL_OFFLINE="1")
     assert loaded.stdout.strip() == weights_sha256(tiny_generator()), loaded.stderr
 
 
@@ -107,7 +106,7 @@ def hub(tmp_path) -> Iterator[tuple[str, list[str]]]:
         yield found
 
 
-def load_online(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def load_online(python: str, address: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Load NAME in a process of its own, since the Hub's client reads its settings once."""
     pytest.importorskip("huggingface_hub")
     code = (
@@ -119,20 +118,20 @@ def load_online(address: str, **environment: str) -> subprocess.CompletedProcess
         "    raise SystemExit(str(error))\n"
     )
     environment = {**os.environ, **hub_server.online(address), **environment}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return subprocess.run([python, "-c", code], env=environment, capture_output=True, text=True)
 
 
-def test_download(hub, official, monkeypatch):
+def test_download(hub, official, python):
     """The first use downloads it; later uses find it and send no request."""
     address, requests = hub
     expected = weights_sha256(tiny_generator())
-    first = load_online(address)
+    first = load_online(python, address)
     assert first.stdout.strip() == expected, first.stderr
     assert {f"GET /{REPOSITORY}/resolve/main/{f}" for f in ("config.json", "model.safetensors")} <= set(requests)
     seen = len(requests)
-    assert load_online(address).stdout.strip() == expected
+    assert load_online(python, address).stdout.strip() == expected
     assert len(requests) == seen
-    assert load_online(address, TITOKCTL_OFFLINE="1").stdout.strip() == expected
+    assert load_online(python, address, TITOKCTL_OFFLINE="1").stdout.strip() == expected
 
 
 @pytest.mark.parametrize("switch", ["TITOKCTL_OFFLINE", "HF_HUB_OFFLINE"])
@@ -144,9 +143,9 @@ def test_offline_sends_no_request(caches, monkeypatch, switch):
         load_generator(NAME)
 
 
-def test_download_that_fails(hub, caches):
+def test_download_that_fails(hub, caches, python):
     """An empty Hub: one error, with the repository, the files and where to put them."""
-    done = load_online(hub[0])
+    done = load_online(python, hub[0])
     assert done.returncode == 1
     assert f"{NAME} is not on this machine (the download failed" in done.stderr
     assert f"https://huggingface.co/{REPOSITORY}" in done.stderr

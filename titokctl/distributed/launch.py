@@ -160,7 +160,8 @@ def _run(folder: Path, count: int, arguments: list[str], stdout: int | None) -> 
     environment = {**os.environ, FOLDER: str(folder)}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // count)))
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is reported by our own message
-    words = [sys.executable, "-m", "titokctl.distributed.agent", *arguments]
+    python = os.environ.get("PYTHON_EXEC", sys.executable)  # the interpreter that torchrun starts the workers with
+    words = [python, "-m", "titokctl.distributed.agent", *arguments]
     with _forwarding(folder):
         # In a session of its own: Ctrl-C on a terminal reaches only the launcher, which signals the workers once.
         agent = subprocess.Popen(words, env=environment, stdout=stdout, start_new_session=True)
