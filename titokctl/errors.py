@@ -112,7 +112,7 @@ def fault_in_words(error: BaseException, where: object = "") -> UserError | None
     """Return a fault of the machine as one sentence and a hint; None for an error of another kind.
 
     Args:
-        where: the file that was being worked on, where the error names none.
+        where: the file that was being read or written, if the error names none.
     """
     number = _fault_number(error)
     if number is None:

@@ -36,9 +36,9 @@ def test_a_gaussian_tokenizer_has_no_codebook():
 
 def test_a_proxy_head_and_its_section_go_together():
     assert tokenizer(head="proxy", proxy=SMALL_VQGAN).proxy.downsampling == 16
-    with pytest.raises(ValidationError, match="go together"):
+    with pytest.raises(ValidationError, match="head: proxy needs a section proxy"):
         tokenizer(head="proxy")
-    with pytest.raises(ValidationError, match="go together"):
+    with pytest.raises(ValidationError, match="head: proxy needs a section proxy"):
         tokenizer(proxy=SMALL_VQGAN)
     with pytest.raises(ValidationError, match="differs from the proxy tokenizer's 4"):
         tokenizer(head="proxy", proxy=SMALL_VQGAN.model_copy(update={"channel_multipliers": (1, 2, 2)}))

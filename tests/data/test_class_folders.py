@@ -34,7 +34,7 @@ def test_a_class_without_an_image_keeps_its_number(tmp_path: Path, emptied: str)
         (tmp_path / "dog" / (".x" if "hidden" in emptied else "x.txt")).write_text("x")
     source = open_source([tmp_path])
     assert (source.class_names, labels(source)) == (["cat", "dog", "emu"], {"cat/0": 0, "emu/0": 2})
-    assert any("1 class without images (numbers are kept): dog" in remark for remark in source.remarks)
+    assert any("1 class without images, which keep their numbers: dog" in remark for remark in source.remarks)
 
 
 def test_the_classes_that_were_chosen_are_always_said(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_splits_and_classes(tmp_path: Path, name: str) -> None:
 
 def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     images(tmp_path, "train/cat/0.png")
-    with pytest.raises(UsageError, match="there is no folder valid in") as caught:
+    with pytest.raises(UsageError, match="has no sub-folder valid") as caught:
         open_source([tmp_path], choices=Choices(split="valid"))
-    assert "it holds: train" in str(caught.value.hint)
+    assert "its sub-folders: train" in str(caught.value.hint)
 
 
 def test_numeric_folders_are_refused_where_text_order_is_another_one(tmp_path: Path) -> None:

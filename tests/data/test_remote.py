@@ -135,7 +135,7 @@ def test_a_file_that_changes_on_the_way_is_refused(two: Server) -> None:
 
 
 def test_missing_files_are_named(two: Server) -> None:
-    with pytest.raises(UserError, match=r"there is no .*/s-7\.tar"):
+    with pytest.raises(UserError, match=r"not found: .*/s-7\.tar"):
         open_source([f"{two.url}/s-0.tar", f"{two.url}/s-7.tar"])
     assert fetch(f"{two.url}/nothing.json") is None
     two.missing = 403
@@ -239,7 +239,7 @@ def test_other_schemes_are_opened_by_fsspec(two: Server) -> None:
     try:
         source = open_source(["memory://bucket/"])
         assert contents(source) == contents(open_two(two))
-        with pytest.raises(UserError, match=r"there is no memory://bucket/none\.tar"):
+        with pytest.raises(UserError, match=r"not found: memory://bucket/none\.tar"):
             open_source(["memory://bucket/none.tar"])
         with pytest.raises(UserError, match=r"no \.tar shards in memory://empty/"):
             open_source(["memory://empty/"])

@@ -211,4 +211,4 @@ def test_a_data_set_of_the_hub_by_file_and_by_folder(python, tmp_path):
     assert done.returncode == 0, done.stderr
     *found, refused = done.stdout.splitlines()
     assert found == [f"{count} {len(picture(2))}" for count in (3, 5, 5)]
-    assert "there is no hf://datasets/owner/pictures/data/no.parquet" in refused
+    assert "not found: hf://datasets/owner/pictures/data/no.parquet" in refused

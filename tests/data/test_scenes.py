@@ -130,7 +130,7 @@ def test_finished_shards_are_kept_and_other_things_refused(tmp_path):
     assert len(open_source([folder])) == 20
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("precious")
-    with pytest.raises(UserError, match="no shards of scenes"):
+    with pytest.raises(UserError, match="was not made by `titokctl scenes`"):
         write_scene_shards(tmp_path / "mine", scenes, Context(), overwrite=True)
     assert (tmp_path / "mine/notes.txt").read_text() == "precious"
 

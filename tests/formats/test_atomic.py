@@ -195,7 +195,7 @@ def test_an_error_about_another_file_is_not_blamed_on_the_target(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
 def test_a_file_system_without_new_files_is_reported():
-    with pytest.raises(UserError, match="no file can be made in /proc"):
+    with pytest.raises(UserError, match="no files can be created in /proc"):
         write_bytes(Path("/proc/x.h5"), b"1")
     with pytest.raises(UserError, match=r"cannot make the folder /proc/x\.h5\.parts: no folders can be created there"):
         make_folder(Path("/proc/x.h5.parts"))

@@ -109,7 +109,7 @@ def test_what_was_committed_is_kept_and_the_rest_drawn_again(tmp_path, image_for
         add(target, 0)
         assert (target.num_done, target.num_pending) == (8, 8)
     assert state_of(tmp_path) == "unfinished"
-    with pytest.raises(UserError, match="no finished sample set"):
+    with pytest.raises(UserError, match="is not a finished sample set"):
         SampleSet.open(tmp_path)
     with writer(tmp_path, image_format) as target:
         assert list(target.done) == [8]
@@ -170,7 +170,7 @@ def test_a_run_folder_may_point_to_the_set(tmp_path):
     write(tmp_path / "elsewhere")
     run = tmp_path / "run"
     run.mkdir()
-    with pytest.raises(UserError, match="no finished sample set"):
+    with pytest.raises(UserError, match="is not a finished sample set"):
         SampleSet.open(run)
     record_location(run, tmp_path / "elsewhere")
     assert SampleSet.open(run).folder == tmp_path / "elsewhere"

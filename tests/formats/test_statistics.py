@@ -123,6 +123,6 @@ def test_rows_are_read_a_few_at_a_time(tmp_path, save):
     assert np.array_equal(np.concatenate(parts), images)
     with (
         NpzReader(tmp_path / "images.npz") as npz,
-        pytest.raises(UserError, match="holds no array arr_1; it holds arr_0"),
+        pytest.raises(UserError, match="has no array arr_1; it has arr_0"),
     ):
         npz.member("arr_1")

@@ -133,6 +133,6 @@ def test_unreadable_images_of_the_reference_can_be_left_out_as_the_hint_says(set
     assert "fd-toy" in capsys.readouterr().out
     with pytest.raises(UserError, match="1 of 151 images in photos can't be read") as caught:
         Fid(Path("worse.npz"), Path("photos"), network=TOY).run(Context(sets / "runs"))
-    command = caught.value.hint.partition("name those: ")[2]
+    command = caught.value.hint.partition("use these: ")[2]
     assert run(shlex.split(command)[1:]) == 0
     Fid(Path("worse.npz"), Path("photos.npz"), network=TOY).run(Context(sets / "runs"))

@@ -129,9 +129,9 @@ def test_statistics_on_both_sides_give_what_their_images_give(tmp_path):
     remarks = Remarks()
     foreign = judge(tmp_path / "foreign.npz", sides[1], tmp_path, remarks, metrics=["fid"])
     assert foreign.metrics["fd-lite0"] == pytest.approx(of_images.metrics["fd-lite0"], rel=1e-9)
-    assert "foreign.npz holds mu and sigma alone, so nothing tells who made it" in remarks
+    assert "foreign.npz contains only mu and sigma, so the program that made it is unknown" in remarks
     assert "0 images" not in remarks
-    with pytest.raises(UserError, match="holds no images, but mu, sigma"):
+    with pytest.raises(UserError, match=r"no array of images in .*: it contains mu, sigma"):
         make_stats(sides[0], tmp_path / "new.npz", tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_a_token_cache_is_decoded_and_compared_with_its_own_source(tmp_path, ext
     assert found.samples["kind"] == "reconstructions"
     assert found.reference["preprocessing"]["size"] == model.config.image_size
     assert (found.samples["count"], found.reference["count"]) == (10, 10)
-    assert "what the samples' token cache was made from" in remarks
+    assert "that the samples' token cache was made from" in remarks
     assert "warning: 1 of 11 images" in remarks
     assert "the token cache was made without them, too" in remarks
     again = Remarks()
@@ -267,10 +267,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     (tmp_path / "begun" / ".unfinished" / "settings.json").write_text("{}")
     refused = [
         ("flat.npz", reference, r"expected \(n, height, width, 3\) uint8", UserError),
-        ("begun", reference, "no finished sample set", UserError),
+        ("begun", reference, "is not a finished sample set", UserError),
         ("stats_only.npz", reference, "kid can't be computed: the samples have no features image by image", UserError),
         ("wide.npz", reference, "2048 features", UserError),
-        ("words.npz", reference, "holds no images, but words, few", UserError),
+        ("words.npz", reference, "no array of images in .*: it contains words, few", UserError),
         ("two.npz", reference, "holds several arrays of images: a, b", UserError),
         ("objects.npy", reference, "pickled objects are never read", UserError),
         ("cut.npy", reference, r"cut\.npy (declares|is shorter)", UserError),
@@ -291,7 +291,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
 def test_metrics_by_name(tmp_path):
     np.savez(tmp_path / "a.npz", noise(6, 0))
     np.savez(tmp_path / "gaussian.npz", mu=np.zeros(1280), sigma=np.eye(1280))
-    with pytest.raises(UsageError, match="no metric named 'fids'"):
+    with pytest.raises(UsageError, match="unknown metric 'fids'"):
         judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, metrics=["fids"])
     with pytest.raises(UsageError, match="needs Inception"):
         judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, metrics=["is"])
@@ -347,7 +347,7 @@ def test_the_number_of_splits_of_the_inception_score_is_set_and_printed(run_cli,
     assert kept["earlier"][0]["metrics"]["is-toy"] == pytest.approx(expected(3), rel=1e-5)
     assert kept["earlier"][0]["samples"]["is_splits"] == 3
     assert "more than 30 images" in run_cli(*words, "--is-splits", 31, env=env, code=2).stderr
-    with pytest.raises(UsageError, match="lite0 has no classes"):
+    with pytest.raises(UsageError, match="needs a classifier: lite0 has none"):
         judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, splits=3)
 
 
@@ -370,7 +370,7 @@ def sampled(tmp_path, capsys):
 def test_nothing_named_takes_the_newest_samples_and_what_they_learnt_from(sampled, tmp_path):
     found, said = sampled(0, "fid", "--features", "lite0")
     assert "samples: " in said
-    assert "(12 images, what the samples' token cache was made from)" in said
+    assert "(the 12 images that the samples' token cache was made from)" in said
     assert (found["samples"]["count"], found["reference"]["count"]) == (10, 12)
     assert found["reference"]["preprocessing"]["size"] == trained.SIZE
     folder = next((tmp_path / "runs" / "samples").iterdir())

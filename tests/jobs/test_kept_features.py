@@ -58,7 +58,7 @@ def test_other_images_under_the_same_name_are_looked_at_again(tmp_path):
     first, _ = judge(tmp_path / "a.npz", tmp_path, save_features=True)
     np.savez(tmp_path / "a.npz", noise(40, 1))
     second, remarks = judge(tmp_path / "a.npz", tmp_path)
-    assert "of other images or of another network, and is not used" in remarks
+    assert "was computed from other images or by another network, so it is not used" in remarks
     assert second.metrics["fd-toy"] != first.metrics["fd-toy"]
 
 

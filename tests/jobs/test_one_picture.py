@@ -118,7 +118,7 @@ def test_decode_gives_the_pictures_of_exported_ids_their_names(call, here, capsy
         ('{"tokens": [1, 2, 3, 4, 5, 6, 7, 1.5]}', "line 1 of bad.jsonl has no `tokens`"),
         ('{"tokens": "12"}', "line 1 of bad.jsonl has no `tokens`"),
         ("12 5 9", "line 1 of bad.jsonl is not JSON"),
-        ("", "holds no ids"),
+        ("", "no ids in"),
     ],
 )
 def test_lines_that_are_no_ids_are_refused(call, line, message):

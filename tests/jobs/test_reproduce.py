@@ -92,11 +92,11 @@ def test_what_is_missing_is_said_before_hours_are_spent(tmp_path, reference, mon
 
     with pytest.raises(UsageError, match="nothing was published for 'titok-bl-64-vq'"):
         go("titok-bl-64-vq", reference)
-    with pytest.raises(UserError, match="no reference at"):
+    with pytest.raises(UserError, match="reference not found:"):
         go(NAME, tmp_path / "nowhere.npz")
     with pytest.raises(UsageError, match="-n must be at least 2"):
         go(NAME, reference, num_images=1)
-    with pytest.raises(UsageError, match="no precision named 'half'"):
+    with pytest.raises(UsageError, match="unknown precision 'half'"):
         go(NAME, reference, precision="half")
     with pytest.raises(UserError, match="titok-l-32 is not on this machine"):
         go(NAME, reference)

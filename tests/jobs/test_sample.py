@@ -178,7 +178,7 @@ def test_an_existing_output(sample, refused, tmp_path):
     assert not (output / "images.npz").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").touch()
-    assert "holds no sample set" in refused(1, "-n", 5, "-o", tmp_path / "thesis", "--overwrite")
+    assert "is not a sample set" in refused(1, "-n", 5, "-o", tmp_path / "thesis", "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_wrong_options(refused, networks, words, message):
 
 
 def test_networks_that_are_missing_or_do_not_fit(refused, tmp_path, networks):
-    assert "a tokenizer where a generator is expected" in refused(1, "--generator", networks / "tokenizer" / "tok")
-    assert "a generator where a tokenizer is expected" in refused(1, "--tokenizer", networks / "generator" / "gen")
+    assert "a tokenizer, but a generator is expected" in refused(1, "--generator", networks / "tokenizer" / "tok")
+    assert "a generator, but a tokenizer is expected" in refused(1, "--tokenizer", networks / "generator" / "gen")
     assert "hint: " in refused(1, "--generator", "nobody-s-generator")
     empty = refused(1, "--runs-dir", tmp_path)
     assert "no generator was named" in empty

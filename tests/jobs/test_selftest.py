@@ -67,4 +67,4 @@ def test_the_command_prints_the_table_and_fails_when_a_number_is_off(files, tmp_
     assert run([*words, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["passed"] is False
     assert run([*words, "--ref", "other.npz"]) == 2
-    assert "names its own samples and reference" in capsys.readouterr().err
+    assert "takes its own samples and reference" in capsys.readouterr().err

@@ -164,7 +164,7 @@ def test_other_files_are_never_replaced(tmp_path: Path, overwrite: bool) -> None
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("precious")
     for output in (tmp_path / "out", tmp_path / "out/thesis.txt"):
-        with pytest.raises(UserError, match="holds no shards made by titokctl"):
+        with pytest.raises(UserError, match="was not made by `titokctl shard`"):
             make([tmp_path / "in"], output, overwrite=overwrite)
     assert (tmp_path / "out/thesis.txt").read_text() == "precious"
 

@@ -116,8 +116,8 @@ def test_what_is_there_is_not_replaced(hub, products):
     assert [end.code for end in ends] == [0, 1, 0, 1, 1, 0, 1, 2], ends
     assert "holds another generator" in ends[1].stderr
     assert "holds other files (thesis.pdf)" in ends[3].stderr
-    assert "no product of titokctl" in ends[4].stderr
-    assert "there is no repository owner/nothing" in ends[6].stderr
+    assert "was not made by `titokctl push`" in ends[4].stderr
+    assert "repository not found, or not readable with your token: owner/nothing" in ends[6].stderr
     trained.tokenizer_run(products / "runs", "other", seed=3)
     weights = root / "owner" / "a" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
@@ -130,7 +130,7 @@ def test_what_is_there_is_not_replaced(hub, products):
 def test_each_refusal_is_a_sentence_and_a_hint(hub, products):
     root, call = hub
     cases = {
-        "": "there is no token",
+        "": "no token of the Hugging Face Hub",
         FOREIGN_TOKEN: "has no permission for owner/gen",
         "hf_wrong": "did not accept the token",
     }

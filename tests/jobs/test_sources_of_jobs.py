@@ -63,7 +63,7 @@ def test_tokenize_accounts_for_everything_and_verify_checks_the_sum(tmp_path, ca
     assert (result["rows"], result["rejected"], result["passed_over"]) == (7, 1, {".txt": 2})
     assert result["rows"] + result["rejected"] + sum(result["passed_over"].values()) == 10
     assert "3 classes from the folders of" in shown.err
-    assert "1 class without images (numbers are kept): emu" in shown.err
+    assert "1 class without images, which keep their numbers: emu" in shown.err
     assert "passed over: 2 .txt" in shown.err
     assert TokenCache.open(tmp_path / "t.h5").header.source["passed_over"] == {".txt": 2}
     assert run(["verify", str(tmp_path / "t.h5"), "--source", "recorded"]) == 0

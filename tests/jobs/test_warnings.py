@@ -157,4 +157,4 @@ def test_statistics_that_do_not_say_who_made_them_are_told(tmp_path, names, is_u
     arrays = {name: np.eye(9) if "sigma" in name else np.zeros(shapes[name]) for name in names}
     np.savez(tmp_path / "fid_stats.npz", **arrays)
     found = judge(tmp_path / "a.npz", tmp_path / "fid_stats.npz", tmp_path / "runs")
-    assert warned(found, "nothing tells who made it") is is_unknown
+    assert warned(found, "the program that made it is unknown") is is_unknown

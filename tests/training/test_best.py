@@ -79,7 +79,7 @@ def test_a_stopped_run_keeps_the_best_from_before(train, cache, recipe, runs, af
 
 
 def test_a_wrong_name_costs_no_training_and_the_nearest_is_named(train, runs):
-    with pytest.raises(UserError, match="no number named heldout_los") as refused:
+    with pytest.raises(UserError, match="unknown metric heldout_los") as refused:
         train(*HELD_OUT, "training.keep_best=heldout_los", name="one")
     assert "did you mean held_out_loss" in refused.value.hint
     assert not steps_in(runs / "generator" / "one" / "checkpoints")
@@ -88,7 +88,7 @@ def test_a_wrong_name_costs_no_training_and_the_nearest_is_named(train, runs):
 
 
 def test_without_held_out_images_it_is_refused(train, tmp_path):
-    with pytest.raises(UserError, match="no number named held_out_loss"):
+    with pytest.raises(UserError, match="unknown metric held_out_loss"):
         train("training.keep_best=held_out_loss", name="one")
     pictures = tiny.class_folder(tmp_path / "pictures", per_class=8)
     with pytest.raises(UserError, match="needs held-out images") as refused:

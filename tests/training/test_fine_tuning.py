@@ -80,7 +80,7 @@ def test_the_other_stages_take_weights_too(pictures, tmp_path, stage):
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
     tiny.tokenizer(tmp_path / "t.safetensors")
     wrong = vqgan.run if stage == "proxy" else tmp_path / "t.safetensors"
-    with pytest.raises(UserError, match=r"holds a (proxy )?tokenizer"):
+    with pytest.raises(UserError, match=r"contains a (proxy )?tokenizer"):
         train(pictures, stage, runs, tmp_path, f"init={wrong}", name="wrong")
 
 
@@ -99,7 +99,7 @@ def test_a_generator_goes_on_with_its_classes_by_name(tmp_path, recipe, runs):
     assert open_run(tuned.run).inputs["init"]["weights_sha256"] == first.weights_sha256
     assert tuned.run != first.run
     tiny.tokenizer(tmp_path / "t.safetensors")
-    with pytest.raises(UserError, match="a tokenizer where a generator is expected"):
+    with pytest.raises(UserError, match="a tokenizer, but a generator is expected"):
         go(cache, name="wrong", init=str(tmp_path / "t.safetensors"))
 
 

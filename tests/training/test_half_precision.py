@@ -63,7 +63,7 @@ def test_a_generator_trains_and_resumes_in_half_precision(train):
     whole, _ = train(FP16, *settings, "training.steps=6", name="whole")
     train(FP16, *settings, "training.steps=3", name="cut")
     again, talk = train(FP16, *settings, "training.steps=6", name="cut")
-    assert "going on from step 3" in talk
+    assert "resuming from step 3" in talk
     assert decisive(again.run) == decisive(whole.run)
     a, b = (load_file(open_run(run.run).product_path) for run in (whole, again))
     assert all(torch.equal(a[name], b[name]) for name in a)

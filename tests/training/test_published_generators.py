@@ -85,7 +85,7 @@ def test_the_autoregressive_recipes_follow_rar_b(name, parameters_m):
     assert round(plan.parameters / 1e6, 1) == parameters_m
     assert f"({parameters_m}M parameters)" in header
     assert f"{plan.operations:.2g} operations" in header
-    assert "Our reading" in header
+    assert "nothing is published on TiTok ids" in header
     assert round(plan.epochs) == 400
     spans = [span / recipe.training.steps for span in (recipe.loss.random_until, recipe.loss.annealed_until)]
     assert spans == [0.5, 0.75]

@@ -35,12 +35,12 @@ def test_shards_on_a_server_train_and_judge(server, tmp_path, runs):
         return result, talk
 
     whole, talk = train("whole", 12)
-    assert "goes on at the beginning of the shard it was in" in talk
+    assert "resumes at the beginning of the shard it was in" in talk
     assert "12 images smaller than 48 px, scaled up" in talk
     assert 0 < whole.metrics["val_codebook_usage"] <= 1
     assert train("again", 12)[0].weights_sha256 == whole.weights_sha256
     train("cut", 6)
     cut, talk = train("cut", 12)
-    assert "going on from step 6 of 12" in talk
+    assert "resuming from step 6 of 12" in talk
     steps = [r["step"] for r in MetricsLog(cut.run / "metrics.jsonl").read() if "loss" in r]
     assert steps == list(range(1, 13))

@@ -53,7 +53,7 @@ def test_a_killed_run_goes_on_bit_for_bit_through_the_annealing(train, start, py
     child.send_signal(signal.SIGKILL)
     child.communicate()
     again, talk = train(*LONGER, name="cut", recipe=autoregressive)
-    assert "going on from step" in talk
+    assert "resuming from step" in talk
     a, b = weights(whole.run), weights(run)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)

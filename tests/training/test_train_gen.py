@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(train, start, python, runs, cache, re
         (listed,) = (found for found in ListRuns().run(Context(runs)) if found.name == run.name)
         assert (listed.status, listed.step) == ("stopped", open_run(run).saved_step())
         again, talk = train(*LONGER, name=run.name)
-        assert "going on from step" in talk
+        assert "resuming from step" in talk
         assert same(whole.run, again.run)
         assert losses(again.run) == losses(whole.run), "every step is logged once"
 
@@ -105,7 +105,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_ends_with_1(train, start, r
     assert "Traceback" not in said
     assert not open_run(first.run).is_finished
     again, talk = train(*constant, "training.steps=20", name="full")
-    assert "going on from step 10 of 20" in talk
+    assert "resuming from step 10 of 20" in talk
     assert open_run(again.run).is_finished
 
 
@@ -118,7 +118,7 @@ def test_two_processes_resume_bit_for_bit(train, run_cli, start, runs, cache, re
         run = runs / "generator" / f"cut-{how.name}"
         stop_after_a_checkpoint(start, sys.executable, runs, run, how, cache, recipe, "--procs", "2")
         assert not open_run(run).is_finished
-        while "going on from step" not in (again := run_cli(*words, run.name)).stderr:
+        while "resuming from step" not in (again := run_cli(*words, run.name)).stderr:
             assert "at work in" in again.stderr, "the workers of a killed launcher save and leave by themselves"
         assert again.code == 0
         assert same(runs / "generator" / "whole", run)
@@ -160,7 +160,7 @@ def test_steps_may_grow_unless_the_rate_depends_on_them(train, kind):
     first, _ = train(constant, "training.steps=10")
     second, talk = train(constant, "training.steps=20")
     assert second.run == first.run
-    assert "going on from step 10 of 20" in talk
+    assert "resuming from step 10 of 20" in talk
     assert same(whole.run, second.run) == (kind == "constant"), "another run decays at another time"
     assert "training.steps: 20 -> 10" in refusal(train, constant, "training.steps=10", name=second.run.name)
 

@@ -69,5 +69,5 @@ def test_rounding_is_not_for_the_official_layout(run_cli, stand_ins):
 
 def test_only_a_generator_may_go_by_its_tokenizers_name():
     assert BY_NAME["maskgit-vit-l-32"].tokenizer == "titok-l-32"
-    with pytest.raises(UserError, match="is a generator where a tokenizer is expected"):
+    with pytest.raises(UserError, match="is a generator, but a tokenizer is expected"):
         load_tokenizer("maskgit-scenes-64")

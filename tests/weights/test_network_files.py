@@ -162,7 +162,7 @@ def test_download_of_another_file_leaves_nothing(cache, server):
 
 
 def test_download_that_fails_says_where_to_put_it(cache, server):
-    with pytest.raises(UserError, match=r"the download failed: there is no .*nothing\.pth") as caught:
+    with pytest.raises(UserError, match=r"the download failed: not found: .*nothing\.pth") as caught:
         find(published(f"{server.url}/nothing.pth"))
     assert str(cache / NAME) in caught.value.hint
     assert len(server.asked) == 1

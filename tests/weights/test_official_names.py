@@ -135,7 +135,7 @@ def test_position_ids_of_old_versions_are_tolerated():
         (tokenizer(shuffled_bottleneck=True), "officially one switch sets both"),
         (tokenizer(head="proxy", proxy=VqganConfig()), "officially one switch sets both"),
         (tokenizer(head="proxy", proxy=SMALL_PROXY, shuffled_bottleneck=True), "not the published MaskGIT-VQGAN"),
-        (tokenizer(quantizer="fsq"), "'fsq' has no official name"),
+        (tokenizer(quantizer="fsq"), "'fsq' is unknown to the official code"),
     ],
 )
 def test_no_official_form(config, words):

@@ -202,11 +202,11 @@ def test_only_the_first_five_are_listed(path):
 
 def test_another_kind(path, tmp_path):
     save_generator(tmp_path / "g.safetensors", tiny_generator())
-    with pytest.raises(UserError, match="holds a generator where a tokenizer is expected"):
+    with pytest.raises(UserError, match="contains a generator, but a tokenizer is expected"):
         load_tokenizer(tmp_path / "g.safetensors")
-    with pytest.raises(UserError, match="holds a tokenizer where a generator is expected"):
+    with pytest.raises(UserError, match="contains a tokenizer, but a generator is expected"):
         load_generator(path)
-    with pytest.raises(UserError, match="maskgit-vit-l-32 is a generator where a tokenizer is expected"):
+    with pytest.raises(UserError, match="maskgit-vit-l-32 is a generator, but a tokenizer is expected"):
         load_tokenizer("maskgit-vit-l-32")
 
 

@@ -27,9 +27,7 @@ def decode(
     batch_size: Annotated[int | None, option("--batch-size", "Images decoded at once.", min=1)] = None,
     precision: Annotated[
         Literal["float32", "tf32", "bf16", "fp16"] | None,
-        option(
-            "--precision", "By default that of the sample set, else the device's fastest.", "float32|tf32|bf16|fp16"
-        ),
+        option("--precision", "Default: that of the sample set, or the device's fastest.", "float32|tf32|bf16|fp16"),
     ] = None,
     device: options.Device = None,
     overwrite: options.Overwrite = False,

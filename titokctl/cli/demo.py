@@ -14,7 +14,7 @@ from titokctl.cli.work import Surroundings, perform
 def demo(
     output: Annotated[Path, option("-o --output", "The folder for all results.", "DIR")] = Path("demo"),
     images: Annotated[
-        Path | None, option("--images", "Your own images instead, with a folder per class or without.", "FOLDER")
+        Path | None, option("--images", "A folder of your own images, with or without class folders.", "FOLDER")
     ] = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,

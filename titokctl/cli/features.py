@@ -11,22 +11,35 @@ if TYPE_CHECKING:
     from titokctl.evaluation.extractors import FeatureNetwork
 
 Features = Annotated[
-    str, option("--features", "lite0 works offline, and is never called FID.", metavar="inception|lite0|lite2")
+    str,
+    option(
+        "--features",
+        "Feature network; lite0 works offline, and its distance is not FID.",
+        metavar="inception|lite0|lite2",
+    ),
 ]
 InceptionWeights = Annotated[
     Path | None,
-    option("--inception-weights", "By default what TITOKCTL_INCEPTION names, else torch hub's, else fetched.", "FILE"),
+    option(
+        "--inception-weights",
+        "Weights of Inception; default: those in TITOKCTL_INCEPTION or torch hub's cache, or a download.",
+        "FILE",
+    ),
 ]
-Tokenizer = Annotated[str | None, tokenizer("For a token cache; by default the one it records.")]
-SkipBad = Annotated[bool, option("--skip-bad", "Judge the readable images of a set that has others.")]
-SaveFeatures = Annotated[bool, option("--save-features", "Keep the features beside the samples, to be used again.")]
+Tokenizer = Annotated[str | None, tokenizer("Decoder of a token cache; default: the tokenizer it records.")]
+SkipBad = Annotated[bool, option("--skip-bad", "Leave out images that can't be read.")]
+SaveFeatures = Annotated[bool, option("--save-features", "Save the features beside the samples for later runs.")]
 Exif = Annotated[bool, option("--exif", "Rotate image files as their EXIF tag says.")]
 Resize = Annotated[
     Literal["tf1", "pytorch", "clean"],
-    option("--resize", "Of Inception: ADM's, pytorch-fid's or clean-fid's. FID means tf1.", "tf1|pytorch|clean"),
+    option(
+        "--resize",
+        "Resize for Inception as ADM (tf1), pytorch-fid or clean-fid do; FID means tf1.",
+        "tf1|pytorch|clean",
+    ),
 ]
-Fast = Annotated[bool, option("--fast", "The feature network in bf16; recorded.")]
-Tf32 = Annotated[bool, option("--tf32", "The feature network in TF32, on a GPU; recorded.")]
+Fast = Annotated[bool, option("--fast", "Run the feature network in bf16; recorded.")]
+Tf32 = Annotated[bool, option("--tf32", "Run the feature network in TF32 on a GPU; recorded.")]
 
 
 def network(

@@ -28,18 +28,18 @@ def fid(
         typer.Argument(metavar="SAMPLES", help="Images, .npz, .npy, a token cache, statistics; else the newest set."),
     ] = None,
     reference: Annotated[
-        Path | None, option("--ref", "Statistics or images; by default what the token cache was made of.", "REF")
+        Path | None, option("--ref", "Statistics or images; default: the images the token cache was made from.", "REF")
     ] = None,
     size: Annotated[
-        int | None, option("--size", "Bring image files of both sets to this edge, e.g. photos of mixed sizes.", min=1)
+        int | None, option("--size", "Resize the image files of both sets to this edge in pixels.", min=1)
     ] = None,
-    crop: Annotated[str, options.crop("How, with --size.")] = "center",
+    crop: Annotated[str, options.crop("How --size makes squares.")] = "center",
     metrics: Annotated[
-        str | None, option("--metrics", "All that can be computed by default.", "fid,sfid,is,pr,kid")
+        str | None, option("--metrics", "Metrics to compute; default: all that can be computed.", "fid,sfid,is,pr,kid")
     ] = None,
     is_splits: Annotated[
         int | None,
-        option("--is-splits", "Of the Inception score; by default one for each 5,000 images.", "N", min=1),
+        option("--is-splits", "Splits of the Inception score; default: one for each 5,000 images.", "N", min=1),
     ] = None,
     selftest: Annotated[
         tuple[Path, Path] | None,
@@ -66,7 +66,10 @@ def fid(
 ) -> None:
     """Compare samples with a reference: FID, sFID, Inception score, precision and recall, KID."""
     if selftest is not None and any(given is not None for given in (samples, reference, size, metrics, tokenizer)):
-        raise UsageError("--selftest names its own samples and reference", "leave out the others, and --metrics")
+        raise UsageError(
+            "--selftest takes its own samples and reference",
+            "leave out SAMPLES, --ref, --size, --metrics and --tokenizer",
+        )
     from titokctl.distributed.place import place
     from titokctl.jobs.evaluate.fid import Fid
     from titokctl.jobs.evaluate.selftest import Selftest

@@ -24,7 +24,7 @@ def nll(
         ),
     ] = None,
     passes: Annotated[
-        int, option("--passes", "Forward passes an image for the masked bound; exact kinds take one.")
+        int, option("--passes", "Forward passes per image for the masked bound; exact kinds take one.")
     ] = 16,
     device: options.Device = None,
     runs_dir: options.RunsDir = None,

@@ -53,8 +53,8 @@ tokenizer = partial(option, "--tokenizer", metavar="RUN|FILE|NAME", completes=co
 Tokens = Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.", callback=address)]
 View = Annotated[str, option("--view", "plain, or another view such as flip.")]
 Compress = Annotated[bool, option("--compress", "Deflate the rows: smaller, but not memory-mapped.")]
-Tokenizer = Annotated[str | None, tokenizer("Default: the newest trained one, or else titok-l-32.")]
-MadeWith = Annotated[str | None, tokenizer("The one that made the ids; default: found by its hash.")]
+Tokenizer = Annotated[str | None, tokenizer("The tokenizer; default: the newest trained one, or titok-l-32.")]
+MadeWith = Annotated[str | None, tokenizer("The tokenizer that made the ids; default: found by its hash.")]
 Overrides = Annotated[list[str] | None, option("--set", "Override a field of the recipe; repeatable.", "FIELD=VALUE")]
 RunName = Annotated[str | None, option("--name", "Name of the run's folder.")]
 Measure = Annotated[bool, option("--measure", "Like --dry-run, and train 20 steps to estimate the time.")]
@@ -81,14 +81,14 @@ MaxRejected = Annotated[
         max=1,
     ),
 ]
-Split = Annotated[
-    str | None, _read("--split", "Read this sub-folder; none if train, val, ... are classes.", "NAME|none")
-]
+Split = Annotated[str | None, _read("--split", "Read this sub-folder; none: train, val, ... are classes.", "NAME|none")]
 Classes = Annotated[
     Path | None, _read("--classes", "Class folders in the order of their labels, one per line.", "FILE")
 ]
 NoLabels = Annotated[bool, _read("--no-labels", "Read the images without labels.")]
-Sort = Annotated[str | None, _read("--sort", "Order of class folders: as text, or with 2 before 10.", "name|natural")]
+Sort = Annotated[
+    str | None, _read("--sort", "Order of class folders: as text, or natural (2 before 10).", "name|natural")
+]
 ImageKey = Annotated[str | None, _read("--image-key", "Member of shard samples that is the image: image.png.", "KEY")]
 LabelKey = Annotated[str | None, _read("--label-key", "Member, or field of JSON members, with the label.", "KEY")]
 ImageColumn = Annotated[str | None, _read("--image-column", "Column of parquet files with the images.", "NAME")]

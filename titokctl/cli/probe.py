@@ -17,12 +17,14 @@ def probe(
     validation: Annotated[
         list[str] | None, option("--val", "Held-out images of the same classes; repeatable.", "DATA")
     ] = None,
-    val_fraction: Annotated[float, option("--val-fraction", "Share of DATA that is held out, without --val.")] = 0.2,
+    val_fraction: Annotated[
+        float, option("--val-fraction", "Share of DATA that is held out if --val is not given.")
+    ] = 0.2,
     input: Annotated[
         Literal["latents", "ids"],
-        option("--input", "Latents before quantizing, or the code vectors of the ids.", "latents|ids"),
+        option("--input", "Input of the probe: latents before quantizing, or code vectors of the ids.", "latents|ids"),
     ] = "latents",
-    penalty: Annotated[float, option("--penalty", "Weight of the probe's squared weights.")] = 0.01,
+    penalty: Annotated[float, option("--penalty", "Weight of the L2 penalty on the probe's weights.")] = 0.01,
     tokenizer: options.Tokenizer = None,
     skip_bad: features.SkipBad = False,
     split: options.Split = None,

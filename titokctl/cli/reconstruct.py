@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 def reconstruct(
     data: Annotated[list[str], typer.Argument(metavar="DATA", help="A folder of images, or tar shards.")],
     tokenizer: options.Tokenizer = None,
-    output: Annotated[Path, option("--output -o", "The folder for picture and numbers.", "DIR")] = Path(
+    output: Annotated[Path, option("--output -o", "The folder for the picture and the scores.", "DIR")] = Path(
         "reconstructed"
     ),
-    num_images: Annotated[int | None, option("-n --num-images", "How many, spread over DATA; all by default.")] = None,
+    num_images: Annotated[
+        int | None, option("-n --num-images", "Number of images, spread over DATA; default: all.")
+    ] = None,
     features: Annotated[
         str,
         option(
             "--features",
-            "Network for rFID against the originals; auto: Inception, else lite0 (no rFID), if it is here.",
+            "Network for rFID against the originals; auto: Inception or lite0 (not rFID), if on this machine.",
             "auto|inception|lite0|lite2|none",
         ),
     ] = "auto",
     lpips: Annotated[
-        bool | None, option("--lpips/--no-lpips", "By default if its weights are here.", show_default=False)
+        bool | None,
+        option("--lpips/--no-lpips", "Compute LPIPS; default: if its weights are on this machine.", show_default=False),
     ] = None,
     skip_bad: Annotated[bool, option("--skip-bad", "Leave out images that can't be read.")] = False,
     split: options.Split = None,

@@ -20,19 +20,19 @@ def reproduce(
         str,
         typer.Argument(
             metavar="NAME",
-            help="What was published: titok-l-32, titok-b-64 or titok-s-128.",
+            help="The published model: titok-l-32, titok-b-64 or titok-s-128.",
             autocompletion=completion.sampling_recipes,
         ),
     ],
     reference: Annotated[Path, option("--ref", "ADM's reference batch for 256 px, an .npz.", "REF")],
     num_images: Annotated[
-        int, option("-n --num-images", "Another number is not comparable with the published one.")
+        int, option("-n --num-images", "Number of images; scores of other numbers are not comparable.")
     ] = 50_000,
     precision: Annotated[
         Literal["float32", "tf32", "bf16", "fp16"] | None,
         option(
             "--precision",
-            "Of generator and decoder; TF32 on a GPU, as published. A 16-bit result is not comparable.",
+            "Of generator and decoder; default: TF32 on a GPU, as published. 16-bit results are not comparable.",
             "float32|tf32|bf16|fp16",
         ),
     ] = None,

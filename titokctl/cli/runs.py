@@ -170,7 +170,7 @@ def rm(
 ) -> None:
     """Remove a run, or one of its earlier products, that no other run refers to.
 
-    Token caches are not in the runs folder, so they are not looked at.
+    Token caches are not in the runs folder, so their references are not checked.
     """
     from titokctl.jobs.machine.removal import RemoveRun
 
@@ -179,7 +179,9 @@ def rm(
 
 @group.command(epilog="Example: titokctl runs prune --dry-run")
 def prune(
-    unfinished: Annotated[bool, option("--unfinished", "Stopped and failed runs without a product, too.")] = False,
+    unfinished: Annotated[
+        bool, option("--unfinished", "Also remove stopped and failed runs without a product.")
+    ] = False,
     dry_run: DryRun = False,
     runs_dir: RunsDir = None,
     quiet: Quiet = False,
@@ -187,7 +189,7 @@ def prune(
 ) -> None:
     """Remove the earlier products of all runs that no other run refers to.
 
-    Token caches are not in the runs folder, so they are not looked at.
+    Token caches are not in the runs folder, so their references are not checked.
     """
     from titokctl.jobs.machine.removal import Prune
 

@@ -20,17 +20,23 @@ _switch = partial(option, panel="Sampling switches")
 def sample(
     generator: Annotated[
         str | None,
-        option("--generator", "The newest trained one by default.", "RUN|FILE|NAME", completes=completion.generators),
+        option(
+            "--generator",
+            "The generator; default: the newest trained one.",
+            "RUN|FILE|NAME",
+            completes=completion.generators,
+        ),
     ] = None,
-    tokenizer: Annotated[str | None, options.tokenizer("The one the generator was trained for by default.")] = None,
+    tokenizer: Annotated[
+        str | None, options.tokenizer("The decoder; default: the tokenizer the generator was trained for.")
+    ] = None,
     num_images: Annotated[int | None, option("-n --num-images", "Number of images; 64 by default.")] = None,
     per_class: Annotated[int | None, option("--per-class", "Images of each class, instead of -n.")] = None,
     classes: Annotated[
         str | None,
         option(
             "--classes",
-            "Class numbers, ranges or names, which the images take in turn; by default all that were learnt. none "
-            "draws without a class.",
+            "Class numbers, ranges or names, drawn in turn; default: all learnt classes. none draws without a class.",
             "0-9,207,red-ball|all|none",
         ),
     ] = None,
@@ -59,24 +65,26 @@ def sample(
     ] = None,
     steps: Annotated[int | None, _how("--steps", "Decoding steps.")] = None,
     solver: Annotated[
-        Literal["euler", "heun"] | None, _how("--solver", "Of generators of latents; heun takes two passes a step.")
+        Literal["euler", "heun"] | None,
+        _how("--solver", "Solver for generators of latents; heun takes two passes per step."),
     ] = None,
     choice_temperature: Annotated[
-        float | None, _how("--choice-temperature", "Scale of the noise in the choices.")
+        float | None, _how("--choice-temperature", "Scale of the noise in the choice of ids and positions.")
     ] = None,
     softmax_annealing: Annotated[
-        bool | None, _switch("--softmax-annealing/--no-softmax-annealing", "Sharpen logits step by step.", "")
+        bool | None,
+        _switch("--softmax-annealing/--no-softmax-annealing", "Lower the softmax temperature from step to step.", ""),
     ] = None,
     temperature: Annotated[
-        float | None, _how("--temperature", "Temperature of the choice of each id (autoregressive generators).")
+        float | None, _how("--temperature", "Softmax temperature (autoregressive generators).")
     ] = None,
     top_k: Annotated[int | None, _how("--top-k", "Choose among the K most likely codes.", "K")] = None,
     top_p: Annotated[
-        float | None, _how("--top-p", "Choose among the most likely codes of together this probability.", "P")
+        float | None, _how("--top-p", "Choose among the most likely codes with this total probability.", "P")
     ] = None,
     unmasking: Annotated[
         str | None,
-        _how("--unmasking", "Which positions a step decides.", "confidence|random-order|remasking"),
+        _how("--unmasking", "Rule for which positions each step decides.", "confidence|random-order|remasking"),
     ] = None,
     remasking_cap: Annotated[
         float | None, _how("--remasking-cap", "Largest share of decided positions that remasking masks again.")
@@ -90,7 +98,9 @@ def sample(
             callback=options.address,
         ),
     ] = None,
-    keep_tokens: Annotated[str | None, option("--keep-tokens", "Positions, counted from 0.", "0-15,20")] = None,
+    keep_tokens: Annotated[
+        str | None, option("--keep-tokens", "Token positions to keep, counted from 0.", "0-15,20")
+    ] = None,
     seed: Annotated[int | None, _how("--seed", "Seed of all randomness; 0 by default.")] = None,
     output: Annotated[
         Path | None, _result("-o --output", "Folder of the set; in the runs folder by default.", "DIR")
@@ -106,8 +116,10 @@ def sample(
     fid: Annotated[
         Path | None, _result("--fid", "Compare the images with statistics or images while they are drawn.", "REF")
     ] = None,
-    features: Annotated[str, _result("--features", "Network of --fid.", "inception|lite0|lite2")] = "inception",
-    inception_weights: Annotated[Path | None, _result("--inception-weights", "For --fid.", "FILE")] = None,
+    features: Annotated[str, _result("--features", "Feature network of --fid.", "inception|lite0|lite2")] = "inception",
+    inception_weights: Annotated[
+        Path | None, _result("--inception-weights", "Weights of Inception for --fid.", "FILE")
+    ] = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     batch_size: Annotated[
@@ -116,7 +128,7 @@ def sample(
     ] = None,
     precision: Annotated[
         Literal["float32", "tf32", "bf16", "fp16"] | None,
-        option("--precision", "The device's fastest by default; recorded.", "float32|tf32|bf16|fp16", panel=MACHINE),
+        option("--precision", "Default: the device's fastest; recorded.", "float32|tf32|bf16|fp16", panel=MACHINE),
     ] = None,
     device: options.Device = None,
     gpus: options.Gpus = None,

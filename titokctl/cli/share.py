@@ -21,8 +21,10 @@ def push(
     ],
     repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository.")],
     private: Annotated[bool, option("--private", "Make a new repository private.")] = False,
-    license: Annotated[str | None, option("--license", "Its license, for the card: apache-2.0, other.", "NAME")] = None,
-    overwrite: Annotated[bool, option("--overwrite", "Replace another product; the history keeps it.")] = False,
+    license: Annotated[
+        str | None, option("--license", "License for the repository's card, e.g. apache-2.0 or other.", "NAME")
+    ] = None,
+    overwrite: Annotated[bool, option("--overwrite", "Replace another product, which stays in the history.")] = False,
     dry_run: options.DryRun = False,
     runs_dir: options.RunsDir = None,
     quiet: options.Quiet = False,
@@ -52,9 +54,9 @@ def push(
 @app.command(epilog="Example: titokctl pull alice/shapes-64")
 def pull(
     repository: Annotated[str, typer.Argument(metavar="USER/NAME[@REVISION]", help="A repository that `push` made.")],
-    name: Annotated[str | None, option("--name", "Name of the run that weights become; default: NAME.")] = None,
+    name: Annotated[str | None, option("--name", "Name of the new run, for weights; default: NAME.")] = None,
     output: Annotated[
-        Path | None, option("-o --output", "The file that a token cache becomes; default: NAME.h5.", "FILE")
+        Path | None, option("-o --output", "The new file, for a token cache; default: NAME.h5.", "FILE")
     ] = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,

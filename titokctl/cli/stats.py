@@ -17,9 +17,9 @@ def stats(
     data: Annotated[list[Path], typer.Argument(metavar="DATA", help="A folder of images, shards, an .npz, ...")],
     output: Annotated[Path, option("--output -o", "The statistics to make.", "FILE")],
     size: Annotated[
-        int | None, option("--size", "Bring images to this edge; by default they are taken as is.", min=1)
+        int | None, option("--size", "Resize images to this edge in pixels; default: keep their size.", min=1)
     ] = None,
-    crop: Annotated[str, options.crop("How, with --size.")] = "center",
+    crop: Annotated[str, options.crop("How --size makes squares.")] = "center",
     split: options.Split = None,
     image_key: options.ImageKey = None,
     image_column: options.ImageColumn = None,

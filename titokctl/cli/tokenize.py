@@ -61,25 +61,29 @@ def tokenize(
     ] = None,
     tokenizer: options.Tokenizer = None,
     views: Annotated[
-        str, option("--views", "Further views: flip, ten-crop, or names of these, commas.", "LIST|none")
+        str, option("--views", "Further views: flip, ten-crop, or names of crops, separated by commas.", "LIST|none")
     ] = "flip",
     batch_size: Annotated[
-        int | None, option("--batch-size", "Images encoded at once; by default what suits the device.", min=1)
+        int | None, option("--batch-size", "Images encoded at once; default: what suits the device.", min=1)
     ] = None,
     precision: Annotated[
         Literal["float32", "tf32", "bf16", "fp16"] | None,
-        option("--precision", "Recorded in the cache; by default fp16 on a GPU.", "float32|tf32|bf16|fp16"),
+        option(
+            "--precision",
+            "Precision of the encoder, recorded; default: fp16 on a GPU, float32 on a CPU.",
+            "float32|tf32|bf16|fp16",
+        ),
     ] = None,
     workers: Annotated[
-        int | None, option("--workers", "Images a process decodes at once; by default its cores.", min=1)
+        int | None, option("--workers", "Images that a process decodes at once; default: its number of cores.", min=1)
     ] = None,
     max_rejected: options.MaxRejected = None,
     source: Annotated[
-        str | None, _read("--source", "What PATH is, where that can't be recognised: folder, ...", "KIND")
+        str | None, _read("--source", "Kind of PATH, if it isn't recognised: folder, shards, ...", "KIND")
     ] = None,
     accept_cut: Annotated[bool, _read("--accept-cut", "Take the intact images of truncated shards; recorded.")] = False,
     labels: Annotated[
-        Path | None, _read("--labels", "Labels of images that have none of their own, one per line.", "FILE")
+        Path | None, _read("--labels", "Labels for images without labels of their own, one per line.", "FILE")
     ] = None,
     split: options.Split = None,
     classes: options.Classes = None,
@@ -90,7 +94,7 @@ def tokenize(
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     label_table: Annotated[
-        Path | None, _read("--label-table", "Synset and ILSVRC2012_ID, one pair per line.", "FILE")
+        Path | None, _read("--label-table", "Table of synsets and ILSVRC2012_IDs, one pair per line.", "FILE")
     ] = None,
     terms: Annotated[
         str | None, _read("--terms", "Terms of use of the images, recorded; ImageNet's are known.", "TEXT")
@@ -105,7 +109,7 @@ def tokenize(
     max_pixels: Annotated[int, _read("--max-pixels", "Images of more pixels are rejected.", min=1)] = 178_956_970,
     compress: options.Compress = False,
     part: Annotated[
-        str | None, option("--part", "Make this share of the images; the last of N such jobs merges.", "I/N")
+        str | None, option("--part", "Make the I-th of N shares; the last job to finish merges them.", "I/N")
     ] = None,
     device: options.Device = None,
     gpus: options.Gpus = None,

@@ -36,7 +36,10 @@ def train_gen(
     init: Annotated[
         str | None,
         option(
-            "--init", "Weights to start from; what fits is taken.", "RUN|FILE|NAME", completes=completion.generators
+            "--init",
+            "Weights to start from; tensors that fit are taken.",
+            "RUN|FILE|NAME",
+            completes=completion.generators,
         ),
     ] = None,
     tokenizer: options.MadeWith = None,

@@ -32,7 +32,7 @@ def train_tokenizer(
         str | None,
         option(
             "--init",
-            "Weights to start from; what fits is taken. Stage decoder: a run of stage proxy.",
+            "Weights to start from; tensors that fit are taken. Stage decoder: a run of stage proxy.",
             "RUN|FILE|NAME",
             completes=completion.tokenizers,
         ),

@@ -17,14 +17,21 @@ def tune(
     reference: Annotated[Path | None, option("--ref", "Held-out images, or statistics of them.", "HELDOUT")] = None,
     generator: Annotated[
         str | None,
-        option("--generator", "The newest trained one by default.", "RUN|FILE|NAME", completes=completion.generators),
+        option(
+            "--generator",
+            "The generator; default: the newest trained one.",
+            "RUN|FILE|NAME",
+            completes=completion.generators,
+        ),
     ] = None,
-    tokenizer: Annotated[str | None, options.tokenizer("The one the generator was trained for by default.")] = None,
+    tokenizer: Annotated[
+        str | None, options.tokenizer("The decoder; default: the tokenizer the generator was trained for.")
+    ] = None,
     output: Annotated[Path, option("-o --output", "Folder of the results.", "DIR")] = Path("tuned"),
-    metric: Annotated[str, _race("--metric", "What is to become lower.", "kid|fid")] = "kid",
+    metric: Annotated[str, _race("--metric", "The metric to lower.", "kid|fid")] = "kid",
     minutes: Annotated[float | None, _race("--minutes", "Time for drawing and judging images; 10 by default.")] = None,
     images: Annotated[int | None, _race("--images", "Images to draw in all, instead of --minutes.")] = None,
-    candidates: Annotated[int, _race("--candidates", "Number of settings, with the preset.")] = 24,
+    candidates: Annotated[int, _race("--candidates", "Number of settings to compare, including the preset.")] = 24,
     seed: Annotated[int, _race("--seed", "Seed of the settings to try.")] = 0,
     network: features.Features = "inception",
     inception_weights: features.InceptionWeights = None,

@@ -19,7 +19,7 @@ def verify(
     tokenizer: options.MadeWith = None,
     source: Annotated[
         str | None,
-        option("--source", "The images it was made from; recorded: at the path it records.", "PATH|recorded"),
+        option("--source", "The images the cache was made from; `recorded`: the recorded path.", "PATH|recorded"),
     ] = None,
     device: options.Device = None,
     runs_dir: options.RunsDir = None,

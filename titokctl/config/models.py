@@ -78,7 +78,7 @@ class TokenizerConfig(Config):
         elif self.codebook_size is None:
             raise ValueError(f"codebook_size is missing for quantizer {self.quantizer!r}")
         if (self.head == "proxy") != (self.proxy is not None):
-            raise ValueError("head: proxy and a proxy section go together")
+            raise ValueError("head: proxy needs a section proxy, and other heads take none")
         if self.overlapping_patches and (self.head == "proxy" or self.decoder.patch_size % 2):
             raise ValueError("overlapping_patches is for head: pixel with an even decoder.patch_size")
         if self.head == "pixel" and not self.pixel_decoder:

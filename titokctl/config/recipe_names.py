@@ -1,4 +1,4 @@
-"""Which recipes are shipped, and where they lie. Apart from `recipe_files`, so that a shell's Tab needs no models."""
+"""Names and paths of the shipped recipes; separate from `recipe_files`, so that shell completion imports no models."""
 
 from pathlib import Path
 

@@ -111,7 +111,8 @@ class SingleRecipe(_OfTiTok):
     """Pixels from the first step (TA-TiTok, arXiv 2501.07730).
 
     After `encoder_steps` steps the encoder, the latent tokens and the codes stay as they are (at their averages), and
-    only the decoder goes on, as in the second stage of the published recipes; null trains all of it to the end.
+    only the decoder is trained further, as in the second stage of the published recipes; null trains all of it to the
+    end.
     """
 
     kind: Literal["tokenizer"]

@@ -48,7 +48,7 @@ class ImageProblems:
             count = len(self._bad)
         if count > self._most:
             text = f"{count:,} of {self._count:,} images can't be decoded: {self._named()}"
-            raise UserError(text, "repair or delete them, or do without them: --max-rejected 0.05 accepts 5 %")
+            raise UserError(text, "repair or delete them, or leave them out: --max-rejected 0.05 accepts 5 %")
 
     def is_bad(self, position: int) -> bool:
         """Return True for an image that was rejected before."""

@@ -221,7 +221,7 @@ def _decoder(kind: str) -> type[ImageFile.ImageFile]:
     try:
         found: type[ImageFile.ImageFile] = getattr(importlib.import_module(f"PIL.{module}"), name)
     except (ImportError, AttributeError) as error:
-        raise BadImage("format", f"this Pillow reads no {kind} files") from error
+        raise BadImage("format", f"the installed Pillow can't read {kind} files") from error
     return found
 
 

@@ -38,7 +38,7 @@ class CheckedSource:
     """The images of a source that can't be decoded, and the sizes of the others.
 
     Args:
-        checked: number of images that were looked at.
+        checked: number of images that were checked.
         rejected: by position.
         sizes: up to two different ones: (width, height, key of the first image).
     """
@@ -71,7 +71,7 @@ def too_many(rejected: Sequence[Rejected], samples: int, allowed: float, listing
     return UserError(
         f"{len(rejected):,} of {samples:,} images ({share:.2%}) can't be used, more than --max-rejected {allowed:g} "
         f"allows: {named}{more}{where}",
-        f"run the same command with --max-rejected {enough} to do without them"
+        f"run the same command with --max-rejected {enough} to leave them out"
         if len(rejected) < samples
         else "no image is left",
     )
@@ -142,7 +142,7 @@ def _save(path: Path, found: CheckedSource, context: Context) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION} | _as_record(found))
     except (OSError, UserError) as error:
-        context.say(f"the check of the images is not kept in {path}: {getattr(error, 'message', error)}")
+        context.say(f"the check of the images can't be saved in {path}: {getattr(error, 'message', error)}")
 
 
 def _kept(path: Path, count: int) -> CheckedSource:

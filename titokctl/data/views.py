@@ -39,7 +39,7 @@ def names_of(wanted: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the views that `wanted` (names and groups) stands for. Raises UsageError for unknown ones."""
     unknown = [name for name in wanted if name not in GROUPS]
     if unknown:
-        raise UsageError(f"there is no view named {unknown[0]!r}", f"one of: {', '.join(GROUPS)}, or none")
+        raise UsageError(f"unknown view {unknown[0]!r}", f"one of: {', '.join(GROUPS)}, or none")
     return tuple(dict.fromkeys(view for name in wanted for view in GROUPS[name]))
 
 

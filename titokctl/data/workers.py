@@ -50,7 +50,7 @@ def no_more_threads() -> Iterator[None]:
         if "new thread" not in str(error):
             raise
         raise UserError(
-            "the system starts no more threads for this user", "use fewer with --workers 1, or raise `ulimit -u`"
+            "the system can't start more threads for this user", "use fewer with --workers 1, or raise `ulimit -u`"
         ) from error
 
 

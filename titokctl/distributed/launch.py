@@ -212,7 +212,7 @@ def _failures(folder: Path) -> list[dict[str, Any]]:
 
 
 def _left_early(folder: Path) -> bool:
-    """Return True if a worker ended on a signal with nothing to save: others may wait for it, deaf to signals."""
+    """Return True if a worker ended on a signal with nothing to save: others may wait for it and ignore signals."""
     codes = (EXIT_STOPPED, EXIT_INTERRUPTED)
     return (folder / STOP).exists() and any(
         record["code"] in codes and not record["message"] for record in _records(folder)
@@ -292,5 +292,5 @@ def _death(missing: list[int], count: int, codes: dict[int, int]) -> UserError:
     names = ", ".join(sorted(signal.Signals(number).name for number in signals))
     return UserError(
         f"{which} of {counted(count, 'processes')} crashed ({names})",
-        "run the same command again to resume; PYTHONFAULTHANDLER=1 before it shows the place of a crash",
+        "run the same command again to resume; put PYTHONFAULTHANDLER=1 before it to see where it crashes",
     )

@@ -27,7 +27,7 @@ T = TypeVar("T")
 _TRIES = 3  # actors that may die over one piece
 _POLL_S = 0.2
 _ANSWER_S = 10.0
-_PATIENCE_S = 30.0  # until the user hears that no actor has started
+_PATIENCE_S = 30.0  # until the user is informed that no actor has started
 # Tasks that Ray ends because a machine's memory is short are not started again for ever.
 _SETTINGS = {"RAY_task_oom_retries": "2", "RAY_TQDM_PATCH_PRINT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -299,7 +299,7 @@ class ActorPool(Generic[PieceT]):
             if name in self._recovering:
                 raise UserError(
                     f"the task that decodes {name} died again and again: {_reason(error)}",
-                    "finished parts are kept; run the same command again, or look at the images of that unit",
+                    "finished parts are kept; run the same command again, or check the images of that unit",
                 ) from error
             self._recovering.add(name)
             self._say(f"the task that decodes {name} died ({_reason(error)}): its images are decoded one by one")
@@ -315,7 +315,7 @@ class ActorPool(Generic[PieceT]):
                 f"{count} workers died {when}: {reason}",
                 "finished parts are kept; give workers more memory, or encode fewer images at once with --batch-size",
             ) from error
-        self._say(f"a worker died {when} ({reason}); another one does it again")
+        self._say(f"a worker died {when} ({reason}); another one repeats its work")
 
     def _warn_of_waiting(self, since: float) -> None:
         if not self._warned and time.monotonic() - since > _PATIENCE_S:
@@ -370,7 +370,7 @@ def _reason(error: Exception) -> str:
         return "its machine ran out of memory"
     if isinstance(error, lost.NodeDiedError) or ("node" in text and "died" in text.split("\n")[0]):
         return "its machine was lost"
-    return "its process was killed, perhaps for want of memory"
+    return "its process was killed, perhaps because memory ran out"
 
 
 def _check_answers(address: str) -> None:

@@ -34,7 +34,7 @@ def usage_of(counts: np.ndarray) -> CodebookUsage:
 
 
 def count_codes(ids: np.ndarray, codebook_size: int) -> np.ndarray:
-    """(K, V) int64: how often each code stands at each position of ids (N, K), read block by block.
+    """(K, V) int64: how often each code occurs at each position of ids (N, K), read block by block.
 
     Raises ValueError when V x K is above MAX_COUNTS.
     """

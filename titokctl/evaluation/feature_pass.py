@@ -117,7 +117,7 @@ def _settings(images: ImageSet, work: FeaturePass, keep: int, splits: int | None
 def _measure_share(
     images: ImageSet, collector: FeatureCollector, what: str, work: FeaturePass, kept: KeptPass
 ) -> "_Reading":
-    """Put the features of this process's share into `collector`, or the rest of them; the state is kept on the way."""
+    """Put the features of this process's share into `collector`, or the rest of them; the state is saved meanwhile."""
     progress, stop, batch_size = work.context.progress, work.context.stop, work.extractor.batch_size
     share = share_of(images.count, batch_size, work.context.group)
     reading = _Reading.of(kept.restored(collector), share.start)
@@ -176,7 +176,7 @@ def _check_expected(rejected: Sequence[Rejected], images: ImageSet, work: Featur
             size = [] if images.image_size is None else ["--size", str(images.image_size)]
             words = ["stats", str(images.path), *size, "--features", work.extractor.name, "--skip-bad"]
             words += ["-o", f"{images.path.name}.npz"]
-            leave_out = f"make statistics without them, and name those: titokctl {shlex.join(words)}"
+            leave_out = f"make statistics without them and use these: titokctl {shlex.join(words)}"
         raise UserError(unreadable(unexpected, of), f"repair or delete them, or {leave_out}")
 
 
@@ -212,7 +212,7 @@ class _Reading:
         return cls(about["next"], [], about["shape"], rejected, set(about["lossy"]))
 
     def about(self) -> dict[str, Any]:
-        """Return JSON from which reading goes on with the first image that is not measured."""
+        """Return JSON from which reading resumes at the first image that is not measured."""
         end = self.positions[0] if self.positions else self.next
         rejected = [
             [position, [bad.key, bad.kind, bad.reason]] for position, bad in self.rejected.items() if position < end
@@ -297,7 +297,7 @@ def measured_samples(images: ImageSet, save: bool, work: FeaturePass, splits: in
         return _measured(images.statistics)
     kept = kept_features(images, extractor.name, extractor.description, work.context) if group.is_main else None
     if kept is not None and kept.features.score_sums is not None and kept.splits != splits:
-        work.context.say("they have other splits of the Inception score, and are not used")
+        work.context.say("the kept features have other splits of the Inception score, so they are not used")
         kept = None
     if group.from_main(kept is not None):
         return kept
@@ -318,7 +318,7 @@ def kept_features(images: ImageSet, network: str, description: dict[str, Any], c
         return None
     statistics = read_statistics(path)
     if statistics.about.get("key") != statistics_key(images, network, description, exact=True):
-        context.say(f"{path} is of other images or of another network, and is not used")
+        context.say(f"{path} was computed from other images or by another network, so it is not used")
         return None
     context.say(f"features of {images.path}: {path}")
     return _measured(statistics)
@@ -328,7 +328,11 @@ def save_features(images: ImageSet, extractor: Extractor, measured: Measured, co
     """Keep the features of a set beside it, or say why not. Raises UserError when they can't be written."""
     path = images.beside(f"{extractor.name}.npz")
     if path is None or measured.rejected:
-        why = "some images could not be read" if measured.rejected else f"{images.path} has no folder for them"
+        why = (
+            "some images could not be read"
+            if measured.rejected
+            else f"results of {images.path} can't be saved beside it"
+        )
         context.say(f"the features are not kept: {why}")
         return
     about = statistics_about(images, measured, extractor)
@@ -347,7 +351,7 @@ def statistics_key(images: ImageSet, network: str, description: dict[str, Any], 
 
     Args:
         network, description: of the extractor.
-        exact: tell image files apart by every byte, not only by names and sizes.
+        exact: hash every byte of image files, not only their names and sizes.
     """
     decoders = {package: version for package, version in versions().items() if package in _DECODERS}
     record = [images.identity(exact), network, description, decoders, KEEP_OF_REFERENCE]

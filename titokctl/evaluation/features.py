@@ -198,14 +198,14 @@ class FeatureCollector:
         return self._features[: self._kept]
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything but the kept rows as arrays, from which `restore` goes on to the same bits."""
+        """Return everything but the kept rows as arrays; a collector continued by `restore` gets the same bits."""
         found = {"seen": np.array(self.seen), "kept": np.array(self._kept)}
         for name, sums in self._sums.items():
             found |= {f"{name}_{field}": values for field, values in sums.state().items()}
         return found if self._scores is None else found | {"scores": self._scores.table}
 
     def restore(self, state: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
-        """Go on from a `state` with its kept rows. Raises ValueError or KeyError for one of other features."""
+        """Continue from a `state` with its kept rows. Raises ValueError or KeyError for one of other features."""
         if len(rows) > self._share or (len(rows) and rows.shape[1:] != self._features.shape[1:]):
             raise ValueError("the kept rows are of other features")
         if self._scores is not None:

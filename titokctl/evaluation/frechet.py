@@ -38,7 +38,7 @@ class GaussianSums:
 
     Args:
         width: D.
-        in_thread: let a thread add, block after block, while the caller goes on; the bits are the same.
+        in_thread: add in a thread, block after block, while the caller continues; the bits are the same.
     """
 
     def __init__(self, width: int, in_thread: bool = False) -> None:
@@ -58,13 +58,13 @@ class GaussianSums:
             self._add_held()
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the sums, and the features that are not in them yet, from which `restore` goes on to the same bits."""
+        """Return the sums and the features that are not in them yet; sums continued by `restore` get the same bits."""
         self._finish()
         held = np.concatenate(self._held) if self._held else np.empty((0, len(self.total)), np.float32)
         return {"count": np.array(self.count), "total": self.total, "products": self.products, "held": held}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a `state`. Raises ValueError, with nothing changed, for one of another width."""
+        """Continue from a `state`. Raises ValueError, with nothing changed, for one of another width."""
         self._finish()
         width, held = len(self.total), state["held"]
         if (state["total"].shape, state["products"].shape, held.shape[1:]) != ((width,), (width, width), (width,)):

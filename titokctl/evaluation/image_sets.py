@@ -104,7 +104,7 @@ class ImageSet(ABC):
         """
 
     def unreadable(self, context: Context) -> list[Rejected]:
-        """Return the images that can't be read, found by one pass that is kept; [] where only reading them tells.
+        """Return the images that can't be read, found by one pass whose result is kept; [] if reading is the only way.
 
         All processes of the group call it. Raises UserError when sizes differ.
         """
@@ -193,7 +193,7 @@ def _array_of_images(file: NpzReader) -> str:
             "save the one to be judged in a file of its own, as arr_0",
         )
     raise UserError(
-        f"{file.path} holds no images, but {', '.join(file.names) or 'nothing'}",
+        f"no array of images in {file.path}: it contains {', '.join(file.names) or 'nothing'}",
         "expected an array (n, height, width, 3) uint8, such as arr_0",
     )
 
@@ -220,7 +220,7 @@ class StatisticsSet(ImageSet):
 
     def read(self, wanted: range) -> Iterator[Batch]:
         """Raise UserError: there are no pixels."""
-        raise UserError(f"{self.path} holds statistics, not images", "name the images that they are of")
+        raise UserError(f"{self.path} holds statistics, not images", "name the images that they were computed from")
 
     def identity(self, exact: bool = False) -> dict[str, Any]:
         """Return the SHA-256 of the file."""

@@ -1,4 +1,4 @@
-"""The state of a feature pass that was interrupted: the same command goes on where it was.
+"""The state of a feature pass that was interrupted, from which the same command resumes it.
 
 Specification: while a set is measured, `<runs>/statistics/.<key>.unfinished/` (`unfinished`) holds settings.json, of
 whose path, network and number of rows the key is a hash, and for each process `state-<rank>.npz` with the arrays of
@@ -64,7 +64,7 @@ class KeptPass:
         return self.folder is not None and time.monotonic() - self._saved >= _SECONDS_BETWEEN_SAVES
 
     def save(self, collector: FeatureCollector, about: dict[str, Any]) -> None:
-        """Keep the state of `collector`; on a disk that takes no more, the pass goes on without."""
+        """Save the state of `collector`; if the disk is full, the pass continues without saving."""
         if self.folder is None:
             return
         try:
@@ -120,7 +120,7 @@ def kept_pass(root: Path, settings: dict[str, Any], is_main: bool, say: Callable
                 say("an interrupted pass over these images is resumed")
             held = work.folder
         except UserError as error:
-            say(f"features are not kept on the way: {error.message}")
+            say(f"features are not saved during the pass: {error.message}")
         yield held
         if held is not None:
             work.remove()

@@ -77,7 +77,7 @@ def metrics_named(names: Sequence[str] | None) -> list[Metric]:
     unknown = [name for name in names or () if name not in METRICS]
     if unknown or (names is not None and not names):
         named = repr(unknown[0]) if unknown else "''"
-        raise UsageError(f"there is no metric named {named}", f"any of: {','.join(METRICS)}")
+        raise UsageError(f"unknown metric {named}", f"any of: {','.join(METRICS)}")
     return [METRICS[name] for name in (METRICS if names is None else names)]
 
 

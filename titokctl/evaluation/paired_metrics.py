@@ -49,7 +49,7 @@ class PairedMetric:
 def paired_metric(name: str) -> PairedMetric:
     """Return the metric called `name`. Raises UsageError for another name."""
     if name not in PAIRED_METRICS:
-        raise UsageError(f"there is no metric named {name!r} to tune for", f"one of: {', '.join(PAIRED_METRICS)}")
+        raise UsageError(f"unknown metric {name!r}", f"one of: {', '.join(PAIRED_METRICS)}")
     return PAIRED_METRICS[name]
 
 

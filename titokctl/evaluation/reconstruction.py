@@ -118,7 +118,7 @@ class ShownPairs:
             self._is_here[place] = 1
 
     def result(self, group: Group) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the pairs of all processes in the order of the set; on rank 0, the others get some or all of them."""
+        """Return the pairs of all processes in the order of the set; complete on rank 0 only."""
         sum_arrays([self._pairs, self._is_here], group)
         return [(pair[0], pair[1]) for pair in self._pairs[self._is_here > 0].astype(np.uint8)]
 

@@ -40,7 +40,7 @@ def find_reference(
         return named_reference(given, samples.image_size, one_by_one, opening, work)
     images = reference_images(given, samples, opening)
     work.context.say(
-        f"reference: {images.path} ({counted(images.count, 'images')}, what the samples' token cache was made from)"
+        f"reference: {images.path} (the {counted(images.count, 'images')} that the samples' token cache was made from)"
     )
     return _of_images(images, work)
 

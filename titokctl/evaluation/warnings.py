@@ -21,7 +21,7 @@ _ARE_RECONSTRUCTIONS = "these are reconstructions: rFID compares them with their
 
 
 def warnings_about(images: ImageSet, measured: Measured, reference: Reference, extractor: Extractor) -> list[str]:
-    """Return a sentence for everything that keeps the numbers from meaning what their names say."""
+    """Return warnings about sets whose numbers don't mean what their names say."""
     found = count_warnings(measured.features.count, extractor) if measured.features.count else []
     if images.labels is not None and _unbalanced(images.labels):
         found.append("the classes are not equally frequent among the samples")
@@ -56,9 +56,9 @@ def _of_foreign(about: dict[str, Any], extractor: Extractor) -> list[str]:
     if maker != UNKNOWN_MAKER or resized:
         return []
     return [
-        f"{name} holds mu and sigma alone, so nothing tells who made it: pytorch-fid and clean-fid resize images in "
-        "other ways, and then even equal images have a distance far above 0; give --resize pytorch or --resize clean "
-        "if one of them made it, or make it again with `titokctl stats`"
+        f"{name} contains only mu and sigma, so the program that made it is unknown: pytorch-fid and clean-fid resize "
+        "images in other ways, and then even equal images have a distance far above 0; give --resize pytorch or "
+        "--resize clean if one of them made it, or make it again with `titokctl stats`"
     ]
 
 
@@ -94,7 +94,7 @@ def _of_kinds(images: ImageSet, reference: Reference) -> list[str]:
 
 
 def _listing(about: dict[str, Any]) -> Any:
-    """Return what tells names, sizes and labels of a set apart; older records call it the fingerprint."""
+    """Return the hash of names, sizes and labels of a set; older records call it the fingerprint."""
     source = about.get("source")
     found = about if "fingerprint" in about else source if isinstance(source, dict) else {}
     return found.get("listing", found.get("fingerprint"))

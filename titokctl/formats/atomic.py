@@ -175,13 +175,13 @@ def _in_words(error: Exception, target: Path) -> UserError | None:
         return UserError(f"no permission to write {target}", "choose another output with -o")
     is_beside = isinstance(error.filename, str) and Path(error.filename).parent == target.parent
     if number == errno.ENOENT and is_beside and target.parent.is_dir():  # /proc, for one
-        return UserError(f"no file can be made in {target.parent}", "choose another output with -o")
+        return UserError(f"no files can be created in {target.parent}", "choose another output with -o")
     if number in (errno.ENOENT, errno.ENOTDIR) and not target.parent.is_dir():
         return UserError(f"the folder {target.parent} does not exist", f"make it first: mkdir -p {target.parent}")
     if number in (errno.EISDIR, errno.ENOTDIR) and target.exists():
         kind = "a folder" if target.is_dir() else "a file"
         return UserError(f"{target} is {kind}: cannot replace it", "choose another output with -o")
-    error.filename = None  # a temporary name tells nobody anything
+    error.filename = None  # a temporary name means nothing to the user
     return fault_in_words(error, target)
 
 
@@ -255,7 +255,7 @@ def _is_alive(process: int) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Return what tells this machine, since its last start, and this container apart: process ids mean nothing else."""
+    """Return an id of this machine since its last start, and of this container: process ids mean nothing elsewhere."""
     if _BOOT.is_file() and _PROCESSES.exists():
         known = f"{_BOOT.read_text()} {_PROCESSES.stat().st_ino}"
     else:

@@ -114,7 +114,7 @@ def head_of(path: Path) -> bytes:
 
 
 def mistaken(head: bytes, *expected: str) -> FileKind | None:
-    """Return the kind of a file that could not be read as what it should be; None if nothing tells.
+    """Return the kind of a file that could not be read as what it should be; None if it is unknown.
 
     Args:
         expected: names of kinds that it may well be, damaged.

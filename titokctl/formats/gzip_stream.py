@@ -129,8 +129,8 @@ class GzipStream(ForwardStream):
     def _check_ratio(self, unpacked: int) -> None:
         if unpacked > max(_FREE_BYTES, MAX_RATIO * self._consumed):
             raise UserError(
-                f"{self._name} unpacks to more than {MAX_RATIO} times its size, as no images do",
-                f"if it is what it should be, unpack it yourself: gunzip -k {self._name}",
+                f"{self._name} unpacks to more than {MAX_RATIO} times its size, which images never do",
+                f"if you trust it, unpack it yourself: gunzip -k {self._name}",
             )
 
 

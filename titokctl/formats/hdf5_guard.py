@@ -1,6 +1,6 @@
-"""Opening HDF5 files without checksums of their structure first in a process that can be ended.
+"""HDF5 files without checksums of their structure are opened in a helper process first, which can be ended.
 
-Zeroed bytes in the heap of such a file make libhdf5 loop for ever, deaf to signals. So a helper process
+Zeroed bytes in the heap of such a file make libhdf5 loop for ever without reacting to signals. So a helper process
 (`hdf5_helper`), whose computing time is limited by the kernel, opens the file before this process does. The layout of
 HDF5 1.10, in which titokctl writes, has checksums, by which libhdf5 finds damage itself.
 """

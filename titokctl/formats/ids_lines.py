@@ -69,7 +69,7 @@ def read_ids_lines(path: Path) -> IdsLines:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", "check the path") from error
     if not width:
-        raise UserError(f"{path} holds no ids", "expected lines as `titokctl export TOKENS --to jsonl` writes them")
+        raise UserError(f"no ids in {path}", "expected lines as `titokctl export TOKENS --to jsonl` writes them")
     rows = np.frombuffer(ids, np.uint32).reshape(-1, width)
     return IdsLines(path, rows, np.frombuffer(labels, np.int32), _usable(names), digest)
 
@@ -81,7 +81,9 @@ def _records(file: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
     if start == b"[":
         data = file.read(_MOST_BYTES_OF_A_LIST + 1)
         if len(data) > _MOST_BYTES_OF_A_LIST:
-            raise UserError(f"{path} is a list of more than {_MOST_BYTES_OF_A_LIST:,} bytes", "write a line an image")
+            raise UserError(
+                f"{path} is a list of more than {_MOST_BYTES_OF_A_LIST:,} bytes", "write one line per image"
+            )
         found = _parsed(data, str(path))
         yield from enumerate(found, 1)
         return

@@ -114,7 +114,7 @@ class NpzReader:
             return self._zip.open(name + _SUFFIX)
         except KeyError as error:
             found = ", ".join(sorted(self.names)) or "nothing"
-            raise UserError(f"{self.path} holds no array {name}; it holds {found}") from error
+            raise UserError(f"{self.path} has no array {name}; it has {found}") from error
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
             raise UserError(f"{name} of {self.path} cannot be read ({error})") from error
 

@@ -1,4 +1,4 @@
-"""The proxy codes of a run's recorded crops, computed once and read ever after.
+"""The proxy codes of a run's recorded crops, computed once and read from then on.
 
 Specification: `<run>/proxy-codes.npy` is a NumPy array, `<u2`, C order, of shape (crops x images, N). Row
 c x images + i holds the N codes of image i in crop number c, each plus 1; 0 stands for a code that is not known yet. A

@@ -260,7 +260,7 @@ def _http_at(url: str, position: int, end: int | None = None) -> tuple[BinaryIO,
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in _NOT_GIVEN:
-            what = "there is no" if error.code in (404, 410) else f"access denied ({error.code}):"
+            what = "not found:" if error.code in (404, 410) else f"access denied ({error.code}):"
             raise Gone(f"{what} {shown(url)}") from error
         raise
     length = response.headers.get("Content-Length")
@@ -296,7 +296,7 @@ def _fsspec_at(url: str, position: int, end: int | None = None) -> tuple[BinaryI
             return fetched, RemoteFile(url, facts.get("size"), _version_in(facts))
         stream = file_system.open(path, "rb")
     except FileNotFoundError as error:
-        raise Gone(f"there is no {shown(url)}") from error
+        raise Gone(f"not found: {shown(url)}") from error
     stream.seek(position)
     return stream, RemoteFile(url, facts.get("size"), _version_in(facts))
 

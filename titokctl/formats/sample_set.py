@@ -79,7 +79,7 @@ class SampleSet:
         folder = _followed(Path(path))
         if not (folder / MANIFEST).is_file():
             hint = "run the `titokctl sample` command that made it again" if state_of(folder) == "unfinished" else ""
-            raise UserError(f"{folder} holds no finished sample set", hint)
+            raise UserError(f"{folder} is not a finished sample set", hint)
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise UserError(f"{folder / MANIFEST} is not the manifest of a sample set")
@@ -271,7 +271,7 @@ def check_fits(folder: Path, settings: dict[str, Any], overwrite: bool = False) 
 
 def not_a_set(folder: Path) -> UserError:
     """Return the error for an output folder that holds something else than a sample set."""
-    return UserError(f"{folder} is not empty and holds no sample set", "choose another folder with -o")
+    return UserError(f"{folder} is not empty and is not a sample set", "choose another folder with -o")
 
 
 def files_of(folder: Path) -> list[str]:

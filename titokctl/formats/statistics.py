@@ -49,7 +49,7 @@ class Statistics:
 
     @property
     def made_by(self) -> str:
-        """The program that made them, as far as the file tells; "" for titokctl."""
+        """The program that made them, as far as the file records it; "" for titokctl."""
         return "" if self.about else UNKNOWN_MAKER if self.spatial_mean is None else ADM
 
 

@@ -148,7 +148,7 @@ def checked_start(stream: GzipStream, shard: Path) -> bytes:
         if stream.cut:
             raise UserError(f"{shard} is cut before its first image: {stream.cut}", "copy or download it again")
         what = f"{described(block)}, compressed with gzip" if block else "nothing"
-        raise UserError(f"{shard} holds no tar, but {what}", "name shards of images")
+        raise UserError(f"{shard} is not a tar shard: it contains {what}", "name shards of images")
     return block
 
 
@@ -217,7 +217,7 @@ def _is_current(shard: Path, copy: Path, accept_cut: bool) -> bool:
 
 
 def _is_unused(copy: Path) -> bool:
-    """Return True if the shard of a copy is gone or another one; False also if that can't be found out."""
+    """Return True if the shard of a copy was deleted or replaced; False if that can't be found out."""
     try:
         record = _record(copy)
         beside = copy.parent.name == _FOLDER and copy.parent.parent.name == INDEX_FOLDER

@@ -150,7 +150,7 @@ def _finished(output: Path, settings: dict[str, Any], overwrite: bool) -> Sharde
         return None
     record = read_set_index(output) if output.is_dir() and not output.is_symlink() else None
     if record is None:
-        raise UserError(f"{output} exists already and holds no shards made by titokctl", "choose another -o")
+        raise UserError(f"{output} exists already and was not made by `titokctl shard`", "choose another -o")
     if overwrite:
         check_free(output, overwrite)
         return None

@@ -77,14 +77,16 @@ def device_named(wanted: str | None, default: str | None = None) -> str:
     kind, _, number = wanted.partition(":")
     if wanted == "mps":
         if not torch.backends.mps.is_available():
-            raise UsageError("--device mps: there is no Apple GPU here", "leave it out, or take --device cpu")
+            raise UsageError("--device mps: this machine has no Apple GPU", "leave it out, or use --device cpu")
         return wanted
     if kind not in ("cpu", "cuda") or (":" in wanted and not (number.isascii() and number.isdigit())):
-        raise UsageError(f"there is no device named {wanted!r}", "one of: cpu, cuda, cuda:1 for the second GPU, mps")
+        raise UsageError(f"unknown device {wanted!r}", "one of: cpu, cuda, cuda:1 for the second GPU, mps")
     if kind == "cpu":
         return kind
     if not torch.cuda.is_available():
-        raise UsageError(f"--device {wanted}: there is no CUDA device here", "leave it out, or take --device cpu")
+        raise UsageError(
+            f"--device {wanted}: no CUDA device found on this machine", "leave it out, or use --device cpu"
+        )
     if number and int(number) >= torch.cuda.device_count():
         raise UsageError(f"--device {wanted}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
     return wanted

@@ -38,7 +38,7 @@ def triton_problem() -> str:
     compared with torch's once in each process.
     """
     if not torch.cuda.is_available():
-        return "there is no CUDA device"
+        return "no CUDA device"
     try:
         from titokctl.models.triton_kernels import largest_error
 

@@ -87,7 +87,7 @@ class Adversary:
         return self.learner.tensors() | {"averages": self.averages}
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Go on from a checkpoint that was made after `step` steps of the run."""
+        """Continue from a checkpoint that was made after `step` steps of the run."""
         self.learner.load(tensors, max(0, step - self.config.start))
         self.averages.copy_(tensors["averages"])
 

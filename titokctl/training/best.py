@@ -51,7 +51,7 @@ class Best:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         shown = [name for name in there if "_at_" not in name]
         raise UsageError(
-            f"training.keep_best: the evaluation gives no number named {self.metric}",
+            f"training.keep_best: unknown metric {self.metric}",
             f"{hint}there are: {', '.join(shown)}",
         )
 

@@ -98,7 +98,7 @@ class LiveCodebook:
         return found if self.usage is None else found | {"usage": self.usage}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.last_used.copy_(tensors["last_used"])
         if self.usage is not None:
             self.usage.copy_(tensors["usage"])

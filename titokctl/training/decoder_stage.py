@@ -18,7 +18,7 @@ from titokctl.training.pixel_loss import PixelLoss
 
 
 def freeze_encoder(tokenizer: TiTok) -> None:
-    """Leave only what stands behind the codes to be trained; what decides ids is fixed, and in eval mode."""
+    """Leave only the layers behind the codes trainable; those that decide ids are frozen and in eval mode."""
     tokenizer.latent_tokens.requires_grad_(False)
     for fixed in (tokenizer.encoder, tokenizer.quantizer):
         fixed.requires_grad_(False).eval()
@@ -79,6 +79,6 @@ class DecoderStage(ImageStage[TiTok]):
         return Made(loss, shown, made)
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         super().load(tensors, step)
         self.codes = FixedCodes(self.tokenizer)

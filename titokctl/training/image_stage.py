@@ -159,7 +159,7 @@ class ImageStage(Generic[M]):
         return found
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.learner.load(part(tensors, "tokenizer."), step)
         if self.codebook is not None:
             self.codebook.load(tensors)

@@ -186,7 +186,7 @@ class Loop:
         found = saved.step if saved else 0
         if self.group.from_main(found) != found:
             raise UserError(
-                f"process {self.group.rank} finds step {found:,} in {self.checkpoints}, process 0 another one",
+                f"process {self.group.rank} finds step {found:,} in {self.checkpoints}, but process 0 another step",
                 "all machines must see the same runs folder",
             )
         if self.group.is_main:
@@ -197,7 +197,7 @@ class Loop:
             return 0
         self.task.load(saved.tensors, saved.step)
         if saved.step < self.config.steps:
-            self.progress.say(f"going on from step {saved.step:,} of {self.config.steps:,}")
+            self.progress.say(f"resuming from step {saved.step:,} of {self.config.steps:,}")
         return saved.step
 
     def _log(self, step: int, metrics: Metrics, recent: Recent) -> str:

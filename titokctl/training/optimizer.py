@@ -80,6 +80,6 @@ def load_optimizer_tensors(
                 if ("mean" in state) != isinstance(optimizer, Muon):
                     raise UserError(
                         f"{name} was trained by another optimizer, in an earlier version of titokctl",
-                        "begin again with --overwrite, or go on in that version",
+                        "start over with --overwrite, or resume with that version",
                     )
                 optimizer.state[p] = {key: value.to(p.device).clone() for key, value in state.items()}

@@ -82,7 +82,7 @@ class SingleStage(ImageStage[TiTok]):
         return super().cares_for_codes(step) and not self._is_settled(step)
 
     def load(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         super().load(tensors, step)
         if self._is_settled(step):
             self._settle()

@@ -19,8 +19,8 @@ from titokctl.errors import UserError
 from titokctl.models.device import send
 
 _STREAMED = (
-    "these shards are read from front to end: the order depends on the number of processes, and a run that is stopped "
-    "goes on at the beginning of the shard it was in, so that some images of that epoch come twice"
+    "these shards are read from front to end: the order depends on the number of processes, and a stopped run "
+    "resumes at the beginning of the shard it was in, so some images of that epoch are read twice"
 )
 
 
@@ -32,7 +32,7 @@ class StepImages:
     Args:
         source: the training images.
         recipe: for size, batch, augmentation and seed.
-        context: its device gets the images, its processes share each batch, and it hears remarks about the images.
+        context: its device gets the images, its processes share each batch, its progress shows remarks about them.
         exif: apply the EXIF orientation.
         known: unusable images that were found and reported before, by position.
         max_rejected: the largest share of images that may turn out unusable; None for 1 %.

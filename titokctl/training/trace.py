@@ -21,7 +21,7 @@ class StepTrace:
 
     Args:
         folder: the run folder; an older trace in it is replaced.
-        progress: hears where the trace is, or that the run was too short for one.
+        progress: shows the path of the trace, or that the run was too short for one.
     """
 
     def __init__(self, folder: Path, progress: Progress) -> None:
@@ -40,7 +40,7 @@ class StepTrace:
         if self._done < _BEFORE + _STEPS:
             if self._done >= _BEFORE:
                 self._profiler.stop()
-            self._progress.say(f"no {NAME}: it takes {_BEFORE + _STEPS} steps")
+            self._progress.say(f"no {NAME}: a profile needs {_BEFORE + _STEPS} steps")
 
     def step(self) -> None:
         """Count one training step; the profiler records those after the first five, and ends after the last of them."""

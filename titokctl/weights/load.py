@@ -58,10 +58,10 @@ def _load(
     found = locate(path_or_name, fetch, kind)
     weights = read(found)
     if weights.kind != kind:
-        raise _other_kind(str(found.path), "holds", weights.kind, kind)
+        raise _other_kind(str(found.path), "contains", weights.kind, kind)
     return build(weights, str(found.path), device, dtype)
 
 
 def _other_kind(what: str, verb: str, found: str, expected: str) -> UserError:
     hint = f"name {_WORDS[expected]}; `titokctl weights ls` and `titokctl inspect FILE` show the kind"
-    return UserError(f"{what} {verb} {_WORDS[found]} where {_WORDS[expected]} is expected", hint)
+    return UserError(f"{what} {verb} {_WORDS[found]}, but {_WORDS[expected]} is expected", hint)

@@ -31,7 +31,7 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
             loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is refused: its pickle has more than tensors in it and could run code",
+            f"{path} is refused: its pickle contains more than tensors and could run code",
             "use the model.safetensors of the same model",
         ) from error
     # A damaged pickle can fail in any way; the cause is always the file.

@@ -112,7 +112,7 @@ def _of_checkpoint(path: Path, which: str) -> Weights:
     tensors = {prefix.sub("", name, 1): tensor for name, tensor in state.tensors.items() if prefix.match(name)}
     if not tensors:
         other = f"{run.path}@{checkpoint.step_of(path)}:{'raw' if which == 'ema' else 'ema'}"
-        raise UserError(f"{path} holds no {which} weights", f"name the others: {other}")
+        raise UserError(f"{path} does not contain {which} weights", f"name the others: {other}")
     return Weights(run.kind, config_of(run.kind, json.dumps(run.settings.get("model")), path), tensors, run_extra(run))
 
 

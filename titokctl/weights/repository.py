@@ -40,7 +40,7 @@ class Repository:
     def check_token(self) -> None:
         """Raise UserError unless a token is set on this machine; nothing is sent."""
         if self._api.token is None and self._hub.get_token() is None:
-            raise UserError("there is no token of the Hugging Face Hub on this machine", _LOGIN)
+            raise UserError("no token of the Hugging Face Hub on this machine", _LOGIN)
 
     def files(self) -> dict[str, int | None] | None:
         """Return the names and sizes of its files; None if there is no such repository that the token may read."""
@@ -92,7 +92,7 @@ class Repository:
     @cached_property
     def _hub(self) -> Any:
         if reason := no_downloads():
-            raise UserError(f"{reason}, so {self.shown} is not reached", f"unset {reason.split()[0]}")
+            raise UserError(f"{reason}, so {self.shown} can't be reached", f"unset {reason.split()[0]}")
         try:
             import huggingface_hub
             import huggingface_hub.errors
@@ -128,10 +128,12 @@ class Repository:
         if isinstance(error, errors.RevisionNotFoundError):
             return UserError(f"{self.name} has no revision {self.revision}", "name a branch, a tag or a commit")
         if isinstance(error, errors.RepositoryNotFoundError):
-            return UserError(f"there is no repository {self.name} that you may read", f"check its name, or {_LOGIN}")
+            return UserError(
+                f"repository not found, or not readable with your token: {self.name}", f"check its name, or {_LOGIN}"
+            )
         if isinstance(error, errors.EntryNotFoundError):
             return UserError(
-                f"{self.shown} holds no product of titokctl", "name a repository that `titokctl push` made"
+                f"{self.shown} was not made by `titokctl push`", "name a repository that `titokctl push` made"
             )
         return UserError(f"{self.shown} on the Hugging Face Hub can't be reached: {first_line(error)}", _AGAIN)
 

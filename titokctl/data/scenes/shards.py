@@ -188,7 +188,7 @@ def _is_finished(folder: Path, scenes: SceneSet, overwrite: bool) -> bool:
         return False
     record = read_set_index(folder) if folder.is_dir() else None
     if record is None:
-        raise UserError(f"{folder} exists already and holds no shards of scenes", "choose another folder")
+        raise UserError(f"{folder} exists already and was not made by `titokctl scenes`", "choose another folder")
     wanted = scenes.settings()
     changed = changes({name: record.get(name) for name in wanted}, wanted)
     if changed and not (overwrite and str(record.get("rule")).startswith(_SCENES)):

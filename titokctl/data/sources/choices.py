@@ -44,7 +44,7 @@ class Choices:
         return self if self.sort or self.classes or not self.use_labels else replace(self, sort="name")
 
     def record(self) -> dict[str, Any]:
-        """Return JSON of the choices that were made; {} if none was. The paths of a source tell its split."""
+        """Return JSON of the choices that were made; {} if none was. The paths of a source show its split."""
         made = {name: value for name, value in asdict(self).items() if value not in (None, True) and name != "split"}
         return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in made.items()}
 

@@ -1,4 +1,4 @@
-"""Which of several folders are splits, which are classes, and in which order classes are numbered.
+"""Splits and classes among the folders of a source, and the order in which classes are numbered.
 
 Labels must not depend on a guess. Where folders can be read in two ways, the command is refused with the option that
 decides; where they can't, a remark says what was taken.
@@ -32,9 +32,7 @@ def split_of(path: Path, choices: Choices) -> tuple[Path, list[str]]:
         return path, []
     if choices.split is not None:
         if choices.split not in names:
-            raise UsageError(
-                f"there is no folder {choices.split} in {path}", f"it holds: {_list(names) or 'no folder'}"
-            )
+            raise UsageError(f"{path} has no sub-folder {choices.split}", f"its sub-folders: {_list(names) or 'none'}")
         return path / choices.split, [_reading(path, choices.split, names)]
     splits = [name for name in names if name in SPLITS]
     if not splits or has_images(path, deep=False):
@@ -104,7 +102,7 @@ def in_words(path: Path, order: Sequence[str], empty: Sequence[str], choices: Ch
     ends = f"{text_of(order[0])} is 0" + (f", {text_of(order[-1])} is {len(order) - 1}" if len(order) > 1 else "")
     found = [f"{counted(len(order), 'classes')} from the folders of {path}, {how or 'sorted as text'}: {ends}"]
     if empty:
-        found.append(f"{counted(len(empty), 'classes')} without images (numbers are kept): {_list(empty)}")
+        found.append(f"{counted(len(empty), 'classes')} without images, which keep their numbers: {_list(empty)}")
     return found
 
 

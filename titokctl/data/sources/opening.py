@@ -148,7 +148,7 @@ def _open_urls(urls: list[str], kind: str | None, accept_cut: bool, options: _Op
     if whole:
         name = folder_and_name(whole[0])[1]
         raise UserError(
-            f"{shown(whole[0])} can't be read from a server, as shards and parquet files can",
+            f"{shown(whole[0])} can't be read from a server: only shards and parquet files can",
             f"download it first, then name {name}",
         )
     named = [parquet_on_server(url, options.choices.split) if kind in (None, PARQUET) else [] for url in urls]
@@ -172,7 +172,7 @@ def _no_shard(path: Path) -> UserError:
     """Return the error that a file or folder is not a shard, which says what it is instead."""
     hint = "name one folder of images, or any number of .tar files"
     if path.is_dir():
-        return UserError(f"there are no tar shards in {path}", hint)
+        return UserError(f"no tar shards in {path}", hint)
     head = head_of(path)
     if head and head[257:262] == b"ustar":
         return UserError(f"{path} is a tar whose name does not end with .tar", f"rename it: mv {path} {path}.tar")

@@ -1,4 +1,4 @@
-"""Where the bytes of shards are read: in the shards themselves, or in plain copies of those that are compressed.
+"""The files that shards are read from: the shards themselves, or plain copies of those that are compressed.
 
 A plan writes nothing: shards without a copy are then decompressed as they are read, from front to end.
 """

@@ -229,7 +229,7 @@ def _described(url: str) -> RemoteFile:
 
 
 def _state(file: RemoteFile) -> str:
-    """Return a text that changes with the version of a file; "" if the server tells neither size nor version."""
+    """Return a text that changes with the version of a file; "" if the server sends neither size nor version."""
     return f"{file.size} {file.version}" if file.version or file.size is not None else ""
 
 

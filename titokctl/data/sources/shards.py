@@ -174,7 +174,7 @@ class ShardSource(SeekableSource):
 
 
 def shards_in(path: Path) -> list[Path]:
-    """Return the shards in a folder, sorted by name, without hidden ones; of one that is also there unpacked, that."""
+    """Return the shards in a folder, sorted by name, without hidden ones; a plain one replaces its compressed form."""
     try:
         names = {name for name in os.listdir(path) if is_shard(name) and not name.startswith(".")}
     except OSError:  # whoever reads the folder gets the error

@@ -108,7 +108,7 @@ class RemoteTable:
         if self.file.size is None or not self.file.version:
             missing = "its size" if self.file.size is None else "its version, an ETag or a date"
             raise UserError(
-                f"the server does not say of {self} {missing}, so parts of it can't be read safely",
+                f"the server of {self} does not send {missing}, so parts of it can't be read safely",
                 f"download it first, then name {folder_and_name(self.url)[1]}",
             )
         self.address, self.name, self.size = shown(self.url), folder_and_name(self.url)[1], self.file.size
@@ -227,7 +227,7 @@ def _of_split(files: Sequence[P], split: str | None, where: str) -> list[P]:
     wanted = "train" if split in (None, NO_SPLIT) else str(split)
     found = [p for p in files if p.parent.name == wanted or re.match(rf"{re.escape(wanted)}([-_.]|$)", p.stem)]
     if split not in (None, NO_SPLIT) and files and not found:
-        raise UserError(f"no parquet file in {where} is of the split {split}", f"the first one is {files[0].name}")
+        raise UserError(f"{where} has no parquet files of the split {split}", f"the first one is {files[0].name}")
     return found or list(files)
 
 

@@ -126,7 +126,7 @@ class Compare:
         if kept is not None:
             return kept
         against = "" if self.reference is None else " against this reference"
-        context.say(f"{given} has no kept result on these features{against}; it is judged now")
+        context.say(f"{given} was not judged on these features{against} yet; judging it now")
         judge = Fid(
             path,
             self.reference,
@@ -160,7 +160,7 @@ class Compare:
                     "judge them again with `titokctl fid`",
                 )
             if not features.has_all_features or features.features is None:
-                raise _NoTest(f"{judged.name} has more images than features are kept of")
+                raise _NoTest(f"features are kept for fewer images than {judged.name} has")
             width = len(reference.mean)
             if features.count < IMAGES_PER_FEATURE * width:
                 needed = IMAGES_PER_FEATURE * width

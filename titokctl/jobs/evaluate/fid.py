@@ -134,7 +134,9 @@ class Fid:
                     f"--metrics {metric.name} needs Inception; {extractor.name} has no {metric.needs[0]} features"
                 )
         if self.splits is not None and "logits" not in extractor.widths:
-            raise UsageError(f"--is-splits is for the Inception score, which {extractor.name} has no classes for")
+            raise UsageError(
+                f"--is-splits is for the Inception score, which needs a classifier: {extractor.name} has none"
+            )
         found = str(pick_samples(self.samples, context.runs, context.say)) if group.is_main else ""
         opening = Opening(context, self.tokenizer, self.preprocessing, not is_plan, self.choices, self.exif)
         images = _opened(Path(group.from_main(found)), opening, extractor)

@@ -89,7 +89,7 @@ class Reproduce:
         if self.num_images < 2:
             raise UsageError(f"-n must be at least 2, not {self.num_images}")
         if self.precision not in (None, *PRECISIONS):
-            raise UsageError(f"there is no precision named {self.precision!r}", f"one of: {', '.join(PRECISIONS)}")
+            raise UsageError(f"unknown precision {self.precision!r}", f"one of: {', '.join(PRECISIONS)}")
 
     def plan(self, context: Context) -> WritePlan:
         """Return what would be drawn. Raises UserError or UsageError for weights or a reference that can't be used."""
@@ -128,7 +128,7 @@ class Reproduce:
         """
         if not self.reference.exists():
             raise UserError(
-                f"no reference at {self.reference}",
+                f"reference not found: {self.reference}",
                 "fetch VIRTUAL_imagenet256_labeled.npz, which github openai/guided-diffusion (evaluations/) describes",
             )
         # Rank 0 fetches; the others find the files in the cache.

@@ -149,7 +149,9 @@ def _storage(folder: Path) -> Iterator[Finding]:
     yield Finding("token caches", problem or "can be written here", advice, bool(problem))
     if not problem:
         advice = (
-            "" if hardware.has_locks(folder) else "start one titokctl in an output at a time: others are not noticed"
+            ""
+            if hardware.has_locks(folder)
+            else "run one command per output at a time: concurrent ones are not detected"
         )
         yield Finding("locks", "none on this file system" if advice else "work here", advice)
     copies = user_copies()
@@ -196,7 +198,7 @@ def _per_second(work: Callable[[], object]) -> float:
 
 
 def _precisions(device: str) -> tuple[Precision, Precision]:
-    """Return the precisions in which `tokenize` and `sample` run on `device` unless they are told another."""
+    """Return the precisions in which `tokenize` and `sample` run on `device` by default."""
     return encoding_precision(device), fastest_precision(device)
 
 

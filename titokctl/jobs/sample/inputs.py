@@ -407,8 +407,8 @@ def _given(name: str, kind: str, fetch: bool) -> Given:
     found = locate(name, fetch, kind)
     path, weights = found.path, read(found)
     if weights.kind != kind:
-        hint = "`titokctl inspect` shows what a file holds; without the option, the newest run that fits is taken"
-        raise UserError(f"{path} holds a {weights.kind} where a {kind} is expected", hint)
+        hint = "`titokctl inspect` shows the kind of a file; without the option, the newest run that fits is taken"
+        raise UserError(f"{path} contains a {weights.kind}, but a {kind} is expected", hint)
     return Given(name, path, weights)
 
 

@@ -123,7 +123,7 @@ class Sample:
         if (self.keep is None) != (not self.keep_tokens):
             raise UsageError("--keep and --keep-tokens belong together", "e.g. --keep ids.h5 --keep-tokens 0-15")
         if self.precision not in (None, *PRECISIONS):
-            raise UsageError(f"there is no precision named {self.precision!r}", f"one of: {', '.join(PRECISIONS)}")
+            raise UsageError(f"unknown precision {self.precision!r}", f"one of: {', '.join(PRECISIONS)}")
         if self.fid is None and (self.features != "inception" or self.inception_weights is not None):
             raise UsageError("--features and --inception-weights belong to --fid", "add --fid REF")
         if self.output is not None and self.output.suffix in (".npz", ".png", ".h5"):

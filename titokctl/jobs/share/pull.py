@@ -82,7 +82,7 @@ class Pull:
         if file_sha256(fetched) != product.sha256:
             raise UserError(
                 f"{product.file} of {repository.shown} does not have the hash that its {NAME} records",
-                "it may be half changed: ask its owner to push it again",
+                "the upload may be incomplete: ask its owner to push it again",
             )
         if product.kind == TOKENS:
             self._keep_tokens(fetched, output, product)
@@ -101,7 +101,7 @@ class Pull:
             fixed = Repository(found.name, found.type, found.commit_of_revision())
             return fixed, SharedProduct.of_json(fixed.fetch(NAME, MAX_BYTES).read_bytes(), found.shown)
         raise UserError(
-            f"there is no repository {self.repository} that you may read",
+            f"repository not found, or not readable with your token: {self.repository}",
             "check its name; for a private one, log in with `hf auth login`",
         )
 

@@ -122,7 +122,7 @@ def _product_of(repository: Repository) -> SharedProduct | None:
         return None
     if NAME not in files:
         raise UserError(
-            f"{repository.name} holds other files ({', '.join(sorted(files)[:3])}), and no product of titokctl",
+            f"{repository.name} holds other files ({', '.join(sorted(files)[:3])}), and was not made by titokctl",
             "choose another name",
         )
     return SharedProduct.of_json(repository.fetch(NAME, MAX_BYTES).read_bytes(), repository.name)

@@ -60,7 +60,7 @@ def checked_precision(wanted: Precision | None, device: str) -> Precision:
     """Return the precision to encode in; None for the default of the device. Raises UsageError if it can't do that."""
     name = wanted or encoding_precision(device)
     if name not in PRECISIONS:
-        raise UsageError(f"there is no precision named {name!r}", f"one of: {', '.join(PRECISIONS)}")
+        raise UsageError(f"unknown precision {name!r}", f"one of: {', '.join(PRECISIONS)}")
     check_infers(device, name)
     return name
 

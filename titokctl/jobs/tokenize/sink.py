@@ -107,7 +107,10 @@ class PartsSink:
         with self._lock:
             units = sorted(unit for unit, _ in write_result.write_returns)
             if units != list(range(len(units))) or not units:
-                raise UserError(f"{len(units):,} parts were written, but not those from 0 on", "run the pipeline again")
+                raise UserError(
+                    f"{len(units):,} parts were written, but they are not numbered 0 to {len(units) - 1:,}",
+                    "run the pipeline again",
+                )
             for left in folder.finished() - set(units):  # of an earlier run, whose data set was divided in another way
                 folder.discard(left)
             tally = Tally()

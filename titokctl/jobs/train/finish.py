@@ -51,12 +51,12 @@ def _finished(run: RunFolder, version: str) -> FinishedRun:
     if run.is_finished:
         raise UserError(
             f"{run.path} is finished already",
-            f"other steps of it are weights, too: titokctl convert {run.path}@STEP -o weights.safetensors",
+            f"to take the weights of another step: titokctl convert {run.path}@STEP -o weights.safetensors",
         )
     if "training" not in run.settings:
-        raise UserError(f"{run.path} is a {run.kind} run, not one of training", "run its command again to resume it")
+        raise UserError(f"{run.path} is a {run.kind} run, not a training run", "run its command again to resume it")
     if not checkpoint.steps_in(run.path / "checkpoints"):
-        raise UserError(f"{run.path} has no checkpoint to finish it with", "run its command again to resume it")
+        raise UserError(f"{run.path} has no checkpoint yet", "run its command again to resume it")
     located = locate_run(f"{run.path}{version}")
     assert isinstance(located, Located)
     if not checkpoint.is_checkpoint(located.path):

@@ -192,5 +192,5 @@ def _check_same(message: str, found: Config | dict[str, Any], wanted: Config | d
     a, b = (c.model_dump(mode="json") if isinstance(c, Config) else c for c in (found, wanted))
     different = flat_differences(a, b)
     if different:
-        hint = f"each line is its field and what {section} of the recipe says"
+        hint = f"each entry is a field, its value there, and the value in {section} of the recipe"
         raise UserError(f"{message} than the recipe's: {'; '.join(different)}", hint)

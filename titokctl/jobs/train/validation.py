@@ -201,7 +201,7 @@ def held_out_baselines(
 def inception_if_here(device: str, say: Callable[[str], None]) -> Extractor | None:
     """The network of rFID, when its weights are on this machine; nothing is fetched for it."""
     if here(INCEPTION) is None:
-        say(f"no rFID while it trains: {INCEPTION.names[0]} is not on this machine")
+        say(f"no rFID during training: {INCEPTION.names[0]} is not on this machine")
         return None
     return open_extractor("inception", ExtractorOptions(device=device))
 

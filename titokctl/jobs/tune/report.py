@@ -166,7 +166,7 @@ def write_report(path: Path, result: TuneResult, settings: Sequence[GuidanceConf
         f"{result.metric} ({result.features})",
     )
     page.paragraph(
-        "Values are from the rounds, the last one that each setting took part in. Those that left early were measured "
+        "Each value is from the last round that the setting took part in. Settings that left early were measured "
         "on few images, and the lowest of many measured values is too low: only the comparison above is a test."
     )
     page.heading("All settings")

@@ -180,7 +180,7 @@ class Tune:
     def _identity_of_reference(
         self, generator: Given, tokenizer: Given, extractor: Extractor, opening: Opening
     ) -> dict[str, Any]:
-        """Return what tells the reference from others.
+        """Return the identity of the reference.
 
         Raises UsageError for the images of the training, UserError for too few images.
         """

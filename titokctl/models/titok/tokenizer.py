@@ -80,7 +80,7 @@ class TiTok(nn.Module):
 
     @torch.inference_mode()
     def tokenize_unchecked(self, images: torch.Tensor) -> torch.Tensor:
-        """As `tokenize`, without looking at the images, which would wait for the device."""
+        """As `tokenize`, without checking the images, which would wait for the device."""
         latents = self.encode(self._like_weights(images)).float()
         if self.config.is_discrete:
             return self.quantizer.nearest(latents)
@@ -104,7 +104,7 @@ class TiTok(nn.Module):
 
     @torch.inference_mode()
     def detokenize_unchecked(self, ids_or_latents: torch.Tensor) -> torch.Tensor:
-        """As `detokenize`, without looking at the ids, which would wait for the device."""
+        """As `detokenize`, without checking the ids, which would wait for the device."""
         vectors = ids_or_latents
         if self.config.is_discrete:
             vectors = self.quantizer.vectors_of(ids_or_latents.to(self.latent_tokens.device, torch.int64))

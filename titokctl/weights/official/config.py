@@ -195,7 +195,7 @@ def _write_tokenizer(config: TokenizerConfig) -> dict[str, Any]:
     if config.proxy not in (None, VqganConfig()):
         raise _no_form("its proxy tokenizer is not the published MaskGIT-VQGAN")
     if config.quantizer not in ("vq", "gaussian"):
-        raise _no_form(f"its quantizer {config.quantizer!r} has no official name")
+        raise _no_form(f"its quantizer {config.quantizer!r} is unknown to the official code")
     vq_model = {
         "codebook_size": config.codebook_size or 0,
         "token_size": config.token_size,
@@ -223,7 +223,7 @@ def _size_name(side: str, vit: TransformerConfig) -> str:
 
 def _write_generator(config: GeneratorConfig) -> dict[str, Any]:
     if config.architecture not in _ARCHITECTURES:
-        raise _no_form(f"its architecture {config.architecture!r} has no official name")
+        raise _no_form(f"its architecture {config.architecture!r} is unknown to the official code")
     fields = {theirs: getattr(config, ours) for ours, theirs in _GENERATOR_FIELDS.items()}
     generator = {"model_type": _ARCHITECTURES[config.architecture], **fields}
     vq_model = {"codebook_size": config.codebook_size, "num_latent_tokens": config.num_latent_tokens}
@@ -237,4 +237,4 @@ def _write_proxy(config: VqganConfig) -> dict[str, Any]:
 
 
 def _no_form(reason: str) -> UserError:
-    return UserError(f"this network has no official form: {reason}", "use a titokctl weights file")
+    return UserError(f"this network can't be converted to the official form: {reason}", "use a titokctl weights file")

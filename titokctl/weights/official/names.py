@@ -58,7 +58,9 @@ def _place(kind: str, config: Any, name: str, there: str, shape: Shape) -> Offic
 def _renamed(name: str, table: Mapping[str, str]) -> str:
     start = max((s for s in table if name.startswith(s)), key=len, default=None)
     if start is None:
-        raise UserError(f"{name} has no official form", "only the published architectures can be converted")
+        raise UserError(
+            f"{name} can't be converted to the official form", "only the published architectures can be converted"
+        )
     return table[start] + name[len(start) :]
 
 
@@ -170,7 +172,10 @@ def _generator(config: GeneratorConfig) -> dict[str, str]:
     if config.architecture == "vit":
         return _VIT | _each("body.layers.#.", "model.encoder.layer.#.", config.num_layers, _VIT_LAYER)
     if config.architecture != "uvit":
-        raise UserError(f"the architecture {config.architecture!r} has no official form", "vit and uvit have one")
+        raise UserError(
+            f"the architecture {config.architecture!r} can't be converted to the official form",
+            "vit and uvit can be converted",
+        )
     half = config.num_layers // 2
     table = _UVIT | _below("body.mid_block.", "mid_block.", _UVIT_BLOCK)
     table |= _each("body.in_blocks.#.", "in_blocks.#.", half, _UVIT_BLOCK)
