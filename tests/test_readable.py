@@ -2,7 +2,7 @@
 
 import pytest
 
-from titokctl.readable import counted, duration, readable, size
+from titokctl.readable import counted, duration, first_few, readable, size
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,19 @@ def test_json_values_are_text(value, text):
 
 def test_long_lists_are_cut():
     assert readable({"rows": [5, 6, 7, 8]}, shown=2) == "rows: 5, 6 and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("parts", "separator", "text"),
+    [
+        ("ab", ", ", "a, b"),
+        ("abc", ", ", "a, b and 1 more"),
+        ("a" * 1202, "; ", "a; a; and 1,200 more"),
+        ("", ", ", ""),
+    ],
+)
+def test_lists_of_names_say_how_many_more_there_are(parts, separator, text):
+    assert first_few(list(parts), 2, separator) == text
 
 
 def test_seeds_and_rows_have_no_commas():

@@ -2,6 +2,7 @@
 
 import os
 import textwrap
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 _THOUSAND = 1000
@@ -11,6 +12,14 @@ def counted(n: int, unit: str) -> str:
     """Return a number with its unit, which is given in the plural: 1,200 images, 1 image, 1 process."""
     one = unit.removesuffix("es") if unit.endswith(("sses", "ches")) else unit.removesuffix("s")
     return f"{n:,} {one if n == 1 else unit}"
+
+
+def first_few(parts: Sequence[str], shown: int, separator: str = ", ") -> str:
+    """Return the first `shown` parts, joined, and how many more there are: "a, b and 7 more", "a; b; and 7 more"."""
+    named = separator.join(parts[:shown])
+    if len(parts) <= shown:
+        return named
+    return f"{named}{' ' if separator == ', ' else separator}and {len(parts) - shown:,} more"
 
 
 def duration(seconds: float) -> str:
@@ -49,8 +58,8 @@ def readable(value: Any, commas: bool = True, shown: int | None = None) -> str:
     if isinstance(value, float):
         return f"{value:.5g}" if abs(value) < _THOUSAND else f"{value:,.1f}"
     if isinstance(value, list | tuple):
-        text = ", ".join(readable(item, commas, shown) for item in value[:shown])
-        return text or "none" if shown is None or len(value) <= shown else f"{text} and {len(value) - shown:,} more"
+        items = [readable(item, commas, shown) for item in value]
+        return first_few(items, len(items) if shown is None else shown) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {readable(inner, commas, shown)}" for name, inner in value.items()) or "none"
     return str(value)

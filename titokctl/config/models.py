@@ -10,6 +10,12 @@ from pydantic import Field, model_validator
 from titokctl.config.base import Config, Fraction, NonNegativeFloat, PositiveInt
 
 
+def _check_heads(width: int, num_heads: int) -> None:
+    """Raise ValueError unless the width can be divided evenly among the heads of attention."""
+    if width % num_heads:
+        raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+
+
 class TransformerConfig(Config):
     """One ViT of the tokenizer: `patch_size` in pixels, `width` D, and the usual rest."""
 
@@ -21,8 +27,7 @@ class TransformerConfig(Config):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TransformerConfig":
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        _check_heads(self.width, self.num_heads)
         return self
 
 
@@ -126,8 +131,7 @@ class GeneratorConfig(GeneratorSizes):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "GeneratorConfig":
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        _check_heads(self.width, self.num_heads)
         if self.architecture == "uvit" and self.num_layers % 2:
             raise ValueError(f"a uvit needs an even num_layers, not {self.num_layers}")
         return self
@@ -162,8 +166,7 @@ class AutoregressiveConfig(GeneratorSizes):
     def _fits_together(self) -> "AutoregressiveConfig":
         if self.architecture:
             raise ValueError(f"an autoregressive generator has one architecture: leave out {self.architecture!r}")
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        _check_heads(self.width, self.num_heads)
         return self
 
     @property
@@ -187,8 +190,7 @@ class FlowConfig(GeneratorSizes):
     def _fits_together(self) -> "FlowConfig":
         if self.architecture:
             raise ValueError(f"a flow has one architecture: leave out {self.architecture!r}")
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        _check_heads(self.width, self.num_heads)
         return self
 
 

@@ -22,6 +22,7 @@ from titokctl.distributed.place import available_cores
 from titokctl.errors import UserError
 from titokctl.formats.atomic import read_json, write_json
 from titokctl.formats.run_folder import versions
+from titokctl.readable import first_few
 
 FORMAT, FORMAT_VERSION = "titokctl/source-check", 1
 _FOLDER = "checks"
@@ -64,13 +65,12 @@ def allowed_share(samples: int) -> float:
 def too_many(rejected: Sequence[Rejected], samples: int, allowed: float, listing: Path | None = None) -> UserError:
     """Return the error for more unusable images than the share `allowed` of `samples`."""
     share = len(rejected) / samples
-    named = "; ".join(f"{one.key} ({one.reason})" for one in rejected[:_NAMED])
-    more = f" and {len(rejected) - _NAMED:,} more" if len(rejected) > _NAMED else ""
+    named = first_few([f"{one.key} ({one.reason})" for one in rejected], _NAMED, "; ")
     where = "" if listing is None else f" (all in {listing})"
     enough = f"{min(1.0, share * 1.05 + 1e-6):.2g}"  # a share just above, in two digits
     return UserError(
         f"{len(rejected):,} of {samples:,} images ({share:.2%}) can't be used, more than --max-rejected {allowed:g} "
-        f"allows: {named}{more}{where}",
+        f"allows: {named}{where}",
         f"run the same command with --max-rejected {enough} to leave them out"
         if len(rejected) < samples
         else "no image is left",

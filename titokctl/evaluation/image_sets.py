@@ -31,7 +31,7 @@ from titokctl.formats.npz_reader import Member, NpzReader, opened
 from titokctl.formats.sample_set import SampleSet, state_of
 from titokctl.formats.statistics import IMAGES, read_statistics
 from titokctl.formats.token_cache import TokenCache
-from titokctl.readable import counted
+from titokctl.readable import counted, first_few
 from titokctl.weights.chain import tokenizer_with
 from titokctl.weights.hashes import weights_sha256
 from titokctl.weights.load import load_tokenizer
@@ -442,10 +442,9 @@ def open_images(path: Path, opening: Opening, shards: Sequence[Path] = ()) -> Im
 
 def unreadable(rejected: Sequence[Rejected], of: str = "") -> str:
     """Return a sentence about images that can't be read: how many, `of` how many, and the first few with reasons."""
-    named = "; ".join(f"{bad.key} ({bad.reason})" for bad in rejected[:_NAMED_BAD])
-    more = len(rejected) - _NAMED_BAD
+    named = first_few([f"{bad.key} ({bad.reason})" for bad in rejected], _NAMED_BAD, "; ")
     count = f"{len(rejected):,} {of}" if of else counted(len(rejected), "images")
-    return f"{count} can't be read: {named}" + (f"; and {more:,} more" if more > 0 else "")
+    return f"{count} can't be read: {named}"
 
 
 def _listed_as_rejected(cache: str | None) -> frozenset[str]:

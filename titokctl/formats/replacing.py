@@ -18,6 +18,7 @@ from titokctl.errors import UserError
 from titokctl.formats.atomic import read_json, write_json
 from titokctl.formats.folder_lock import contents_of
 from titokctl.formats.object_store import is_store, path_of
+from titokctl.readable import first_few
 
 SEAL = ".titokctl.json"
 FORMAT = "titokctl/folder"
@@ -162,10 +163,9 @@ def check_only_listed(folder: Path, listed: Mapping[str, int | None], passed: Se
             changed.append(name)
     if others or changed:
         names = others or changed
-        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
         what = "other files" if others else "files that changed since they were written"
         raise UserError(
-            f"{folder} holds {what} ({', '.join(names[:_SHOWN])}{more}), so it is not replaced",
+            f"{folder} holds {what} ({first_few(names, _SHOWN)}), so it is not replaced",
             "move them away, or choose another -o",
         )
 

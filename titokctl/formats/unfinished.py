@@ -25,6 +25,7 @@ from titokctl.formats.folder_lock import LOCK, at_work, folder_lock, is_held
 from titokctl.formats.object_store import StorePath, check_free_in_store
 from titokctl.formats.replacing import FileKind, check_free, swap_in
 from titokctl.formats.settings_record import publish_to_store, record_settings, recorded_settings
+from titokctl.readable import first_few
 
 SETTINGS = "settings.json"
 _LINE = 160
@@ -250,8 +251,7 @@ def begun_with_other_settings(output: Path, changed: list[str], option: str = "-
 
 
 def _listed(changed: list[str]) -> str:
-    more = f"\n  and {len(changed) - _MAX_LINES} more" if len(changed) > _MAX_LINES else ""
-    return "\n".join(f"  {line}" for line in changed[:_MAX_LINES]) + more
+    return "  " + first_few(changed, _MAX_LINES, "\n  ")
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

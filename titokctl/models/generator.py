@@ -242,6 +242,18 @@ def check_integers(name: str, values: object) -> None:
         raise ValueError(f"{name}: expected a tensor of integers, got {values.dtype} {tuple(values.shape)}")
 
 
+def check_shapes(ids: torch.Tensor, labels: torch.Tensor | None, num_tokens: int) -> None:
+    """Raise ValueError unless ids are integers (B, `num_tokens`), and labels, if given, integers (B,)."""
+    check_integers("ids", ids)
+    if ids.ndim != 2 or ids.shape[1] != num_tokens:
+        raise ValueError(f"ids: expected integers of shape (B, {num_tokens}), not {tuple(ids.shape)}")
+    if labels is None:
+        return
+    check_integers("labels", labels)
+    if labels.shape != ids.shape[:1]:
+        raise ValueError(f"labels: expected {len(ids)} integers, not {tuple(labels.shape)}")
+
+
 class Sizes(NamedTuple):
     """An image as a generator draws it: `tokens` with one of `codes` each, or as many latents of `channels` numbers."""
 

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from titokctl.errors import UserError
+from titokctl.readable import first_few
 
 _TOKENS = "token_embedding.weight"
 _CODEBOOK = "codebook"
@@ -185,5 +186,4 @@ def _edge(table: torch.Tensor) -> int:
 
 
 def _named(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{what}: {', '.join(names[:_SHOWN])}{more}" if names else f"none {what}"
+    return f"{what}: {first_few(names, _SHOWN)}" if names else f"none {what}"

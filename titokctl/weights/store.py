@@ -23,6 +23,7 @@ from titokctl.models import generator_kinds
 from titokctl.models.generator import Generator
 from titokctl.models.titok.tokenizer import TiTok
 from titokctl.models.vqgan.vqgan import MaskGitVqgan
+from titokctl.readable import first_few
 
 CONFIGS: dict[str, type[Config]] = {"tokenizer": TokenizerConfig, "generator": GeneratorConfig, "proxy": VqganConfig}
 
@@ -189,7 +190,6 @@ def compare(found: Shapes, expected: Shapes, where: str) -> None:
     problems = missing + unexpected + wrong
     if not problems:
         return
-    shown = "\n".join(f"  {p}" for p in problems[:_SHOWN])
-    more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    shown = first_few(problems, _SHOWN, "\n  ")
     count = "1 tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
-    raise UserError(f"{where}: {count} not fit the configuration:\n{shown}{more}", "fetch or write the file again")
+    raise UserError(f"{where}: {count} not fit the configuration:\n  {shown}", "fetch or write the file again")

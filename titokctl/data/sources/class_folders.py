@@ -12,7 +12,7 @@ from titokctl.data.sources.choices import NO_SPLIT, Choices
 from titokctl.data.sources.folder_listing import has_images, sub_folders, text_of
 from titokctl.errors import UsageError, UserError
 from titokctl.formats.local_file import read_file
-from titokctl.readable import counted
+from titokctl.readable import counted, first_few
 
 SPLITS = ("train", "val", "valid", "validation", "test", "heldout")
 _TRAIN = "train"
@@ -134,5 +134,4 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(map(text_of, names[:_NAMED])) + more
+    return first_few([text_of(name) for name in names], _NAMED)

@@ -17,7 +17,7 @@ from titokctl.errors import UserError
 from titokctl.formats.file_kind import HEAD_BYTES, IMAGE_SUFFIXES, image_kind
 from titokctl.formats.local_file import FileState, read_file, retried
 from titokctl.formats.shard_index import FOLDER as INDEX_FOLDER
-from titokctl.readable import counted
+from titokctl.readable import counted, first_few
 
 HIDDEN = "hidden"
 _FOLDERS = "folders"
@@ -58,10 +58,12 @@ class Listing:
         """Return sentences about links."""
         found = []
         if self.outside:
-            found.append(f"following {counted(len(self.outside), 'links')} out of {root}: {_named(self.outside)}")
+            found.append(
+                f"following {counted(len(self.outside), 'links')} out of {root}: {first_few(self.outside, _NAMED)}"
+            )
         if self.cycles:
             text = f"not following {counted(len(self.cycles), 'links')} back to a folder above"
-            found.append(f"{text}: {_named(self.cycles)}")
+            found.append(f"{text}: {first_few(self.cycles, _NAMED)}")
         return found
 
 
@@ -239,8 +241,3 @@ def _target(entry: os.DirEntry[str]) -> str:
         return text_of(os.readlink(entry.path))
     except OSError:
         return "a file"
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -44,7 +44,7 @@ from titokctl.formats.shard_scan import Keys
 from titokctl.formats.shard_set import read_set_index
 from titokctl.formats.tar_headers import BrokenTar
 from titokctl.formats.unpacked_shard import Held, checked_start
-from titokctl.readable import counted
+from titokctl.readable import counted, first_few
 
 KIND = "shards"
 _MAX_OPEN = 256
@@ -314,9 +314,8 @@ def _check_whole(paths: Sequence[Path], found: Sequence[ShardIndex], accept_cut:
     if len(cut) == 1:
         raise UserError(f"the shard {cut[0][0]} is incomplete: {cut[0][1].cut}", CUT_HINT)
     if cut:
-        named = "; ".join(f"{path} ({index.cut})" for path, index in cut[:_NAMED])
-        more = f"; and {len(cut) - _NAMED:,} more" if len(cut) > _NAMED else ""
-        raise UserError(f"{len(cut):,} shards are incomplete: {named}{more}", CUT_HINT)
+        named = first_few([f"{path} ({index.cut})" for path, index in cut], _NAMED, "; ")
+        raise UserError(f"{len(cut):,} shards are incomplete: {named}", CUT_HINT)
 
 
 def _nothing(paths: Sequence[Path], problems: Sequence[Rejected]) -> UserError:

@@ -13,7 +13,7 @@ from titokctl.formats.atomic import disk_errors
 from titokctl.formats.folder_lock import at_work, folder_lock, is_held
 from titokctl.formats.run_folder import KINDS, RunFolder, folder_of_work, open_run, readable_runs
 from titokctl.jobs.machine.runs import find_run
-from titokctl.readable import counted
+from titokctl.readable import counted, first_few
 
 _PRODUCTS = "weights*.safetensors"
 _NAMED = 5
@@ -63,10 +63,9 @@ class RemoveRun:
         lost = run.products if product is None else [product]
         users = list(dict.fromkeys(user for one in lost for user in users_of(one, kept, context.runs)))
         if users:
-            more = f" and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
             verb, them = ("refers", "it") if len(users) == 1 else ("refer", "them")
             raise UserError(
-                f"{self.name} is in use: {', '.join(users[:_NAMED])}{more} {verb} to it",
+                f"{self.name} is in use: {first_few(users, _NAMED)} {verb} to it",
                 f"remove {them} first: titokctl runs rm {users[0]}",
             )
         return (

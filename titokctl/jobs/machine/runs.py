@@ -11,7 +11,7 @@ from titokctl.errors import UsageError, UserError
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.run_folder import KINDS, RunFolder, finished_runs, open_run, readable_runs
 from titokctl.jobs.machine.run_table import METRICS, differing_settings, scores_of, size_of, unreadable_runs
-from titokctl.readable import counted
+from titokctl.readable import counted, first_few
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,5 @@ def _run_with(name: str, sha256: str, kind: str, what: str, root: Path) -> Link:
 
 def _images(what: str, source: dict[str, Any]) -> Link:
     paths = source.get("paths") or [source.get("path", "unknown")]
-    more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
     count = f", {counted(source['num_samples'], 'images')}" if isinstance(source.get("num_samples"), int) else ""
-    return Link(what, f"{paths[0]}{more}{count}", source.get("fingerprint", ""))
+    return Link(what, f"{first_few(paths, 1)}{count}", source.get("fingerprint", ""))

@@ -11,7 +11,7 @@ from titokctl.config.models import GeneratorSizes, TokenizerConfig
 from titokctl.config.recipe_files import yaml_of
 from titokctl.formats.shared_product import TOKENS, SharedProduct
 from titokctl.jobs.share.lineage import without_paths
-from titokctl.readable import counted, readable, size
+from titokctl.readable import counted, first_few, readable, size
 
 _TAGS = {
     "tokenizer": ["image-tokenizer", "titok"],
@@ -102,9 +102,8 @@ def _data(about: About) -> str:
     text = table if rows else ""
     text += f"\n\nTerms of use of the images: {_one_line(about.terms)}" if about.terms else ""
     if about.classes:
-        named = ", ".join(_one_line(name) for name in about.classes[:_MOST_CLASSES])
-        more = len(about.classes) - _MOST_CLASSES
-        text += f"\n\n{counted(len(about.classes), 'classes')}: {named}" + (f" and {more:,} more" if more > 0 else "")
+        named = first_few([_one_line(name) for name in about.classes], _MOST_CLASSES)
+        text += f"\n\n{counted(len(about.classes), 'classes')}: {named}"
     return _section("Data", text.strip(), text)
 
 

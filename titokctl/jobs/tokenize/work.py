@@ -23,7 +23,7 @@ from titokctl.formats.token_tally import Tally
 from titokctl.formats.unfinished import finished_already
 from titokctl.jobs.tokenize.local_parts import SAVED, PartMaker
 from titokctl.jobs.tokenize.output import TokenizeResult, check_space, finished_before, make_output
-from titokctl.readable import counted
+from titokctl.readable import counted, first_few
 
 _NAMED_PARTS = 5
 
@@ -167,10 +167,9 @@ class TokenizeWork:
             if finished_before(self.folder, header) is None:
                 of = self.part[1]
                 parts = [f"{i}/{of}" for i in sorted({unit % of for unit in missing})]
-                more = f" and {len(parts) - _NAMED_PARTS} more" if len(parts) > _NAMED_PARTS else ""
                 self.context.say(
                     f"other jobs are still working; the last one to finish merges the parts (missing: "
-                    f"{counted(len(missing), 'units')} of --part {', '.join(parts[:_NAMED_PARTS])}{more})"
+                    f"{counted(len(missing), 'units')} of --part {first_few(parts, _NAMED_PARTS)})"
                 )
             return None
         with self.folder.merging() as is_ours:

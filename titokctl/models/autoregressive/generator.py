@@ -26,7 +26,7 @@ from titokctl.config.sampling import AutoregressiveSampling
 from titokctl.models.autoregressive.decoding import decode
 from titokctl.models.autoregressive.transformer import MODULATIONS, AutoregressiveBlock, KeyValues, Window, modulated
 from titokctl.models.device import in_float64
-from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_integers
+from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_shapes
 from titokctl.models.noise import Noise
 from titokctl.models.transformer import run_block
 
@@ -85,7 +85,7 @@ class Autoregressive(Generator):
 
         Raises ValueError for wrong types and shapes.
         """
-        self._check(ids, labels)
+        check_shapes(ids, labels, self.config.num_latent_tokens)
         if labels is None:
             labels = torch.full((len(ids),), self.config.num_classes, device=ids.device)
         x = self.inputs(ids, labels, 0, self.config.num_latent_tokens, order)  # (B, K, D)
@@ -189,16 +189,6 @@ class Autoregressive(Generator):
         logits = self(ids, labels)  # (B, K, V)
         nats = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
         return in_float64(nats).sum(dim=1), in_float64(logits.argmax(-1) == ids).mean(dim=1)
-
-    def _check(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
-        wanted = self.config.num_latent_tokens
-        check_integers("ids", ids)
-        if ids.ndim != 2 or ids.shape[1] != wanted:
-            raise ValueError(f"ids: expected integers of shape (B, {wanted}), not {tuple(ids.shape)}")
-        if labels is not None:
-            check_integers("labels", labels)
-            if labels.shape != ids.shape[:1]:
-                raise ValueError(f"labels: expected {len(ids)} integers, not {tuple(labels.shape)}")
 
 
 def _pieces(ids: torch.Tensor) -> range:

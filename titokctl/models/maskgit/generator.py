@@ -17,7 +17,7 @@ from titokctl.config.recipe import MaskedLossConfig, MaskGitRecipe
 from titokctl.config.registry import find
 from titokctl.config.sampling import SamplingConfig
 from titokctl.models.device import in_float64
-from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_integers
+from titokctl.models.generator import Batch, Drawn, Generator, Known, Losses, TrainingStep, check_shapes
 from titokctl.models.maskgit.decoding import decode
 from titokctl.models.maskgit.masking import (
     mask_ratio,
@@ -67,7 +67,7 @@ class MaskGit(Generator):
         Raises ValueError for wrong types and shapes and, in eval mode, for values out of range; training draws its
         values within the range.
         """
-        self._check_shapes(ids, labels)
+        check_shapes(ids, labels, self.config.num_latent_tokens)
         if not self.training and not torch.compiler.is_compiling():
             self._check_ranges(ids, labels)
         return self.logits(self.hidden(ids, labels))
@@ -164,17 +164,6 @@ class MaskGit(Generator):
     ) -> torch.Tensor:
         """Draw the ids that are not known by parallel decoding; the mask schedule counts these only."""
         return decode(self, labels, settings, noise, known)
-
-    def _check_shapes(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
-        wanted = self.config.num_latent_tokens
-        check_integers("ids", ids)
-        if ids.ndim != 2 or ids.shape[1] != wanted:
-            raise ValueError(f"ids: expected integers of shape (B, {wanted}), not {tuple(ids.shape)}")
-        if labels is None:
-            return
-        check_integers("labels", labels)
-        if labels.shape != ids.shape[:1]:
-            raise ValueError(f"labels: expected {len(ids)} integers, not {tuple(labels.shape)}")
 
     def _check_ranges(self, ids: torch.Tensor, labels: torch.Tensor | None) -> None:
         named = [("ids", ids, self.config.mask_id), ("labels", labels, self.config.num_classes)]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from titokctl.errors import UserError
+from titokctl.readable import first_few
 from titokctl.weights.official.names import Official, official_layout
 from titokctl.weights.store import compare, shapes, skeleton
 
@@ -51,8 +52,7 @@ def _check_types(tensors: Mapping[str, torch.Tensor], where: str) -> None:
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided
     ]
     if wrong:
-        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        message = f"{where}: not all tensors are plain floating point tensors: {', '.join(wrong[:_SHOWN])}{more}"
+        message = f"{where}: not all tensors are plain floating point tensors: {first_few(wrong, _SHOWN)}"
         raise UserError(message, "expected float64, float32, float16 or bfloat16")
 
 
