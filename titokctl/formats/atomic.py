@@ -124,6 +124,15 @@ def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; {} when it is missing, damaged, or holds another value."""
+    try:
+        found = read_json(path)
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with open(path, "rb") as file:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import read_json, write_json
+from titokctl.formats.atomic import read_object, write_json
 from titokctl.formats.folder_lock import contents_of
 from titokctl.formats.object_store import is_store, path_of
 from titokctl.readable import first_few
@@ -186,11 +186,11 @@ def seal(folder: Path, kind: str) -> None:
 def listing_of(folder: Path) -> Listing | None:
     """Return the names and sizes of the files of the product in `folder`; None when no product of ours is there."""
     if (folder / SEAL).is_file() and not (folder / SEAL).is_symlink():
-        record = _object(folder / SEAL)
+        record = read_object(folder / SEAL)
         files = record.get("files")
         if record.get("format") == FORMAT and isinstance(files, dict):
             return _safe({**files, SEAL: None})
-    record = _object(folder / SHARDS_INDEX) if (folder / SHARDS_INDEX).is_file() else {}
+    record = read_object(folder / SHARDS_INDEX) if (folder / SHARDS_INDEX).is_file() else {}
     shards = record.get("shards")
     if record.get("format") == "titokctl/shards" and isinstance(shards, list):
         listed: Listing = {s["name"]: s.get("bytes") for s in shards if isinstance(s, dict) and "name" in s}
@@ -238,14 +238,6 @@ def _entries(folder: Path) -> Iterator[tuple[str, Path]]:
         links = [name for name in folders if (here / name).is_symlink()]
         for name in sorted([*files, *links]):
             yield (here / name).relative_to(folder).as_posix(), here / name
-
-
-def _object(path: Path) -> dict[str, object]:
-    try:
-        found = read_json(path)
-    except UserError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _safe(listed: dict[str, object]) -> Listing:

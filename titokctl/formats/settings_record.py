@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from titokctl.errors import UserError
-from titokctl.formats.atomic import disk_errors, flush, read_json, write_json
+from titokctl.formats.atomic import disk_errors, flush, read_json, read_object, write_json
 from titokctl.formats.object_store import ObjectFolder, StorePath
 from titokctl.formats.replacing import SEAL, SHARDS_INDEX, listing_of
 
@@ -46,9 +46,9 @@ def recorded_settings(output: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     if stat.S_ISDIR(mode):
-        found = _object(_list_of(output)) if _is_whole(output) else {}
+        found = read_object(_list_of(output)) if _is_whole(output) else {}
     elif stat.S_ISREG(mode):
-        found, state = _object(_beside(output)), {"format": FORMAT, **_state(output)}
+        found, state = read_object(_beside(output)), {"format": FORMAT, **_state(output)}
         found = found if all(found.get(name) == value for name, value in state.items()) else {}
     else:
         return None
@@ -101,14 +101,6 @@ def _is_whole(folder: Path) -> bool:
         return listed is not None and all((folder / name).lstat().st_size == size for name, size in sizes.items())
     except OSError:
         return False
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path)
-    except UserError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _list_of(folder: Path) -> Path:

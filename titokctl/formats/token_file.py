@@ -27,6 +27,7 @@ A writer (`token_cache_writer`) works under a temporary name and renames the fin
 opened for writing.
 """
 
+import contextlib
 import errno
 import hashlib
 from collections.abc import Callable, Iterator
@@ -215,13 +216,9 @@ def _read_keys(file: h5py.File, num_rows: int) -> Keys:
     if ends is None:
         block = max(1, _KEY_BLOCK // found.dtype.itemsize)
         parts = (np.asarray(found[first : first + block]) for first in range(0, num_rows, block))
-    try:
+    with _damaged_keys(file):
         keys = Keys.joined([Keys.of(part) for part in parts]) if ends is None else Keys(found[:], _as_ends(ends[:]))
-        keys.check()
-        keys.data.tobytes().decode()
-    except ValueError as error:
-        what = "a key is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise UserError(f"/keys of {file.filename} is damaged: {what}") from error
+        _check_keys(keys)
     return keys
 
 
@@ -231,17 +228,29 @@ def _keys_between(file: h5py.File, rows: slice, num_rows: int, begin: int) -> tu
     Raises UserError as `_read_keys`.
     """
     found, ends = _key_datasets(file, num_rows)
-    try:
+    with _damaged_keys(file):
         if ends is None:
             return Keys.of(np.asarray(found[rows])), 0
         here = _as_ends(ends[rows])
         keys = Keys(found[begin : int(here[-1])], here - begin)
-        keys.check()
-        keys.data.tobytes().decode()
+        _check_keys(keys)
+    return keys, int(here[-1])
+
+
+@contextlib.contextmanager
+def _damaged_keys(file: h5py.File) -> Iterator[None]:
+    """Raise UserError in place of a ValueError about keys."""
+    try:
+        yield
     except ValueError as error:
         what = "a key is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise UserError(f"/keys of {file.filename} is damaged: {what}") from error
-    return keys, int(here[-1])
+
+
+def _check_keys(keys: Keys) -> None:
+    """Raise ValueError for keys that are empty, too long, or not UTF-8."""
+    keys.check()
+    keys.data.tobytes().decode()
 
 
 def _as_ends(ends: np.ndarray) -> np.ndarray:
