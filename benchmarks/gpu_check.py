@@ -69,7 +69,7 @@ def main() -> int:
     if unknown := set(wanted) - set(SECTIONS):
         made.error(f"unknown sections: {', '.join(sorted(unknown))}; known: {', '.join(SECTIONS)}")
     if given.device == "cuda" and not torch.cuda.is_available():
-        made.error("there is no CUDA device; `--quick --device cpu` tries the run itself")
+        made.error("no CUDA device; `--quick --device cpu` tries the run itself")
     os.environ.update(TITOKCTL_OFFLINE="1", HF_HUB_OFFLINE="1")
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu_check-") as work:
