@@ -21,6 +21,7 @@ from titokctl.context import Context
 from titokctl.data.sources import Source, open_source, reopen_source
 from titokctl.errors import Stopped, UserError
 from titokctl.formats.unpacked_shard import copy_of, unpack
+from titokctl.jobs.machine.doctor import Doctor
 
 PNG = [encoded(noise(4, 5, seed=seed)) for seed in range(6)]
 FIRST = tar_bytes(
@@ -285,6 +286,8 @@ def test_copies_in_the_users_cache_are_removed_with_their_shards(
     for shard in shards:
         (shard.parent / ".titokctl-index").write_text("a file, so that no folder can be made")
         open_source([shard])
+    kept = {one.name: one.found for one in Doctor(quick=True).run(Context(tmp_path)).findings}["unpacked shards"]
+    assert str(tmp_path / "cache") in kept
     shutil.rmtree(shards[0].parent)
     packed(shards[1], SECOND)
     plain = tmp_path / "plain.tar"
