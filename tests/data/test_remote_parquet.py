@@ -116,7 +116,7 @@ def html(data: bytes) -> bytes:
 
 
 BAD = {
-    "missing": (lambda s: s.files.clear(), "there is no"),
+    "missing": (lambda s: s.files.clear(), "not found: "),
     "a login page": (lambda s: s.files.update({"train-0.parquet": html(b"")}), "an HTML page"),
     "another kind": (lambda s: s.files.update({"train-0.parquet": encoded(noise(4, 4))}), "it is a PNG"),
     "empty": (lambda s: s.files.update({"train-0.parquet": b""}), "an empty file"),
