@@ -1,4 +1,4 @@
-"""Work on a pretend GPU, for test_device_paths: `python scenarios.py NAME FOLDER` prints what waits, and mixes."""
+"""Work on a pretend GPU, for test_device_paths: `python scenarios.py NAME... FOLDER` prints what waits, and mixes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ with pretend_gpu.pretend():  # before anything keeps one of torch's functions th
     import trained
     from caches import write_cache
     from conftest import AUTOREGRESSIVE, SMALL
-    from stages import NAMES, Leave, write_recipe
+    from stages import TEXTS, Leave, write_recipe
 
     from titokctl.context import Context
     from titokctl.evaluation.extractors import FeatureNetwork
@@ -44,11 +44,13 @@ training: {{steps: 20, global_batch_size: 16, ema_decay: 0.9, log_every: 5, eval
 
 def stages(folder: Path, *more: str) -> None:
     """Each stage of training a tokenizer, begun and resumed, with held-out pictures."""
-    data = tiny.class_folder(folder / "pictures", 12)
-    for stage in NAMES:
-        for steps in (7, 8):
+    data = tiny.class_folder(folder / "pictures", 4)
+    for stage, text in TEXTS.items():
+        for steps in (3, 4):  # the first codes are found after one step, the discriminator joins after two
             words = [f"training.steps={steps}", "training.precision=bf16", "training.micro_batch_size=4",
                      "training.log_every=1000", *more]  # fmt: skip
+            words += ["codebook.continuous_steps=1"] if "continuous_steps" in text else []
+            words += ["adversary.start=2"] if "adversary" in text else []
             words += ["cached_crops=2"] if stage == "proxy" else []
             request = TrainTokenizer(
                 [data], str(write_recipe(folder, stage)), tuple(words), name=stage, validation=[data]
@@ -68,14 +70,16 @@ def generators(folder: Path) -> None:
         tiny.tokenizer(tokenizer, **changes)
         Tokenize([data], cache, str(tokenizer)).run(context(folder))
         generator = _trained(folder, kind, cache, text)
-        Sample(generator, str(tokenizer), num_images=20, output=folder / f"{kind}-samples").run(context(folder))
+        few = {"num_steps": 2} if kind == "flow" else {}
+        request = Sample(generator, str(tokenizer), num_images=2, settings=few, output=folder / f"{kind}-samples")
+        request.run(context(folder))
 
 
 def _trained(folder: Path, name: str, cache: Path, text: str) -> str:
     """Begin and resume the training of a generator by the recipe `text`; returns its run folder."""
     path = folder / f"{name}.yaml"
     path.write_text(text)
-    for steps in (7, 8):
+    for steps in (2, 3):
         words = (f"training.steps={steps}", "training.precision=bf16", "training.log_every=1000",
                  "training.micro_batch_size=8", "val_fraction=0.2", "schedule.kind=constant")  # fmt: skip
         TrainGenerator(cache, str(path), words, name=name).run(context(folder))
@@ -89,17 +93,19 @@ def deterministic_stages(folder: Path) -> None:
 
 def products(folder: Path) -> None:
     """Tokenize in each precision; then a generator, samples with scores, fid, decode and reconstruct."""
-    data, tokenizer = tiny.class_folder(folder / "pictures", 12), folder / "tokenizer.safetensors"
+    data, tokenizer = tiny.class_folder(folder / "pictures", 2), folder / "tokenizer.safetensors"
     tiny.tokenizer(tokenizer)
     for name in ("float32", "tf32", "bf16", "fp16", None):
         cache = folder / f"{name}.h5"
         Tokenize([data], cache, str(tokenizer), precision=name).run(context(folder))  # type: ignore[arg-type]
     path, lite0 = folder / "generator.yaml", FeatureNetwork("lite0")
     path.write_text(SMALL.replace("codebook_size: 16", f"codebook_size: {tiny.CODES}"))
-    TrainGenerator(cache, str(path), ("training.steps=2",), name="g").run(context(folder))
+    TrainGenerator(cache, str(path), ("training.steps=2", "training.global_batch_size=4"), name="g").run(
+        context(folder)
+    )
     generator, samples = str(folder / "runs" / "generator" / "g"), folder / "samples"
     request = Sample(
-        generator, str(tokenizer), num_images=20, output=samples, fid=data, features="lite0", image_format="npz"
+        generator, str(tokenizer), num_images=4, output=samples, fid=data, features="lite0", image_format="npz"
     )
     request.run(context(folder))
     Fid(samples, data, network=lite0, tokenizer=str(tokenizer)).run(context(folder))
@@ -137,5 +143,7 @@ def context(folder: Path) -> Context:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     with pretend_gpu.pretend():
-        globals()[sys.argv[1]](Path(sys.argv[2]))
+        for name in sys.argv[1:-1]:
+            (folder := Path(sys.argv[-1]) / name).mkdir()
+            globals()[name](folder)
     print(json.dumps({"waits": pretend_gpu.WAITS, "mixed": pretend_gpu.MIXED}))

@@ -36,12 +36,12 @@ MAY_WAIT = {
 }
 
 
-SCENARIOS = ("stages", "generators", "products")
+SCENARIOS = ("stages", "generators", "products")  # one after the other in a process, which imports torch once
 
 
-@pytest.mark.parametrize("scenario", [*SCENARIOS, pytest.param("deterministic_stages", marks=pytest.mark.slow)])
-def test_no_device_is_mixed_and_no_hot_loop_waits(scenario: str, tmp_path: Path) -> None:
-    found = worked(scenario, tmp_path, "cuda")
+@pytest.mark.parametrize("scenarios", [SCENARIOS, pytest.param(("deterministic_stages",), marks=pytest.mark.slow)])
+def test_no_device_is_mixed_and_no_hot_loop_waits(scenarios: tuple[str, ...], tmp_path: Path) -> None:
+    found = worked(scenarios, tmp_path, "cuda")
     assert found["mixed"] == {}
     waits = [chain for chain in found["waits"] if not MAY_WAIT.keys() & set(chain.split(" < ")[1:])]
     assert waits == []
@@ -49,25 +49,21 @@ def test_no_device_is_mixed_and_no_hot_loop_waits(scenario: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_events_and_pinned_memory_belong_to_the_gpu_that_was_named(scenario: str, tmp_path: Path) -> None:
-    assert worked(scenario, tmp_path, "cuda:1")["mixed"] == {}
+def test_events_and_pinned_memory_belong_to_the_gpu_that_was_named(tmp_path: Path) -> None:
+    assert worked(SCENARIOS, tmp_path, "cuda:1")["mixed"] == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_an_apple_gpu_is_given_no_float64_no_pinned_memory_and_no_tensors_of_the_host(
-    scenario: str, tmp_path: Path
-) -> None:
-    assert worked(scenario, tmp_path, "mps")["mixed"] == {}
+def test_an_apple_gpu_is_given_no_float64_no_pinned_memory_and_no_tensors_of_the_host(tmp_path: Path) -> None:
+    assert worked(SCENARIOS, tmp_path, "mps")["mixed"] == {}
 
 
-def worked(scenario: str, tmp_path: Path, kind: str) -> dict:
-    """Run a scenario on a pretend GPU; returns what waited for it, and what mixed devices."""
+def worked(scenarios: tuple[str, ...], tmp_path: Path, kind: str) -> dict:
+    """Run scenarios on a pretend GPU; returns what waited for it, and what mixed devices."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TITOKCTL_OFFLINE": "1"}
     environment["TITOKCTL_PRETEND"] = kind
     environment |= {"OMP_NUM_THREADS": "1", "TITOKCTL_WEIGHTS": str(tmp_path / "weights")}
-    command = [sys.executable, Path(__file__).with_name("scenarios.py"), scenario, tmp_path]
+    command = [sys.executable, Path(__file__).with_name("scenarios.py"), *scenarios, tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -1,5 +1,6 @@
 """Training speed: images a second, the share of time spent waiting for data, and the share of the device's peak."""
 
+import functools
 import resource
 import sys
 import time
@@ -97,8 +98,11 @@ def training_cost(
     return Cost(operations_per_image(), matrix_peak(device, low_dtype(precision) or torch.float32))
 
 
+@functools.cache
 def matrix_peak(device: torch.device | str, dtype: torch.dtype) -> float:
     """Measure the operations a second of large products of random matrices on a GPU; takes half a second.
+
+    A process measures it once; it does not change from run to run.
 
     Products of ones would be faster than those of real data, since a chip that toggles fewer bits keeps higher clocks.
     """
