@@ -29,7 +29,7 @@ from titokctl.jobs.evaluate.fid import Fid
 from titokctl.jobs.evaluate.stats import Stats
 from titokctl.jobs.tokenize.request import Tokenize
 
-LITE0 = FeatureNetwork("lite0")
+LITE0, TOY = FeatureNetwork("lite0"), FeatureNetwork("toy")
 
 
 def noise(n: int, seed: int, size: int = 24) -> np.ndarray:
@@ -45,24 +45,31 @@ def png_folder(path, images: np.ndarray):
 
 
 def judge(samples, reference, tmp_path, remarks=None, **settings):
-    settings = {"network": LITE0, "metrics": ["kid"]} | settings
+    settings = {"network": TOY, "metrics": ["kid"]} | settings
     return Fid(samples, reference, **settings).run(Context(tmp_path / "runs", progress=remarks or Remarks()))
 
 
 def make_stats(data, output, tmp_path, **settings):
-    return Stats([data], output, LITE0, **settings).run(Context(tmp_path / "runs"))
+    return Stats([data], output, TOY, **settings).run(Context(tmp_path / "runs"))
 
 
-@pytest.fixture(scope="module")
-def extractor():
-    return open_extractor("lite0")
+@pytest.fixture(scope="module", autouse=True)
+def toy(tmp_path_factory):
+    """Install the toy network for this process; returns the environment for others."""
+    package = tmp_path_factory.mktemp("toy") / "package"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(package)
+        yield toy_features.install(package)
 
 
-def test_numbers_are_those_of_the_images_features(tmp_path, extractor):
+def test_numbers_are_those_of_the_images_features(tmp_path):
+    extractor = open_extractor("lite0")
     a, b = noise(12, 0), noise(10, 1)
     np.savez(tmp_path / "a.npz", a)
     remarks = Remarks()
-    found = judge(tmp_path / "a.npz", png_folder(tmp_path / "b", b), tmp_path, remarks, metrics=["fid", "kid"])
+    found = judge(
+        tmp_path / "a.npz", png_folder(tmp_path / "b", b), tmp_path, remarks, network=LITE0, metrics=["fid", "kid"]
+    )
     x, y = extract_all(extractor, [a])["pool"], extract_all(extractor, [b])["pool"]
     assert found.metrics["fd-lite0"] == pytest.approx(frechet_distance(gaussian_of(x), gaussian_of(y)), rel=1e-5)
     assert found.metrics["kid-lite0_all_pairs"] == pytest.approx(kernel_distance(x, y), rel=1e-5)
@@ -94,7 +101,7 @@ def test_statistics_of_a_reference_are_computed_once(tmp_path):
 def test_a_set_against_itself_is_at_distance_zero(tmp_path):
     np.savez(tmp_path / "a.npz", noise(8, 0))
     found = judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, metrics=["fid"])
-    assert found.metrics["fd-lite0"] == pytest.approx(0, abs=1e-6)
+    assert found.metrics["fd-toy"] == pytest.approx(0, abs=1e-6)
 
 
 def test_arrays_of_other_programs_are_judged_as_ours(tmp_path):
@@ -119,16 +126,16 @@ def test_statistics_on_both_sides_give_what_their_images_give(tmp_path):
     remarks = Remarks()
     sides = tmp_path / "a-stats.npz", tmp_path / "b-stats.npz"
     found = judge(*sides, tmp_path, remarks, metrics=["fid", "kid"])
-    for name in ("fd-lite0", "kid-lite0_all_pairs"):
+    for name in ("fd-toy", "kid-toy_all_pairs"):
         assert found.metrics[name] == pytest.approx(of_images.metrics[name], rel=1e-9)
     assert (found.samples["kind"], found.samples["count"]) == ("statistics", 8)
     assert "start features" not in remarks
-    assert (tmp_path / "a-stats.evaluation-lite0.json").is_file()
+    assert (tmp_path / "a-stats.evaluation-toy.json").is_file()
     with np.load(sides[0]) as mine:
         np.savez(tmp_path / "foreign.npz", mu=mine["mu"], sigma=mine["sigma"])
     remarks = Remarks()
     foreign = judge(tmp_path / "foreign.npz", sides[1], tmp_path, remarks, metrics=["fid"])
-    assert foreign.metrics["fd-lite0"] == pytest.approx(of_images.metrics["fd-lite0"], rel=1e-9)
+    assert foreign.metrics["fd-toy"] == pytest.approx(of_images.metrics["fd-toy"], rel=1e-9)
     assert "foreign.npz contains only mu and sigma, so the program that made it is unknown" in remarks
     assert "0 images" not in remarks
     with pytest.raises(UserError, match=r"no array of images in .*: it contains mu, sigma"):
@@ -149,14 +156,14 @@ def test_a_statistics_file_gives_what_its_images_give(tmp_path):
         make_stats(folder, tmp_path / "a.npz" / "ref.npz", tmp_path)
 
 
-def test_stats_brings_images_to_a_size(tmp_path, extractor):
+def test_stats_brings_images_to_a_size(tmp_path):
     folder = tiny.class_folder(tmp_path / "photos", per_class=4)
     with pytest.raises(UserError, match="different sizes"):
         make_stats(folder, tmp_path / "ref.npz", tmp_path)
     assert not (tmp_path / "ref.npz").exists()
     make_stats(folder, tmp_path / "ref.npz", tmp_path, preprocessing=PreprocessingConfig(size=24))
     found = read_statistics(tmp_path / "ref.npz")
-    assert (found.count, found.about["image_size"], found.features.shape) == (8, 24, (8, 1280))
+    assert (found.count, found.about["image_size"], found.features.shape) == (8, 24, (8, 9))
     assert found.about["source"]["preprocessing"]["size"] == 24
     np.savez(tmp_path / "a.npz", noise(5, 0, size=32))
     remarks = Remarks()
@@ -164,7 +171,7 @@ def test_stats_brings_images_to_a_size(tmp_path, extractor):
     assert "samples are of 32 px, the reference of 24 px" in remarks
 
 
-def test_a_token_cache_is_decoded_and_compared_with_its_own_source(tmp_path, extractor):
+def test_a_token_cache_is_decoded_and_compared_with_its_own_source(tmp_path):
     model = tiny.tokenizer(tmp_path / "tok.safetensors")
     folder = tiny.class_folder(tmp_path / "photos", per_class=5)
     (folder / "cat" / "bad.jpg").write_bytes(b"no image")
@@ -208,7 +215,7 @@ def test_photos_of_mixed_sizes_are_judged_at_a_named_size_only(tmp_path):
     assert (found.samples["image_size"], found.samples["count"]) == (24, 6)
     # Other commands look at the same pixels again.
     judge(others, others, tmp_path, metrics=["fid", "kid"], **at_24)
-    seen = Compare([str(photos), str(others)], others, LITE0).run(Context(tmp_path / "runs"))
+    seen = Compare([str(photos), str(others)], others, TOY).run(Context(tmp_path / "runs"))
     assert "images, at least" in seen.remarks[0]
     assert len(seen.remarks) == 1
 
@@ -225,7 +232,7 @@ def test_floats_in_0_to_1_are_rounded_and_others_refused(tmp_path):
     assert "rounded" in as_floats.samples["rounding"]
     with pytest.raises(UserError, match="holds floats from 0 to 255"):
         judge(tmp_path / "wide.npz", reference, tmp_path)
-    np.savez(tmp_path / "broken.npz", np.full((3, 8, 8, 3), np.nan, np.float32))
+    np.savez(tmp_path / "broken.npz", np.full((3, 24, 24, 3), np.nan, np.float32))
     with pytest.raises(UserError, match=r"holds NaN; expected"):
         judge(tmp_path / "broken.npz", reference, tmp_path)
     with pytest.raises(UserError, match="int16; expected"):
@@ -241,18 +248,18 @@ def test_a_corrupt_file_is_named_and_refused_unless_skipped(tmp_path):
     with pytest.raises(UserError, match=r"1 of 6 images .* can't be read: 003"):
         judge(folder, tmp_path / "ref.npz", tmp_path, remarks)
     assert "start features" not in remarks  # nothing was measured before
-    assert not (folder / "evaluation-lite0.json").exists()
+    assert not (folder / "evaluation-toy.json").exists()
     remarks = Remarks()
     found = judge(folder, tmp_path / "ref.npz", tmp_path, remarks, skip_bad=True)
     assert (found.samples["count"], found.samples["skipped"]) == (5, 1)
     assert "warning: 1 of 6 images" in remarks
-    assert (folder / "evaluation-lite0.json").is_file()
+    assert (folder / "evaluation-toy.json").is_file()
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     reference = png_folder(tmp_path / "b", noise(4, 1))
-    np.savez(tmp_path / "stats_only.npz", mu=np.zeros(1280), sigma=np.eye(1280))
-    np.savez(tmp_path / "no_sigma.npz", mu=np.zeros(1280))
+    np.savez(tmp_path / "stats_only.npz", mu=np.zeros(9), sigma=np.eye(9))
+    np.savez(tmp_path / "no_sigma.npz", mu=np.zeros(9))
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     np.savez(tmp_path / "one.npz", noise(1, 0))
     np.savez(tmp_path / "flat.npz", np.zeros((3, 0, 0, 3), np.uint8))
@@ -292,14 +299,14 @@ def test_metrics_by_name(tmp_path):
     np.savez(tmp_path / "a.npz", noise(6, 0))
     np.savez(tmp_path / "gaussian.npz", mu=np.zeros(1280), sigma=np.eye(1280))
     with pytest.raises(UsageError, match="unknown metric 'fids'"):
-        judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, metrics=["fids"])
+        judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, network=LITE0, metrics=["fids"])
     with pytest.raises(UsageError, match="needs Inception"):
-        judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, metrics=["is"])
+        judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, network=LITE0, metrics=["is"])
     remarks = Remarks()
-    found = judge(tmp_path / "a.npz", tmp_path / "gaussian.npz", tmp_path, remarks, metrics=None)
+    found = judge(tmp_path / "a.npz", tmp_path / "gaussian.npz", tmp_path, remarks, network=LITE0, metrics=None)
     assert list(found.metrics) == ["fd-lite0"]
     assert "no kid: the reference holds neither images nor features" in remarks
-    everything = judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, metrics=None).metrics
+    everything = judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, network=LITE0, metrics=None).metrics
     assert (everything["precision-lite0"], everything["recall-lite0"]) == (1, 1)
 
 
@@ -320,10 +327,9 @@ def test_the_command_prints_json(run_cli, tmp_path):
     assert all(line.startswith("warning: ") for line in found.stderr.splitlines())
 
 
-def test_the_number_of_splits_of_the_inception_score_is_set_and_printed(run_cli, tmp_path):
+def test_the_number_of_splits_of_the_inception_score_is_set_and_printed(run_cli, toy, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images)
-    env = toy_features.install(tmp_path / "package")
     words = ("fid", "a.npz", "--ref", "a.npz", "--features", "toy", "--metrics", "is", "--save-features")
     logits = 8.0 * images[:, 3, 3] / 255  # as the toy network has them
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -332,23 +338,23 @@ def test_the_number_of_splits_of_the_inception_score_is_set_and_printed(run_cli,
         parts = np.split(p, splits)
         return float(np.mean([np.exp((q * np.log(q / q.mean(0))).sum(1).mean()) for q in parts]))
 
-    three = run_cli(*words, "--is-splits", 3, "--json", env=env, code=0)
+    three = run_cli(*words, "--is-splits", 3, "--json", env=toy, code=0)
     assert three.json["metrics"]["is-toy"] == pytest.approx(expected(3), rel=1e-5)
     assert (three.json["samples"]["is_splits"], three.json["samples"]["is_split_size"]) == (3, 10)
-    one = run_cli(*words, env=env, code=0)
+    one = run_cli(*words, env=toy, code=0)
     assert "other splits of the Inception score" in one.stderr  # the kept features are not mistaken for these
     assert "mean of 1 split of up to 30 images" in " ".join(one.stdout.split())
     assert "pixels as they are" in one.stdout
     photos = tiny.class_folder(tmp_path / "photos", per_class=3)
-    resized = run_cli("fid", photos, "--ref", photos, "--size", 16, "--features", "toy", env=env, code=0).stdout
+    resized = run_cli("fid", photos, "--ref", photos, "--size", 16, "--features", "toy", env=toy, code=0).stdout
     assert "(6 images, pixels resized to 16 px)" in " ".join(resized.split())
     kept = json.loads((tmp_path / "a.evaluation-toy.json").read_text())
     assert kept["metrics"]["is-toy"] == pytest.approx(expected(1), rel=1e-5)
     assert kept["earlier"][0]["metrics"]["is-toy"] == pytest.approx(expected(3), rel=1e-5)
     assert kept["earlier"][0]["samples"]["is_splits"] == 3
-    assert "more than 30 images" in run_cli(*words, "--is-splits", 31, env=env, code=2).stderr
+    assert "more than 30 images" in run_cli(*words, "--is-splits", 31, env=toy, code=2).stderr
     with pytest.raises(UsageError, match="needs a classifier: lite0 has none"):
-        judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, splits=3)
+        judge(tmp_path / "a.npz", tmp_path / "a.npz", tmp_path, network=LITE0, splits=3)
 
 
 @pytest.fixture
@@ -368,13 +374,13 @@ def sampled(tmp_path, capsys):
 
 
 def test_nothing_named_takes_the_newest_samples_and_what_they_learnt_from(sampled, tmp_path):
-    found, said = sampled(0, "fid", "--features", "lite0")
+    found, said = sampled(0, "fid", "--features", "toy")
     assert "samples: " in said
     assert "(the 12 images that the samples' token cache was made from)" in said
     assert (found["samples"]["count"], found["reference"]["count"]) == (10, 12)
     assert found["reference"]["preprocessing"]["size"] == trained.SIZE
     folder = next((tmp_path / "runs" / "samples").iterdir())
-    assert json.loads((folder / "evaluation-lite0.json").read_text())["metrics"] == found["metrics"]
+    assert json.loads((folder / "evaluation-toy.json").read_text())["metrics"] == found["metrics"]
     assert [p.suffix for p in (tmp_path / "runs" / "statistics").iterdir()] == [".npz"]
     assert "equally frequent" not in said
     assert SampleSet.open(folder).manifest["inputs"]["cache"] == "/somewhere/tokens.h5"
@@ -384,13 +390,13 @@ def test_samples_are_the_same_images_in_every_form(sampled, tmp_path):
     sampled(0, "sample", "-n", 10, "--format", "png", "-o", tmp_path / "pngs")
     as_set = next(p.parent for p in (tmp_path / "runs" / "samples").rglob("images.npz"))
     forms = [as_set, as_set / "images.npz", tmp_path / "pngs", tmp_path / "pngs" / "images", as_set / "ids.h5"]
-    words = ("--ref", tmp_path / "photos", "--features", "lite0", "--metrics", "kid")
+    words = ("--ref", tmp_path / "photos", "--features", "toy", "--metrics", "kid")
     metrics = [sampled(0, "fid", form, *words)[0]["metrics"] for form in forms]
     assert all(found == metrics[0] for found in metrics)
 
 
 def test_lost_originals_are_said(sampled, tmp_path):
     shutil.rmtree(tmp_path / "photos")
-    _, said = sampled(1, "fid", "--features", "lite0")
+    _, said = sampled(1, "fid", "--features", "toy")
     assert "were moved or deleted" in said
     assert "--ref" in said
