@@ -21,7 +21,7 @@ from titokctl.jobs.evaluate.nll import Nll
 from titokctl.jobs.train.generator import TrainGenerator
 from titokctl.weights.load import load_generator
 
-LONGER = ("training.steps=60", "training.log_every=1")
+LONGER = ("training.steps=20", "training.log_every=1")
 
 
 def weights(run):

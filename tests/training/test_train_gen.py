@@ -62,7 +62,7 @@ def test_a_run_ends_with_weights_metrics_and_lineage(train, runs, cache):
     assert again.weights.stat().st_mtime_ns == before
 
 
-LONGER = ("training.steps=150", "training.log_every=1")
+LONGER = ("training.steps=25", "training.log_every=1")
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(train, start, python, runs, cache, recipe):

@@ -116,9 +116,9 @@ def test_the_same_command_finds_the_same_run_and_other_settings_another(train):
 
 
 def test_a_killed_run_goes_on_bit_for_bit(train, start, python, recipe, pictures, runs):
-    whole = train("training.steps=120", "training.evaluate_every=500", name="whole")
+    whole = train("training.steps=35", "training.evaluate_every=500", name="whole")
     words = [python, "-m", "titokctl", "train-tokenizer", pictures, "--recipe", recipe, "--name", "cut"]
-    words += ["--set", "training.steps=120", "--set", "training.evaluate_every=500", "--runs-dir", runs]
+    words += ["--set", "training.steps=35", "--set", "training.evaluate_every=500", "--runs-dir", runs]
     among = (runs / "tokenizer" / "cut" / "checkpoints", "step-*", 1)
     child = start(
         [str(w) for w in words], env={**os.environ, **held(*among), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -127,7 +127,7 @@ def test_a_killed_run_goes_on_bit_for_bit(train, start, python, recipe, pictures
     child.send_signal(signal.SIGKILL)
     child.communicate()
     assert not open_run(runs / "tokenizer" / "cut").is_finished
-    cut = train("training.steps=120", "training.evaluate_every=500", name="cut")
+    cut = train("training.steps=35", "training.evaluate_every=500", name="cut")
     a, b = load_file(whole.weights), load_file(cut.weights)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
