@@ -16,11 +16,12 @@ from titokctl.formats.run_folder import finished_runs
 from titokctl.formats.token_cache import TokenCache
 from titokctl.weights.load import load_generator, load_tokenizer
 
-PER_CLASS = 8
+PER_CLASS = 3
+SAMPLES = 40
 FEW_STEPS = (
-    "--set=training.steps=30",
-    "--set=training.evaluate_every=30",
-    "--set=codebook.continuous_steps=10",
+    "--set=training.steps=12",
+    "--set=training.evaluate_every=12",
+    "--set=codebook.continuous_steps=5",
 )
 
 
@@ -45,12 +46,12 @@ def test_shards_to_score(run_cli, runs, tmp_path, imagenet):
     assert str(tokenizer.path) in made.stderr, "it says which tokenizer it took"
     check_cache(tmp_path / "tokens.h5", imagenet, tokenizer)
 
-    trained = run_cli("train-gen", "tokens.h5", "--set", "training.steps=20", code=0)
+    trained = run_cli("train-gen", "tokens.h5", "--set", "training.steps=8", code=0)
     assert "recipe: generator/tiny" in trained.stderr
     generator = finished_runs(runs, "generator")[0]
     assert load_generator(generator.path).config.num_classes == len(CLASS_NAMES)
 
-    drawn = run_cli("sample", "--cfg", "4.0", "-n", "64", code=0)
+    drawn = run_cli("sample", "--cfg", "4.0", "-n", SAMPLES, code=0)
     assert str(generator.path) in drawn.stderr
     assert str(tokenizer.path) in drawn.stderr
     check_samples(finished_runs(runs, "samples")[0].path, tokenizer)
@@ -66,8 +67,8 @@ def test_shards_to_score(run_cli, runs, tmp_path, imagenet):
     assert "hint:" in refused.stderr
     assert "Traceback" not in refused.stderr
 
-    shown = run_cli("reconstruct", imagenet, "-o", "seen", "-n", "16", "--json", code=0).json
-    assert shown["images"] == 16
+    shown = run_cli("reconstruct", imagenet, "-o", "seen", "-n", "6", "--json", code=0).json
+    assert shown["images"] == 6
     with Image.open(tmp_path / "seen" / "reconstructions.png") as picture:
         assert picture.size[0] > 64
     assert f"{PER_CLASS * len(CLASS_NAMES)}" in run_cli("inspect", "tokens.h5", code=0).stdout
@@ -80,7 +81,7 @@ def check_cache(path: Path, imagenet: Path, tokenizer) -> None:
     assert cache.class_names == CLASS_NAMES
     assert cache.header.weights_sha256 == tokenizer.hashes["weights_sha256"]
     model = load_tokenizer(tokenizer.path)
-    for row in (0, 100, len(cache) - 1):
+    for row in (0, 40, len(cache) - 1):
         with Image.open(imagenet / f"{cache.key(row)}.png") as picture:
             pixels = np.asarray(picture.convert("RGB"))
         for view, image in (("plain", pixels), ("flip", pixels[:, ::-1])):
@@ -100,12 +101,12 @@ def as_floats(image: np.ndarray) -> torch.Tensor:
 
 
 def check_samples(folder: Path, tokenizer) -> None:
-    """64 images, labels that cycle through the classes, and pixels that are the decoded ids."""
+    """SAMPLES images, labels that cycle through the classes, and pixels that are the decoded ids."""
     images = np.load(folder / "images.npz", allow_pickle=False)["arr_0"]
-    assert images.shape == (64, 64, 64, 3)
+    assert images.shape == (SAMPLES, 64, 64, 3)
     assert images.dtype == np.uint8
     ids = TokenCache.open(folder / "ids.h5")
-    assert ids.labels.tolist() == [i % len(CLASS_NAMES) for i in range(64)]
+    assert ids.labels.tolist() == [i % len(CLASS_NAMES) for i in range(SAMPLES)]
     decoded = load_tokenizer(tokenizer.path).detokenize(torch.from_numpy(ids.ids[:8].astype(np.int64)))
     again = (decoded * 255).round().permute(0, 2, 3, 1).numpy()
     assert np.abs(again - images[:8]).max() <= 1
