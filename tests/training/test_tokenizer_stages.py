@@ -76,7 +76,7 @@ def test_a_vqgan_is_no_tokenizer_but_weights_that_load_and_are_told(chain):
     assert vqgan.codes(torch.rand(2, 3, 32, 32)).shape == (2, 4, 4)
     assert Inspect(chain.vqgan.weights).run(Context()).what == "proxy weights"
     assert Inspect(chain.vqgan.run).run(Context()).what == "proxy run"
-    with pytest.raises(UserError, match=r"a proxy tokenizer .* where a tokenizer") as refused:
+    with pytest.raises(UserError, match=r"a proxy tokenizer .* but a tokenizer") as refused:
         load_tokenizer(chain.vqgan.run)
     assert refused.value.hint
 
