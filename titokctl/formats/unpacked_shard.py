@@ -195,7 +195,7 @@ def _full_disks(folder: Path) -> Iterator[None]:
         number = cause.errno if isinstance(cause, OSError) else None
         if number not in _FULL:
             raise
-        raise NoRoom(f"the disk of {folder} takes no more ({os.strerror(number)})") from error
+        raise NoRoom(f"cannot write to {folder} ({os.strerror(number).lower()})") from error
 
 
 def _check_room(folder: Path, shard: Path, needed: int) -> None:

@@ -167,7 +167,9 @@ class Decode:
         model = load_tokenizer(name, context.device, fetch=fetch)
         check_ids(found.rows, model.config, f"{self.path} has", name)
         if not found.names:
-            context.say(f"the images of {self.path} have no names of their own, or none that a file can have: numbered")
+            context.say(
+                f"the images of {self.path} are numbered: their names are missing, not unique, or can't be file names"
+            )
         reads = {"ids": str(self.path), "images": len(found), "tokenizer": name}
         return _Ids(found.rows, found.labels, found.sha256, model, reads, names=found.names)
 
