@@ -91,14 +91,15 @@ class Learner(Generic[M]):
     ) -> None:
         self.module, self.group = module, group
         self.config, self.schedule, self.total_steps = optimizer, schedule, total_steps
-        self.optimizers = build_optimizers(module, optimizer)
+        self.optimizers = build_optimizers(module, optimizer, group)
         self.ema = Ema(module, ema_decay) if ema_decay is not None else None
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         device = self._parameters[0].device
         self._skips = torch.zeros(2, dtype=torch.int64, device=device)  # in all, in a row
         self._most = torch.zeros((), dtype=torch.int64, device=device)
         self._scale = LossScale(device) if scales_loss else None
-        self._is_flag_read = device.type != "mps"  # torch's fused AdamW ignores it there
+        # On a CPU reading it takes no time, and on an Apple GPU torch's fused AdamW ignores it.
+        self._is_flag_read = device.type == "cuda"
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss for the backward pass, a scalar: multiplied by the loss scale, if there is one."""
@@ -121,8 +122,9 @@ class Learner(Generic[M]):
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
-            # What torch's GradScaler tells fused optimizers, which then leave everything as it is.
-            optimizer.found_inf = (~self.is_finite).float()  # type: ignore[attr-defined]
+            if self._is_flag_read:
+                # What torch's GradScaler tells fused optimizers, which then leave everything as it is.
+                optimizer.found_inf = (~self.is_finite).float()  # type: ignore[attr-defined]
             if self._is_flag_read or self.is_finite:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from titokctl.config.training import OptimizerConfig
+from titokctl.distributed.group import Group
 from titokctl.errors import UserError
 from titokctl.training.muon import Muon
 
@@ -29,10 +30,13 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and _BLOCK_MATRIX.search(name) is not None
 
 
-def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    module: nn.Module, config: OptimizerConfig, group: Group | None = None
+) -> list[torch.optim.Optimizer]:
     """AdamW over the parameters that want gradients (fused), and Muon over block matrices if the recipe names its rate.
 
-    Every group carries `base_lr`, the rate that the schedule scales.
+    Every parameter group carries `base_lr`, the rate that the schedule scales. `group` are the processes that train the
+    same module.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if config.muon_learning_rate is not None and is_block_matrix(n, p)]
@@ -46,10 +50,10 @@ def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.o
         torch.optim.AdamW(filled, lr=config.learning_rate, betas=config.betas, fused=True)
     ]
     if matrices and config.muon_learning_rate is not None:
-        optimizers.append(Muon(matrices, config.muon_learning_rate, config.muon_momentum))
+        optimizers.append(Muon(matrices, config.muon_learning_rate, config.muon_momentum, group))
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
+        for settings in optimizer.param_groups:
+            settings["base_lr"] = settings["lr"]
     return optimizers
 
 
