@@ -37,7 +37,6 @@ _SCENES = "titokctl scenes"
 _RULE = f"{_SCENES} 1"  # changes with the factors or the renderer
 _PER_SHARD = 1000
 _RECORD = "plan.json"
-_CHUNK = 50  # scenes that a process renders before the next process's are read
 _IN_PROCESSES = 200  # fewer scenes are rendered by the caller
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from titokctl.data.scenes.shards import main; main()"
 _LENGTH = 4  # bytes of a file's length in the pipe
@@ -112,19 +111,18 @@ def rendered(scenes: SceneSet, processes: int | None = None) -> Generator[bytes,
         return
     pool = [_Renderer(scenes, number, count) for number in range(count)]
     try:
-        for start in range(0, scenes.count, _CHUNK):
-            renderer = pool[start // _CHUNK % count]
-            for _ in range(min(_CHUNK, scenes.count - start)):
-                yield renderer.file()
+        for index in range(scenes.count):
+            yield pool[index % count].file()
     finally:
         for renderer in pool:
             renderer.close()
 
 
 class _Renderer:
-    """A process that renders every so many-th chunk of a set and writes the files to its output, each after its size.
+    """A process that renders every so many-th scene of a set and writes the files to its output, each after its size.
 
-    A plain process, since `multiprocessing` would import the caller's main module again.
+    Taking turns after each scene keeps all processes busy: a pipe holds only a few files that have not been read. A
+    plain process, since `multiprocessing` would import the caller's main module again.
     """
 
     def __init__(self, scenes: SceneSet, number: int, processes: int) -> None:
@@ -159,11 +157,10 @@ def main() -> None:
     count, seed, size, first, number, processes = json.loads(sys.argv[2])
     scenes = SceneSet(count, seed, size, first)
     with contextlib.suppress(BrokenPipeError):
-        for start in range(number * _CHUNK, count, processes * _CHUNK):
-            for index in range(start, min(start + _CHUNK, count)):
-                data = _file(scenes, index)
-                sys.stdout.buffer.write(len(data).to_bytes(_LENGTH, "little") + data)
-        sys.stdout.buffer.flush()
+        for index in range(number, count, processes):
+            data = _file(scenes, index)
+            sys.stdout.buffer.write(len(data).to_bytes(_LENGTH, "little") + data)
+            sys.stdout.buffer.flush()
 
 
 def _file(scenes: SceneSet, index: int) -> bytes:
