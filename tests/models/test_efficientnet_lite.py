@@ -63,6 +63,15 @@ def test_half_precision_stays_near(published):
     assert float((fast - exact).norm() / exact.norm()) < 0.05
 
 
+def test_half_precision_gives_the_same_bits_with_and_without_gradients(published):
+    """Without them two operations are done as one."""
+    network = lite_from(published, LITE0).to(torch.bfloat16)
+    images = torch.from_numpy(image(3, 96))
+    with torch.inference_mode():
+        joined = network.features(images)
+    assert torch.equal(network.features(images), joined)
+
+
 def test_lite2_sees_what_lite0_sees():
     """Two classifiers of ImageNet, trained apart, on the same rendered solids: their best guesses agree."""
     pictures = torch.from_numpy(np.stack([render(scene(0, index), 96) for index in range(24)]))

@@ -8,6 +8,7 @@ that), so a layer is a convolution with a bias.
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,9 +68,27 @@ class SameConv(nn.Conv2d):
     """A convolution with bias under TensorFlow's SAME padding: the odd pixel goes to the right and the bottom."""
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))
-        if self.stride == (1, 1):
-            return self._conv_forward(x, self.weight, self.bias)
-        return self._conv_forward(_pad_same(x, self.kernel_size[0], self.stride[0]), self.weight, self.bias)
+        return self._conv_forward(self._padded(x), self.weight, self.bias)
+
+    def relu6(self, x: Tensor) -> Tensor:  # shapes as above
+        """The convolution and ReLU6 of it: where oneDNN does both at once, in 0.7 of the time and to the same bits."""
+        if not _joins(x):
+            return F.relu6(self(x), inplace=True)
+        shape = (self.padding, self.stride, self.dilation, self.groups)
+        joined = torch.ops.mkldnn._convolution_pointwise
+        return joined(self._padded(x), self.weight, self.bias, *shape, "hardtanh", [0.0, 6.0], "")
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return x if self.stride == (1, 1) else _pad_same(x, self.kernel_size[0], self.stride[0])
+
+
+def _joins(x: Tensor) -> bool:
+    """True for bf16 on a CPU outside of training; in float32 the last bits would differ from those of two operations.
+
+    The operation is the one that torch's compiler uses. It has no documentation, so it may be missing.
+    """
+    is_plain = x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    return is_plain and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 def _pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
@@ -95,8 +114,8 @@ class InvertedResidual(nn.Module):
         self.has_skip = stride == 1 and width_in == width_out
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H', W')
-        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)  # (B, E C, H, W)
-        y = F.relu6(self.depthwise(y), inplace=True)  # (B, E C, H', W')
+        y = x if self.expand is None else self.expand.relu6(x)  # (B, E C, H, W)
+        y = self.depthwise.relu6(y)  # (B, E C, H', W')
         y = self.project(y)  # (B, C', H', W')
         return y.add_(x) if self.has_skip else y
 
@@ -131,7 +150,7 @@ class EfficientNetLite(nn.Module):
         x = self._stem(images)  # (B, 32, S/2, S/2)
         for block in self.blocks:
             x = block(x)  # (B, C, S/32, S/32) at the end
-        x = F.relu6(self.head(x), inplace=True)  # (B, 1280, S/32, S/32)
+        x = self.head.relu6(x)  # (B, 1280, S/32, S/32)
         return x.float().mean((2, 3))  # (B, 1280)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -141,7 +160,7 @@ class EfficientNetLite(nn.Module):
     def _stem(self, images: Tensor) -> Tensor:
         # In float32 up to here: bf16 would round the pixels themselves.
         x = ((images - 0.5) / 0.5).to(self.stem.weight.dtype)
-        return F.relu6(self.stem(x), inplace=True)
+        return self.stem.relu6(x)
 
 
 def _blocks(stages: tuple[Stage, ...]) -> list[InvertedResidual]:
