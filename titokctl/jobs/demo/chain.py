@@ -10,7 +10,7 @@ one release.
 import hashlib
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from titokctl.jobs.demo.pictures import Pictures
 from titokctl.jobs.demo.report import draw_pictures, write_report
 from titokctl.jobs.sample.request import Sample
 from titokctl.jobs.tokenize.request import Tokenize
-from titokctl.jobs.train.generator import TrainGenerator
+from titokctl.jobs.train.generator import TrainedGenerator, TrainGenerator
 from titokctl.jobs.train.tokenizer import TrainedTokenizer, TrainTokenizer
 from titokctl.progress import SilentProgress
 from titokctl.weights.hashes import encoder_sha256
@@ -128,9 +128,7 @@ class _Steps:
             cache = self._tokenized(made.train, self.folder / "tokens.h5", trained)
             judged = self._tokenized(made.held_out, self.folder / "heldout.h5", trained)
         with self._step("train-gen"):
-            overrides = [f"training.seed={self.seed}"]
-            training = TrainGenerator(cache.path, overrides=overrides, validation=judged.path)
-            generator = training.run(self.context)
+            generator = self._generator(cache, judged)
         with self._step("bundled models"):
             held_out = _pixels(made.held_out)
             hours = None if self.own else show_bundled(self.folder, held_out, self.context)
@@ -165,31 +163,49 @@ class _Steps:
         self.seconds[name] = time.monotonic() - began
 
     def _tokenizer(self, made: Pictures) -> TrainedTokenizer:
-        """Train the tokenizer, on a CPU with two processes: models of this size are too small for threads.
-
-        The number of processes changes only the last bits. A hash of the settings is part of the run's name, so that
-        other settings make another run.
-        """
+        """Train the tokenizer. A hash of the settings is in the run's name, so that others make another run."""
         override = f"training.seed={self.seed}"
         recipe = recipe_files.load("tiny", "tokenizer", [override])
-        name = f"tiny-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}"
-        run = self.context.runs / "tokenizer" / name
+        name = _run_name(recipe.model_dump_json())
+        words = [made.train, "--val", made.held_out, "--recipe", "tiny", "--set", override]
+        self._train("tokenizer", name, ["train-tokenizer", *words])
+        return TrainTokenizer([made.train], "tiny", [override], [made.held_out], name=name).run(self.context)
+
+    def _generator(self, cache: TokenCache, judged: TokenCache) -> TrainedGenerator:
+        """Train the generator, in a run whose name has a hash of the settings and of the tokenizer's weights."""
+        overrides = [f"training.seed={self.seed}", f"views=[{','.join(cache.views)}]"]
+        recipe = recipe_files.load("tiny", "generator", overrides)
+        name = _run_name(recipe.model_dump_json() + cache.header.weights_sha256)
+        words = [cache.path, "--val", judged.path, *(word for each in overrides for word in ("--set", each))]
+        self._train("generator", name, ["train-gen", *words])
+        return TrainGenerator(cache.path, overrides=overrides, validation=judged.path, name=name).run(self.context)
+
+    def _train(self, kind: str, name: str, words: Sequence[object]) -> None:
+        """Run a training command in two processes on a CPU: models of this size are too small for threads.
+
+        The number of processes changes only the last bits. Nothing is done where a request in this process does it:
+        on a GPU, on one core, and for a finished run.
+        """
+        run = self.context.runs / kind / name
         is_finished = (run / "run.json").is_file() and open_run(run).is_finished
-        if self.context.device == "cpu" and available_cores() > 1 and not is_finished:
-            words = ["train-tokenizer", made.train, "--val", made.held_out, "--recipe", "tiny", "--set", override]
-            words += ["--name", name, "--runs-dir", self.context.runs, "--device", self.context.device]
-            words += ["--quiet"] if isinstance(self.context.progress, SilentProgress) else []
-            run_workers(["-m", "titokctl", *map(str, words)], _PROCESSES, stdout=subprocess.DEVNULL)
-        request = TrainTokenizer([made.train], "tiny", [override], [made.held_out], name=name)
-        return request.run(self.context)
+        if self.context.device != "cpu" or available_cores() < 2 or is_finished:
+            return
+        ends = ["--name", name, "--runs-dir", self.context.runs, "--device", self.context.device]
+        ends += ["--quiet"] if isinstance(self.context.progress, SilentProgress) else []
+        run_workers(["-m", "titokctl", *map(str, [*words, *ends])], _PROCESSES, stdout=subprocess.DEVNULL)
 
     def _tokenized(self, shards: Path, output: Path, trained: TrainedTokenizer) -> TokenCache:
-        """Return the cache of `shards`, made by the trained tokenizer, or by an earlier run with the same."""
+        """Return the cache of `shards`, made by the trained tokenizer, or by an earlier run with the same.
+
+        Photos are mirrored, too. Rendered scenes are not: there can be as many as one likes.
+        """
         if output.exists():
             cache = TokenCache.open(output)
             if cache.header.weights_sha256 == trained.weights_sha256:
                 return cache
-        Tokenize([shards], output, str(trained.run), overwrite=True).run(self.context)
+        views = ["flip"] if self.own else []
+        request = Tokenize([shards], output, str(trained.run), views, precision="bf16", overwrite=True)
+        request.run(self.context)
         return TokenCache.open(output)
 
     def _images(
@@ -205,14 +221,13 @@ class _Steps:
         """Return the images to compare: training images, and sets with an image for each row in `compared`."""
         tokenizer = load_tokenizer(trained.run)
         assert encoder_sha256(tokenizer) == cache.header.encoder_sha256
-        count, codes = len(compared), cache.codebook_size
+        count = len(compared)
         drawn = open_images(samples, Opening(self.context))
         sets = {
             scores.HELD_OUT: pixels["held_out"][compared],
             scores.RECONSTRUCTIONS: scores.decoded(tokenizer, judged.ids[compared]),
             scores.SAMPLES: np.concatenate(list(drawn.pixels())),
             scores.SHUFFLED: scores.decoded(tokenizer, scores.shuffled_ids(cache.ids, count)),
-            scores.NOISE: scores.decoded(tokenizer, scores.noise_ids(count, cache.num_latent_tokens, codes)),
         }
         training = pixels["train"][:_REFERENCE]
         labels = cache.labels[_spread(len(cache), _PCA_IMAGES)][: len(training)]
@@ -228,6 +243,10 @@ def _claim(folder: Path) -> None:
         raise UserError(f"{folder} holds other files, which the demo could overwrite", "choose another folder with -o")
     with folder_lock(folder):
         write_json(marker, {"format": FORMAT, "format_version": FORMAT_VERSION})
+
+
+def _run_name(settings: str) -> str:
+    return f"tiny-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
 
 def _baselines(pixels: dict[str, np.ndarray], cache: TokenCache) -> dict[str, float]:

@@ -20,7 +20,7 @@ from titokctl.jobs.scenes import HELD_OUT, TRAIN, Scenes
 from titokctl.readable import counted
 
 SIZE = 64
-NUM_SCENES, NUM_HELD_OUT = 20_000, 1_200
+NUM_SCENES, NUM_HELD_OUT = 16_000, 1_200
 _FEWEST = 200
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 1_200
 _PER_SHARD = 1_000

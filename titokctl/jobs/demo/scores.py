@@ -68,7 +68,6 @@ HELD_OUT = "held-out images (real)"
 RECONSTRUCTIONS = "their reconstructions"
 SAMPLES = "samples"
 SHUFFLED = "ids shuffled within each position"
-NOISE = "uniform random ids"
 _READ = (SAMPLES, RECONSTRUCTIONS, HELD_OUT)
 _TRAINING, _SOFT = "training", "softened training images"
 _COLOUR = "colour"
@@ -136,11 +135,6 @@ def _probe(name: str, numbers: np.ndarray, images: DemoImages, rows: Mapping[str
     fitted = fit_probe(np.concatenate([rows[_TRAINING], rows[_SOFT]]), wanted, count)
     samples, again, real = (fitted.accuracy(rows[which], numbers[images.labels]) for which in _READ)
     return Probe(name, samples, again, real, 1 / count)
-
-
-def noise_ids(count: int, num_tokens: int, codebook_size: int) -> np.ndarray:
-    """Return uniformly random ids, (count, K) int64, which decode to images without structure."""
-    return np.random.default_rng(0).integers(0, codebook_size, (count, num_tokens))
 
 
 def shuffled_ids(ids: np.ndarray, count: int) -> np.ndarray:
