@@ -99,17 +99,17 @@ class GeneratorTask:
         """Measure training rows and held-out rows with the averaged weights, and draw a preview.
 
         The entropy of a single id is reported beside the losses: a loss that is not below it has learnt nothing but how
-        often each code occurs. Rank 0 alone does this: it is short.
+        often each code occurs. The preview and the training rows are rank 0's, the held-out rows those of rank 1 if
+        there is one: each is short.
         """
-        if not self.group.is_main:
-            return {}
         model = self.averaged()
-        if self.preview is not None:
+        if self.preview is not None and self.group.is_main:
             self.preview(model, step)
-        found: dict[str, float] = {}
-        for name, rows in (("train", self.rows), ("held_out", self.held_out)):
-            if rows is not None:
-                found |= {f"{name}_{k}": v for k, v in self._measured(model, rows).items()}
+        mine: dict[str, float] = {}
+        for number, (name, rows) in enumerate((("train", self.rows), ("held_out", self.held_out))):
+            if rows is not None and self.group.rank == number % self.group.world_size:
+                mine |= {f"{name}_{k}": v for k, v in self._measured(model, rows).items()}
+        found = {name: value for share in self.group.from_all(mine) for name, value in share.items()}
         if self.held_out is not None:
             found["gap"] = found["held_out_loss"] - found["train_loss"]
         return found | ({"unigram_entropy": self._entropy} if self.rows.is_discrete else {})
