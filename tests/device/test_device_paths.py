@@ -32,6 +32,7 @@ MAY_WAIT = {
     "image_decoder.fetch": "a thread waits for images while the device has the next ones in hand",
     "features._on_gpu": "features of an earlier batch, while the device has later ones in hand",
     "extractors.open_extractor": "moves a network to the device",
+    "fused.triton_problem": "tries the fused kernels once a process, where triton is installed",
     "inputs.build_networks": "moves networks to the device",
 }
 
