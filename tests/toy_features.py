@@ -13,9 +13,9 @@ from titokctl.evaluation.extractors import Extractor
 
 def make(options):
     def network(images):
-        x = images.double() / 255
+        x = (images.float() if options.device == "mps" else images.double()) / 255  # an Apple GPU has no float64
         pool = torch.cat([x.mean((1, 2)), x[:, :2, :2].mean((1, 2)), x.std((1, 2))], 1)
-        spatial = x[:, [0, 5, 10], 0].flatten(1)
+        spatial = torch.stack([x[:, row, 0] for row in (0, 5, 10)], 1).flatten(1)
         return {"pool": pool.float(), "spatial": spatial.float(), "logits": (8 * x[:, 3, 3]).float()}
 
     description = {"network": "colours", "device": options.device}

@@ -14,6 +14,7 @@ import pretend_gpu  # noqa: E402
 with pretend_gpu.pretend():  # before anything keeps one of torch's functions that it replaces
     import numpy as np
     import tiny
+    import toy_features
     import trained
     from caches import write_cache
     from conftest import AUTOREGRESSIVE, SMALL
@@ -98,29 +99,31 @@ def products(folder: Path) -> None:
     for name in ("float32", "tf32", "bf16", "fp16", None):
         cache = folder / f"{name}.h5"
         Tokenize([data], cache, str(tokenizer), precision=name).run(context(folder))  # type: ignore[arg-type]
-    path, lite0 = folder / "generator.yaml", FeatureNetwork("lite0")
+    path, toy = folder / "generator.yaml", FeatureNetwork(toy_features.NAME)
+    toy_features.install(folder / "package")  # lite0 takes 128 images at once, however few there are
+    sys.path.insert(0, str(folder / "package"))
     path.write_text(SMALL.replace("codebook_size: 16", f"codebook_size: {tiny.CODES}"))
     TrainGenerator(cache, str(path), ("training.steps=2", "training.global_batch_size=4"), name="g").run(
         context(folder)
     )
     generator, samples = str(folder / "runs" / "generator" / "g"), folder / "samples"
     request = Sample(
-        generator, str(tokenizer), num_images=4, output=samples, fid=data, features="lite0", image_format="npz"
+        generator, str(tokenizer), num_images=4, output=samples, fid=data, features=toy.name, image_format="npz"
     )
     request.run(context(folder))
-    Fid(samples, data, network=lite0, tokenizer=str(tokenizer)).run(context(folder))
+    Fid(samples, data, network=toy, tokenizer=str(tokenizer)).run(context(folder))
     if pretend_gpu.KIND == "cuda":
         fast = FeatureNetwork("lite0", tf32=True)
-        found = Fid(samples, _gaussian(folder), network=fast, tokenizer=str(tokenizer)).run(context(folder))
+        found = Fid(samples, _gaussian(folder, 1280), network=fast, tokenizer=str(tokenizer)).run(context(folder))
         assert found.extractor["precision"] == "tf32"
     Decode(cache, folder / "decoded.npz", tokenizer=str(tokenizer)).run(context(folder))
     Reconstruct([data], str(tokenizer), folder / "reconstructed", features="none").run(context(folder))
     _reproduce(folder)
 
 
-def _gaussian(folder: Path) -> Path:
-    """A reference that needs no pass through the network, which takes whole batches however few images there are."""
-    np.savez(folder / "gaussian.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+def _gaussian(folder: Path, width: int) -> Path:
+    """A reference that needs no pass through the network."""
+    np.savez(folder / "gaussian.npz", mu=np.zeros(width), sigma=np.eye(width))
     return folder / "gaussian.npz"
 
 
@@ -132,7 +135,7 @@ def _reproduce(folder: Path) -> None:
     weights.mkdir()
     for run, name in (("tokenizer/tok", "titok-l-32"), ("generator/gen", "maskgit-vit-l-32")):
         shutil.copy(folder / "trained" / run / "weights.safetensors", weights / f"{name}.safetensors")
-    found = Reproduce("titok-l-32", _gaussian(folder), 8, FeatureNetwork("lite0")).run(context(folder))
+    found = Reproduce("titok-l-32", _gaussian(folder, 9), 8, FeatureNetwork(toy_features.NAME)).run(context(folder))
     precision = "tf32" if pretend_gpu.KIND == "cuda" else "float32"
     assert found.precision == precision
     manifest = json.loads((Path(found.samples) / "manifest.json").read_text())

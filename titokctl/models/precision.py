@@ -31,7 +31,7 @@ def precision(name: Precision, device: torch.device | str) -> Iterator[None]:
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
     restore = _switches()
-    tf32 = name == "tf32" and kind != "cpu"
+    tf32 = name == "tf32" and kind == "cuda"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     for switch in _new_switches():
         switch.fp32_precision = "tf32" if tf32 else "ieee"
