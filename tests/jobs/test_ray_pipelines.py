@@ -66,7 +66,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(made: Path, *more: dict, blocks: int = 7):
-    """The images of `made`, tokenized in a pipeline with more blocks than workers."""
+    """The images of `made`, tokenized in a pipeline with more blocks than workers.
+
+    Workers that took both of the cluster's CPUs could leave none for the blocks that they wait for.
+    """
     import pyarrow as pa
     import ray.data
 
@@ -84,6 +87,7 @@ def rows_of(made: Path, *more: dict, blocks: int = 7):
         batch_format="pyarrow",
         batch_size=4,
         concurrency=2,
+        num_cpus=0.5,
     )
 
 

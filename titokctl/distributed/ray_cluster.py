@@ -270,9 +270,9 @@ class ActorPool(Generic[PieceT]):
         if reference in self._starting:
             actor = self._starting.pop(reference)
             try:
-                result_of(reference, "while it started")
+                result_of(reference, "while starting")
             except lost.RayError as error:
-                self._count_death("start of a worker", "while it started", error)
+                self._count_death("start of a worker", "while starting", error)
             else:
                 self._free.append(actor)
         elif reference in self._begun:
