@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated
 
-from titokctl.cli import completion, console, options
+from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Machine, Surroundings, perform
@@ -16,12 +16,7 @@ def nll(
     cache: options.Tokens,
     generator: Annotated[
         str | None,
-        option(
-            "--generator",
-            "Default: the newest one that was trained on such ids.",
-            "RUN|FILE|NAME",
-            completes=completion.generators,
-        ),
+        options.generator("Default: the newest one that was trained on such ids."),
     ] = None,
     passes: Annotated[
         int, option("--passes", "Forward passes per image for the masked bound; exact kinds take one.")

@@ -49,6 +49,7 @@ def address(given: Path | None) -> Path | None:
 _output, _machine = partial(option, panel=OUTPUT), partial(option, panel=MACHINE)
 crop = partial(option, "--crop", metavar="|".join(_CROPS), callback=_known_crop)
 tokenizer = partial(option, "--tokenizer", metavar="RUN|FILE|NAME", completes=completion.tokenizers)
+generator = partial(option, "--generator", metavar="RUN|FILE|NAME", completes=completion.generators)
 
 Tokens = Annotated[Path, typer.Argument(metavar="TOKENS", help="A token cache.", callback=address)]
 View = Annotated[str, option("--view", "plain, or another view such as flip.")]

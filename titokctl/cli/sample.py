@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from titokctl.cli import completion, console, options
+from titokctl.cli import console, options
 from titokctl.cli.app import app
 from titokctl.cli.options import MACHINE, option
 from titokctl.cli.work import Engine, Machine, Surroundings, perform
@@ -20,12 +20,7 @@ _switch = partial(option, panel="Sampling switches")
 def sample(
     generator: Annotated[
         str | None,
-        option(
-            "--generator",
-            "The generator; default: the newest trained one.",
-            "RUN|FILE|NAME",
-            completes=completion.generators,
-        ),
+        options.generator("The generator; default: the newest trained one."),
     ] = None,
     tokenizer: Annotated[
         str | None, options.tokenizer("The decoder; default: the tokenizer the generator was trained for.")

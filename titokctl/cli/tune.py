@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from titokctl.cli import completion, console, features, options
+from titokctl.cli import console, features, options
 from titokctl.cli.app import app
 from titokctl.cli.options import option
 from titokctl.cli.work import Surroundings, perform
@@ -17,12 +17,7 @@ def tune(
     reference: Annotated[Path | None, option("--ref", "Held-out images, or statistics of them.", "HELDOUT")] = None,
     generator: Annotated[
         str | None,
-        option(
-            "--generator",
-            "The generator; default: the newest trained one.",
-            "RUN|FILE|NAME",
-            completes=completion.generators,
-        ),
+        options.generator("The generator; default: the newest trained one."),
     ] = None,
     tokenizer: Annotated[
         str | None, options.tokenizer("The decoder; default: the tokenizer the generator was trained for.")
