@@ -9,7 +9,7 @@ radius, angles in radians, colours are sRGB in [0, 1].
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ class Scene:
 
     def record(self) -> dict[str, Any]:
         """Return the factors as JSON values, numbers rounded to five digits."""
-        named = {"label": self.label, "class_name": self.class_name} | asdict(self)
+        named = {"label": self.label, "class_name": self.class_name} | vars(self)
         return {name: _rounded(value) for name, value in named.items()}
 
 

@@ -53,14 +53,22 @@ def render(scene: Scene, size: int = 64, samples: int = 2) -> np.ndarray:
     view, solid = _view(scene, size * samples), _placed(scene)
     distance, normal, is_solid = _surfaces(view, solid)
     points = _along(view.origin, view.direction, distance)
-    light = _light(scene, solid, points, normal, is_solid, size, samples)
-    diffuse, highlight = light
+    diffuse, highlight = _light(scene, solid, points, normal, is_solid, size, samples)
     albedo = _linear(np.array([scene.floor_rgb, scene.wall_rgb, scene.solid_rgb], np.float32))
     kind = np.where(is_solid, 2, (normal[1] < -0.5).astype(np.int8))
-    colour = albedo[kind] * diffuse[:, None]
-    colour += np.where(is_solid, highlight, 0)[:, None]
-    means = colour.reshape(size, samples, size, samples, 3).mean(axis=(1, 3))
+    planes = [_means(albedo[:, channel][kind] * diffuse + highlight, size, samples) for channel in range(3)]
+    means = np.stack(planes, axis=-1)
     return _TO_BYTES[np.clip(means * (_LEVELS - 1) + 0.5, 0, _LEVELS - 1).astype(np.int32)]
+
+
+def _means(values: np.ndarray, size: int, samples: int) -> np.ndarray:
+    """Return the mean over the rays of each pixel, (n,) to (S, S)."""
+    tiles = values.reshape(size, samples, size, samples)
+    total = np.zeros((size, size), np.float32)
+    for row in range(samples):
+        for column in range(samples):
+            total += tiles[:, row, :, column]
+    return total / np.float32(samples * samples)
 
 
 def _view(scene: Scene, edge: int) -> _View:
@@ -192,14 +200,12 @@ def _seen(
     reached = _near(solid, points, to_lamp, widening)
     if scene.shape != "ring":  # convex solids cast no shadow on themselves
         reached = reached[~is_solid[reached]]
-    px, py, pz = (p[reached] + np.float32(3e-3) * n[reached] for p, n in zip(points, normal, strict=True))
-    share = np.zeros(len(reached), np.float32)
-    offsets = _lamp_points(scene, samples)[_subpixel(size, samples)[reached]]
-    for number in range(_LAMP_POINTS):
-        at = offsets[:, number]
-        x, y, z = lamp[0] + at[:, 0] - px, lamp[1] + at[:, 1] - py, lamp[2] + at[:, 2] - pz
-        direction = unit((x, y, z))
-        share += ~np.isfinite(_hit(solid, (px, py, pz), direction).distance)
+    lifted = (p[reached] + np.float32(3e-3) * n[reached] for p, n in zip(points, normal, strict=True))
+    sx, sy, sz = (np.tile(p, _LAMP_POINTS) for p in lifted)
+    offsets = _lamp_points(scene, samples)[:, :, _subpixel(size, samples)[reached]].reshape(3, -1)
+    direction = unit((lamp[0] + offsets[0] - sx, lamp[1] + offsets[1] - sy, lamp[2] + offsets[2] - sz))
+    is_free = ~np.isfinite(_hit(solid, (sx, sy, sz), direction).distance)
+    share = is_free.reshape(_LAMP_POINTS, -1).sum(0, dtype=np.float32)
     seen = np.ones(len(far), np.float32)
     seen[reached] = share / _LAMP_POINTS
     return seen
@@ -213,12 +219,12 @@ def _subpixel(size: int, samples: int) -> np.ndarray:
 
 
 def _lamp_points(scene: Scene, samples: int) -> np.ndarray:
-    """Return offsets (samples², points, 3) float32 on a disc around the lamp, which faces the middle of the floor."""
+    """Return offsets (3, points, samples²) float32 on a disc around the lamp, which faces the middle of the floor."""
     disc = _disc(samples * samples)
     x, y, z = (np.float32(v / _LAMP_DISTANCE) for v in _lamp(scene))
     across = np.array([y, -x, 0], np.float32) / np.hypot(x, y)
     upwards = np.cross(across, np.array([x, y, z], np.float32))
-    return disc[..., :1] * across + disc[..., 1:] * upwards
+    return (disc[..., :1] * across + disc[..., 1:] * upwards).T
 
 
 @lru_cache(maxsize=8)

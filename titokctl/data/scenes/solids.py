@@ -19,6 +19,7 @@ CONE_RADIUS, CONE_HEIGHT = 0.92, 1.75
 CYLINDER_RADIUS, CYLINDER_HEIGHT = 0.68, 1.40
 RING_RADIUS, RING_THICKNESS = 0.74, 0.30
 _MOST_STEPS, _CLOSE = 40, 2e-3
+_CROWDED = 0.6  # share of rays under way below which the others are put away
 
 # Height of the middle of the sphere around each solid, and that sphere's radius.
 BOUNDS = {
@@ -122,17 +123,23 @@ def _ring(origin: Vectors, direction: Vectors) -> Hits:
     t, end = np.maximum(-half - root, EPSILON), -half + root
     going = np.flatnonzero((inside > 0) & (end > EPSILON))
     found = np.zeros(len(t), bool)
+    x, y, z, dx, dy, dz, far, last = (a[going] for a in (ox, oy, oz, *direction, t, end))
+    is_going, is_close = np.ones(len(going), bool), np.zeros(len(going), bool)
     for _ in range(_MOST_STEPS):
-        if not len(going):
+        px, py, pz = x + far * dx, y + far * dy, z + far * dz
+        across = np.sqrt(px * px + py * py) - RING_RADIUS
+        distance = np.sqrt(across * across + pz * pz) - RING_THICKNESS
+        far += np.where(is_going, distance, 0)
+        is_close |= is_going & (distance < _CLOSE)
+        is_going &= ~is_close & (far < last)
+        left = np.count_nonzero(is_going)
+        if left < _CROWDED * len(going):
+            t[going], found[going] = far, is_close
+            going, x, y, z, dx, dy, dz, far, last = (a[is_going] for a in (going, x, y, z, dx, dy, dz, far, last))
+            is_going, is_close = np.ones(left, bool), np.zeros(left, bool)
+        if not left:
             break
-        here = t[going]
-        x, y, z = (o[going] + here * d[going] for o, d in zip((ox, oy, oz), direction, strict=True))
-        across = np.sqrt(x * x + y * y) - RING_RADIUS
-        distance = np.sqrt(across * across + z * z) - RING_THICKNESS
-        t[going] = here + distance
-        close = distance < _CLOSE
-        found[going[close]] = True
-        going = going[~close & (here + distance < end[going])]
+    t[going], found[going] = far, is_close
     at = np.where(found, t, 0)
     x, y, z = (o + at * d for o, d in zip((ox, oy, oz), direction, strict=True))
     radius = np.sqrt(np.maximum(x * x + y * y, 1e-9))

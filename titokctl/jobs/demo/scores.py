@@ -90,17 +90,16 @@ class DemoImages:
 
 def score(images: DemoImages, extractors: Mapping[str, Extractor], context: Context) -> DemoScores:
     """Compare every set with the training images on each network, and read attributes of the samples."""
-    everything = {_TRAINING: images.training, **images.sets}
-    context.progress.start("features", len(extractors) * sum(map(len, everything.values())))
-    features = {
-        network: {name: _features(extractor, pixels, context) for name, pixels in everything.items()}
-        for network, extractor in extractors.items()
-    }
+    sets = {_TRAINING: images.training, **images.sets}
+    soft = {_SOFT: softened(images.training)} if images.attributes else {}
+    wanted = {name: sets | soft if name == UNSEEN else sets for name in extractors}
+    context.progress.start("features", sum(len(pixels) for each in wanted.values() for pixels in each.values()))
+    features = {name: _features(extractors[name], each, context) for name, each in wanted.items()}
     context.progress.close()
     yardsticks = [Yardstick(name, len(pixels), _distances(features, name)) for name, pixels in images.sets.items()]
     unseen = features[UNSEEN]
     closer = closer_than_held_out(unseen[SAMPLES], unseen[HELD_OUT], unseen[_TRAINING])
-    return DemoScores(yardsticks, _probes(images, unseen, extractors[UNSEEN], context), closer)
+    return DemoScores(yardsticks, _probes(images, sets | soft, unseen), closer)
 
 
 def _distances(features: Mapping[str, Mapping[str, np.ndarray]], name: str) -> dict[str, float]:
@@ -111,20 +110,13 @@ def _distances(features: Mapping[str, Mapping[str, np.ndarray]], name: str) -> d
     return found
 
 
-def _probes(
-    images: DemoImages, features: Mapping[str, np.ndarray], extractor: Extractor, context: Context
-) -> list[Probe]:
-    """Read colours from histograms, and other attributes from features, which `features` has for every set."""
+def _probes(images: DemoImages, pixels: Mapping[str, np.ndarray], features: Mapping[str, np.ndarray]) -> list[Probe]:
+    """Read colours from histograms of pixels, and other attributes from features; both have every set by name."""
     if not images.attributes:
         return []
-    soft = softened(images.training)
-    context.progress.start("features of softened images", len(soft))
-    pixels = {_TRAINING: images.training, _SOFT: soft, **{which: images.sets[which] for which in _READ}}
-    histograms = {which: colour_histogram(each) for which, each in pixels.items()}
-    rows = {**features, _SOFT: _features(extractor, soft, context)}
-    context.progress.close()
+    histograms = {which: colour_histogram(pixels[which]) for which in (_TRAINING, _SOFT, *_READ)}
     return [
-        _probe(name, numbers, images, histograms if name == _COLOUR else rows)
+        _probe(name, numbers, images, histograms if name == _COLOUR else features)
         for name, numbers in images.attributes.items()
     ]
 
@@ -149,10 +141,12 @@ def decoded(tokenizer: TiTok, ids: np.ndarray) -> np.ndarray:
     return np.concatenate([to_bytes(tokenizer.detokenize(piece)).numpy() for piece in pieces])
 
 
-def _features(extractor: Extractor, pixels: np.ndarray, context: Context) -> np.ndarray:
+def _features(extractor: Extractor, sets: Mapping[str, np.ndarray], context: Context) -> dict[str, np.ndarray]:
+    """Return the features of each set, (n, D) float32, from one pass over all of them, so that batches are full."""
     rows = []
-    for batch in extract(extractor, [pixels]):
+    for batch in extract(extractor, sets.values()):
         context.stop.check("Everything but the scores is kept.")
         context.progress.advance(len(batch["pool"]))
         rows.append(batch["pool"])
-    return np.concatenate(rows)
+    ends = np.cumsum([len(pixels) for pixels in sets.values()])
+    return dict(zip(sets, np.split(np.concatenate(rows), ends[:-1]), strict=True))

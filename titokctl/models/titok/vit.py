@@ -35,13 +35,13 @@ def from_overlapping_patches(patches: torch.Tensor, size: int) -> torch.Tensor:
     """
     half = size // 2
     weights = hann(2 * size, patches.device, patches.dtype)
-    quarters = patches.unflatten(2, (2, 2, -1))  # (B, N, 2, 2, p p 3)
+    quarters = patches.chunk(4, 2)  # 4 x (B, N, p p 3)
     edge = math.isqrt(patches.shape[1]) * size
     out = patches.new_zeros(patches.shape[0], 3, edge + size, edge + size)
     for i in range(2):
         for j in range(2):
             window = weights[i * size : (i + 1) * size, None] * weights[j * size : (j + 1) * size]
-            part = quarters[:, :, i, j] * window[..., None].expand(-1, -1, 3).flatten()
+            part = quarters[2 * i + j] * window[..., None].expand(-1, -1, 3).flatten()
             out[:, :, i * size : i * size + edge, j * size : j * size + edge] += from_patches(part, size)
     return out[:, :, half : half + edge, half : half + edge]
 
