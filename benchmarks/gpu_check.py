@@ -34,6 +34,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# cuBLAS looks once, at its first product; deterministic training needs this value.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 import torch
 
 from benchmarks.gpu import equality, runs, speed

@@ -53,6 +53,12 @@ def kernels(record: Record) -> None:
     """The Triton kernels compile, and agree with torch."""
     problem = triton_problem()
     record.check("Triton kernels compile and agree with torch", not problem, said=problem)
+    if not problem:
+        from titokctl.models.triton_attention import problem as attention_problem
+
+        for dtype in (torch.bfloat16, torch.float16):
+            said = attention_problem(33, 16, 48, dtype, 0.1)  # L-32's
+            record.check(f"attention in one kernel agrees with torch, {dtype}", not said, said=said)
 
 
 def equal(record: Record) -> None:

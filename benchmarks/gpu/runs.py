@@ -21,7 +21,7 @@ from titokctl.config.models import VqganConfig
 from titokctl.context import Context
 from titokctl.distributed import group as groups
 from titokctl.distributed.place import place
-from titokctl.distributed.reduce import StopAgreement, gathered, sum_arrays, sum_gradients, summed
+from titokctl.distributed.reduce import GradientSums, StopAgreement, gathered, sum_arrays, summed
 from titokctl.distributed.stop import StopRequest
 from titokctl.jobs.train.generator import TrainGenerator
 from titokctl.jobs.train.tokenizer import TrainTokenizer
@@ -125,11 +125,12 @@ def collectives(device: str) -> None:
         is_single = False  # one process, but every message is sent
 
     group = Lone(where, dist.PrefixStore("titokctl", store))
-    parameter = torch.nn.Parameter(torch.randn(1000, 100, device=device))
-    parameter.grad = torch.randn_like(parameter)
-    before = parameter.grad.clone()
-    sum_gradients([parameter], group)
-    assert torch.equal(parameter.grad, before)
+    parameters = [torch.nn.Parameter(torch.randn(1000, 1000, device=device)) for _ in range(3)]
+    factor = torch.randn_like(parameters[0])
+    sums = GradientSums(parameters, group)
+    sums.backward(torch.stack([(p * factor).sum() for p in parameters]).sum(), is_last=True)
+    sums.finish()
+    assert all(torch.equal(p.grad, factor) for p in parameters if p.grad is not None)
     assert float(summed({"a": torch.tensor(3.0, device=device)}, group)["a"]) == 3
     rows = torch.arange(6, device=device).view(3, 2)
     assert torch.equal(gathered(rows, group), rows)

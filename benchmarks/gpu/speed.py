@@ -33,6 +33,7 @@ from titokctl.models.inception import Inception
 from titokctl.models.inference import prepared
 from titokctl.models.noise import KeyedNoise
 from titokctl.models.precision import Precision, precision
+from titokctl.models.transformer import LONGEST_SHORT
 from titokctl.weights.store import save_generator, save_tokenizer
 
 _FULL_SET = 50_000
@@ -43,7 +44,6 @@ def encode(record: Record) -> None:
     device, model = record.device, tokenizer(record).to(record.device)
     tile = 2 if record.small else default_batch_size(device, "encode")
     pixels = torch.randint(0, 256, (tile, 256, 256, 3), dtype=torch.uint8, device=device)
-    images = to_float(pixels)
     names: tuple[Precision, ...] = ("float32", "tf32", "bf16", "fp16") if device == "cuda" else ("float32",)
     for name in names:
         with record.part(f"encode {name}"):
@@ -55,7 +55,7 @@ def encode(record: Record) -> None:
                 return found
 
             spent = record.seconds_of(run)
-            share = record.share(lambda: model.encode(images), spent)
+            share = record.share(run, spent)
             record.speed(f"encode {TOKENIZER} {name}", images_per_s=tile / spent, of_peak=share, tile=tile)
             if name == "fp16":
                 with record.waiting("encode"):
@@ -79,7 +79,7 @@ def _tiles(record: Record, encoder: Any, name: Precision, tile: int) -> None:
 
 
 def attention(record: Record) -> None:
-    """Attention at the lengths of these networks, forward and backward, by each of torch's kernels."""
+    """Attention at the lengths of these networks, forward and backward, by each of torch's kernels and by our own."""
     device, images = record.device, 4 if record.small else 1024
     names = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH") if device == "cuda" else ("MATH",)
     for what, positions, heads, width in (("L-32", 33, 16, 48), ("S-128", 129, 16, 64), ("encoder", 289, 16, 64)):
@@ -91,6 +91,9 @@ def attention(record: Record) -> None:
                     record.speed(f"attention {what} {name}", **_attention_by(record, name, packed))
                 except RuntimeError as error:  # not every kernel takes every width
                     record.speed(f"attention {what} {name}", problem=str(error).splitlines()[0][:80])
+        if device == "cuda" and positions <= LONGEST_SHORT:
+            with record.part(f"attention {what} TITOKCTL"):
+                record.speed(f"attention {what} TITOKCTL", **_short_attention(record, packed))
 
 
 def _attention_by(record: Record, name: str, packed: torch.Tensor) -> dict[str, float]:
@@ -105,6 +108,20 @@ def _attention_by(record: Record, name: str, packed: torch.Tensor) -> dict[str, 
             forward = record.seconds_of(lambda: F.scaled_dot_product_attention(q, k, v))
         size = 4 * q.numel() * q.element_size()
         return {"bytes_per_s": size / forward, "forward_and_backward_s": record.seconds_of(both)}
+
+
+def _short_attention(record: Record, packed: torch.Tensor) -> dict[str, float]:
+    """Return the same numbers of the kernel that training may take for few positions."""
+    from titokctl.models.triton_attention import short_attention
+
+    flat, heads = packed.detach().flatten(2).requires_grad_(), packed.shape[3]
+
+    def both() -> None:
+        short_attention(flat, heads, 0.0).sum().backward()
+
+    forward = record.seconds_of(lambda: short_attention(flat, heads, 0.0))
+    size = 4 * flat.numel() // 3 * flat.element_size()
+    return {"bytes_per_s": size / forward, "forward_and_backward_s": record.seconds_of(both)}
 
 
 def sample(record: Record) -> None:

@@ -1,5 +1,6 @@
 """Several processes: they find each other, exit together, and none is left when one of them dies."""
 
+import platform
 import resource
 import signal
 import sys
@@ -21,16 +22,19 @@ from titokctl.distributed import worker
 worker.started()
 import torch
 from titokctl.distributed.group import process_group
-from titokctl.distributed.reduce import StopAgreement, gathered, sum_gradients, summed
+from titokctl.distributed.reduce import GradientSums, StopAgreement, gathered, summed
 from titokctl.distributed.stop import StopRequest
 from titokctl.errors import Stopped, UserError
 
 def work(group, stop):
     how, folder = sys.argv[1], sys.argv[2]
-    parameter = torch.nn.Parameter(torch.zeros(3))
-    parameter.grad = torch.full((3,), group.rank + 1.0)
-    sum_gradients([parameter], group)
-    assert parameter.grad.tolist() == [3.0, 3.0, 3.0]
+    big, used, unused = (torch.nn.Parameter(torch.ones(size)) for size in (1 << 19, 3, 2))
+    sums = GradientSums([big, used, unused], group)
+    for is_last in (False, True):  # gradients of two micro batches, in more than one message
+        sums.backward((group.rank + 1) * (2 * big.sum() + used.sum()), is_last)
+    sums.finish()
+    assert used.grad.tolist() == [6.0, 6.0, 6.0] and unused.grad is None
+    assert big.grad.unique().tolist() == [12.0]
     assert summed({"a": torch.tensor(group.rank + 0.5)}, group)["a"] == 2.0
     assert gathered(torch.tensor([group.rank]), group).tolist() == [0, 1]
     assert group.from_main({"from": group.rank}) == {"from": 0}
@@ -76,6 +80,22 @@ except Stopped as stopped:
 """
 
 
+# Bytes that are fetched from the system for blocks of 64 MiB, one after the other, after a first one.
+FETCHING = """
+import os, resource, sys
+from titokctl.distributed import worker
+worker.started()
+b"x" * (1 << 26)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    b"x" * (1 << 26)
+fetched = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+with open(f"{sys.argv[1]}-{os.environ['RANK']}", "w") as file:
+    file.write(str(fetched * os.sysconf("SC_PAGE_SIZE")))
+worker.ended(0)
+"""
+
+
 @pytest.fixture
 def script(tmp_path, monkeypatch, command_server):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -94,6 +114,20 @@ def test_processes_find_each_other_and_share_a_queue(script):
     seen = [name.split("-")[:2] for name in ready(script)]
     assert [rank for rank, _ in seen] == ["0", "1"]
     assert sorted(claimed for _, claimed in seen) == ["1", "2"], "each item is claimed once"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries manage memory in other ways")
+@pytest.mark.parametrize("own", [None, "glibc.malloc.trim_threshold=1"])
+def test_workers_keep_memory_that_they_freed_unless_the_user_says_otherwise(tmp_path, monkeypatch, own):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("PYTHON_EXEC", raising=False)  # the C library reads its settings when a process starts
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    (tmp_path / "worker.py").write_text(FETCHING)
+    run_workers([str(tmp_path / "worker.py"), str(tmp_path / "bytes")], 2)
+    fetched = [int((tmp_path / f"bytes-{rank}").read_text()) for rank in range(2)]
+    assert all((number > 300e6) == bool(own) for number in fetched), fetched
 
 
 def test_an_error_of_one_process_ends_all_and_is_reported(script):

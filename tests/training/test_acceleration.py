@@ -28,14 +28,15 @@ from titokctl.training.adversary import Adversary
 VIT = TransformerConfig(patch_size=8, width=32, num_layers=2, num_heads=2)
 
 
-def gradients(**options):
+def gradients(processes=1, **options):
     """Of all weights after one backward pass, and how many bytes it kept."""
     torch.manual_seed(0)
     config = TokenizerConfig(image_size=32, num_latent_tokens=4, encoder=VIT, decoder=VIT, codebook_size=8)
     tokenizer = TiTok(config).train()
     initialize(tokenizer)
     before = set(tokenizer.state_dict())
-    accelerate([tokenizer.encoder, tokenizer.decoder], TrainingConfig(steps=1, global_batch_size=2, **options))
+    training = TrainingConfig(steps=1, global_batch_size=2, **options)
+    accelerate([tokenizer.encoder, tokenizer.decoder], training, processes=processes)
     assert set(tokenizer.state_dict()) == before
     kept = {}
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t)
@@ -157,7 +158,9 @@ def test_a_compiled_vqgan_gives_the_same_codes():
 
 
 @compiled
-def test_compiled_networks_give_nearly_the_same_gradients():
-    plain, compiled = gradients()[0], gradients(compile=True)[0]
+@pytest.mark.parametrize("processes", [1, 2])
+def test_compiled_networks_give_nearly_the_same_gradients(processes):
+    """As a whole, or block by block."""
+    plain, compiled = gradients()[0], gradients(processes, compile=True)[0]
     for name in plain:
         np.testing.assert_allclose(compiled[name], plain[name], rtol=1e-3, atol=1e-7)

@@ -82,7 +82,7 @@ def learner(scales_loss=True, **changes):
 
 def step(of, number, factor=1.0):
     loss = (of.module(torch.linspace(-1, 1, 8).view(2, 4)).square().mean()) * factor
-    of.scaled(loss).backward()
+    of.backward(loss)
     return {name: float(value) for name, value in of.update(number).items()}
 
 

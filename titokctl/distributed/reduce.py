@@ -1,6 +1,7 @@
 """Sums and agreements over the processes of a group. With one process, each leaves its input unchanged, bit for bit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,24 +11,66 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from titokctl.distributed.group import Group
 from titokctl.distributed.stop import StopRequest
 
-_BUCKET_BYTES = 64 << 20
+_BUCKET_BYTES = (1 << 20, 25 << 20)  # least and most; in between, an eighth of all gradients
+_BUCKETS = 8
 
 
-@torch.no_grad()
-def sum_gradients(parameters: Iterable[torch.nn.Parameter], group: Group) -> None:
-    """Replace every gradient by its sum over all processes, in buckets; one is sent while the next is packed.
+class GradientSums:
+    """Replaces gradients by their sums over all processes, while the backward pass that makes them still runs.
 
-    A missing gradient must be missing in every process, as it is when all run the same code.
+    Gradients are sent in buckets: those of the last parameters first, since a backward pass begins with them, and in
+    the same order on every process. A missing gradient must be missing in every process, as it is when all run the
+    same code.
+
+    Args:
+        parameters: in the order in which the forward pass uses them, as far as possible.
+        group: the processes.
     """
-    if group.is_single:
-        return
-    waiting = []
-    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
-        flat = _flatten_dense_tensors(bucket)
-        waiting.append((dist.all_reduce(flat, async_op=True), flat, bucket))
-    for work, flat, bucket in waiting:
-        work.wait()
-        torch._foreach_copy_(bucket, list(_unflatten_dense_tensors(flat, bucket)))
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], group: Group) -> None:
+        self._buckets = [] if group.is_single else list(_buckets(list(parameters)[::-1]))
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self._is_last, self._next = False, 0
+        self._sent: list[tuple[dist.Work, torch.Tensor, list[torch.Tensor]]] = []
+        for number, bucket in enumerate(self._buckets):
+            for parameter in bucket:
+                parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))
+
+    def backward(self, loss: torch.Tensor, is_last: bool) -> None:
+        """Add the gradients of a scalar loss to those of this process.
+
+        Args:
+            is_last: whether these are the last gradients before `finish`: only then they are sent.
+        """
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self._is_last = is_last
+        loss.backward()
+        self._is_last = False
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Send what has not been sent, and wait: then every gradient is the sum over all processes."""
+        while self._next < len(self._buckets):
+            self._send()
+        for work, flat, gradients in self._sent:
+            work.wait()
+            torch._foreach_copy_(gradients, list(_unflatten_dense_tensors(flat, gradients)))
+        self._next = 0
+        self._sent.clear()
+
+    def _arrived(self, number: int, parameter: torch.nn.Parameter) -> None:
+        """Send the buckets that are next, if they are complete, after the gradient of one of bucket `number`."""
+        self._missing[number] -= 1
+        while self._is_last and self._next < len(self._buckets) and not self._missing[self._next]:
+            self._send()
+
+    @torch.no_grad()
+    def _send(self) -> None:
+        gradients = [p.grad for p in self._buckets[self._next] if p.grad is not None]
+        self._next += 1
+        if gradients:
+            flat = _flatten_dense_tensors(gradients)
+            self._sent.append((dist.all_reduce(flat, async_op=True), flat, gradients))
 
 
 def summed(values: Mapping[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
@@ -119,15 +162,17 @@ def slice_of(count: int, group: Group) -> slice:
     return slice(group.rank * share, (group.rank + 1) * share)
 
 
-def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Yield the tensors in order, in lists of one dtype and about `_BUCKET_BYTES`."""
-    bucket: list[torch.Tensor] = []
+def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Yield the parameters in order, in lists of one dtype."""
+    least, most = _BUCKET_BYTES
+    limit = min(max(sum(p.nbytes for p in parameters) // _BUCKETS, least), most)
+    bucket: list[torch.nn.Parameter] = []
     size = 0
-    for tensor in tensors:
-        if bucket and (size > _BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
+    for parameter in parameters:
+        if bucket and (size >= limit or parameter.dtype != bucket[0].dtype):
             yield bucket
             bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.nbytes
+        bucket.append(parameter)
+        size += parameter.nbytes
     if bucket:
         yield bucket

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+LONGEST_SHORT = 64  # positions up to which a GPU attends in one kernel while training
+
 
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float = 0.0, is_causal: bool = False
@@ -43,19 +45,28 @@ class SelfAttention(nn.Module):
         width: D, a multiple of `num_heads`.
         qkv_bias: whether the packed projection has a bias; the output projection always has one.
         dropout: share of attention weights dropped while training.
+
+    Attributes:
+        in_one_kernel: attend by `models.triton_attention` where gradients are wanted; only for what it takes.
     """
 
     def __init__(self, width: int, num_heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
+        self.in_one_kernel = False
         self.num_heads = num_heads
         self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, L, D)
-        packed = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, L, 3, H, D/H)
-        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, H, L, D/H)
-        mixed = attend(q, k, v, self.dropout if self.training else 0.0)
+        packed, dropout = self.qkv(x), self.dropout if self.training else 0.0  # (B, L, 3D)
+        if self.in_one_kernel and torch.is_grad_enabled():
+            from titokctl.models.triton_attention import short_attention
+
+            return self.out(short_attention(packed, self.num_heads, dropout))
+        heads = packed.unflatten(-1, (3, self.num_heads, -1))  # (B, L, 3, H, D/H)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, H, L, D/H)
+        mixed = attend(q, k, v, dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
 
 

@@ -75,7 +75,7 @@ class Adversary:
             means = global_means(torch.stack([real.mean(), made.mean()]), known, share)
             regularised = self.config.lecam_weight * lecam(means, self.averages)
             with backward_precision(self._device, self.arithmetic):
-                (hinge_loss(real, made) * share + regularised).backward()
+                self.learner.backward(hinge_loss(real, made) * share + regularised, pair is pictures[-1])
         metrics = self.learner.update(step - self.config.start)
         moved = lecam_averages(known, self.averages, self.config.lecam_decay)
         self.averages.copy_(torch.where(self.learner.is_finite, moved, self.averages))

@@ -16,7 +16,7 @@ from titokctl.distributed.group import Group
 from titokctl.distributed.reduce import slice_of, summed
 from titokctl.models.device import send
 from titokctl.models.generator import Batch, Drawn, Generator, TrainingStep
-from titokctl.models.precision import precision
+from titokctl.models.precision import backward_precision, precision
 from titokctl.training.acceleration import accelerate
 from titokctl.training.learner import Learner, part
 from titokctl.training.loop import Metrics
@@ -63,7 +63,7 @@ class GeneratorTask:
             model, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group, in_fp16
         )
         self.device = next(model.parameters()).device
-        accelerate([model], training)
+        accelerate([model], training, recipe.model.num_latent_tokens + 1, group.world_size)
         # While a GPU computes, a core is idle; on a CPU a thread would only take it from the step.
         self._draws = Prefetch(self.drawn).get if self.device.type == "cuda" else self.drawn
 
@@ -87,7 +87,8 @@ class GeneratorTask:
             torch.manual_seed(key(training.seed, "dropout", step, first_row + first))
             with precision(training.precision, self.device):
                 losses = self.model.loss(rows, self.recipe.loss)
-            self.learner.scaled(losses.total / self._total_weight).backward()
+            with backward_precision(self.device, training.precision):
+                self.learner.backward(losses.total / self._total_weight, first + micro >= len(batch))
             share = len(rows) / training.global_batch_size
             found = {"loss": losses.total.detach() / self._total_weight}
             found |= {name: share * value for name, value in losses.metrics.items()}

@@ -87,7 +87,7 @@ class ImageStage(Generic[M]):
         self.training = training = recipe.training
         self.codebook, self.adversary = codebook, adversary
         self.watch: Watch = lambda done, total: None  # called in a step that takes long, before it changes anything
-        accelerate(parts, training)
+        accelerate(parts, training, processes=group.world_size)
         in_fp16 = training.precision == "fp16"
         self.learner = Learner(
             module, recipe.optimizer, recipe.schedule, training.steps, training.ema_decay, group, in_fp16
@@ -126,7 +126,7 @@ class ImageStage(Generic[M]):
             self._seed_codes(self.codebook, step)
         self.begin(step)
         micros = self._micros(step)
-        made = [self._backward(micro) for micro in micros]
+        made = [self._backward(micro, micro is micros[-1]) for micro in micros]
         metrics = self.learner.update(step)
         found = self._totals(made)
         if self.codebook is not None and self.codebook.quantizes(step):
@@ -177,11 +177,11 @@ class ImageStage(Generic[M]):
         starts = range(first, first + len(self._images), self.micro_batch)
         return [Micro(p, slice(at, at + len(p)), step) for at, p in zip(starts, pieces, strict=True)]
 
-    def _backward(self, micro: Micro) -> Made:
+    def _backward(self, micro: Micro, is_last: bool) -> Made:
         """The gradients of one micro batch; what is returned keeps no graph."""
         made = self.make(micro)
         with backward_precision(self.device, self.training.precision, self._loss_precision):
-            self.learner.scaled(made.loss * self._share(micro)).backward()
+            self.learner.backward(made.loss * self._share(micro), is_last)
         detached = (t.detach() if t is not None else None for t in (made.images, made.latents, made.ids))
         share = self._share(micro)
         return Made(made.loss.detach() * share, {name: v * share for name, v in made.shown.items()}, *detached)

@@ -9,7 +9,7 @@ from torch import nn
 
 from titokctl.config.training import OptimizerConfig, ScheduleConfig
 from titokctl.distributed.group import Group
-from titokctl.distributed.reduce import sum_gradients
+from titokctl.distributed.reduce import GradientSums
 from titokctl.training.loss_scale import LossScale
 from titokctl.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 
@@ -94,6 +94,7 @@ class Learner(Generic[M]):
         self.optimizers = build_optimizers(module, optimizer, group)
         self.ema = Ema(module, ema_decay) if ema_decay is not None else None
         self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._sums = GradientSums(self._parameters, group)
         device = self._parameters[0].device
         self._skips = torch.zeros(2, dtype=torch.int64, device=device)  # in all, in a row
         self._most = torch.zeros((), dtype=torch.int64, device=device)
@@ -101,18 +102,22 @@ class Learner(Generic[M]):
         # On a CPU reading it takes no time, and on an Apple GPU torch's fused AdamW ignores it.
         self._is_flag_read = device.type == "cuda"
 
-    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
-        """Return the loss for the backward pass, a scalar: multiplied by the loss scale, if there is one."""
-        return loss if self._scale is None else loss * self._scale.factor
+    def backward(self, loss: torch.Tensor, is_last: bool = True) -> None:
+        """Add the gradients of a scalar loss, which is multiplied by the loss scale, if there is one.
+
+        Args:
+            is_last: whether no other loss comes before `update`. Processes exchange gradients while these are computed.
+        """
+        self._sums.backward(loss if self._scale is None else loss * self._scale.factor, is_last)
 
     def update(self, step: int) -> dict[str, torch.Tensor | float]:
-        """Sum gradients over processes, clip, step, clear the gradients, move the EMA.
+        """Wait for the sums of gradients over processes, clip, step, clear the gradients, move the EMA.
 
         Returns the gradient norm, the rate, how many steps were skipped, in all and at most in a row, and the loss
         scale if there is one; tensors are on the device.
         """
         scale = learning_rate_scale(step, self.schedule, self.total_steps)
-        sum_gradients(self._parameters, self.group)
+        self._sums.finish()
         if self._scale is not None:
             self._scale.unscale([p.grad for p in self._parameters if p.grad is not None])
         limit = self.config.clip_norm if self.config.clip_norm is not None else float("inf")
