@@ -3,6 +3,7 @@
 Small stand-ins in the weights folder take their names here; they are made with the commands that make the real ones.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from titokctl.weights.hashes import encoder_sha256, weights_sha256
 from titokctl.weights.known import BUNDLED, BY_NAME
 from titokctl.weights.load import load_generator, load_tokenizer
 from titokctl.weights.local import bundled_file
+from titokctl.weights.read import read
 
 
 @pytest.fixture
@@ -52,11 +54,25 @@ def test_classes_by_name_from_the_bundled_generator(run_cli, runs, tmp_path, sta
     assert "ant, bee, cat" in " ".join(refused.stderr.split())
 
 
-def test_rounding_halves_the_file_and_drops_the_place_of_the_cache(stand_ins, tmp_path):
+@pytest.mark.parametrize(
+    "source",
+    [{"kind": "shards", "paths": ["a.tar"], "folders": ["/home/me/train"]}, {"nested": [{"file": "/home/me/x.tar"}]}],
+)
+def test_no_record_of_a_rounded_generator_tells_where_its_images_were(run_cli, tmp_path, source):
+    classes = ["/m/0abc", "bee", "cat"]  # names may look like paths
+    made_by = {"encoder_sha256": "0" * 64, "weights_sha256": "0" * 64, "class_names": classes}
+    generator = trained.generator_run(tmp_path, made_by, source=source)
+    run_cli("convert", generator, "-o", "g.safetensors", "--dtype", "bf16", code=0)
+    inputs = json.loads(read(tmp_path / "g.safetensors").extra["inputs"])
+    assert "/home/me" not in json.dumps(inputs)
+    assert inputs["class_names"] == classes
+
+
+def test_rounding_halves_the_file_and_drops_places_on_the_machine(stand_ins, tmp_path):
     whole = tmp_path / "elsewhere/generator/gen/weights.safetensors"
     rounded = stand_ins / "maskgit-scenes-64.safetensors"
     assert b"/somewhere/tokens.h5" in whole.read_bytes()
-    assert b"/somewhere/tokens.h5" not in rounded.read_bytes()
+    assert b"/somewhere" not in rounded.read_bytes()
     one, other = load_generator(whole).state_dict(), load_generator(rounded).state_dict()
     assert all((one[name].bfloat16() == other[name].bfloat16()).all() for name in one)
     assert any((one[name] != other[name]).any() for name in one)

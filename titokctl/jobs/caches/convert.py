@@ -178,12 +178,20 @@ def _known_name(weights: Weights) -> str | None:
 
 
 def _portable(extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata without places on the machine that trained a generator: of its sources, names remain."""
+    """Return the metadata without places on the machine that trained a generator: of files and folders names remain."""
     inputs = json.loads(extra.get("inputs") or "{}")
     if not inputs:
         return dict(extra)
-    kept = {name: value for name, value in inputs.items() if name != "cache"}
-    source = kept.get("source")
-    if isinstance(source, dict) and isinstance(source.get("paths"), list):
-        kept["source"] = source | {"paths": [Path(str(path)).name for path in source["paths"]]}
+    kept = {
+        name: value if name == "class_names" else _named(value) for name, value in inputs.items() if name != "cache"
+    }
     return {**extra, "inputs": json.dumps(kept)}
+
+
+def _named(value: Any) -> Any:
+    """Return a record in which every absolute path is the name of its file."""
+    if isinstance(value, dict):
+        return {name: _named(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_named(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
