@@ -22,15 +22,16 @@ from titokctl.models.vqgan.vqgan import MaskGitVqgan
 _WARM_STEPS, _MEASURED_STEPS = 3, 20
 # Per parameter in float32: weight, gradient, two moments, average.
 _STATE_BYTES = 4 * (1 + 1 + 2 + 1)
+_SENT_BYTES = 4  # per parameter: copies of gradients while processes exchange them
 
 
 @dataclass(frozen=True)
 class GeneratorCost:
     """The cost of training a generator.
 
-    `memory_gb` estimates the memory of one process: weights, gradients, optimizer, average, ids (unless there are too
-    many to stay on the device), and what the backward pass keeps of one micro batch. The last two fields are None
-    unless they were measured.
+    `memory_gb` estimates the memory of one process: weights, gradients (twice where several processes exchange them),
+    optimizer, average, ids (unless there are too many to stay on the device), and what the backward pass keeps of one
+    micro batch. The last two fields are None unless they were measured.
     """
 
     recipe: str
@@ -55,6 +56,7 @@ def generator_cost(recipe: GeneratorRecipe, name: str, rows: int, row_bytes: int
     share = training.global_batch_size // processes
     ids = len(recipe.views) * rows * row_bytes
     kept = _kept_bytes(model, recipe, min(share, training.micro_batch_size or share))
+    state = parameters * (_STATE_BYTES + (_SENT_BYTES if processes > 1 else 0))
     return GeneratorCost(
         recipe=Path(name).stem,
         parameters=parameters,
@@ -64,7 +66,7 @@ def generator_cost(recipe: GeneratorRecipe, name: str, rows: int, row_bytes: int
         operations=model.operations() * images,
         processes=processes,
         images_per_process=share,
-        memory_gb=(_STATE_BYTES * parameters + (ids if ids <= DEVICE_BUDGET_BYTES else 0) + kept) / 1e9,
+        memory_gb=(state + (ids if ids <= DEVICE_BUDGET_BYTES else 0) + kept) / 1e9,
     )
 
 

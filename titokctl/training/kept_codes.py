@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from titokctl.data.image_decoder import on_host
+from titokctl.data.workers import Prefetch
 from titokctl.formats.proxy_codes import ProxyCodes
 from titokctl.models.device import send
 from titokctl.training.image_stage import Micro
@@ -25,15 +26,21 @@ class KeptCodes:
         file: with a row for each crop of each image.
         views: crop numbers and positions, both (B,) int64, of the images of a step's global batch.
         count: images of the source.
+        mine: this process's rows of the global batch.
     """
 
-    def __init__(self, file: ProxyCodes, views: Views, count: int) -> None:
+    def __init__(self, file: ProxyCodes, views: Views, count: int, mine: slice) -> None:
         self._file, self._views, self._count = file, views, count
+        self._mine, self._step = mine, -1
+        self._ahead = Prefetch(self._touch)
         self._coming: list[tuple[np.ndarray, Callable[[], dict[str, np.ndarray]]]] = []
 
     def read(self, micro: Micro) -> torch.Tensor | None:
         """(b, N) int64 on the device of the images, or None when they have to be computed."""
         self._write_what_came()
+        if micro.images.is_cuda and micro.step != self._step:
+            self._step = micro.step
+            self._ahead.get(micro.step)
         codes = self._file.read(self._rows(micro))
         return None if codes is None else send(torch.from_numpy(codes), micro.images.device)
 
@@ -48,6 +55,13 @@ class KeptCodes:
             self._file.write(rows, fetch()["codes"])
         self._coming.clear()
 
+    def _touch(self, step: int) -> None:
+        """Read the codes of a step from the disk, so that they are in memory when they are wanted."""
+        self._file.read(self._rows_of(step)[self._mine])
+
     def _rows(self, micro: Micro) -> np.ndarray:
-        crops, positions = self._views(micro.step)
-        return (crops * self._count + positions)[micro.rows]
+        return self._rows_of(micro.step)[micro.rows]
+
+    def _rows_of(self, step: int) -> np.ndarray:
+        crops, positions = self._views(step)
+        return crops * self._count + positions

@@ -17,6 +17,7 @@ from titokctl.data.sources import open_source
 from titokctl.data.sources.choices import NO_CHOICES, Choices
 from titokctl.data.sources.source import Rejected, Source
 from titokctl.distributed.group import Group
+from titokctl.distributed.reduce import slice_of
 from titokctl.errors import UserError
 from titokctl.formats import proxy_codes
 from titokctl.formats.metrics_log import MetricsLog
@@ -255,7 +256,8 @@ def _kept_codes(folder: Path, recipe: TokenizerRecipe, images: StepImages, group
     if group.is_main and not path.exists():
         proxy_codes.create(path, shape)
     group.barrier()
-    return KeptCodes(ProxyCodes(path, shape, recipe.model.proxy.codebook_size), images.views, len(images))
+    mine = slice_of(recipe.training.global_batch_size, group)
+    return KeptCodes(ProxyCodes(path, shape, recipe.model.proxy.codebook_size), images.views, len(images), mine)
 
 
 def _watch(context: Context) -> Callable[[int, int], None]:
