@@ -126,9 +126,14 @@ def test_a_stopped_race_is_resumed_to_the_same_result(tuned, networks, toy, pyth
 
 
 def test_a_budget_in_minutes_ends_with_a_proposal(networks, toy, tmp_path):
-    assert run(words(networks, tmp_path / "found", "--minutes", "0.05", "--candidates", "3")) == 0
+    for minutes in (0.05, 0.3, 2.0):  # on a busy machine, few minutes are refused as too few for three settings
+        code = run(words(networks, tmp_path / "found", "--minutes", str(minutes), "--candidates", "3"))
+        if code == 0:
+            break
+        assert code == 2
+    assert code == 0
     found = json.loads((tmp_path / "found" / "tuning.json").read_text())
-    assert found["made_with"]["budget"] == {"images": None, "minutes": 0.05}
+    assert found["made_with"]["budget"] == {"images": None, "minutes": minutes}
     assert found["finalists"]
 
 

@@ -37,6 +37,7 @@ class SingleStage(ImageStage[TiTok]):
     ) -> None:
         self.tokenizer, self.recipe, self.pixel_loss = tokenizer, recipe, pixel_loss
         self._codes: FixedCodes | None = None  # once the encoder is settled
+        self._drawn: tuple[int, torch.Tensor] | None = None  # a step and its noise
         codebook = live_codebook(tokenizer, recipe, group)
         parts = [tokenizer.encoder, tokenizer.decoder]
         super().__init__(tokenizer, parts, recipe, images, validate, group, codebook=codebook, adversary=adversary)
@@ -106,11 +107,17 @@ class SingleStage(ImageStage[TiTok]):
     def _quantized(self, latents: torch.Tensor, micro: Micro) -> QuantizerOutput | None:
         """None while latents go on as they are; the noise of a Gaussian bottleneck belongs to the step and the row."""
         if not self.recipe.model.is_discrete:
-            model, rows = self.recipe.model, self.training.global_batch_size
-            draws = generator(self.training.seed, "bottleneck", micro.step)
-            noise = torch.randn(rows, model.num_latent_tokens, model.token_size, generator=draws)
-            return self.tokenizer.quantizer(latents, send(noise[micro.rows], self.device))
+            return self.tokenizer.quantizer(latents, send(self._noise(micro.step)[micro.rows], self.device))
         return self.tokenizer.quantizer(latents) if self.quantizes(micro.step) else None
+
+    def _noise(self, step: int) -> torch.Tensor:
+        """Return the noise of the global batch of `step`, (B, K, C) on the host; drawn once a step."""
+        if self._drawn is None or self._drawn[0] != step:
+            model, rows = self.recipe.model, self.training.global_batch_size
+            draws = generator(self.training.seed, "bottleneck", step)
+            shape = (rows, model.num_latent_tokens, model.token_size)
+            self._drawn = (step, torch.randn(shape, generator=draws))
+        return self._drawn[1]
 
     def _on_sphere(self, latents: torch.Tensor) -> torch.Tensor:
         return F.normalize(latents.float(), dim=-1) if self.recipe.model.normalize_codes else latents
