@@ -130,7 +130,7 @@ def collectives(device: str) -> None:
     sums = GradientSums(parameters, group)
     sums.backward(torch.stack([(p * factor).sum() for p in parameters]).sum(), is_last=True)
     sums.finish()
-    assert all(torch.equal(p.grad, factor) for p in parameters if p.grad is not None)
+    assert all(p.grad is not None and torch.equal(p.grad, factor) for p in parameters)
     assert float(summed({"a": torch.tensor(3.0, device=device)}, group)["a"]) == 3
     rows = torch.arange(6, device=device).view(3, 2)
     assert torch.equal(gathered(rows, group), rows)

@@ -119,7 +119,8 @@ def _short_attention(record: Record, packed: torch.Tensor) -> dict[str, float]:
     def both() -> None:
         short_attention(flat, heads, 0.0).sum().backward()
 
-    forward = record.seconds_of(lambda: short_attention(flat, heads, 0.0))
+    with torch.no_grad():
+        forward = record.seconds_of(lambda: short_attention(flat, heads, 0.0))
     size = 4 * flat.numel() // 3 * flat.element_size()
     return {"bytes_per_s": size / forward, "forward_and_backward_s": record.seconds_of(both)}
 

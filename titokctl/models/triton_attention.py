@@ -182,4 +182,4 @@ def _sizes(packed: torch.Tensor, heads: int) -> tuple[int, int, int, float]:
 def _blocks(packed: torch.Tensor, heads: int, dropout: float) -> dict[str, int | bool]:
     rows = max(_FEWEST, triton.next_power_of_2(packed.shape[1]))
     channels = max(_FEWEST, triton.next_power_of_2(packed.shape[2] // 3 // heads))
-    return {"DROPS": dropout > 0, "ROWS": rows, "CHANNELS": channels, "num_warps": 4 if rows <= 64 else 8}
+    return {"DROPS": dropout > 0, "ROWS": rows, "CHANNELS": channels, "num_warps": 4}

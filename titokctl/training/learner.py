@@ -89,7 +89,7 @@ class Learner(Generic[M]):
         group: Group,
         scales_loss: bool = False,
     ) -> None:
-        self.module, self.group = module, group
+        self.module = module
         self.config, self.schedule, self.total_steps = optimizer, schedule, total_steps
         self.optimizers = build_optimizers(module, optimizer, group)
         self.ema = Ema(module, ema_decay) if ema_decay is not None else None
