@@ -43,6 +43,15 @@ def test_a_set_against_itself_is_zero_also_with_fewer_images_than_features(n):
     assert frechet_distance(gaussian_of(x), gaussian_of(x)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("n", "m"), [(40, 60), (60, 40), (40, 400), (400, 40)])
+def test_few_images_have_the_distance_of_their_covariances(n, m):
+    rng = np.random.default_rng(8)
+    x, y = rng.gamma(0.5, 1.0, (n, 96)).astype(np.float32), rng.gamma(0.7, 1.0, (m, 96)).astype(np.float32)
+    by_covariances = [Gaussian(s.mean(0, dtype=float), np.cov(s, rowvar=False)) for s in (x, y)]
+    expected = frechet_distance(*by_covariances)
+    assert frechet_distance(gaussian_of(x), gaussian_of(y)) == pytest.approx(expected, rel=1e-7)
+
+
 def test_rank_deficient_covariances_in_different_subspaces():
     rng = np.random.default_rng(3)
     s1, s2 = np.zeros((20, 20)), np.zeros((20, 20))

@@ -11,7 +11,7 @@ Letters: n images, D feature width.
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,11 +26,16 @@ _INFLUENCES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean (D,) and covariance (D, D), float64, the latter divided by n - 1; `count` is n, 0 when not known."""
+    """Mean (D,) and covariance (D, D), float64, the latter divided by n - 1; `count` is n, 0 when not known.
+
+    `root` (D, r) times its transpose is the covariance, where it is known and r is at most D: it spares an eigenvalue
+    problem of size D.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
     count: int = 0
+    root: np.ndarray | None = None
 
 
 class GaussianSums:
@@ -117,7 +122,8 @@ def gaussian_of(features: np.ndarray) -> Gaussian:
     """Mean and covariance of features (n, D). Raises ValueError for fewer than two rows."""
     sums = GaussianSums(features.shape[1])
     sums.add(features)
-    return sums.gaussian()
+    found, (rows, width) = sums.gaussian(), features.shape
+    return replace(found, root=(features - found.mean).T / (rows - 1) ** 0.5) if rows <= width else found
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -134,15 +140,21 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
         raise ValueError(f"statistics of different widths: {len(a.mean)} and {len(b.mean)}")
     difference = a.mean - b.mean
     traces = np.trace(a.covariance) + np.trace(b.covariance)
-    return float(difference @ difference + traces - 2 * trace_of_root(a.covariance, b.covariance))
+    first, second = sorted((a, b), key=lambda g: math.inf if g.root is None else g.root.shape[1])
+    return float(difference @ difference + traces - 2 * trace_of_root(first.covariance, second.covariance, first.root))
 
 
-def trace_of_root(s1: np.ndarray, s2: np.ndarray) -> float:
+def trace_of_root(s1: np.ndarray, s2: np.ndarray, root: np.ndarray | None = None) -> float:
     """tr((S1 S2)^(1/2)) for covariances (D, D) float64, through symmetric eigenvalue problems only.
 
     With S1 = A A^T, the eigenvalues of S1 S2 are those of A^T S2 A.
+
+    Args:
+        s1: S1.
+        s2: S2.
+        root: A (D, r), where it is known.
     """
-    a = _root(torch.from_numpy(s1))  # (D, rank)
+    a = _root(torch.from_numpy(s1)) if root is None else torch.from_numpy(root)  # (D, rank)
     inner = a.T @ torch.from_numpy(s2) @ a  # (rank, rank)
     if not len(inner):
         return 0.0
