@@ -31,7 +31,7 @@ class GradientSums:
         self._buckets = [] if group.is_single else list(_buckets(list(parameters)[::-1]))
         self._missing = [len(bucket) for bucket in self._buckets]
         self._is_last, self._next = False, 0
-        self._sent: list[tuple[dist.Work, torch.Tensor, list[torch.Tensor]]] = []
+        self._sent: list[tuple[dist.Work, torch.Tensor, list[torch.nn.Parameter]]] = []
         for number, bucket in enumerate(self._buckets):
             for parameter in bucket:
                 parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))
@@ -49,12 +49,16 @@ class GradientSums:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Send what has not been sent, and wait: then every gradient is the sum over all processes."""
+        """Send what has not been sent, and wait: then every gradient is the sum over all processes.
+
+        Gradients are views of their bucket from then on.
+        """
         while self._next < len(self._buckets):
             self._send()
-        for work, flat, gradients in self._sent:
+        for work, flat, parameters in self._sent:
             work.wait()
-            torch._foreach_copy_(gradients, list(_unflatten_dense_tensors(flat, gradients)))
+            for parameter, total in zip(parameters, _unflatten_dense_tensors(flat, parameters), strict=True):
+                parameter.grad = total
         self._next = 0
         self._sent.clear()
 
@@ -66,11 +70,11 @@ class GradientSums:
 
     @torch.no_grad()
     def _send(self) -> None:
-        gradients = [p.grad for p in self._buckets[self._next] if p.grad is not None]
+        parameters = [p for p in self._buckets[self._next] if p.grad is not None]
         self._next += 1
-        if gradients:
-            flat = _flatten_dense_tensors(gradients)
-            self._sent.append((dist.all_reduce(flat, async_op=True), flat, gradients))
+        if parameters:
+            flat = _flatten_dense_tensors([p.grad for p in parameters])
+            self._sent.append((dist.all_reduce(flat, async_op=True), flat, parameters))
 
 
 def summed(values: Mapping[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
