@@ -26,7 +26,6 @@ from titokctl.data.training_images import Augmentation, TrainingImages
 from titokctl.distributed.launch import run_workers
 from titokctl.distributed.place import available_cores
 from titokctl.errors import UserError
-from titokctl.evaluation.baselines import PrincipalAxes, mean_colour_psnr
 from titokctl.evaluation.extractors import Extractor, ExtractorOptions, open_extractor
 from titokctl.evaluation.image_sets import Opening, open_images
 from titokctl.formats.atomic import write_json
@@ -49,16 +48,15 @@ FORMAT, FORMAT_VERSION = "titokctl/demo", 1
 _MARKER, _RESULTS = "demo.json", "results.json"
 _PROCESSES = 2
 _COMPARED = 300  # images of every set; most of the scores' time goes into their features
-_REFERENCE = 1_200  # training images that they are compared with
-_PCA_IMAGES = 3_000
+_REFERENCE = 1_200  # training images whose features they are compared with
+_TRAINING_IMAGES = 3_000  # for probes of histograms, which are cheap
 
 
 @dataclass(frozen=True)
 class DemoResult:
     """The folder, the metrics of every step, and the seconds that each took in this run.
 
-    `baselines` are PSNRs in dB on the held-out images by name: mean_colour, pca (as many numbers as tokens), gaussian
-    (as many bits). `bundled` is None for one's own images, and where the package lacks the bundled models.
+    `bundled` is None for one's own images, and where the package lacks the bundled models.
     """
 
     folder: Path
@@ -66,7 +64,6 @@ class DemoResult:
     about: str
     images: dict[str, int]
     tokenizer: dict[str, Any]
-    baselines: dict[str, float]
     generator: dict[str, Any]
     scores: scores.DemoScores
     seconds: dict[str, float]
@@ -141,16 +138,14 @@ class _Steps:
             drawn = request.run(self.context)
         self.context.stop.check("The samples are kept.")
         with self._step("evaluate"):
-            pixels = {"train": _pixels(made.train, _PCA_IMAGES), "held_out": held_out}
+            pixels = {"train": _pixels(made.train, _TRAINING_IMAGES), "held_out": held_out}
             images = self._images(pixels, cache, judged, compared, trained, drawn.samples, made)
             found = scores.score(images, extractors, self.context)
-            baselines = _baselines(pixels, cache)
         draw_pictures(self.folder, images, made.class_names)
         sizes = {"train": len(cache), "held out": len(judged)}
-        result = DemoResult(
-            self.folder, self.folder / "report.html", made.about, sizes, trained.metrics, baselines,
-            generator.metrics, found, self.seconds, hours,
-        )  # fmt: skip
+        report = self.folder / "report.html"
+        metrics = trained.metrics, generator.metrics
+        result = DemoResult(self.folder, report, made.about, sizes, *metrics, found, self.seconds, hours)
         record = asdict(result) | {"folder": str(self.folder), "report": str(result.report)}
         write_json(self.folder / _RESULTS, record | {"kid_ratio": found.kid_ratio})
         write_report(result, trained.run, generator.run)
@@ -229,9 +224,8 @@ class _Steps:
             scores.SAMPLES: np.concatenate(list(drawn.pixels())),
             scores.SHUFFLED: scores.decoded(tokenizer, scores.shuffled_ids(cache.ids, count)),
         }
-        training = pixels["train"][:_REFERENCE]
-        labels = cache.labels[_spread(len(cache), _PCA_IMAGES)][: len(training)]
-        return scores.DemoImages(training, labels, sets, judged.labels[compared], made.attributes)
+        labels = cache.labels[_spread(len(cache), _TRAINING_IMAGES)]
+        return scores.DemoImages(pixels["train"], labels, sets, judged.labels[compared], made.attributes, _REFERENCE)
 
 
 def _claim(folder: Path) -> None:
@@ -247,16 +241,6 @@ def _claim(folder: Path) -> None:
 
 def _run_name(settings: str) -> str:
     return f"tiny-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
-
-
-def _baselines(pixels: dict[str, np.ndarray], cache: TokenCache) -> dict[str, float]:
-    """Return PSNRs in dB on the held-out images, by the name of the baseline."""
-    axes, tokens = PrincipalAxes(pixels["train"]), cache.num_latent_tokens
-    return {
-        "mean_colour": mean_colour_psnr(pixels["held_out"]),
-        "pca": axes.psnr_of_numbers(pixels["held_out"], tokens),
-        "gaussian": axes.psnr_of_bits(pixels["held_out"], tokens * float(np.log2(cache.codebook_size))),
-    }
 
 
 def _spread(total: int, count: int | None) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 
 from titokctl.context import Context
 from titokctl.data.images import to_bytes
-from titokctl.evaluation.attributes import colour_histogram, softened
+from titokctl.evaluation.attributes import colour_histogram, edge_histogram, softened
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract
 from titokctl.evaluation.frechet import frechet_distance, gaussian_of
@@ -70,7 +70,7 @@ SAMPLES = "samples"
 SHUFFLED = "ids shuffled within each position"
 _READ = (SAMPLES, RECONSTRUCTIONS, HELD_OUT)
 _TRAINING, _SOFT = "training", "softened training images"
-_COLOUR = "colour"
+_READERS = {"colour": colour_histogram, "shape": edge_histogram}  # other attributes are read from features
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class DemoImages:
     """Pixels (n, S, S, 3) uint8 of training images and of the sets named above.
 
     Held-out images, reconstructions and samples have the same labels (n,), -1 for none. `attributes` are numbers (C,)
-    of each class by name, such as its shape and its colour, which the probes read.
+    of each class by name, such as its shape and its colour, which the probes read. Features, which take most of the
+    time, are those of the first `num_reference` training images; histograms are those of all.
     """
 
     training: np.ndarray
@@ -86,12 +87,14 @@ class DemoImages:
     sets: dict[str, np.ndarray]
     labels: np.ndarray
     attributes: Mapping[str, np.ndarray]
+    num_reference: int
 
 
 def score(images: DemoImages, extractors: Mapping[str, Extractor], context: Context) -> DemoScores:
     """Compare every set with the training images on each network, and read attributes of the samples."""
-    sets = {_TRAINING: images.training, **images.sets}
-    soft = {_SOFT: softened(images.training)} if images.attributes else {}
+    reference = images.training[: images.num_reference]
+    sets = {_TRAINING: reference, **images.sets}
+    soft = {_SOFT: softened(reference)} if images.attributes.keys() - _READERS.keys() else {}
     wanted = {name: sets | soft if name == UNSEEN else sets for name in extractors}
     context.progress.start("features", sum(len(pixels) for each in wanted.values() for pixels in each.values()))
     features = {name: _features(extractors[name], each, context) for name, each in wanted.items()}
@@ -99,7 +102,7 @@ def score(images: DemoImages, extractors: Mapping[str, Extractor], context: Cont
     yardsticks = [Yardstick(name, len(pixels), _distances(features, name)) for name, pixels in images.sets.items()]
     unseen = features[UNSEEN]
     closer = closer_than_held_out(unseen[SAMPLES], unseen[HELD_OUT], unseen[_TRAINING])
-    return DemoScores(yardsticks, _probes(images, sets | soft, unseen), closer)
+    return DemoScores(yardsticks, _probes(images, unseen), closer)
 
 
 def _distances(features: Mapping[str, Mapping[str, np.ndarray]], name: str) -> dict[str, float]:
@@ -110,21 +113,21 @@ def _distances(features: Mapping[str, Mapping[str, np.ndarray]], name: str) -> d
     return found
 
 
-def _probes(images: DemoImages, pixels: Mapping[str, np.ndarray], features: Mapping[str, np.ndarray]) -> list[Probe]:
-    """Read colours from histograms of pixels, and other attributes from features; both have every set by name."""
-    if not images.attributes:
-        return []
-    histograms = {which: colour_histogram(pixels[which]) for which in (_TRAINING, _SOFT, *_READ)}
-    return [
-        _probe(name, numbers, images, histograms if name == _COLOUR else features)
-        for name, numbers in images.attributes.items()
-    ]
+def _probes(images: DemoImages, features: Mapping[str, np.ndarray]) -> list[Probe]:
+    pixels = {_TRAINING: images.training, _SOFT: softened(images.training), **images.sets}
+    found = []
+    for name, numbers in images.attributes.items():
+        reader = _READERS.get(name)
+        rows = {which: reader(pixels[which]) for which in (_TRAINING, _SOFT, *_READ)} if reader else features
+        found.append(_probe(name, numbers, images, rows))
+    return found
 
 
 def _probe(name: str, numbers: np.ndarray, images: DemoImages, rows: Mapping[str, np.ndarray]) -> Probe:
+    """Fit a probe to the rows (n, D) of training images and softened copies, and read the attribute from each set."""
     count = int(numbers.max()) + 1
-    wanted = np.tile(numbers[images.training_labels], 2)
-    fitted = fit_probe(np.concatenate([rows[_TRAINING], rows[_SOFT]]), wanted, count)
+    wanted = numbers[images.training_labels[: len(rows[_TRAINING])]]
+    fitted = fit_probe(np.concatenate([rows[_TRAINING], rows[_SOFT]]), np.tile(wanted, 2), count)
     samples, again, real = (fitted.accuracy(rows[which], numbers[images.labels]) for which in _READ)
     return Probe(name, samples, again, real, 1 / count)
 
