@@ -1,4 +1,4 @@
-# make demo    the whole chain on real pictures, into demo/ (installs into .venv first)
+# make demo    the whole chain on rendered scenes, into demo/ (installs into .venv first)
 # make test    the whole test suite, slow tests apart
 # make check   format, lint, types, tests: what a change must pass
 # Another Python: make test PYTHON=python3.12

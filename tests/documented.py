@@ -134,7 +134,7 @@ CHANGES = (
 _CLUSTER = "needs several machines"
 _RAY = "needs Ray; tests/jobs/test_tokenize_ray.py and test_sample_ray.py run such commands where it is installed"
 _DOCKER = "needs Docker; tests/packaging/test_docker.py runs the commands of the Dockerfile"
-_DEMO = "takes minutes; tests/end_to_end runs the whole chain, tests/jobs/test_demo_pictures.py the demo of pictures"
+_DEMO = "takes minutes; tests/end_to_end runs it where slow tests are wanted"
 # Lines that are planned with --dry-run instead of run, with the reason.
 DRY_RUN = {
     "titokctl train-gen tokens.h5 --gpus 8 --nodes 2 --node-rank 0 --rdzv-endpoint node0:29500": _CLUSTER,

@@ -61,8 +61,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Any]
     _, seconds_of_64 = sampled(arguments, 64, folder)
     labels = np.arange(arguments.samples) % len(CLASS_NAMES)
     sets = {scores.HELD_OUT: held_out, scores.RECONSTRUCTIONS: again, scores.SAMPLES: drawn}
-    their = np.arange(len(training)) % len(CLASS_NAMES)
-    images = scores.DemoImages(training, their, sets, labels, CLASS_ATTRIBUTES, len(training))
+    training_labels = np.arange(len(training)) % len(CLASS_NAMES)
+    images = scores.DemoImages(training, training_labels, sets, labels, CLASS_ATTRIBUTES, len(training))
     extractors = {n: open_extractor(n, ExtractorOptions()) for n in (scores.SEEN, scores.UNSEEN)}
     found = scores.score(images, extractors, Context(runs=folder / "runs"))
     axes = PrincipalAxes(training)

@@ -3,7 +3,7 @@
     python recipes/bundled/train.py -o bundled/ --seconds 200 --device cuda
 
 Everything is made from rendered scenes, so nothing is downloaded. The folder gets scenes-64.safetensors and
-maskgit-scenes-64.safetensors (bf16, 15.6 MB together), numbers.json and log.txt. Run the same command again to resume:
+maskgit-scenes-64.safetensors (bf16, 15.8 MB together), numbers.json and log.txt. Run the same command again to resume:
 finished steps are skipped, and training goes on from its newest checkpoint.
 
 `--init-tokenizer scenes-64 --init-generator maskgit-scenes-64` goes on from the bundled models, with a new schedule.

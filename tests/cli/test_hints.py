@@ -236,7 +236,7 @@ def test_a_finished_command_names_the_next_one(prepared: Path, monkeypatch, tmp_
         Image.new("RGB", (trained.SIZE, trained.SIZE), (40 * i, 10, 10)).save(prepared / "squares" / f"{i}.png")
     assert cli.run(["sample", "-n", "4", "--generator", "gen", "--device", "cpu", "--format", "png"]) == 0
     drawn, said = next(Path("runs/samples").iterdir()), capsys.readouterr().err
-    assert said.endswith(f"a sheet of the first images: {drawn}/grid.png\nnext: titokctl fid {drawn}\n")
+    assert said.endswith(f"a sheet of images: {drawn}/grid.png\nnext: titokctl fid {drawn}\n")
     drawn.rename("runs/samples/some")
     for line, following in NEXT:
         assert cli.run(line.split()) == 0, capsys.readouterr().err

@@ -35,6 +35,11 @@ def work(group, stop):
     sums.finish()
     assert used.grad.tolist() == [6.0, 6.0, 6.0] and unused.grad is None
     assert big.grad.unique().tolist() == [12.0]
+    for parameter in (big, used):
+        parameter.grad = None
+    sums.backward((group.rank + 1) * used.sum(), True)
+    sums.finish()
+    assert used.grad.tolist() == [3.0, 3.0, 3.0] and big.grad is None, "nothing is left of the step before"
     assert summed({"a": torch.tensor(group.rank + 0.5)}, group)["a"] == 2.0
     assert gathered(torch.tensor([group.rank]), group).tolist() == [0, 1]
     assert group.from_main({"from": group.rank}) == {"from": 0}

@@ -17,6 +17,7 @@ from titokctl.formats.sample_set import (
     check_fits,
     files_of,
     record_location,
+    shown_positions,
     state_of,
     unfinished,
 )
@@ -267,3 +268,54 @@ def test_a_newer_format_and_unknown_images_are_refused(tmp_path):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(UserError, match=message):
             SampleSet.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "each"),
+    [
+        (np.arange(50_000) % 1000, [0, 142, 285, 428, 570, 713, 856, 999], 8),
+        (np.arange(300) % 30, list(range(30)), 2),
+        (np.repeat(np.arange(3), 100), [0, 1, 2], 21),
+        (np.full(500, 7), [7], 64),
+    ],
+    ids=["1,000 classes in turn", "30 classes in turn", "one class after the other", "one class"],
+)
+def test_the_sheet_shows_every_class_or_some_that_are_spread_over_all(labels, classes, each):
+    shown = shown_positions(labels)
+    assert (np.diff(shown) > 0).all()
+    assert labels[shown[np.argsort(labels[shown], kind="stable")]].tolist() == np.repeat(classes, each).tolist()
+    for c in classes:
+        assert shown[labels[shown] == c].tolist() == np.flatnonzero(labels == c)[:each].tolist(), "its first images"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.full(100, -1), np.arange(100), np.arange(100) // 2 * 0 - 1, np.arange(64), np.arange(5) % 2],
+    ids=["no labels", "one image a class", "none at all", "a small set", "a handful"],
+)
+def test_the_sheet_shows_the_first_images_where_there_are_no_classes_to_show(labels):
+    assert shown_positions(labels).tolist() == list(range(min(len(labels), 64)))
+
+
+@pytest.mark.parametrize("image_format", ["npz", "none"])
+def test_the_sheet_of_many_classes_has_a_row_for_each_that_it_shows(tmp_path, image_format):
+    count, num_classes = 400, 40
+    labels = np.arange(count) % num_classes
+    images = np.broadcast_to(labels[:, None, None, None] * 6, (count, SIZE, SIZE, 3)).astype(np.uint8)
+    spec = OutputSpec(image_format, SIZE, labels, tuple(f"c{c}" for c in range(num_classes)), None)
+    with SampleSetWriter(tmp_path, SETTINGS, spec) as target:
+        target.begin()
+        target.open()
+        for first in np.random.default_rng(0).permutation(np.arange(0, count, TILE)).tolist():
+            rows = slice(first, first + TILE)
+            kept = None if image_format == "none" else images[rows]
+            made = Rows(RANDOM.integers(0, 16, (TILE, 4)), kept, {"shown": images[rows]})
+            target.add(first, TILE, lambda made=made: made)
+        target.commit()
+        target.finish(HEADER, {})
+    sheet = pixels_of(tmp_path / "grid.png")
+    right = sheet[:, -(8 * (SIZE + 2)) :]
+    tops = range(2, len(sheet), SIZE + 4)
+    assert [np.unique(right[top, 0::1]).tolist() for top in tops] == [
+        [c * 6, 255] for c in (0, 5, 11, 16, 22, 27, 33, 39)
+    ]

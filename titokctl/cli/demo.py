@@ -27,12 +27,12 @@ def demo(
     images. To resume, run the same command again.
     """
     from titokctl.jobs.demo.chain import Demo
-    from titokctl.jobs.demo.report import headline_rows, yardstick_columns, yardstick_rows
+    from titokctl.jobs.demo.report import further_rows, headline_rows, yardstick_columns, yardstick_rows
 
     result = perform(Demo(output, seed, images), Surroundings(quiet, as_json))
     if as_json:
         console.emit_json(asdict(result) | {"kid_ratio": result.scores.kid_ratio})
         return
-    console.pairs("titokctl demo", dict(headline_rows(result)))
+    console.pairs("titokctl demo", dict(headline_rows(result) + further_rows(result)))
     console.table("distance to training images", yardstick_columns(result.scores), yardstick_rows(result.scores))
     console.say(f"report: {result.report}; pictures: {output}/samples.png, {output}/reconstructions.png")

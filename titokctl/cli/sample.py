@@ -192,6 +192,6 @@ def sample(
     if place().is_main:
         console.result(result, as_json, "samples")
         if (sheet := result.samples / GRID).is_file() and not quiet:
-            console.say(f"a sheet of the first images: {sheet}")
+            console.say(f"a sheet of images: {sheet}")
         if not result.metrics:
             console.next_command("fid", result.samples, shown=not quiet, runs_dir=runs_dir)

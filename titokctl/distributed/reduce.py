@@ -51,7 +51,7 @@ class GradientSums:
     def finish(self) -> None:
         """Send what has not been sent, and wait: then every gradient is the sum over all processes.
 
-        Gradients are views of their bucket from then on.
+        Afterwards each gradient is a contiguous view of its bucket; set it to None before the next backward pass.
         """
         while self._next < len(self._buckets):
             self._send()

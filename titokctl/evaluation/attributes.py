@@ -53,17 +53,17 @@ def colour_histogram(pixels: np.ndarray) -> np.ndarray:
 def edge_histogram(pixels: np.ndarray) -> np.ndarray:
     """Return histograms of the directions of edges in 8 x 8 cells of images (n, S, S, 3) uint8, (n, 576) float32.
 
-    Each pixel counts with the size of its gradient, that of its strongest colour, for the nearest two of 9 directions;
-    opposite directions are one. The root lets faint edges count beside strong ones, and each image has length 1: so
-    neither its contrast nor its sharpness matters much.
+    Each pixel adds the magnitude of its gradient, of the colour channel where that is largest, to the nearest two of 9
+    orientations (modulo 180 degrees). The cells' means are square-rooted, so that faint edges count beside strong ones,
+    and each image is scaled to unit length, so that its contrast does not matter. An image without edges is all zeros.
 
     Source: histograms of oriented gradients (Dalal and Triggs, CVPR 2005), normalised once for the whole image.
     """
-    pieces = torch.from_numpy(pixels).split(_AT_ONCE)
+    pieces = torch.from_numpy(np.ascontiguousarray(pixels)).split(_AT_ONCE)
     return np.concatenate([np.zeros((0, _DIRECTIONS * _CELLS**2), np.float32), *map(_edges, pieces)])
 
 
-def _edges(pixels: torch.Tensor) -> np.ndarray:
+def _edges(pixels: torch.Tensor) -> np.ndarray:  # (n, S, S, 3) to (n, 576)
     images = F.pad(to_float(pixels), (1, 1, 1, 1), mode="replicate")  # (n, 3, S + 2, S + 2)
     across = images[..., 1:-1, 2:] - images[..., 1:-1, :-2]
     down = images[..., 2:, 1:-1] - images[..., :-2, 1:-1]
@@ -71,7 +71,7 @@ def _edges(pixels: torch.Tensor) -> np.ndarray:
     turn = torch.atan2(down.gather(1, colour), across.gather(1, colour)) * (_DIRECTIONS / torch.pi)
     lower = turn.floor()
     share, first = turn - lower, lower.long() % _DIRECTIONS
-    maps = size.new_zeros(len(size), _DIRECTIONS, *size.shape[2:])
+    maps = size.new_zeros(len(size), _DIRECTIONS, *size.shape[2:])  # (n, 9, S, S)
     maps.scatter_(1, first, (1 - share) * size)
     maps.scatter_add_(1, (first + 1) % _DIRECTIONS, share * size)
     return F.normalize(F.adaptive_avg_pool2d(maps, _CELLS).flatten(1).sqrt(), dim=1).numpy()

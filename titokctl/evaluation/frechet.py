@@ -28,8 +28,8 @@ _INFLUENCES_AT_ONCE = 4096
 class Gaussian:
     """Mean (D,) and covariance (D, D), float64, the latter divided by n - 1; `count` is n, 0 when not known.
 
-    `root` (D, r) times its transpose is the covariance, where it is known and r is at most D: it spares an eigenvalue
-    problem of size D.
+    `root` (D, r) float64 is a factor A with A A^T equal to the covariance, or None; it replaces an eigenvalue problem
+    of size D.
     """
 
     mean: np.ndarray
@@ -119,7 +119,10 @@ class GaussianSums:
 
 
 def gaussian_of(features: np.ndarray) -> Gaussian:
-    """Mean and covariance of features (n, D). Raises ValueError for fewer than two rows."""
+    """Return mean and covariance of features (n, D), and for n up to D a root, too.
+
+    Raises ValueError for fewer than two rows.
+    """
     sums = GaussianSums(features.shape[1])
     sums.add(features)
     found, (rows, width) = sums.gaussian(), features.shape
@@ -152,7 +155,7 @@ def trace_of_root(s1: np.ndarray, s2: np.ndarray, root: np.ndarray | None = None
     Args:
         s1: S1.
         s2: S2.
-        root: A (D, r), where it is known.
+        root: A (D, r) float64; None computes it from `s1`, which is not read otherwise.
     """
     a = _root(torch.from_numpy(s1)) if root is None else torch.from_numpy(root)  # (D, rank)
     inner = a.T @ torch.from_numpy(s2) @ a  # (rank, rank)

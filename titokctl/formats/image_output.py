@@ -197,7 +197,7 @@ class Piece:
 class ChunkWriter:
     """Takes pieces in any order; a context manager.
 
-    `arrays` may be filled with further arrays by name; the rows of a piece that lie behind an array's end are dropped.
+    `arrays` may be filled with further arrays by name, of which `place` says where the rows of a piece go.
 
     Args:
         work: folder of the unfinished set.
@@ -278,6 +278,10 @@ class ChunkWriter:
             raise ValueError(f"expected {num_images} committed images without a gap, got {end}")
         return pieces
 
+    def place(self, name: str, first: int, values: np.ndarray) -> tuple[int, np.ndarray]:
+        """Return which of a piece's values for the array `name` are kept, and the row of the first one."""
+        return first, values
+
     def _write(self, first: int, rows: Callable[[], Rows]) -> Piece:
         try:
             piece = rows()
@@ -285,9 +289,9 @@ class ChunkWriter:
             if self.output is not None and piece.images is not None:
                 crc = self.output.write(first, piece.images)
             for name, values in piece.arrays.items():
-                kept = values[: max(0, self.arrays[name].shape[0] - first)]
+                start, kept = self.place(name, first, values)
                 if len(kept):
-                    self.arrays[name].write(first, kept)
+                    self.arrays[name].write(start, kept)
             return Piece(len(piece.ids), crc, piece.ids)
         finally:
             self._slots.release()

@@ -7,7 +7,7 @@ Specification: a folder with
     images.npz, images/ or shards/
                     the images, in a form of `image_output`
     ids.h5          a token cache (`token_cache`) with the ids and labels of the same images, in the same order
-    grid.png        the first 64 images, a row for each class where classes repeat
+    grid.png        up to 64 images, which `shown_positions` names, a row for each class where classes repeat
 Results that are computed from the images may lie beside them: evaluation-<network>.json, evaluation-<network>.npz,
 reproduction.json. The folder may hold other files, which are never deleted.
 While a set is being written, `.unfinished/` (`unfinished`) holds settings.json, the images so far and their chunks
@@ -54,8 +54,8 @@ MANIFEST = "manifest.json"
 IDS = "ids.h5"
 GRID = "grid.png"
 UNFINISHED = ".unfinished"
-NUM_SHOWN = 64
 SHOWN = "shown"
+_NUM_SHOWN, _CLASSES_SHOWN = 64, 8
 _ASSEMBLED, _FINISHED, _REPLACED = "assembled", "finished", "replaced"
 _NOT_CONTENT = {"run.json", LOCATION}
 _RESULTS = ("evaluation-*.json", "evaluation-*.npz", REPRODUCTION)
@@ -102,6 +102,24 @@ class SampleSet:
         return self.folder / IDS
 
 
+def shown_positions(labels: np.ndarray) -> np.ndarray:
+    """Return the positions of the images that grid.png shows, (m,) int64, sorted, m at most 64.
+
+    They are the first images of each class, as many of each as fit; of more than 32 classes, 8 are shown that are
+    spread over all. Without labels, and where most classes have a single image, they are the first images of the set.
+
+    Args:
+        labels: (n,) integers, -1 for none.
+    """
+    classes = np.unique(labels)
+    if len(labels) <= _NUM_SHOWN or classes[0] < 0 or 2 * len(classes) > len(labels):
+        return np.arange(min(len(labels), _NUM_SHOWN))
+    if 2 * len(classes) > _NUM_SHOWN:
+        classes = classes[np.linspace(0, len(classes) - 1, _CLASSES_SHOWN).astype(np.int64)]
+    each = _NUM_SHOWN // len(classes)
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:each] for c in classes]))
+
+
 class SampleSetWriter(ChunkWriter):
     """Writes a sample set, or resumes an unfinished one; one process or several do it.
 
@@ -115,7 +133,7 @@ class SampleSetWriter(ChunkWriter):
         unfinished(folder).remove()                 # when all is done that needs the arrays
 
     Rows that are added have `images` unless the format is "none", an array "shown" (n, H, W, 3) uint8 of the same
-    images for as long as one of them is among the first 64, and an array for each name in `widths`.
+    images where one of them is among the `shown_positions`, and an array for each name in `widths`.
 
     Args:
         folder: of the set; locked by the caller.
@@ -129,6 +147,7 @@ class SampleSetWriter(ChunkWriter):
     ) -> None:
         self.folder, self.settings, self.spec = folder, settings, spec
         self._unfinished, self._widths = unfinished(folder), dict(widths or {})
+        self._shown = shown_positions(spec.labels)
         super().__init__(self._unfinished.folder, None)
 
     def begin(self, overwrite: bool = False) -> None:
@@ -151,9 +170,16 @@ class SampleSetWriter(ChunkWriter):
         with disk_errors(self.folder):
             if not (self.work / _FINISHED).is_dir():
                 self.output = open_output(self.work, self.spec)
-            self.arrays = {SHOWN: self._array(SHOWN, (min(n, NUM_SHOWN), edge, edge, 3), np.uint8)}
+            self.arrays = {SHOWN: self._array(SHOWN, (len(self._shown), edge, edge, 3), np.uint8)}
             for name, width in self._widths.items():
                 self.arrays[name] = self._array(name, (n, width), np.float32)
+
+    def place(self, name: str, first: int, values: np.ndarray) -> tuple[int, np.ndarray]:
+        """As of ChunkWriter; of "shown" only the images that grid.png shows are kept."""
+        if name != SHOWN:
+            return first, values
+        start, end = np.searchsorted(self._shown, (first, first + len(values)))
+        return int(start), values[self._shown[start:end] - first]
 
     def finish(self, header: CacheHeader, manifest: dict[str, Any]) -> SampleSet:
         """Put the set together once every image was committed.
@@ -186,8 +212,8 @@ class SampleSetWriter(ChunkWriter):
         """Put the complete set together in the folder of the unfinished one."""
         if self.output is not None:
             self.output.finish([(piece.count, piece.crc) for piece in pieces])
-        shown = self.arrays[SHOWN].read(0, self.arrays[SHOWN].shape[0])
-        save_class_grid(self.work / GRID, shown, self.spec.labels[: len(shown)], self.spec.class_names)
+        shown = self.arrays[SHOWN].read(0, len(self._shown))
+        save_class_grid(self.work / GRID, shown, self.spec.labels[self._shown], self.spec.class_names)
         self._write_ids(header, [piece.ids for piece in pieces])
         assembled = self.work / _ASSEMBLED
         assembled.mkdir(exist_ok=True)

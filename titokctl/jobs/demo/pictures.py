@@ -68,7 +68,10 @@ def own_images(images: Path, folder: Path, context: Context) -> Pictures:
         _write(folder / split, source, positions, context)
     labelled = bool((source.labels() >= 0).all()) and len(source.class_names) > 1
     attributes = {"class": np.arange(len(source.class_names))} if labelled else {}
-    about = f"{len(source):,} images of {images}, {int(kept.sum()):,} of them held out by a hash of their name"
+    about = (
+        f"{len(source):,} images of {images}, {int(kept.sum()):,} of them held out by a hash of their name; "
+        f"expect their colours and rough shapes at {SIZE} px, and good samples only with thousands of images"
+    )
     return Pictures(folder / TRAIN, folder / HELD_OUT, source.class_names, attributes, about)
 
 

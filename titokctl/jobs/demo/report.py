@@ -1,6 +1,7 @@
 """The demo's pictures, its table of results, and its report page: pictures first, then numbers beside baselines."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from titokctl.formats.report_page import Curve, ReportPage
 from titokctl.formats.run_folder import open_run
 from titokctl.jobs.demo import scores
 from titokctl.jobs.demo.bundled import PICTURE as BUNDLED
+from titokctl.jobs.machine.report import phases, setting_rows
 from titokctl.readable import duration
 
 if TYPE_CHECKING:
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 RECONSTRUCTIONS, SAMPLES = "reconstructions.png", "samples.png"
 _COLUMNS, _BANDS = 12, 3
 _PER_CLASS, _MOST_CLASSES = 8, 40
+# Baselines of the held-out PSNR among the tokenizer's metrics.
+_BASELINES = {
+    "val_psnr_mean_colour": "each image's mean colour",
+    "val_psnr_pca": "PCA with as many numbers",
+    "val_psnr_gaussian": "as many bits for a Gaussian",
+}
 
 
 def draw_pictures(folder: Path, images: scores.DemoImages, class_names: Sequence[str]) -> None:
@@ -55,28 +63,29 @@ def yardstick_rows(result: scores.DemoScores) -> list[tuple[str, ...]]:
 
 
 def headline_rows(result: "DemoResult") -> list[tuple[str, str]]:
-    """Return the main results as names and values, each with its baselines below it."""
-    tokenizer, generator, found = result.tokenizer, result.generator, result.scores
-    rows = [
-        ("held-out PSNR", f"{tokenizer['val_psnr']:.2f} dB"),
-        ("  each image's mean colour", f"{tokenizer['val_psnr_mean_colour']:.2f} dB"),
-        ("  PCA with as many numbers", f"{tokenizer['val_psnr_pca']:.2f} dB"),
-        ("  as many bits for a Gaussian", f"{tokenizer['val_psnr_gaussian']:.2f} dB"),
-    ]
+    """Return the numbers that say how good the models are, as names and values, each with its baselines below it."""
+    tokenizer, found = result.tokenizer, result.scores
+    rows = [("held-out PSNR", f"{tokenizer['val_psnr']:.2f} dB")]
+    rows += [(f"  {name}", f"{tokenizer[key]:.2f} dB") for key, name in _BASELINES.items() if key in tokenizer]
     for probe in found.probes:
         value = (
             f"{probe.samples:.1%} (reconstructions {probe.reconstructions:.1%}, real images {probe.held_out:.1%}, "
             f"chance {probe.chance:.1%})"
         )
         rows.append((f"{probe.attribute} of samples read right", value))
-    rows += [
+    return [*rows, ("samples closer to real than shuffled ids (KID)", f"{found.kid_ratio:.1f} times")]
+
+
+def further_rows(result: "DemoResult") -> list[tuple[str, str]]:
+    """Return numbers about codes, overfitting and time, as names and values."""
+    tokenizer, generator = result.tokenizer, result.generator
+    rows = [
         ("generator loss, held-out images", f"{generator['held_out_loss']:.3f} nats per token"),
         ("  training images", f"{generator['train_loss']:.3f}"),
         ("  single ids", f"{generator['unigram_entropy']:.3f}"),
-        ("samples closer to real than shuffled ids (KID)", f"{found.kid_ratio:.1f} times"),
         ("codebook used by held-out images", f"{tokenizer['val_codebook_usage']:.0%}"),
     ]
-    for closer in found.closer:
+    for closer in result.scores.closer:
         name = f"samples closer to training than {closer.quantile:.0%} of held-out"
         rows.append((name, f"{closer.share:.0%} (without memorising: about {closer.quantile:.0%})"))
     took = ", ".join(f"{name} {duration(seconds)}" for name, seconds in result.seconds.items())
@@ -84,15 +93,15 @@ def headline_rows(result: "DemoResult") -> list[tuple[str, str]]:
 
 
 def write_report(result: "DemoResult", tokenizer_run: Path, generator_run: Path) -> None:
-    """Write report.html: pictures, numbers beside their baselines, and curves, in one file."""
+    """Write report.html: pictures, numbers beside their baselines, curves, and settings, in one file."""
     page = ReportPage("titokctl demo: pictures in 32 tokens")
     page.paragraph(f"A tiny tokenizer and a tiny generator, trained from scratch on {result.about}.")
     page.picture(result.folder / RECONSTRUCTIONS, "Held-out images; below each, what its 32 tokens give back.")
     page.picture(result.folder / SAMPLES, "Samples of the generator, by class.")
     if result.bundled:
-        hours = result.bundled
-        minutes = sum(result.seconds.get(step, 0) for step in ("train-tokenizer", "train-gen"))
-        page.heading(f"After {duration(hours.training_seconds)} instead of {duration(minutes)}: the bundled models")
+        hours, minutes = result.bundled, _training_seconds(tokenizer_run, generator_run)
+        instead = "" if minutes is None else f" instead of {duration(minutes)}"
+        page.heading(f"After {duration(hours.training_seconds)}{instead}: the bundled models")
         page.picture(result.folder / BUNDLED, "Held-out images, their reconstructions by scenes-64, and its samples.")
         page.paragraph(
             f"scenes-64 and its generator are part of titokctl; they were trained on {hours.device}. Held-out PSNR on "
@@ -100,31 +109,43 @@ def write_report(result: "DemoResult", tokenizer_run: Path, generator_run: Path)
         )
     page.heading("Numbers, and what they compare with")
     page.table(("", ""), headline_rows(result))
-    page.heading("Distances to training images")
-    page.table(yardstick_columns(result.scores), yardstick_rows(result.scores))
-    page.paragraph(
-        "Not FID: features of EfficientNet-Lite0, which the tokenizer's perceptual loss uses, and of "
-        "EfficientNet-Lite2, which no loss has seen. The sets of ids pass through the same decoder as the samples. "
-        "The probes are linear classifiers, trained on training images and softened copies of them: of colour "
-        "histograms for the colour, of edges' histograms for the shape, and of Lite2's features for your own classes."
-    )
+    if result.scores.probes:
+        page.paragraph(
+            "Attributes are read by linear classifiers of training images and softened copies of them: colours from "
+            "histograms of colours, shapes from histograms of edges, other classes from features of EfficientNet-Lite2."
+        )
     page.heading("Training")
     tokenizer, generator = _records(tokenizer_run), _records(generator_run)
-    page.paragraph(_phases(tokenizer_run))
-    page.plot([_curve(tokenizer, "psnr", "training batches"), _curve(tokenizer, "val_psnr", "held-out")], "steps", "dB")
+    page.plot(
+        [_curve(tokenizer, "psnr", "training batches"), _curve(tokenizer, "val_psnr", "held-out")],
+        "steps", "dB", phases(open_run(tokenizer_run).settings),
+    )  # fmt: skip
     page.plot(
         [_curve(generator, "loss", "training batches"), _curve(generator, "train_loss", "training images"),
          _curve(generator, "held_out_loss", "held-out images")], "steps", "nats",
     )  # fmt: skip
+    page.heading("Distances to training images")
+    page.table(yardstick_columns(result.scores), yardstick_rows(result.scores))
+    page.paragraph(
+        "Not FID: features of EfficientNet-Lite0, which the tokenizer's perceptual loss uses, and of "
+        "EfficientNet-Lite2, which no loss has seen. The sets of ids pass through the same decoder as the samples."
+    )
+    page.heading("More numbers")
+    page.table(("", ""), further_rows(result))
+    for kind, run in (("tokenizer", tokenizer_run), ("generator", generator_run)):
+        page.heading(f"Settings of the {kind}")
+        page.table(("field", "value"), setting_rows(open_run(run).settings))
     page.write(result.report)
 
 
-def _phases(run: Path) -> str:
-    """Return a sentence about the steps at which something joins the tokenizer's training."""
-    settings = open_run(run).settings
-    quantized, joins = settings["codebook"]["continuous_steps"], settings["loss"]["perceptual_start"]
-    perceptual = f", the perceptual loss joins at step {joins:,}" if settings["loss"]["perceptual"] else ""
-    return f"Latents are quantized from step {quantized:,} on{perceptual}."
+def _training_seconds(*runs: Path) -> float | None:
+    """Return the time that the runs took together; None if one of them was stopped and resumed."""
+    seconds = 0.0
+    for run in map(open_run, runs):
+        if len(run.launches) != 1 or run.finished is None:
+            return None
+        seconds += (datetime.fromisoformat(run.finished) - datetime.fromisoformat(run.created)).total_seconds()
+    return seconds
 
 
 def _records(run: Path) -> list[dict[str, Any]]:

@@ -77,9 +77,9 @@ _READERS = {"colour": colour_histogram, "shape": edge_histogram}  # other attrib
 class DemoImages:
     """Pixels (n, S, S, 3) uint8 of training images and of the sets named above.
 
-    Held-out images, reconstructions and samples have the same labels (n,), -1 for none. `attributes` are numbers (C,)
-    of each class by name, such as its shape and its colour, which the probes read. Features, which take most of the
-    time, are those of the first `num_reference` training images; histograms are those of all.
+    Held-out images, reconstructions and samples have the same labels (n,) int64, -1 for none. `attributes` are numbers
+    (C,) of each class by name, such as its shape and its colour, which the probes read. Features are computed for the
+    first `num_reference` training images only, since they take most of the time; histograms use all.
     """
 
     training: np.ndarray
@@ -91,7 +91,10 @@ class DemoImages:
 
 
 def score(images: DemoImages, extractors: Mapping[str, Extractor], context: Context) -> DemoScores:
-    """Compare every set with the training images on each network, and read attributes of the samples."""
+    """Compare every set with the training images on each network, and read attributes of the samples.
+
+    Raises Stopped after a signal.
+    """
     reference = images.training[: images.num_reference]
     sets = {_TRAINING: reference, **images.sets}
     soft = {_SOFT: softened(reference)} if images.attributes.keys() - _READERS.keys() else {}
@@ -114,7 +117,11 @@ def _distances(features: Mapping[str, Mapping[str, np.ndarray]], name: str) -> d
 
 
 def _probes(images: DemoImages, features: Mapping[str, np.ndarray]) -> list[Probe]:
-    pixels = {_TRAINING: images.training, _SOFT: softened(images.training), **images.sets}
+    """Return the probes of all attributes; `features` (n, D) of each set are for those that no histogram shows."""
+    if images.attributes.keys().isdisjoint(_READERS):
+        pixels = {}
+    else:
+        pixels = {_TRAINING: images.training, _SOFT: softened(images.training), **images.sets}
     found = []
     for name, numbers in images.attributes.items():
         reader = _READERS.get(name)

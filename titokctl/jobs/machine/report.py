@@ -188,14 +188,18 @@ def _numbers(page: ReportPage, newest: dict[str, Any]) -> None:
         page.table(("", ""), rows)
 
 
+def phases(settings: dict[str, Any]) -> list[tuple[float, str]]:
+    """Return the steps at which something joins a training with these settings, and its name, for a plot's marks."""
+    fields = flatten(settings)
+    joins = {name: fields.get(name) for name in _PHASES}
+    if not settings.get("loss", {}).get("perceptual"):
+        joins["loss.perceptual_start"] = None
+    return [(float(step), _PHASES[name]) for name, step in joins.items() if isinstance(step, int) and step > 0]
+
+
 def _curves(page: ReportPage, run: RunFolder, records: Sequence[dict[str, Any]]) -> int:
     """Add the curves of training; return the number of plots."""
-    settings = flatten(run.settings)
-    joins = {name: settings.get(name) for name in _PHASES}
-    if not run.settings.get("loss", {}).get("perceptual"):
-        joins["loss.perceptual_start"] = None
-    marks = [(float(step), _PHASES[name]) for name, step in joins.items() if isinstance(step, int) and step > 0]
-    plots = 0
+    marks, plots = phases(run.settings), 0
     for unit, metrics in _PLOTS:
         curves = [curve for curve in (_curve(records, m, name) for m, name in metrics.items()) if len(curve.points) > 1]
         if curves and not plots:
@@ -233,6 +237,9 @@ def _sample_set(page: ReportPage, run: RunFolder) -> int:
     """Add the picture and scores of a sample set; return the number of pictures."""
     found = SampleSet.open(run.path)
     page.heading(f"Samples: {run.name}")
+    has_grid = (found.folder / GRID).is_file()
+    if has_grid:
+        page.picture(found.folder / GRID, "Images of the set.")
     page.paragraph(
         f"{counted(found.manifest['num_images'], 'images')} of {found.manifest['image_size']} px in {found.folder}"
     )
@@ -240,17 +247,19 @@ def _sample_set(page: ReportPage, run: RunFolder) -> int:
         for record in read_evaluations(path):
             page.table((path.stem, ""), _rows(record["metrics"]))
             page.paragraph(f"against {record['reference'].get('path', 'a reference')}. {' '.join(record['warnings'])}")
-    if not (found.folder / GRID).is_file():
-        return 0
-    page.picture(found.folder / GRID, "The first images of the set.")
-    return 1
+    return int(has_grid)
 
 
 def _settings(page: ReportPage, run: RunFolder) -> None:
     page.heading("Settings")
-    page.table(("field", "value"), _rows(flatten(run.settings)))
+    page.table(("field", "value"), setting_rows(run.settings))
     page.heading("Versions")
     page.table(("package", "version"), sorted(run.versions.items()))
+
+
+def setting_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the name of each field, such as "model.width", and its value."""
+    return _rows(flatten(settings))
 
 
 def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:

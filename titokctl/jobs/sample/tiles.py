@@ -12,7 +12,7 @@ from titokctl.distributed.stop import StopRequest
 from titokctl.evaluation.extractors import Extractor
 from titokctl.evaluation.features import extract_all, extract_on_device
 from titokctl.formats.image_output import Rows
-from titokctl.formats.sample_set import NUM_SHOWN, SHOWN
+from titokctl.formats.sample_set import SHOWN, shown_positions
 from titokctl.formats.token_header import id_dtype
 from titokctl.jobs.sample.inputs import Networks, SampleTask
 from titokctl.models.generator import Known
@@ -41,6 +41,7 @@ class TileDrawer:
 
     def __init__(self, task: SampleTask, networks: Networks, extractor: Extractor | None = None) -> None:
         self._task, self._networks, self._extractor = task, networks, extractor
+        self._shown = shown_positions(task.spec().labels)
 
     def pieces(self, tile: Tile, known: Known | None) -> Iterator[DrawnPiece]:
         """Yield the images of a tile, `batch_size` at a time; ids under the mask of `known` are kept."""
@@ -66,7 +67,8 @@ class TileDrawer:
         task, extractor = self._task, self._extractor
         dtype = np.dtype("<f2") if ids.is_floating_point() else id_dtype(task.tokenizer.config.codebook_size)
         wanted = {"ids": ids[:count]}
-        if task.image_format != "none" or first < NUM_SHOWN or extractor is not None:
+        is_shown = bool(((self._shown >= first) & (self._shown < first + count)).any())
+        if task.image_format != "none" or is_shown or extractor is not None:
             wanted["images"] = self._networks.decoder.images(ids)[:count]
         on_device = extract_on_device(extractor, wanted["images"]) if extractor and wanted["images"].is_cuda else {}
         fetch = on_host(wanted | {f"features {name}": values for name, values in on_device.items()})
@@ -76,7 +78,7 @@ class TileDrawer:
             found = fetch()
             images = found.get("images")
             arrays = features | {name: found[f"features {name}"] for name in on_device}
-            if images is not None and first < NUM_SHOWN:
+            if images is not None and is_shown:
                 arrays[SHOWN] = images
             return Rows(found["ids"].astype(dtype), images, arrays)
 

@@ -1,6 +1,9 @@
-"""Previews of a generator in training: samples of the averaged weights, with the same labels and noise each time."""
+"""Previews of a generator in training: samples of the averaged weights, with the same labels and noise each time.
 
-from collections.abc import Callable
+They have a row for each class; of many classes, 8 are shown that are spread over all.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from titokctl.config.sampling import GuidanceConfig
 from titokctl.context import Context
 from titokctl.data.images import to_bytes
 from titokctl.errors import UserError
-from titokctl.formats.picture import save_grid
+from titokctl.formats.picture import save_class_grid, save_grid
 from titokctl.formats.token_cache import TokenCache, labelled_rows
 from titokctl.models.generator import Generator
 from titokctl.models.noise import KeyedNoise
@@ -21,7 +24,7 @@ from titokctl.weights.chain import tokenizer_with
 from titokctl.weights.hashes import check_encoder, encoder_sha256
 from titokctl.weights.load import load_tokenizer
 
-_COLUMNS, _ROWS = 8, 4
+_IMAGES, _COLUMNS, _MOST_CLASSES = 32, 8, 8
 
 
 def make_preview(
@@ -53,15 +56,29 @@ def make_preview(
     hint = "name the tokenizer that made it with --tokenizer, or leave --tokenizer out"
     check_encoder(str(path), header.encoder_sha256, found, encoder_sha256(tokenizer), hint)
     learnt = np.flatnonzero(labelled_rows(cache.labels)) if recipe.model.num_classes else np.empty(0, np.int64)
-    classes = torch.from_numpy(learnt)
-    return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling, classes)
+    classes = learnt[np.linspace(0, len(learnt) - 1, min(len(learnt), _MOST_CLASSES)).astype(np.int64)]
+    labels = np.repeat(classes, min(_COLUMNS, _IMAGES // max(len(classes), 1)))
+    return lambda folder: partial(_draw, folder, tokenizer, recipe.sampling, labels, cache.class_names)
 
 
 def _draw(
-    folder: Path, tokenizer: TiTok, sampling: GuidanceConfig, classes: torch.Tensor, generator: Generator, step: int
+    folder: Path,
+    tokenizer: TiTok,
+    sampling: GuidanceConfig,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    generator: Generator,
+    step: int,
 ) -> None:
-    """Write a grid of samples of the averaged generator, which is in eval mode, as samples-<step>.png."""
-    images = torch.arange(_COLUMNS * _ROWS, device=tokenizer.latent_tokens.device)
-    labels = classes.to(images.device)[images * len(classes) // len(images)] if len(classes) else None
-    pixels = tokenizer.detokenize(generator.sample(labels, sampling, KeyedNoise(sampling.seed, images)))
-    save_grid(folder / f"samples-{step:08d}.png", to_bytes(pixels).cpu().numpy(), _COLUMNS)
+    """Write samples of the averaged generator, which is in eval mode, as samples-<step>.png.
+
+    One is drawn for each of `labels` (n,), or 32 where there are none.
+    """
+    images = torch.arange(len(labels) or _IMAGES, device=tokenizer.latent_tokens.device)
+    wanted = torch.from_numpy(labels).to(images.device) if len(labels) else None
+    pixels = to_bytes(tokenizer.detokenize(generator.sample(wanted, sampling, KeyedNoise(sampling.seed, images))))
+    path, drawn = folder / f"samples-{step:08d}.png", pixels.cpu().numpy()
+    if len(labels):
+        save_class_grid(path, drawn, labels, class_names)
+    else:
+        save_grid(path, drawn, _COLUMNS)
