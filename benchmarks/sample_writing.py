@@ -81,6 +81,7 @@ def _task(number: int, image_format: str, device: str) -> Any:
     ).eval().to(device)  # fmt: skip
     torch.nn.init.normal_(generator.head.weight)
     plan, sampling = Plan(number, tuple(range(1000)), TILE), SamplingConfig(num_steps=1, guidance_scale=0)
+    spec = OutputSpec(image_format, EDGE, np.arange(number) % 1000, encode=ENCODERS.get(image_format))
     return SimpleNamespace(
         device=device,
         precision="float32",
@@ -90,6 +91,7 @@ def _task(number: int, image_format: str, device: str) -> Any:
         known=lambda images: None,
         batch_size=TILE,
         image_format=image_format,
+        spec=lambda: spec,
         tokenizer=SimpleNamespace(config=SimpleNamespace(codebook_size=CODES)),
     )
 
@@ -105,10 +107,8 @@ def _plain(folder: Path, task: Any) -> None:
 
 def _sample(folder: Path, task: Any) -> None:
     """Write a whole set."""
-    labels = np.arange(task.plan.num_images) % 1000
     header = CacheHeader({}, "0" * 64, "0" * 64, CODES, TOKENS, EDGE, {}, {"kind": "samples"})
-    spec = OutputSpec(task.image_format, EDGE, labels, encode=ENCODERS.get(task.image_format))
-    writer = SampleSetWriter(folder, {}, spec)
+    writer = SampleSetWriter(folder, {}, task.spec())
     with StopRequest() as stop, writer:
         writer.begin()
         writer.open()
