@@ -66,7 +66,7 @@ def headline_rows(result: "DemoResult") -> list[tuple[str, str]]:
     """Return the numbers that say how good the models are, as names and values, each with its baselines below it."""
     tokenizer, found = result.tokenizer, result.scores
     rows = [("held-out PSNR", f"{tokenizer['val_psnr']:.2f} dB")]
-    rows += [(f"  {name}", f"{tokenizer[key]:.2f} dB") for key, name in _BASELINES.items() if key in tokenizer]
+    rows += [(f"— {name}", f"{tokenizer[key]:.2f} dB") for key, name in _BASELINES.items() if key in tokenizer]
     for probe in found.probes:
         value = (
             f"{probe.samples:.1%} (reconstructions {probe.reconstructions:.1%}, real images {probe.held_out:.1%}, "
@@ -81,8 +81,8 @@ def further_rows(result: "DemoResult") -> list[tuple[str, str]]:
     tokenizer, generator = result.tokenizer, result.generator
     rows = [
         ("generator loss, held-out images", f"{generator['held_out_loss']:.3f} nats per token"),
-        ("  training images", f"{generator['train_loss']:.3f}"),
-        ("  single ids", f"{generator['unigram_entropy']:.3f}"),
+        ("— training images", f"{generator['train_loss']:.3f}"),
+        ("— single ids", f"{generator['unigram_entropy']:.3f}"),
         ("codebook used by held-out images", f"{tokenizer['val_codebook_usage']:.0%}"),
     ]
     for closer in result.scores.closer:
