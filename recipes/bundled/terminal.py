@@ -3,7 +3,8 @@
     python recipes/bundled/terminal.py -o docs/terminal.svg
 
 The commands run for real, in a temporary folder, with the bundled tokenizer; this takes minutes. A line of progress
-replaces the one before it, as on a terminal. Nothing else is changed or left out.
+replaces the one before it, as on a terminal, and the temporary folder's name is left out of paths. Nothing else is
+changed or left out.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def run(words: list[str], folder: Path) -> list[str]:
     if done.returncode:
         raise SystemExit(done.stdout)
     lines: list[str] = []
-    for line in map(str.rstrip, done.stdout.splitlines()):
+    for line in map(str.rstrip, done.stdout.replace(f"{folder}/", "").splitlines()):
         before, now = (PROGRESS.match(text) for text in (lines[-1] if lines else "", line))
         if before and now and before[1] == now[1]:
             lines.pop()
@@ -65,7 +66,7 @@ def main() -> None:
     output: Path = parser.parse_args().output
     with tempfile.TemporaryDirectory() as name, Path(os.devnull).open("w") as nowhere:
         console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True, highlight=False)
-        folder = Path(name)
+        folder = Path(name).resolve()
         run(PREPARATION, folder)
         for words in COMMANDS:
             console.print(Text(f"$ titokctl {' '.join(words)}", style="bold #7ee787"))
