@@ -166,7 +166,7 @@ class Stages(Generic[PieceT]):
         start: starts an actor; `actor.prepare.remote()` is awaited before it gets a piece.
         begin: starts the task that prepares a piece, and returns the references of its two results: a small one, and
             what an actor needs. Its second argument is True for a piece whose task died in spite of Ray's retries.
-            None if there is no such task.
+            None without such a task.
         work: gives a piece, and what was prepared for it, to an actor, and returns the reference of the result.
         name: the name of a piece in messages.
     """
@@ -230,7 +230,7 @@ class ActorPool(Generic[PieceT]):
                 self._warn_of_waiting(since)
 
     def _begin_more(self, pieces: Iterator[PieceT] | None) -> Iterator[PieceT] | None:
-        """Begin as many pieces as may run at once. Returns None once there are no more."""
+        """Begin as many pieces as may run at once. Returns None once all have begun."""
         actors = len(self._free) + len(self._working) + len(self._starting)
         ahead = max(actors, self._connection.smallest) + (self._connection.cpus if self._stages.begin else 0)
         while pieces is not None and len(self._begun) + len(self._ready) < ahead:

@@ -78,7 +78,7 @@ class ImageSet(ABC):
         origin: what the images were made from, if that was recorded: {"source", "preprocessing", "cache"}.
         problems: what was left out when the set was opened; not in `count`.
         known_bad: keys of images that are known to be unreadable.
-        results: what is kept of the set is in files `<results>-<name>`; None if there is no folder for them.
+        results: what is kept of the set is in files `<results>-<name>`; None without a folder for them.
     """
 
     path: Path
@@ -219,7 +219,7 @@ class StatisticsSet(ImageSet):
         self.results = path.with_suffix(".evaluation")
 
     def read(self, wanted: range) -> Iterator[Batch]:
-        """Raise UserError: there are no pixels."""
+        """Raise UserError, since statistics hold features instead of pixels."""
         raise UserError(f"{self.path} holds statistics, not images", "name the images that they were computed from")
 
     def identity(self, exact: bool = False) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class StatisticsSet(ImageSet):
 class TokenCacheImages(ImageSet):
     """Images decoded from a token cache while they are read.
 
-    Raises UserError when there is no token cache at `path`, or its tokenizer isn't found.
+    Raises UserError when `path` is not a token cache, or its tokenizer isn't found.
     """
 
     def __init__(self, path: Path, opening: Opening) -> None:

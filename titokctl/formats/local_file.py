@@ -83,7 +83,7 @@ def cannot(path: Path | str, error: OSError, verb: str = "read") -> UserError:
 
 
 def changed(path: Path | str, then: FileState, now: FileState) -> UserError:
-    """Return the error that a file is no longer the one that was listed."""
+    """Return the error for a file that has changed since it was listed."""
     how = (
         f"it had {then.size:,} bytes and has {now.size:,}" if then.size != now.size else "it was written to in between"
     )

@@ -57,7 +57,7 @@ class MetricsLog:
             write_bytes(self.path, "".join(kept).encode())
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all whole records in order; a truncated last line, or one that is no record, is skipped."""
+        """Return all whole records in order; a truncated last line, or one that isn't a record, is skipped."""
         if not self.path.is_file():
             return []
         records = []

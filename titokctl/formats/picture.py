@@ -76,7 +76,7 @@ def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Non
 def save_class_grid(path: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
     """Write images (n, H, W, 3) uint8 as one PNG with a row for each class and its name.
 
-    Where most classes have a single image, or there are no labels, the images come in order, as in `save_grid`.
+    Where most classes have a single image, or labels are missing, the images come in order, as in `save_grid`.
 
     Args:
         labels: (n,) integers, -1 for none.

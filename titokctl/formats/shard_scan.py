@@ -294,7 +294,7 @@ class _Pass:
         self._passed.update(suffix(kind) for kind in sample.label_members)
 
     def _choose_image(self, sample: _Sample) -> None:
-        """Take the only member that is an image by its bytes, or say why there is no image."""
+        """Take the only member that is an image by its bytes, or record why the sample has none."""
         if len(sample.unnamed) == 1 and not sample.dotted:
             sample.image = sample.unnamed.pop()
         elif sample.dotted:

@@ -208,7 +208,7 @@ class PartsFolder:
         return self._read(unit, _unpack)
 
     def summary(self, unit: int) -> PartSummary | None:
-        """Return what the header of `unit`'s part says; None when there is no part. Raises as `read`."""
+        """Return what the header of `unit`'s part says; None without a part. Raises as `read`."""
         return self._read(unit, _summary)
 
     def _read(self, unit: int, read: Callable[[BinaryIO], T]) -> T | None:

@@ -182,7 +182,7 @@ def _fetched(file: NetworkFile, progress: Progress, fetch: bool) -> Path:
 
 
 def _address(file: NetworkFile, fetch: bool) -> str:
-    """Return the address to download from. Raises UserError when downloads are off, or there is no address."""
+    """Return the address to download from. Raises UserError when downloads are off, or the file has none."""
     reason = no_downloads(fetch)
     if reason or not file.url:
         raise _not_here(file, f" ({reason})" if file.url else "")

@@ -43,7 +43,7 @@ class Repository:
             raise UserError("no token of the Hugging Face Hub on this machine", _LOGIN)
 
     def files(self) -> dict[str, int | None] | None:
-        """Return the names and sizes of its files; None if there is no such repository that the token may read."""
+        """Return the names and sizes of its files; None if the token may not read it, or it does not exist."""
         with self._errors():
             try:
                 found = self._api.repo_info(

@@ -32,7 +32,7 @@ def open_files(paths: Sequence[Path]) -> FolderSource:
     Keys are the files' names without extension, below the name of a folder that was named; where two would be equal,
     they are the paths.
 
-    Raises UserError for a file that is no image or named twice, and if there are no images.
+    Raises UserError for a file that isn't an image or is named twice, and if none is left.
     """
     names: list[str] = []
     shown: list[str] = []

@@ -42,7 +42,7 @@ def say_class_order(class_names: Sequence[str], model: GeneratorSizes, say: Call
 
     Args:
         class_names: of the cache that the generator is trained on; () when unknown.
-        model: the generator's configuration; there is no warning if it is not a released generator's.
+        model: the generator's configuration; only released generators have an order to compare with.
     """
     known = released(model)
     if known is None or len(class_names) != model.num_classes or in_sorted_synset_order(class_names) is not False:

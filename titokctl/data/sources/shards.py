@@ -63,7 +63,7 @@ _HINTS = {
 class _OpenShards:
     """File descriptors of shards, kept open; of very many shards only the first ones.
 
-    A shard that is no longer in the state of its index is refused: offsets and labels would belong to other images.
+    A shard that has changed since its index was made is refused: offsets and labels would belong to other images.
     """
 
     def __init__(self, files: Sequence[ShardFile], states: Sequence[FileState]) -> None:

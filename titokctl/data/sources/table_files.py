@@ -166,7 +166,7 @@ def parquet_in(path: Path, split: str | None = None) -> list[Path]:
     Args:
         split: None for `train`, or for all files if none is of that split.
 
-    Raises UserError for several configurations, or if there is no file of the split.
+    Raises UserError for several configurations, or if the split has no file.
     """
     files = _files_in(path) or _files_in(path / "data")
     files = files or [file for name in SPLITS for file in _files_in(path / name)]

@@ -41,7 +41,7 @@ class RemoveRun:
     def plan(self, context: Context) -> list[Removed]:
         """Return what would be removed.
 
-        Raises UserError when there is no such run, something refers to it, or a process works on it.
+        Raises UserError when the run does not exist, something refers to it, or a process works on it.
         """
         run, _ = self._found(context)
         if is_held(folder_of_work(run.path)):

@@ -68,7 +68,7 @@ class Pull:
     def run(self, context: Context) -> Pulled:
         """Fetch it.
 
-        Raises UserError when there is no such repository, the file does not have the recorded hash, or something else
+        Raises UserError when the repository does not exist, the file does not have the recorded hash, or something else
         has its name here.
         """
         repository, product = self._find()

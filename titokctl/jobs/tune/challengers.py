@@ -113,7 +113,7 @@ def _others(value: Any, values: Iterable[Any]) -> list[Any]:
 
 
 def _distinct(fields: dict[str, list[Change]], count: int, draws: np.random.Generator) -> list[Change]:
-    """Draw `count` different changes of several fields; fewer if there are no more."""
+    """Draw `count` different changes of several fields; fewer if fewer exist."""
     found: dict[tuple[Any, ...], Change] = {}
     repeats = 0
     while len(found) < count and repeats < _REPEATS:

@@ -109,7 +109,7 @@ class FlowGenerator(Generator):
         return 6.0 * (once + (sum(parts.values()) - once) * self.config.num_latent_tokens)
 
     def _velocity(self, x: torch.Tensor, labels: torch.Tensor | None, time: float, scale: float) -> torch.Tensor:
-        """Return guided velocities (B, K, C) at one time; without guidance or labels there is no second pass."""
+        """Return guided velocities (B, K, C) at one time; without guidance or labels in a single pass."""
         if scale == 0 or labels is None:
             return self(x, labels, torch.full((len(x),), time, device=x.device))
         both = torch.cat([labels, torch.full_like(labels, self.config.num_classes)])

@@ -69,7 +69,7 @@ def guided_logits(
     """Return the logits (B, n, V) float32 at `positions` (B, n).
 
     Rows with their label and with the null label go through the network in one batch. Without guidance (`scale` 0) or
-    labels there is no second pass.
+    labels, only one row is needed for each image.
     """
     if scale == 0 or labels is None:
         return _logits_at(network, ids, labels, positions)

@@ -142,7 +142,7 @@ def _value(value: Any, root: Mapping[str, Any]) -> Any:
 
 
 def write_config(kind: str, config: Any) -> dict[str, Any]:
-    """Convert our configuration to the official one. Raises UserError when there is no official form."""
+    """Convert our configuration to the official one. Raises UserError for one without an official form."""
     writers: dict[str, Callable[[Any], dict[str, Any]]]
     writers = {"tokenizer": _write_tokenizer, "generator": _write_generator, "proxy": _write_proxy}
     return writers[kind](config)
