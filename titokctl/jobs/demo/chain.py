@@ -138,8 +138,7 @@ class _Steps:
             drawn = request.run(self.context)
         self.context.stop.check("The samples are kept.")
         with self._step("evaluate"):
-            pixels = {"train": _pixels(made.train, _TRAINING_IMAGES), "held_out": held_out}
-            images = self._images(pixels, cache, judged, compared, trained, drawn.samples, made)
+            images = self._images(held_out, cache, judged, compared, trained, drawn.samples, made)
             found = scores.score(images, extractors, self.context)
         draw_pictures(self.folder, images, made.class_names)
         sizes = {"train": len(cache), "held out": len(judged)}
@@ -205,7 +204,7 @@ class _Steps:
 
     def _images(
         self,
-        pixels: dict[str, np.ndarray],
+        held_out: np.ndarray,
         cache: TokenCache,
         judged: TokenCache,
         compared: np.ndarray,
@@ -219,13 +218,13 @@ class _Steps:
         count = len(compared)
         drawn = open_images(samples, Opening(self.context))
         sets = {
-            scores.HELD_OUT: pixels["held_out"][compared],
+            scores.HELD_OUT: held_out[compared],
             scores.RECONSTRUCTIONS: scores.decoded(tokenizer, judged.ids[compared]),
             scores.SAMPLES: np.concatenate(list(drawn.pixels())),
             scores.SHUFFLED: scores.decoded(tokenizer, scores.shuffled_ids(cache.ids, count)),
         }
-        labels = cache.labels[_spread(len(cache), _TRAINING_IMAGES)]
-        return scores.DemoImages(pixels["train"], labels, sets, judged.labels[compared], made.attributes, _REFERENCE)
+        training, labels = _pixels(made.train, _TRAINING_IMAGES), cache.labels[_spread(len(cache), _TRAINING_IMAGES)]
+        return scores.DemoImages(training, labels, sets, judged.labels[compared], made.attributes, _REFERENCE)
 
 
 def _claim(folder: Path) -> None:

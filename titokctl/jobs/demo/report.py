@@ -10,11 +10,11 @@ import numpy as np
 from titokctl.data.order import spread_positions
 from titokctl.formats.metrics_log import MetricsLog
 from titokctl.formats.picture import grid, labelled_rows, save_png
-from titokctl.formats.report_page import Curve, ReportPage
+from titokctl.formats.report_page import ReportPage
 from titokctl.formats.run_folder import open_run
 from titokctl.jobs.demo import scores
 from titokctl.jobs.demo.bundled import PICTURE as BUNDLED
-from titokctl.jobs.machine.report import phases, setting_rows
+from titokctl.jobs.machine.report import curve_of, phases, setting_rows
 from titokctl.readable import duration
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ def write_report(result: "DemoResult", tokenizer_run: Path, generator_run: Path)
     page.heading("Training")
     tokenizer, generator = _records(tokenizer_run), _records(generator_run)
     page.plot(
-        [_curve(tokenizer, "psnr", "training batches"), _curve(tokenizer, "val_psnr", "held-out")],
+        [curve_of(tokenizer, "psnr", "training batches"), curve_of(tokenizer, "val_psnr", "held-out")],
         "steps", "dB", phases(open_run(tokenizer_run).settings),
     )  # fmt: skip
     page.plot(
-        [_curve(generator, "loss", "training batches"), _curve(generator, "train_loss", "training images"),
-         _curve(generator, "held_out_loss", "held-out images")], "steps", "nats",
+        [curve_of(generator, "loss", "training batches"), curve_of(generator, "train_loss", "training images"),
+         curve_of(generator, "held_out_loss", "held-out images")], "steps", "nats",
     )  # fmt: skip
     page.heading("Distances to training images")
     page.table(yardstick_columns(result.scores), yardstick_rows(result.scores))
@@ -150,7 +150,3 @@ def _training_seconds(*runs: Path) -> float | None:
 
 def _records(run: Path) -> list[dict[str, Any]]:
     return MetricsLog(run / "metrics.jsonl").read()
-
-
-def _curve(records: list[dict[str, Any]], key: str, name: str) -> Curve:
-    return Curve(name, [(r["step"], r[key]) for r in records if r.get(key) is not None])

@@ -102,18 +102,21 @@ def score(images: DemoImages, extractors: Mapping[str, Extractor], context: Cont
     context.progress.start("features", sum(len(pixels) for each in wanted.values() for pixels in each.values()))
     features = {name: _features(extractors[name], each, context) for name, each in wanted.items()}
     context.progress.close()
-    yardsticks = [Yardstick(name, len(pixels), _distances(features, name)) for name, pixels in images.sets.items()]
+    yardsticks = _yardsticks(images.sets, features)
     unseen = features[UNSEEN]
     closer = closer_than_held_out(unseen[SAMPLES], unseen[HELD_OUT], unseen[_TRAINING])
     return DemoScores(yardsticks, _probes(images, unseen), closer)
 
 
-def _distances(features: Mapping[str, Mapping[str, np.ndarray]], name: str) -> dict[str, float]:
-    found = {}
-    for network, sets in features.items():
-        found[f"fd-{network}"] = frechet_distance(gaussian_of(sets[name]), gaussian_of(sets[_TRAINING]))
-        found[f"kid-{network}"] = kernel_distance(sets[name], sets[_TRAINING])
-    return found
+def _yardsticks(sets: Mapping[str, np.ndarray], features: Mapping[str, Mapping[str, np.ndarray]]) -> list[Yardstick]:
+    """Return the distances of each set, from the features (n, D) of all sets by network and name."""
+    distances: dict[str, dict[str, float]] = {name: {} for name in sets}
+    for network, of in features.items():
+        training = gaussian_of(of[_TRAINING])
+        for name, found in distances.items():
+            found[f"fd-{network}"] = frechet_distance(gaussian_of(of[name]), training)
+            found[f"kid-{network}"] = kernel_distance(of[name], of[_TRAINING])
+    return [Yardstick(name, len(pixels), distances[name]) for name, pixels in sets.items()]
 
 
 def _probes(images: DemoImages, features: Mapping[str, np.ndarray]) -> list[Probe]:

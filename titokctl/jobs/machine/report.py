@@ -201,7 +201,9 @@ def _curves(page: ReportPage, run: RunFolder, records: Sequence[dict[str, Any]])
     """Add the curves of training; return the number of plots."""
     marks, plots = phases(run.settings), 0
     for unit, metrics in _PLOTS:
-        curves = [curve for curve in (_curve(records, m, name) for m, name in metrics.items()) if len(curve.points) > 1]
+        curves = [
+            curve for curve in (curve_of(records, m, name) for m, name in metrics.items()) if len(curve.points) > 1
+        ]
         if curves and not plots:
             page.heading("Training")
         page.plot(curves, "steps", unit, marks)
@@ -209,7 +211,8 @@ def _curves(page: ReportPage, run: RunFolder, records: Sequence[dict[str, Any]])
     return plots
 
 
-def _curve(records: Sequence[dict[str, Any]], metric: str, name: str) -> Curve:
+def curve_of(records: Sequence[dict[str, Any]], metric: str, name: str) -> Curve:
+    """Return a metric over the steps of a log, as a curve with this name."""
     return Curve(name, [(r["step"], r[metric]) for r in records if isinstance(r.get(metric), int | float)])
 
 
